@@ -1,0 +1,1 @@
+"""Models: layers, direction getters and the architectures built from them."""
