@@ -1,9 +1,17 @@
 """The lazy top level, for editors and type checkers. Written by tools/export.py."""
 
 from .files import DataError as DataError
+from .keyed import KEYED_VERSION as KEYED_VERSION
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
 from .files import data_folder as data_folder
+from .keyed import fold as fold
+from .keyed import fold_ids as fold_ids
+from .keyed import normal as normal
+from .keyed import permutation as permutation
+from .keyed import random_bits as random_bits
+from .keyed import torch_seed as torch_seed
+from .keyed import uniform as uniform
 
 __version__: str
 __all__: list[str]
