@@ -2,8 +2,14 @@
 
 from .files import DataError as DataError
 from .keyed import KEYED_VERSION as KEYED_VERSION
+from .space import Origin as Origin
+from .space import Space as Space
+from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
+from .space import check_affine as check_affine
+from .space import conversion_affine as conversion_affine
+from .space import convert_points as convert_points
 from .files import data_folder as data_folder
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
@@ -12,6 +18,8 @@ from .keyed import permutation as permutation
 from .keyed import random_bits as random_bits
 from .keyed import torch_seed as torch_seed
 from .keyed import uniform as uniform
+from .space import voxel_order as voxel_order
+from .space import voxel_sizes as voxel_sizes
 
 __version__: str
 __all__: list[str]

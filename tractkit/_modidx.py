@@ -24,4 +24,12 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tractkit.keyed.permutation': ('keyed.html#permutation', 'tractkit/keyed.py'),
                                 'tractkit.keyed.random_bits': ('keyed.html#random_bits', 'tractkit/keyed.py'),
                                 'tractkit.keyed.torch_seed': ('keyed.html#torch_seed', 'tractkit/keyed.py'),
-                                'tractkit.keyed.uniform': ('keyed.html#uniform', 'tractkit/keyed.py')}}}
+                                'tractkit.keyed.uniform': ('keyed.html#uniform', 'tractkit/keyed.py')},
+            'tractkit.space': { 'tractkit.space.Origin': ('space.html#origin', 'tractkit/space.py'),
+                                'tractkit.space.Space': ('space.html#space', 'tractkit/space.py'),
+                                'tractkit.space.apply_affine': ('space.html#apply_affine', 'tractkit/space.py'),
+                                'tractkit.space.check_affine': ('space.html#check_affine', 'tractkit/space.py'),
+                                'tractkit.space.conversion_affine': ('space.html#conversion_affine', 'tractkit/space.py'),
+                                'tractkit.space.convert_points': ('space.html#convert_points', 'tractkit/space.py'),
+                                'tractkit.space.voxel_order': ('space.html#voxel_order', 'tractkit/space.py'),
+                                'tractkit.space.voxel_sizes': ('space.html#voxel_sizes', 'tractkit/space.py')}}}

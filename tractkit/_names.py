@@ -3,8 +3,14 @@
 NAMES = {
     "DataError": "files",
     "KEYED_VERSION": "keyed",
+    "Origin": "space",
+    "Space": "space",
+    "apply_affine": "space",
     "atomic_path": "files",
     "cache_folder": "files",
+    "check_affine": "space",
+    "conversion_affine": "space",
+    "convert_points": "space",
     "data_folder": "files",
     "fold": "keyed",
     "fold_ids": "keyed",
@@ -13,4 +19,6 @@ NAMES = {
     "random_bits": "keyed",
     "torch_seed": "keyed",
     "uniform": "keyed",
+    "voxel_order": "space",
+    "voxel_sizes": "space",
 }
