@@ -4,6 +4,7 @@ from .files import DataError as DataError
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .space import Origin as Origin
 from .space import Space as Space
+from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
@@ -13,6 +14,7 @@ from .space import convert_points as convert_points
 from .files import data_folder as data_folder
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
+from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .keyed import permutation as permutation
 from .keyed import random_bits as random_bits
