@@ -2,8 +2,11 @@
 
 from .files import DataError as DataError
 from .keyed import KEYED_VERSION as KEYED_VERSION
+from .models.layers import KeyedDropout as KeyedDropout
 from .space import Origin as Origin
+from .models.layers import PadBuckets as PadBuckets
 from .space import Space as Space
+from .models.layers import StackedRNN as StackedRNN
 from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
@@ -14,12 +17,15 @@ from .space import convert_points as convert_points
 from .files import data_folder as data_folder
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
+from .models.layers import initialize_weights as initialize_weights
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
+from .models.layers import pad_buckets as pad_buckets
 from .keyed import permutation as permutation
 from .keyed import random_bits as random_bits
 from .keyed import torch_seed as torch_seed
 from .keyed import uniform as uniform
+from .models.layers import use_generator as use_generator
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
 
