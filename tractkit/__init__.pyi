@@ -25,7 +25,6 @@ from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
-from .models.base import batch_voxel_sizes as batch_voxel_sizes
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine

@@ -57,8 +57,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'tractkit/models/base.py'),
                                       'tractkit.models.base.TractographyModel.targets': ( 'models.base.html#tractographymodel.targets',
                                                                                           'tractkit/models/base.py'),
-                                      'tractkit.models.base.batch_voxel_sizes': ( 'models.base.html#batch_voxel_sizes',
-                                                                                  'tractkit/models/base.py'),
                                       'tractkit.models.base.build_model': ('models.base.html#build_model', 'tractkit/models/base.py'),
                                       'tractkit.models.base.load_model': ('models.base.html#load_model', 'tractkit/models/base.py'),
                                       'tractkit.models.base.register_model': ('models.base.html#register_model', 'tractkit/models/base.py'),

@@ -26,7 +26,6 @@ NAMES = {
     "apply_affine": "space",
     "as_value_policy": "policy",
     "atomic_path": "files",
-    "batch_voxel_sizes": "models.base",
     "build_model": "models.base",
     "cache_folder": "files",
     "check_affine": "space",
