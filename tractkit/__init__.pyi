@@ -2,11 +2,14 @@
 
 from .checkpoint import Checkpoints as Checkpoints
 from .policy import Constant as Constant
+from .control import Control as Control
 from .models.directions import CosineRegression as CosineRegression
 from .runlog import Curve as Curve
 from .files import DataError as DataError
 from .policy import EarlyStopping as EarlyStopping
 from .policy import Exponential as Exponential
+from .feeding import Feeder as Feeder
+from .control import Gate as Gate
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
 from .models.learn2track import Learn2Track as Learn2Track
@@ -18,8 +21,11 @@ from .policy import Policy as Policy
 from .runlog import RunLog as RunLog
 from .space import Space as Space
 from .models.layers import StackedRNN as StackedRNN
+from .control import Stopped as Stopped
+from .control import T as T
 from .models.directions import Targets as Targets
 from .models.base import TractographyModel as TractographyModel
+from .state import TrainerState as TrainerState
 from .policy import ValuePolicy as ValuePolicy
 from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
@@ -31,11 +37,16 @@ from .space import check_affine as check_affine
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .files import data_folder as data_folder
+from .state import describe_environment as describe_environment
+from .state import describe_model as describe_model
+from .state import differences as differences
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
+from .control import folder_lock as folder_lock
 from .models.layers import initialize_weights as initialize_weights
 from .checkpoint import load_checkpoint as load_checkpoint
 from .models.base import load_model as load_model
+from .state import make_optimizer as make_optimizer
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .checkpoint import pack_tree as pack_tree
@@ -47,6 +58,9 @@ from .keyed import random_bits as random_bits
 from .models.base import register_model as register_model
 from .checkpoint import save_checkpoint as save_checkpoint
 from .models.base import save_model as save_model
+from .state import sparkline as sparkline
+from .state import state_card as state_card
+from .control import stop_on_interrupt as stop_on_interrupt
 from .keyed import torch_seed as torch_seed
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
