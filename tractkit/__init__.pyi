@@ -1,8 +1,11 @@
 """The lazy top level, for editors and type checkers. Written by tools/export.py."""
 
+from .sampler import BatchIDSampler as BatchIDSampler
+from .sampler import BatchIds as BatchIds
 from .files import DataError as DataError
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .space import Origin as Origin
+from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .space import Space as Space
 from .streamlines import Streamlines as Streamlines
@@ -14,6 +17,7 @@ from .streamlines import compress as compress
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
+from .sampler import cut_batches as cut_batches
 from .files import data_folder as data_folder
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids

@@ -1,9 +1,12 @@
 """Where each public name lives. Written by tools/export.py."""
 
 NAMES = {
+    "BatchIDSampler": "sampler",
+    "BatchIds": "sampler",
     "DataError": "files",
     "KEYED_VERSION": "keyed",
     "Origin": "space",
+    "Plan": "sampler",
     "PointMap": "streamlines",
     "Space": "space",
     "Streamlines": "streamlines",
@@ -15,6 +18,7 @@ NAMES = {
     "concatenate_streamlines": "streamlines",
     "conversion_affine": "space",
     "convert_points": "space",
+    "cut_batches": "sampler",
     "data_folder": "files",
     "fold": "keyed",
     "fold_ids": "keyed",
