@@ -8,7 +8,7 @@ from .space import Origin as Origin
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .space import Space as Space
-from .streamlines import Streamlines as Streamlines
+from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
@@ -21,6 +21,7 @@ from .sampler import cut_batches as cut_batches
 from .files import data_folder as data_folder
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
+from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .keyed import permutation as permutation
 from .keyed import random_bits as random_bits
