@@ -8,6 +8,7 @@ from .space import Origin as Origin
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .space import Space as Space
+from .streamlines import Streamlines as Streamlines
 from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path

@@ -9,6 +9,7 @@ NAMES = {
     "Plan": "sampler",
     "PointMap": "streamlines",
     "Space": "space",
+    "Streamlines": "streamlines",
     "Volume": "volume",
     "apply_affine": "space",
     "atomic_path": "files",

@@ -150,7 +150,7 @@ class _Rounds:
             round_ += 1
         return np.concatenate(pieces), np.cumsum([0, *counts])
 
-# %% ../nbs/12_sampler.ipynb #cab1615a
+# %% ../nbs/12_sampler.ipynb #e026460a
 _UNITS = ("nb_streamlines", "length_mm", "nb_points")
 
 
@@ -247,7 +247,9 @@ class BatchIDSampler:
                  np.asarray(g.lengths_mm if self.batch_size_units == "length_mm" else g.nb_points, np.float64)
                  for n, g in zip(counts, groups, strict=True)]
         key = fold(self.rng, epoch, subset, "plan")
-        queues = [permutation(fold(key, s.name), n) for s, n in zip(subjects, counts, strict=True)]
+        queues = []
+        if self.nb_subjects_per_batch is not None or self.nb_streamlines_per_chunk is not None:
+            queues = [permutation(fold(key, s.name), n) for s, n in zip(subjects, counts, strict=True)]
         if self.nb_subjects_per_batch is not None and sum(counts):
             rounds = _Rounds([q + f for q, f in zip(queues, firsts[:-1], strict=True)],
                              [w[q] for w, q in zip(sizes, queues, strict=True)], limit, fold(key, "subjects"))
@@ -265,13 +267,15 @@ class BatchIDSampler:
 
     def _mix(self, queues: list[np.ndarray], firsts: np.ndarray, key: int) -> np.ndarray:
         """All streamlines of all subjects in one random order, by runs of `nb_streamlines_per_chunk`."""
+        step, n_chunks, chunk = self.nb_streamlines_per_chunk, 0, []
+        if step is None:
+            return permutation(fold(key, "mix"), int(firsts[-1]))
         order = np.concatenate([np.zeros(0, np.int64), *(q + f for q, f in zip(queues, firsts[:-1], strict=True))])
-        if len(queues) < 2:
-            return order
-        step, n_chunks, chunk = self.nb_streamlines_per_chunk or 1, 0, []
         for q in queues:
             chunk.append(n_chunks + np.arange(len(q)) // step)
             n_chunks += -(-len(q) // step)
+        if not chunk:
+            return order
         rank = np.argsort(permutation(fold(key, "mix"), n_chunks))
         return order[np.argsort(rank[np.concatenate(chunk)], kind="stable")]
 
