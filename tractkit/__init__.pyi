@@ -9,13 +9,14 @@ from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .space import Space as Space
 from .streamlines import Streamlines as Streamlines
-from .volume import Volume as Volume
+from .tractogram import Tractogram as Tractogram
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .streamlines import compress as compress
 from .streamlines import concatenate_streamlines as concatenate_streamlines
+from .tractogram import concatenate_tractograms as concatenate_tractograms
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .sampler import cut_batches as cut_batches
