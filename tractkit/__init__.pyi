@@ -10,6 +10,7 @@ from .streamlines import PointMap as PointMap
 from .space import Space as Space
 from .streamlines import Streamlines as Streamlines
 from .tractogram import Tractogram as Tractogram
+from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder

@@ -11,6 +11,7 @@ NAMES = {
     "Space": "space",
     "Streamlines": "streamlines",
     "Tractogram": "tractogram",
+    "Volume": "volume",
     "apply_affine": "space",
     "atomic_path": "files",
     "cache_folder": "files",
