@@ -2,10 +2,12 @@
 
 from .sampler import BatchIDSampler as BatchIDSampler
 from .sampler import BatchIds as BatchIds
+from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .dataset import ByteCache as ByteCache
 from .files import DataError as DataError
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .keyed import KEYED_VERSION as KEYED_VERSION
+from .loader import MIN_PART as MIN_PART
 from .dataset import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
@@ -16,7 +18,9 @@ from .dataset import SFTData as SFTData
 from .hdf5 import SPLITS as SPLITS
 from .space import Space as Space
 from .hdf5 import SplitEntry as SplitEntry
+from .loader import StreamlineBatch as StreamlineBatch
 from .streamlines import Streamlines as Streamlines
+from .loader import StreamlinesBatchLoader as StreamlinesBatchLoader
 from .hdf5 import StreamlinesGroup as StreamlinesGroup
 from .dataset import SubjectData as SubjectData
 from .tractogram import Tractogram as Tractogram
@@ -49,6 +53,7 @@ from .hdf5 import read_splits as read_splits
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
+from .loader import sample_trilinear as sample_trilinear
 from .streamlines import segment_directions as segment_directions
 from .streamlines import split as split
 from .hdf5 import standardize as standardize
