@@ -113,7 +113,7 @@ def _load_config(path: Path) -> Any:
     except (ValueError, yaml.YAMLError) as e:
         raise DataError(f"the config is no valid {path.suffix[1:] or 'YAML'}: {e}", file=path) from e
 
-# %% ../nbs/10_hdf5.ipynb #379e9a2d
+# %% ../nbs/10_hdf5.ipynb #34a82dc5
 SPLITS = ("training", "validation", "testing")
 
 
@@ -151,12 +151,12 @@ def read_splits(
 def _split_lines(value: Sequence | str | os.PathLike) -> list:
     if isinstance(value, (str, os.PathLike)):
         try:
-            return Path(value).read_text(encoding="utf-8").split("\n")
+            return [line for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
         except OSError as e:
             raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
     return list(value)
 
-# %% ../nbs/10_hdf5.ipynb #9b68dd90
+# %% ../nbs/10_hdf5.ipynb #96849dcb
 def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
     """A subject and its share, from "sub-01", "sub-01 0.8" or ("sub-01", 0.8)."""
     subject, share = (entry, None) if isinstance(entry, str) else entry
@@ -167,7 +167,7 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
             subject, share = head, float(tail)
         except ValueError:
             pass
-    if not (root / subject).is_dir():
+    if not subject or not (root / subject).is_dir() or subject in (".", "..") or Path(subject).name != subject:
         raise DataError("no such folder", file=root / subject, subject=subject, fix="Check the lists of subjects")
     if share is not None and not 0 < share <= 1:
         raise DataError(f"a share of {share} of the streamlines", subject=subject, fix="Give one in (0, 1]")
@@ -177,8 +177,9 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
 def _place(found: list[tuple[str, str, float | None]]) -> dict[str, list[SplitEntry]]:
     result: dict[str, list[SplitEntry]] = {split: [] for split in SPLITS}
     used: dict[str, float] = {}
+    shares = {subject: share for _, subject, share in reversed(found)}  # the first of each
     for split, subject, share in found:
-        if subject in used and (share is None or used[subject] == 1 or any(e.subject == subject for e in result[split])):
+        if subject in used and (None in (share, shares[subject]) or any(e.subject == subject for e in result[split])):
             raise DataError("is listed twice", subject=subject, fix=f"Give it one place, or one share in each split, as '{subject} 0.8'")
         start = used.get(subject, 0.0)
         stop = 1.0 if share is None else start + share
