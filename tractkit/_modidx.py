@@ -168,7 +168,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                 'tractkit/loader.py'),
                                  'tractkit.loader.StreamlineBatch.pin_memory': ( 'loader.html#streamlinebatch.pin_memory',
                                                                                  'tractkit/loader.py'),
-                                 'tractkit.loader.StreamlineBatch.segments': ('loader.html#streamlinebatch.segments', 'tractkit/loader.py'),
                                  'tractkit.loader.StreamlineBatch.streamlines': ( 'loader.html#streamlinebatch.streamlines',
                                                                                   'tractkit/loader.py'),
                                  'tractkit.loader.StreamlineBatch.to': ('loader.html#streamlinebatch.to', 'tractkit/loader.py'),

@@ -505,7 +505,7 @@ def _write_root(h5: h5py.File, config: Any, placed: dict[str, list[SplitEntry]],
     h5.attrs["tractkit_format"] = HDF5_FORMAT
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #ccb4a255
+# %% ../nbs/10_hdf5.ipynb #afd150e1
 def hdf5_fingerprint(
     path: str | os.PathLike,  # an HDF5 file written here or by dwi_ml
 ) -> str:                     # 32 hexadecimal digits
@@ -521,7 +521,12 @@ def open_hdf5(path: str | os.PathLike) -> h5py.File:
 
     Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
     try:
-        h5 = h5py.File(path, "r", locking=False)
+        try:
+            h5 = h5py.File(path, "r", locking=False)
+        except OSError as e:
+            if "locking flag" not in str(e):  # this process has it open already, with a lock: join in
+                raise
+            h5 = h5py.File(path, "r")
     except OSError as e:
         fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
         raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e
