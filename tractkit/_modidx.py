@@ -57,6 +57,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'tractkit.volume._mix_for': ('volume.html#_mix_for', 'tractkit/volume.py'),
                                  'tractkit.volume._mixer': ('volume.html#_mixer', 'tractkit/volume.py'),
                                  'tractkit.volume._nearest': ('volume.html#_nearest', 'tractkit/volume.py'),
+                                 'tractkit.volume._numbers': ('volume.html#_numbers', 'tractkit/volume.py'),
                                  'tractkit.volume._place': ('volume.html#_place', 'tractkit/volume.py'),
                                  'tractkit.volume._prefetch_code': ('volume.html#_prefetch_code', 'tractkit/volume.py'),
                                  'tractkit.volume._sample': ('volume.html#_sample', 'tractkit/volume.py'),

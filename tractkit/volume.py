@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Volume', 'neighborhood_vectors']
 
-# %% ../nbs/02_volume.ipynb #d2a35e6e
+# %% ../nbs/02_volume.ipynb #7ef13f3d
+import gzip
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -107,7 +108,7 @@ def _mix_for(data, corners, weights, out, at, n):
 
     return vectors if data.dtype == numba.types.float32 else scalar  # masks and labels: any number type
 
-# %% ../nbs/02_volume.ipynb #c10dca3d
+# %% ../nbs/02_volume.ipynb #38cc1547
 _CLAMP, _ZERO, _ERROR = 0, 1, 2
 _f32 = np.float32
 
@@ -131,15 +132,13 @@ def _cell(x, size):
 
 
 @numba.njit(nogil=True, cache=True)
-def _trilinear(data, points, vectors, outside, out):
-    shape, one = data.shape, _f32(1)
-    nb = shape[3]
+def _trilinear(data, shape, points, vectors, outside, out):  # data and out are flat
+    one, nb, nb_vectors = _f32(1), shape[3], len(vectors)
     in_y = shape[2] * nb
     dx, dy, dz = (shape[0] > 1) * shape[1] * in_y, (shape[1] > 1) * in_y, (shape[2] > 1) * nb
-    flat, target = data.reshape(-1), out.reshape(-1)
-    ahead = max(1, 16 // len(vectors))
+    ahead = max(1, 16 // nb_vectors)
     for n in range(len(points)):
-        for v in range(len(vectors)):
+        for v in range(nb_vectors):
             if n + ahead < len(points):
                 i, _ = _cell(points[n + ahead, 0] + vectors[v, 0], shape[0])
                 j, _ = _cell(points[n + ahead, 1] + vectors[v, 1], shape[1])
@@ -147,15 +146,16 @@ def _trilinear(data, points, vectors, outside, out):
                 later = ((i * shape[1] + j) * shape[2] + k) * nb
                 for row in (later, later + dy, later + dx, later + dx + dy):
                     for m in range(0, nb + dz, 16):
-                        _prefetch(flat, row + m)
-                    _prefetch(flat, row + nb + dz - 1)
-            at = (n * len(vectors) + v) * nb
+                        _prefetch(data, row + m)
+                    _prefetch(data, row + nb + dz - 1)
+            at = (n * nb_vectors + v) * nb
             x, y, z = points[n, 0] + vectors[v, 0], points[n, 1] + vectors[v, 1], points[n, 2] + vectors[v, 2]
             if _is_outside(x, y, z, shape):
                 if _is_refused(x, y, z, outside):
                     return n
                 if outside == _ZERO:
-                    target[at:at + nb] = 0
+                    for m in range(nb):
+                        out[at + m] = 0
                     continue
             i, fx = _cell(x, shape[0])
             j, fy = _cell(y, shape[1])
@@ -165,30 +165,33 @@ def _trilinear(data, points, vectors, outside, out):
             corners = (c, c + dz, c + dy, c + dy + dz, c + dx, c + dx + dz, c + dx + dy, c + dx + dy + dz)
             weights = (gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz,
                        fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz)
-            _mix(flat, corners, weights, target, at, nb)
+            _mix(data, corners, weights, out, at, nb)
     return -1
 
-# %% ../nbs/02_volume.ipynb #f56a7d62
+# %% ../nbs/02_volume.ipynb #89cb8450
 @numba.njit
 def _closest(x, size):
     return int(min(max(np.floor(x + 0.5), 0), size - 1))
 
 
 @numba.njit(nogil=True, cache=True)
-def _nearest(data, points, vectors, outside, out):
-    shape = data.shape
+def _nearest(data, shape, points, vectors, outside, out):  # data and out are flat
+    nb, nb_vectors = shape[3], len(vectors)
     for n in range(len(points)):
-        for v in range(len(vectors)):
+        for v in range(nb_vectors):
+            at = (n * nb_vectors + v) * nb
             x, y, z = points[n, 0] + vectors[v, 0], points[n, 1] + vectors[v, 1], points[n, 2] + vectors[v, 2]
             if _is_outside(x, y, z, shape):
                 if _is_refused(x, y, z, outside):
                     return n
                 if outside == _ZERO:
-                    out[n, v, :] = 0
+                    for m in range(nb):
+                        out[at + m] = 0
                     continue
             i, j, k = _closest(x, shape[0]), _closest(y, shape[1]), _closest(z, shape[2])
-            for m in range(shape[3]):
-                out[n, v, m] = data[i, j, k, m]
+            c = ((i * shape[1] + j) * shape[2] + k) * nb
+            for m in range(nb):
+                out[at + m] = data[c + m]
     return -1
 
 # %% ../nbs/02_volume.ipynb #bc5ad708
@@ -296,7 +299,7 @@ def _corner_gap(a: Volume, b: Volume) -> float:
     corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in a.shape3d))).reshape(3, 8).T
     return float(np.linalg.norm(apply_affine(a.affine, corners) - apply_affine(b.affine, corners), axis=1).max())
 
-# %% ../nbs/02_volume.ipynb #65dae977
+# %% ../nbs/02_volume.ipynb #1ef01524
 _MIN_PER_THREAD = 16384  # points: below, a thread costs more than it brings
 
 
@@ -306,18 +309,17 @@ def _sample(volume, points, interpolation, outside, neighborhood, threads, out):
         raise ValueError(f"interpolation={interpolation!r}, outside={outside!r}: choose from {list(kernels)} and {list(policies)}")
     points = _float_rows(points, "points")
     vectors = np.zeros((1, 3), points.dtype) if neighborhood is None else _float_rows(neighborhood, "neighborhood")
-    data = volume.data.reshape(*volume.shape3d, -1)
-    shape = (len(points), len(vectors) * data.shape[3])
+    data, grid = volume.data.reshape(-1), (*volume.shape3d, volume.nb_features)
+    shape = (len(points), len(vectors) * volume.nb_features)
     if out is None:
         out = np.empty(shape, np.float32)
     elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise ValueError(f"out is {out.dtype} of shape {out.shape}, not contiguous float32 of shape {shape}")
-    rows = out.reshape(len(points), len(vectors), data.shape[3])
     kernel, policy = kernels[interpolation], policies[outside]
     vectors = vectors.astype(points.dtype, copy=False)
 
     def work(start, stop):
-        bad = kernel(data, points[start:stop], vectors, policy, rows[start:stop])
+        bad = kernel(data, grid, points[start:stop], vectors, policy, out[start:stop].reshape(-1))
         return bad if bad < 0 else start + bad
 
     parts = max(1, min(threads, len(points) // _MIN_PER_THREAD))
@@ -361,7 +363,7 @@ def neighborhood_vectors(
         offsets = offsets[offsets.any(axis=1)]
     return (np.concatenate([np.zeros((1, 3)), offsets]) * resolution + 0.0).astype(np.float32)  # + 0.0: no -0.0
 
-# %% ../nbs/02_volume.ipynb #63079588
+# %% ../nbs/02_volume.ipynb #8fe194de
 _BROKEN = (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError)  # what a damaged file raises
 
 
@@ -382,14 +384,21 @@ def _load(path: Path, dtype, check_finite: bool) -> Volume:
         raise DataError(f"holds {image.get_data_dtype()}, not real numbers", file=file)
     affine = check_affine(image.affine, file=file)
     try:
-        if dtype == np.float32:
-            data = image.get_fdata(dtype=np.float32, caching="unchanged")
+        if file.endswith(".gz") and isinstance(image, nib.Nifti1Image):
+            with gzip.open(file) as stream:
+                data = _numbers(type(image).from_stream(stream), dtype)
+                while stream.read(1 << 20):  # to the end of the file, where its checksum is
+                    pass
         else:
-            data = np.asarray(image.dataobj)
+            data = _numbers(image, dtype)
     except _BROKEN as e:
         raise DataError(f"its data cannot be read ({e})", file=file, fix="The file is truncated or damaged: copy it again") from e
     volume = Volume(_as_type(data, dtype, file), affine, file, image.header)
     return volume.check_finite() if check_finite else volume
+
+
+def _numbers(image, dtype) -> np.ndarray:
+    return image.get_fdata(dtype=np.float32, caching="unchanged") if dtype == np.float32 else np.asarray(image.dataobj)
 
 
 def _as_type(data: np.ndarray, dtype, file: str) -> np.ndarray:
