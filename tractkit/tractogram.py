@@ -370,24 +370,37 @@ def _table(data: Mapping[str, np.ndarray], n: int, what: str) -> tuple[np.ndarra
     columns = [np.empty((n, 0), np.float32), *(a.astype(np.float32) for a in data.values())]
     return names, np.ascontiguousarray(np.concatenate(columns, axis=1))
 
-# %% ../nbs/04_tractogram.ipynb #525df846
+# %% ../nbs/04_tractogram.ipynb #a2436252
 def _read_tck(path: Path, grid: _Grid | None) -> Tractogram:
     if grid is None:
         raise DataError("a .tck does not know its grid", fix="Give reference=, such as the image it was made on")
     header = nib.streamlines.load(path, lazy_load=True).header
-    values = np.fromfile(path, header["_dtype"], offset=header["_offset_data"])
-    rows = values[:len(values) // 3 * 3].reshape(-1, 3)
-    last = np.flatnonzero(np.isinf(rows).all(1))
-    if not len(last):
+    values = np.fromfile(path, header["_dtype"], offset=header["_offset_data"]).astype(np.float32, copy=False)
+    points, counts, whole = _unpack_tck(values[:len(values) // 3 * 3].reshape(-1, 3))
+    if not whole:
         raise DataError("the mark at the end of the file is missing", fix="It is truncated: write it again")
-    rows = rows[:last[0]]
-    stops = np.isnan(rows).all(1)
-    counts = np.diff(np.flatnonzero(stops), prepend=-1) - 1
-    points = rows[~stops]
-    if counts.sum() != len(points) or int(header.get("count", len(counts))) not in (0, len(counts)):
-        raise DataError(f"the header counts {header.get('count')} streamlines, the file holds {len(counts)}",
+    if int(header.get("count", 0)) not in (0, len(counts)):
+        raise DataError(f"the header counts {header['count']} streamlines, the file holds {len(counts)}",
                         fix="It is damaged: write it again")
     return Tractogram(Streamlines(points, np.r_[0, np.cumsum(counts)]).transform(np.linalg.inv(grid[0])), *grid)
+
+
+@njit(nogil=True, cache=True)
+def _unpack_tck(rows):
+    """Points, number of points of each streamline, and whether the end is marked and nothing is left open."""
+    points, counts = np.empty_like(rows), np.empty(len(rows), np.int64)
+    m = n = first = 0
+    for k in range(len(rows)):
+        x, y, z = rows[k, 0], rows[k, 1], rows[k, 2]
+        if np.isnan(x) and np.isnan(y) and np.isnan(z):
+            counts[n] = m - first
+            n, first = n + 1, m
+        elif np.isinf(x) and np.isinf(y) and np.isinf(z):
+            return points[:m], counts[:n].copy(), m == first
+        else:
+            points[m, 0], points[m, 1], points[m, 2] = x, y, z
+            m += 1
+    return points[:m], counts[:n].copy(), False
 
 
 def _write_tck(t: Tractogram, path: Path) -> None:
@@ -401,7 +414,7 @@ def _write_tck(t: Tractogram, path: Path) -> None:
         f.write(f"{text}{at:03}\nEND\n".encode())
         rows.tofile(f)
 
-# %% ../nbs/04_tractogram.ipynb #48977d32
+# %% ../nbs/04_tractogram.ipynb #bc889adc
 def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
     files = _trx_files(path)
     header = json.loads(files["header.json"])
@@ -424,7 +437,7 @@ def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
         raise DataError(f"the header counts {n:,} streamlines and {n_points:,} points, the arrays have "
                         f"{len(offsets) - 1:,} and {len(points):,}", fix="It is damaged: write it again")
     affine, dimensions = _reconciled(np.reshape(header["VOXEL_TO_RASMM"], (4, 4)), header["DIMENSIONS"], grid)
-    native = {k: {name: a.astype(a.dtype.newbyteorder("=")) for name, a in v.items()} for k, v in arrays.items()}
+    native = {k: {name: a.astype(a.dtype.newbyteorder("="), copy=False) for name, a in v.items()} for k, v in arrays.items()}
     return Tractogram(Streamlines(points, offsets).transform(np.linalg.inv(affine)), affine, dimensions,
                       native["dps"], native["dpv"], native["groups"])
 
