@@ -17,12 +17,15 @@ from .streamlines import PointMap as PointMap
 from .dataset import SFTData as SFTData
 from .hdf5 import SPLITS as SPLITS
 from .space import Space as Space
+from .hdf5 import SplitEntry as SplitEntry
+from .loader import StreamlineBatch as StreamlineBatch
 from .streamlines import Streamlines as Streamlines
 from .loader import StreamlinesBatchLoader as StreamlinesBatchLoader
 from .hdf5 import StreamlinesGroup as StreamlinesGroup
 from .dataset import SubjectData as SubjectData
 from .tractogram import Tractogram as Tractogram
 from .volume import Volume as Volume
+from .hdf5 import VolumeGroup as VolumeGroup
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
