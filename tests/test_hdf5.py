@@ -12,7 +12,15 @@ from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, w
 
 import tractkit.hdf5 as module
 from tractkit.files import DataError, data_folder
-from tractkit.hdf5 import create_hdf5, hdf5_fingerprint, open_hdf5, part_ids, read_config, read_splits, standardize
+from tractkit.hdf5 import (
+    create_hdf5,
+    hdf5_fingerprint,
+    open_hdf5,
+    part_ids,
+    read_config,
+    read_splits,
+    standardize,
+)
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
 from tractkit.volume import Volume

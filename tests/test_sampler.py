@@ -138,12 +138,12 @@ def test_batch_sampler_protocol():
     assert len(sampler) == 8 and len(list(sampler)) == 8
     sampler.set_epoch(2)
     batch = next(iter(sampler))
-    assert (batch.epoch, batch.index, batch.subset) == (2, 0, "training")
+    assert (batch.epoch, batch.position, batch.subset) == (2, 0, "training")
     back = pickle.loads(pickle.dumps(batch))
     assert isinstance(back, BatchIds) and back.epoch == 2 and np.array_equal(back[0][1], batch[0][1])
     sampler.set_subset("validation")
     assert len(sampler) == 2 and next(iter(sampler)).subset == "validation"
-    assert sampler.plan(0)[-1].index == 7
+    assert sampler.plan(0)[-1].position == 7
     with pytest.raises(IndexError):
         sampler.plan(0)[8]
 

@@ -115,6 +115,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tractkit.hdf5._look': ('hdf5.html#_look', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._match': ('hdf5.html#_match', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._nearest': ('hdf5.html#_nearest', 'tractkit/hdf5.py'),
+                               'tractkit.hdf5._open_unlocked': ('hdf5.html#_open_unlocked', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._place': ('hdf5.html#_place', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._read_entry': ('hdf5.html#_read_entry', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._read_group': ('hdf5.html#_read_group', 'tractkit/hdf5.py'),

@@ -6,8 +6,7 @@
 __all__ = ['SPLITS', 'HDF5_FORMAT', 'VolumeGroup', 'StreamlinesGroup', 'read_config', 'SplitEntry', 'read_splits', 'standardize',
            'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5']
 
-# %% ../nbs/10_hdf5.ipynb #aef7e871
-import ast
+# %% ../nbs/10_hdf5.ipynb #b538f92a
 import difflib
 import hashlib
 import json
@@ -193,7 +192,7 @@ def _place(found: list[tuple[str, str, float | None]]) -> dict[str, list[SplitEn
         raise DataError(f"two subjects would be called {max(names, key=names.count)!r}", fix="Rename a folder")
     return result
 
-# %% ../nbs/10_hdf5.ipynb #b5dc6138
+# %% ../nbs/10_hdf5.ipynb #93dc0795
 @dataclass(frozen=True)
 class _Sources:
     """The files of one group of one subject."""
@@ -217,7 +216,7 @@ def _match(folder: Path, patterns: Iterable[str], group: str) -> list[Path]:
 def _grid(path: Path, subject: str, group: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and 3-D shape of an image, from its header."""
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
     except Exception as e:  # nibabel raises many kinds; all mean the same to the user
         raise DataError(f"cannot be read as an image ({e})", file=path, subject=subject, group=group) from e
     return np.asarray(image.affine, np.float64), tuple(image.shape[:3])
@@ -335,7 +334,7 @@ def _load_tractogram(sources: _Sources, subject: str, name: str, grids: list, re
             raise DataError(f"its space is not that of {sources.files[0].name}", file=path, subject=subject, group=name, fix="Use one group for each space")
     return (tractograms[0] if len(tractograms) == 1 else concatenate_tractograms(tractograms)), removed
 
-# %% ../nbs/10_hdf5.ipynb #343e0c26
+# %% ../nbs/10_hdf5.ipynb #45bdf71a
 HDF5_FORMAT = 1
 
 
@@ -349,13 +348,13 @@ def group_checksum(
 
 
 def _checksum(arrays: Mapping[str, Any], affine: np.ndarray) -> str:
-    digest = hashlib.blake2b(np.ascontiguousarray(affine, "<f8"), digest_size=16)
+    digest = hashlib.blake2b(np.ascontiguousarray(affine, "<f8").data, digest_size=16)
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         rows = max(1, 2**24 // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))  # 16 MB at a time
         for start in range(0, array.shape[0] if array.ndim else 0, rows):
-            digest.update(np.ascontiguousarray(array[start:start + rows]))
+            digest.update(np.ascontiguousarray(array[start:start + rows]).data)
     return digest.hexdigest()
 
 
@@ -505,7 +504,18 @@ def _write_root(h5: h5py.File, config: Any, placed: dict[str, list[SplitEntry]],
     h5.attrs["tractkit_format"] = HDF5_FORMAT
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #afd150e1
+# %% ../nbs/10_hdf5.ipynb #8dd7221e
+def _open_unlocked(path: str | os.PathLike) -> h5py.File:
+    """Without a lock; if this process has the file open already with one, HDF5 wants the same way again."""
+    for locking in (False, None):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as e:
+            if "flag values don't match" not in str(e):
+                raise
+    return h5py.File(path, "r", locking=True)
+
+
 def hdf5_fingerprint(
     path: str | os.PathLike,  # an HDF5 file written here or by dwi_ml
 ) -> str:                     # 32 hexadecimal digits
@@ -521,12 +531,7 @@ def open_hdf5(path: str | os.PathLike) -> h5py.File:
 
     Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
     try:
-        try:
-            h5 = h5py.File(path, "r", locking=False)
-        except OSError as e:
-            if "locking flag" not in str(e):  # this process has it open already, with a lock: join in
-                raise
-            h5 = h5py.File(path, "r")
+        h5 = _open_unlocked(path)
     except OSError as e:
         fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
         raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e

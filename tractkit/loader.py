@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MIN_PART', 'StreamlineBatch', 'StreamlinesBatchLoader', 'sample_trilinear', 'BatchLoaderOneInput']
 
-# %% ../nbs/13_loader.ipynb #069c5837
+# %% ../nbs/13_loader.ipynb #848e2b14
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -292,7 +292,7 @@ def sample_trilinear(
         out[((points < -0.5) | (points > size - 0.5)).any(dim=1)] = 0
     return out
 
-# %% ../nbs/13_loader.ipynb #00e17a05
+# %% ../nbs/13_loader.ipynb #16d1f362
 class BatchLoaderOneInput(StreamlinesBatchLoader):
     """A StreamlinesBatchLoader that also samples one volume group under the points.
 
@@ -305,7 +305,7 @@ class BatchLoaderOneInput(StreamlinesBatchLoader):
         input_group_name: str,         # the volume group
         streamline_group_name: str,
         *args: Any,                    # see StreamlinesBatchLoader
-        outside: str = "clamp",        # points beyond the volume: "clamp", "zero" or "error"
+        outside: Literal["clamp", "zero", "error"] = "clamp",  # points beyond the volume: "clamp", "zero" or "error"
         device_bytes: int = 2**31,     # of volumes kept on a device other than the CPU
         **kwargs: Any,
     ):
