@@ -36,6 +36,8 @@ from .hdf5 import SPLITS as SPLITS
 from .space import Space as Space
 from .hdf5 import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
+from .trainer import Status as Status
+from .models.layers import StepNoise as StepNoise
 from .control import Stopped as Stopped
 from .loader import StreamlineBatch as StreamlineBatch
 from .streamlines import Streamlines as Streamlines
@@ -46,6 +48,8 @@ from .control import T as T
 from .models.directions import Targets as Targets
 from .tractogram import Tractogram as Tractogram
 from .models.base import TractographyModel as TractographyModel
+from .trainer import Trainer as Trainer
+from .trainer import TrainerOneInput as TrainerOneInput
 from .state import TrainerState as TrainerState
 from .policy import ValuePolicy as ValuePolicy
 from .volume import Volume as Volume
@@ -67,6 +71,7 @@ from .files import data_folder as data_folder
 from .state import describe_environment as describe_environment
 from .state import describe_model as describe_model
 from .state import differences as differences
+from .models.layers import draws_from_torch as draws_from_torch
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
 from .control import folder_lock as folder_lock
