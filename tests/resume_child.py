@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import traceback
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def warm_up(job: dict) -> None:
 
 def main() -> None:
     tqdm.monitor_interval = 0  # its thread could hold a lock at the moment of a fork
+    tqdm.set_lock(threading.RLock())  # the default one is shared by all forks, and not given back by one that is killed
     for i, line in enumerate(sys.stdin):
         if i == 0:
             warm_up(json.loads(line))

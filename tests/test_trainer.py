@@ -377,7 +377,7 @@ def test_two_interrupts_do_what_they_always_do(tmp_path):
         def compute_batch_loss(self, batch):
             for _ in range(2):
                 os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
+                time.sleep(0.3)  # two at once may count as one
 
     with pytest.raises(KeyboardInterrupt):
         fit(tmp_path, kind=Slow).train_and_validate()
@@ -555,6 +555,32 @@ def test_status_and_curves_can_be_read_all_the_time(tmp_path):
         str(status)
     trainer.wait()
     assert "training" in seen and trainer.status.phase == "finished" and np.isfinite(trainer.status.eta)
+
+
+def test_the_thread_count_is_the_trainers_own(tmp_path):
+    """Bits depend on the number of threads: what another thread sets must not reach a training that runs."""
+    before, seen, done = torch.get_num_threads(), set(), threading.Event()
+
+    class Look(Fit):
+        def compute_batch_loss(self, batch):
+            seen.add(torch.get_num_threads())
+            return super().compute_batch_loss(batch)
+
+    def toggle():
+        while not done.is_set():
+            for n in (1, 2, 3):
+                torch.set_num_threads(n)
+
+    threading.Thread(target=toggle, daemon=True).start()
+    try:
+        for i in range(20):
+            trainer = fit(tmp_path, f"{i}", kind=Look, max_epochs=1, num_threads=1)
+            trainer.start()
+            trainer.wait()
+    finally:
+        done.set()
+    torch.set_num_threads(before)
+    assert seen == {1}
 
 
 def test_memory_does_not_grow_with_batches(tmp_path):

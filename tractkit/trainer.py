@@ -436,7 +436,7 @@ class _Steps(_Settings):
             session.saved_step, session.saved_at = state.global_step, time.monotonic()
         return path
 
-# %% ../nbs/34_trainer.ipynb #9bcaed40
+# %% ../nbs/34_trainer.ipynb #1b4afcfd
 def _best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"
@@ -445,9 +445,9 @@ def _best_device() -> str:
 
 @contextlib.contextmanager
 def _torch_threads(n: int | None) -> Iterator[None]:
-    """So many threads for torch inside the block; None: as it is."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n or before)  # also if equal: a thread has no count of its own until it is set
+    """So many threads for torch in this thread, whatever count others set meanwhile; None: as it is."""
+    before = torch.get_num_threads()  # a thread that is asked for its count, or computes, takes over the last one set by any
+    torch.set_num_threads(n or before)  # only after that is one that is set its own
     try:
         yield
     finally:
