@@ -414,7 +414,7 @@ def _write_tck(t: Tractogram, path: Path) -> None:
         f.write(f"{text}{at:03}\nEND\n".encode())
         rows.tofile(f)
 
-# %% ../nbs/04_tractogram.ipynb #bc889adc
+# %% ../nbs/04_tractogram.ipynb #466b4312
 def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
     files = _trx_files(path)
     header = json.loads(files["header.json"])
@@ -437,9 +437,10 @@ def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
         raise DataError(f"the header counts {n:,} streamlines and {n_points:,} points, the arrays have "
                         f"{len(offsets) - 1:,} and {len(points):,}", fix="It is damaged: write it again")
     affine, dimensions = _reconciled(np.reshape(header["VOXEL_TO_RASMM"], (4, 4)), header["DIMENSIONS"], grid)
-    native = {k: {name: a.astype(a.dtype.newbyteorder("="), copy=False) for name, a in v.items()} for k, v in arrays.items()}
+    dps, dpp, groups = ({name: a.astype(a.dtype.newbyteorder("=")) for name, a in arrays[k].items()}
+                        for k in ("dps", "dpv", "groups"))
     return Tractogram(Streamlines(points, offsets).transform(np.linalg.inv(affine)), affine, dimensions,
-                      native["dps"], native["dpv"], native["groups"])
+                      dps, dpp, groups)
 
 
 def _trx_files(path: Path) -> dict[str, bytes]:
