@@ -367,6 +367,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.tractogram._table': ('tractogram.html#_table', 'tractkit/tractogram.py'),
                                      'tractkit.tractogram._to_sft': ('tractogram.html#_to_sft', 'tractkit/tractogram.py'),
                                      'tractkit.tractogram._trx_files': ('tractogram.html#_trx_files', 'tractkit/tractogram.py'),
+                                     'tractkit.tractogram._unpack_tck': ('tractogram.html#_unpack_tck', 'tractkit/tractogram.py'),
                                      'tractkit.tractogram._unpack_trk': ('tractogram.html#_unpack_trk', 'tractkit/tractogram.py'),
                                      'tractkit.tractogram._write_tck': ('tractogram.html#_write_tck', 'tractkit/tractogram.py'),
                                      'tractkit.tractogram._write_trk': ('tractogram.html#_write_trk', 'tractkit/tractogram.py'),

@@ -98,14 +98,15 @@ class Streamlines:
         affine = np.asarray(affine, np.float64)
         return _trusted(_transform(self.points, _linear_part(affine), tuple(affine[:3, 3].tolist())), self.offsets)
 
-# %% ../nbs/03_streamlines.ipynb #b2d96bf7
+# %% ../nbs/03_streamlines.ipynb #1ca72451
 def _check_points(points) -> np.ndarray:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
         raise DataError(f"points must be numbers of shape (N, 3), not {points.dtype} of shape {points.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         points = np.ascontiguousarray(points, np.float32)
-    if not np.isfinite(points.sum(dtype=np.float64)):
+        whole = np.isfinite(points.sum(dtype=np.float64))
+    if not whole:
         bad = np.flatnonzero(~np.isfinite(points).all(1))
         raise DataError(f"{len(bad)} of {len(points)} points are NaN or infinite, the first is point {bad[0]}")
     return points
