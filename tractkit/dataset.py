@@ -173,7 +173,7 @@ class _ReadVolume:
                 raise DataError(f"cannot be read ({e})", file=self.file.path, subject=subject, group=group, fix="Create the file again") from e
         return Volume(data if data.ndim == 4 else data[..., None], affine, file=f"{self.file.path}:{self.path}"), data.nbytes
 
-# %% ../nbs/11_dataset.ipynb #7e3f0424
+# %% ../nbs/11_dataset.ipynb #f46858c3
 @dataclass
 class _DiskPoints:
     """The points of one group, on disk."""
@@ -200,10 +200,11 @@ class _DiskPoints:
                     out[done:done + b - a] = data[a:b]
                     done += b - a
         else:
-            self._pread(fd, begins, ends, memoryview(out).cast("B") if out.size else memoryview(b""))
+            self._pread(fd, begins, ends, out.data.cast("B") if out.size else memoryview(b""))
         return (out + self.shift).astype(np.float32) if out.dtype != np.float32 else out + np.float32(self.shift)
 
     def _pread(self, fd: int, begins: list[int], ends: list[int], buffer: memoryview) -> None:
+        assert self.start is not None
         row, done = 3 * self.dtype.itemsize, 0
         for a, b in zip(begins, ends, strict=True):
             while a < b:
@@ -212,14 +213,14 @@ class _DiskPoints:
                     raise DataError("the file ends before its points do", file=self.file.path, group=self.path, fix="It was truncated: create it again")
                 done, a = done + n, a + n // row
 
-# %% ../nbs/11_dataset.ipynb #56f11459
+# %% ../nbs/11_dataset.ipynb #46ae072d
 class SFTData:
     """The streamlines of a subject: how many, how long, and their points when asked for."""
 
     def __init__(self, name: str, subject: str, affine: np.ndarray, dimensions: np.ndarray, offsets: np.ndarray,
                  lengths_mm: np.ndarray, dps: dict[str, np.ndarray], points: Streamlines | _DiskPoints):
         self.name, self.subject, self.affine = name, subject, affine  # (4, 4) float64, voxel (center) → rasmm
-        self.dimensions = np.asarray(dimensions, np.int64)  # (3,) voxels
+        self.dimensions = tuple(int(d) for d in dimensions)  # (3,) voxels
         self.lengths_mm = lengths_mm                        # (n,) float64
         self.dps = dps                                      # name → (n, k)
         self._offsets, self._points = offsets, points

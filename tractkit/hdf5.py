@@ -6,8 +6,7 @@
 __all__ = ['SPLITS', 'HDF5_FORMAT', 'VolumeGroup', 'StreamlinesGroup', 'read_config', 'SplitEntry', 'read_splits', 'standardize',
            'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5']
 
-# %% ../nbs/10_hdf5.ipynb #aef7e871
-import ast
+# %% ../nbs/10_hdf5.ipynb #b538f92a
 import difflib
 import hashlib
 import json
@@ -113,7 +112,7 @@ def _load_config(path: Path) -> Any:
     except (ValueError, yaml.YAMLError) as e:
         raise DataError(f"the config is no valid {path.suffix[1:] or 'YAML'}: {e}", file=path) from e
 
-# %% ../nbs/10_hdf5.ipynb #379e9a2d
+# %% ../nbs/10_hdf5.ipynb #34a82dc5
 SPLITS = ("training", "validation", "testing")
 
 
@@ -151,12 +150,12 @@ def read_splits(
 def _split_lines(value: Sequence | str | os.PathLike) -> list:
     if isinstance(value, (str, os.PathLike)):
         try:
-            return Path(value).read_text(encoding="utf-8").split("\n")
+            return [line for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
         except OSError as e:
             raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
     return list(value)
 
-# %% ../nbs/10_hdf5.ipynb #9b68dd90
+# %% ../nbs/10_hdf5.ipynb #96849dcb
 def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
     """A subject and its share, from "sub-01", "sub-01 0.8" or ("sub-01", 0.8)."""
     subject, share = (entry, None) if isinstance(entry, str) else entry
@@ -167,7 +166,7 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
             subject, share = head, float(tail)
         except ValueError:
             pass
-    if not (root / subject).is_dir():
+    if not subject or not (root / subject).is_dir() or subject in (".", "..") or Path(subject).name != subject:
         raise DataError("no such folder", file=root / subject, subject=subject, fix="Check the lists of subjects")
     if share is not None and not 0 < share <= 1:
         raise DataError(f"a share of {share} of the streamlines", subject=subject, fix="Give one in (0, 1]")
@@ -177,8 +176,9 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
 def _place(found: list[tuple[str, str, float | None]]) -> dict[str, list[SplitEntry]]:
     result: dict[str, list[SplitEntry]] = {split: [] for split in SPLITS}
     used: dict[str, float] = {}
+    shares = {subject: share for _, subject, share in reversed(found)}  # the first of each
     for split, subject, share in found:
-        if subject in used and (share is None or used[subject] == 1 or any(e.subject == subject for e in result[split])):
+        if subject in used and (None in (share, shares[subject]) or any(e.subject == subject for e in result[split])):
             raise DataError("is listed twice", subject=subject, fix=f"Give it one place, or one share in each split, as '{subject} 0.8'")
         start = used.get(subject, 0.0)
         stop = 1.0 if share is None else start + share
@@ -192,7 +192,7 @@ def _place(found: list[tuple[str, str, float | None]]) -> dict[str, list[SplitEn
         raise DataError(f"two subjects would be called {max(names, key=names.count)!r}", fix="Rename a folder")
     return result
 
-# %% ../nbs/10_hdf5.ipynb #b5dc6138
+# %% ../nbs/10_hdf5.ipynb #93dc0795
 @dataclass(frozen=True)
 class _Sources:
     """The files of one group of one subject."""
@@ -216,7 +216,7 @@ def _match(folder: Path, patterns: Iterable[str], group: str) -> list[Path]:
 def _grid(path: Path, subject: str, group: str) -> tuple[np.ndarray, tuple[int, ...]]:
     """Affine and 3-D shape of an image, from its header."""
     try:
-        image = nib.load(path)
+        image: Any = nib.load(path)
     except Exception as e:  # nibabel raises many kinds; all mean the same to the user
         raise DataError(f"cannot be read as an image ({e})", file=path, subject=subject, group=group) from e
     return np.asarray(image.affine, np.float64), tuple(image.shape[:3])
@@ -334,7 +334,7 @@ def _load_tractogram(sources: _Sources, subject: str, name: str, grids: list, re
             raise DataError(f"its space is not that of {sources.files[0].name}", file=path, subject=subject, group=name, fix="Use one group for each space")
     return (tractograms[0] if len(tractograms) == 1 else concatenate_tractograms(tractograms)), removed
 
-# %% ../nbs/10_hdf5.ipynb #343e0c26
+# %% ../nbs/10_hdf5.ipynb #45bdf71a
 HDF5_FORMAT = 1
 
 
@@ -348,13 +348,13 @@ def group_checksum(
 
 
 def _checksum(arrays: Mapping[str, Any], affine: np.ndarray) -> str:
-    digest = hashlib.blake2b(np.ascontiguousarray(affine, "<f8"), digest_size=16)
+    digest = hashlib.blake2b(np.ascontiguousarray(affine, "<f8").data, digest_size=16)
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
         rows = max(1, 2**24 // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))  # 16 MB at a time
         for start in range(0, array.shape[0] if array.ndim else 0, rows):
-            digest.update(np.ascontiguousarray(array[start:start + rows]))
+            digest.update(np.ascontiguousarray(array[start:start + rows]).data)
     return digest.hexdigest()
 
 
@@ -504,7 +504,18 @@ def _write_root(h5: h5py.File, config: Any, placed: dict[str, list[SplitEntry]],
     h5.attrs["tractkit_format"] = HDF5_FORMAT
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #ccb4a255
+# %% ../nbs/10_hdf5.ipynb #8dd7221e
+def _open_unlocked(path: str | os.PathLike) -> h5py.File:
+    """Without a lock; if this process has the file open already with one, HDF5 wants the same way again."""
+    for locking in (False, None):
+        try:
+            return h5py.File(path, "r", locking=locking)
+        except OSError as e:
+            if "flag values don't match" not in str(e):
+                raise
+    return h5py.File(path, "r", locking=True)
+
+
 def hdf5_fingerprint(
     path: str | os.PathLike,  # an HDF5 file written here or by dwi_ml
 ) -> str:                     # 32 hexadecimal digits
@@ -520,7 +531,7 @@ def open_hdf5(path: str | os.PathLike) -> h5py.File:
 
     Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
     try:
-        h5 = h5py.File(path, "r", locking=False)
+        h5 = _open_unlocked(path)
     except OSError as e:
         fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
         raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e

@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MIN_PART', 'StreamlineBatch', 'StreamlinesBatchLoader', 'sample_trilinear', 'BatchLoaderOneInput']
 
-# %% ../nbs/13_loader.ipynb #d1a67de2
+# %% ../nbs/13_loader.ipynb #848e2b14
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -18,11 +18,11 @@ from .dataset import ByteCache, MultiSubjectDataset
 from .files import DataError
 from .keyed import fold, fold_ids, normal, uniform
 from .space import apply_affine, voxel_sizes
-from .streamlines import PointMap, Streamlines, compress as compress_streamlines, concatenate_streamlines
+from .streamlines import Streamlines, compress as compress_streamlines, concatenate_streamlines
 from .streamlines import resample_nb_points, resample_step, reverse, split
 from .volume import Volume
 
-# %% ../nbs/13_loader.ipynb #2110d2b9
+# %% ../nbs/13_loader.ipynb #978b117a
 @dataclass(eq=False, repr=False)
 class StreamlineBatch:
     """Packed streamlines of several subjects on one device, with where each came from."""
@@ -70,14 +70,6 @@ class StreamlineBatch:
     def pin_memory(self) -> "StreamlineBatch":
         """The batch in page-locked memory, from where it moves to a GPU beside other work."""
         return self._map(lambda tensor: tensor.pin_memory())
-
-    def segments(self) -> torch.Tensor:
-        """(P, 3) voxmm: from each point to the next; zero at last points."""
-        steps = torch.zeros_like(self.points)
-        steps[:-1] = self.points[1:] - self.points[:-1]
-        ends = self.offsets[1:] - 1
-        steps[ends[self.nb_points > 0]] = 0
-        return steps * self.voxel_sizes[self.ids]
 
     def streamlines(self) -> Streamlines:
         """The streamlines, voxel, center, on the CPU."""
@@ -300,7 +292,7 @@ def sample_trilinear(
         out[((points < -0.5) | (points > size - 0.5)).any(dim=1)] = 0
     return out
 
-# %% ../nbs/13_loader.ipynb #00e17a05
+# %% ../nbs/13_loader.ipynb #16d1f362
 class BatchLoaderOneInput(StreamlinesBatchLoader):
     """A StreamlinesBatchLoader that also samples one volume group under the points.
 
@@ -313,7 +305,7 @@ class BatchLoaderOneInput(StreamlinesBatchLoader):
         input_group_name: str,         # the volume group
         streamline_group_name: str,
         *args: Any,                    # see StreamlinesBatchLoader
-        outside: str = "clamp",        # points beyond the volume: "clamp", "zero" or "error"
+        outside: Literal["clamp", "zero", "error"] = "clamp",  # points beyond the volume: "clamp", "zero" or "error"
         device_bytes: int = 2**31,     # of volumes kept on a device other than the CPU
         **kwargs: Any,
     ):

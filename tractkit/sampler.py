@@ -17,12 +17,12 @@ import numpy as np
 from .files import DataError
 from .keyed import fold, permutation, uniform
 
-# %% ../nbs/12_sampler.ipynb #ecfe2ab3
+# %% ../nbs/12_sampler.ipynb #438eef9d
 class BatchIds(list):
     """One batch: a list of (subject name, (k,) int64 streamline ids), and where in training it stands."""
 
     epoch: int = 0
-    index: int = 0              # which batch of the epoch
+    position: int = 0           # which batch of the epoch
     subset: str = "training"    # "training", "validation" or "testing"
 
     @property
@@ -58,7 +58,7 @@ class Plan:
         cuts = np.searchsorted(ids, self._firsts)
         batch = BatchIds((self.subjects[s], ids[cuts[s]:cuts[s + 1]] - self._firsts[s])
                          for s in np.flatnonzero(np.diff(cuts)).tolist())
-        batch.epoch, batch.index, batch.subset = self.epoch, i, self.subset
+        batch.epoch, batch.position, batch.subset = self.epoch, i, self.subset
         return batch
 
     def __iter__(self) -> Iterator[BatchIds]:
@@ -69,7 +69,7 @@ class Plan:
         """16 hexadecimal digits, equal for equal plans: kept beside a position in training."""
         digest = hashlib.blake2b("\n".join(self.subjects).encode(), digest_size=8)
         for array in (self._firsts, self.order, self.starts):
-            digest.update(np.ascontiguousarray(array, "<i8"))
+            digest.update(np.ascontiguousarray(array, "<i8").data)
         return digest.hexdigest()
 
     def __repr__(self) -> str:
@@ -96,7 +96,7 @@ def cut_batches(
         done = total[starts[-1] - 1]
     return np.asarray(starts, np.int64)
 
-# %% ../nbs/12_sampler.ipynb #75db7641
+# %% ../nbs/12_sampler.ipynb #028361a0
 class _Rounds:
     """Batches from a few subjects at a time; each streamline once."""
 
@@ -125,14 +125,15 @@ class _Rounds:
         return self.queues[s][start:stop], total[stop] - total[start]
 
     def batch(self, subjects: list[int]) -> list[np.ndarray]:
-        taken, room = [], self.limit
+        taken: list[np.ndarray] = []
+        room = self.limit
         for n_left, s in zip(range(len(subjects), 0, -1), subjects, strict=True):
             ids, size = self.take(s, -(-room // n_left) if float(room).is_integer() else room / n_left)
             taken, room = taken + [ids], room - size
         for s in subjects:  # what one could not fill, the others do
             ids, size = self.take(s, room)
             taken, room = taken + [ids], room - size
-        if not any(map(len, taken)):  # the next streamline of each is larger than a batch
+        if not sum(map(len, taken)):  # the next streamline of each is larger than a batch
             taken.append(next(self.take(s, 0, at_least=1)[0] for s in subjects if self.position[s] < len(self.queues[s])))
         return taken
 
@@ -150,7 +151,7 @@ class _Rounds:
             round_ += 1
         return np.concatenate(pieces), np.cumsum([0, *counts])
 
-# %% ../nbs/12_sampler.ipynb #e026460a
+# %% ../nbs/12_sampler.ipynb #e640ad12
 _UNITS = ("nb_streamlines", "length_mm", "nb_points")
 
 
@@ -250,7 +251,7 @@ class BatchIDSampler:
         queues = []
         if self.nb_subjects_per_batch is not None or self.nb_streamlines_per_chunk is not None:
             queues = [permutation(fold(key, s.name), n) for s, n in zip(subjects, counts, strict=True)]
-        if self.nb_subjects_per_batch is not None and sum(counts):
+        if self.nb_subjects_per_batch is not None and firsts[-1]:
             rounds = _Rounds([q + f for q, f in zip(queues, firsts[:-1], strict=True)],
                              [w[q] for w, q in zip(sizes, queues, strict=True)], limit, fold(key, "subjects"))
             order, starts = rounds.run(self.nb_subjects_per_batch, self.cycles)
