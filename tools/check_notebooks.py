@@ -133,6 +133,13 @@ def cell_difference(stored: list, now: list) -> str:
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
 
+def is_progress_bar(output) -> bool:
+    """Is an output the widget that tqdm draws in a notebook? (TQDM_DISABLE silences only the one it prints.)"""
+    data = output.get("data", {})
+    return any("widget-view" in mime for mime in data) and \
+        NOT_FOR_KEEPING["a progress bar"].search(as_text(data.get("text/plain", ""))) is not None
+
+
 def unfit_for_keeping(nb) -> list[str]:
     """Stored outputs that would differ at every run or on every machine."""
     problems = []
@@ -164,6 +171,8 @@ def execute(nb, *, skip: set[str]) -> None:
     NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
     for cell in nb.cells:
         cell.source = kept.get(cell.id, cell.source)
+        if cell.cell_type == "code":
+            cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
 
 
 def isolated_environment(folder: str) -> dict[str, str]:
