@@ -34,7 +34,9 @@ fingerprint() {
 }
 print_of_inputs=$(fingerprint)
 is_done() { [ -x $venv/bin/python ] && [ "$(cat "$venv/.done-$1" 2>/dev/null)" = "$print_of_inputs" ]; }
-if is_done "$extra" && is_done "system-$target"; then exit 0; fi
+set_done() { printf '%s\n' "$print_of_inputs" >"$venv/.done-$1"; }
+system=system${wants_vulkan:+-vulkan}${wants_chromium:+-chromium}
+if is_done "$extra" && { [ $system = system ] || is_done $system; }; then exit 0; fi
 
 phase=0
 begin() { # begin WHAT HOW-LONG
@@ -49,7 +51,9 @@ quietly() { # run a command; its output goes to the log, and is shown when it fa
     fi
 }
 
-if [ "$target" = demo ]; then
+if is_done "$extra"; then
+    : # only the system packages are left to see to
+elif [ "$target" = demo ]; then
     echo "make demo: sets tractkit up in .venv (the first time only; 2 to 6 minutes, 1 GB of downloads),"
     echo "then runs the way from sample data to scored streamlines. Results land in results/demo/."
 else
@@ -90,7 +94,8 @@ tell_what_is_missing() {
             mesa-vulkan-drivers)
                 echo "  No Vulkan driver was found: 3-D views fall back to flat pictures. To have them:"
                 echo "    as root:      apt-get install mesa-vulkan-drivers"
-                echo "    without root: VK_DRIVER_FILES=/path/to/a/vulkan/driver.json; see 'Without root' in README.md" ;;
+                echo "    without root: export VK_DRIVER_FILES=/path/to/vk_swiftshader_icd.json, which every Chrome and Chromium"
+                echo "                  brings along; README.md has the commands under 'Without root'" ;;
             chromium)
                 echo "  No chromium was found: the browser tests will be skipped. To run them:"
                 echo "    as root:      apt-get install chromium"
@@ -127,6 +132,11 @@ elif [ "$as_root" = no ]; then
 else
     begin "system packages: ${packages[*]}" "about half a minute"
     install_by_apt
+fi
+
+if is_done "$extra"; then
+    if [ $system_is_settled = yes ]; then set_done $system; fi
+    exit 0
 fi
 
 # ---- 2. the virtual environment -----------------------------------------------------------------------------
@@ -174,5 +184,5 @@ quietly "${pip[@]}" setuptools || die "The whole story: $log"
 quietly "${pip[@]}" --no-build-isolation --editable ".[$extra]" || die "The whole story: $log"
 finish
 
-for name in $covers; do printf '%s\n' "$print_of_inputs" >"$venv/.done-$name"; done
-if [ $system_is_settled = yes ]; then printf '%s\n' "$print_of_inputs" >"$venv/.done-system-$target"; fi
+for name in $covers; do set_done "$name"; done
+if [ $system_is_settled = yes ]; then set_done $system; fi

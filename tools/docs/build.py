@@ -110,7 +110,9 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     shutil.rmtree(source, ignore_errors=True)
     (source / "nbs").mkdir(parents=True)
     (source / "api").mkdir()
+    (source / "_static").mkdir()
     shutil.copy(root / "tools" / "docs" / "conf.py", source)
+    shutil.copy(root / "tools" / "docs" / "wide.css", source / "_static")
     notebooks = sorted(p for p in (root / "nbs").glob("*.ipynb") if p.stem != "index")
     for path in notebooks:
         (source / "nbs" / path.name).write_text(page_of_notebook(path), encoding="utf-8")

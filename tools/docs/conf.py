@@ -10,3 +10,5 @@ myst_heading_anchors = 3
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.xref_missing", "misc.highlighting_failure"]
 html_theme = "furo"
 html_title = "tractkit"
+html_static_path = ["_static"]
+html_css_files = ["wide.css"]
