@@ -74,6 +74,23 @@ def test_constraints_pin_no_cuda_and_no_torchvision():
     assert [name for name in pins() if re.match(r"nvidia|cuda|triton|torchvision|torchaudio", normal(name))] == []
 
 
+def test_pins_can_be_installed_on_the_oldest_python_we_promise():
+    """Debian 12 has Python 3.11.2: a pin that asks for a later 3.11 would break every first command there."""
+    from packaging.specifiers import SpecifierSet
+
+    refuse = []
+    for name, version in pins().items():
+        try:
+            metadata = importlib.metadata.metadata(name)
+        except importlib.metadata.PackageNotFoundError:  # pinned, and not installed in this environment
+            continue
+        if metadata["Version"].split("+")[0] == version:
+            python_versions = metadata.get("Requires-Python") or ""
+            if not SpecifierSet(python_versions).contains("3.11.0"):
+                refuse.append(f"{name}=={version} needs Python {python_versions}")
+    assert refuse == []
+
+
 def test_nothing_installs_torchvision():
     words = ("settings.ini", "pyproject.toml", "Makefile", "tools/setup.sh", "setup.py")
     assert [f for f in words if "torchvision" in (ROOT / f).read_text(encoding="utf-8")] == []
