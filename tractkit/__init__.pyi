@@ -6,6 +6,7 @@ from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
 from .files import DataError as DataError
+from .baselines import DipySettings as DipySettings
 from .scoring import GroundTruth as GroundTruth
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
@@ -46,6 +47,7 @@ from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .tracking import check_seeds as check_seeds
+from .baselines import choose_dipy_settings as choose_dipy_settings
 from .scoring import classify_streamlines as classify_streamlines
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
@@ -87,6 +89,8 @@ from .streamlines import split as split
 from .hdf5 import standardize as standardize
 from .streamlines import take as take
 from .keyed import torch_seed as torch_seed
+from .baselines import track_dipy as track_dipy
+from .baselines import track_oracle as track_oracle
 from .keyed import uniform as uniform
 from .models.layers import use_generator as use_generator
 from .space import voxel_order as voxel_order
