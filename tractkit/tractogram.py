@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Tractogram', 'concatenate_tractograms']
 
-# %% ../nbs/04_tractogram.ipynb #84308023
+# %% ../nbs/04_tractogram.ipynb #1535fb57
 import io
 import json
 import os
@@ -13,6 +13,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -25,7 +26,7 @@ from .files import DataError, atomic_path
 from .space import Origin, Space, check_affine, conversion_affine, voxel_order, voxel_sizes
 from .streamlines import PointMap, Streamlines, concatenate_streamlines, take
 
-# %% ../nbs/04_tractogram.ipynb #7f341f6b
+# %% ../nbs/04_tractogram.ipynb #7070d1ec
 @dataclass(frozen=True, eq=False, repr=False)
 class Tractogram:
     """Streamlines in voxel space, center origin, with their grid and the data that goes with them.
@@ -100,7 +101,7 @@ class Tractogram:
 
     def __getitem__(self, ids) -> "Tractogram":
         """The streamlines with these ids, mask or slice; an integer selects one (as a tractogram)."""
-        return self.moved(*take(self.streamlines, [ids] if isinstance(ids, int | np.integer) else ids))
+        return self.moved(*take(self.streamlines, np.array([ids]) if isinstance(ids, int | np.integer) else ids))
 
     def __len__(self) -> int:
         return len(self.streamlines)
@@ -316,7 +317,7 @@ def _named_columns(table: np.ndarray, names, rest: str) -> dict[str, np.ndarray]
         data[rest] = np.ascontiguousarray(table[:, at:])
     return data
 
-# %% ../nbs/04_tractogram.ipynb #55551986
+# %% ../nbs/04_tractogram.ipynb #ec6b9f62
 def _write_trk(t: Tractogram, path: Path) -> None:
     s, n = t.streamlines, len(t)
     header = np.zeros(1, nib_trk.header_2_dtype)
@@ -325,9 +326,8 @@ def _write_trk(t: Tractogram, path: Path) -> None:
     values["property_name"], props = _table(t.dps, n, "dps")
     values["scalar_name"], scalars = _table(t.dpp, len(s.points), "dpp")
     values["nb_properties_per_streamline"], values["nb_scalars_per_point"] = props.shape[1], scalars.shape[1]
-    for name in header.dtype.names:
-        if name in values:
-            header[name] = values[name]
+    for name in values.keys() & set(header.dtype.names or ()):
+        header[name] = values[name]
     to_voxmm = conversion_affine(t.affine, (Space.VOX, Origin.CENTER), (Space.VOXMM, Origin.CORNER))
     rows = np.concatenate([s.transform(to_voxmm).points, scalars], axis=1)
     words = np.empty(n + rows.size + props.size, np.int32)
@@ -403,7 +403,7 @@ def _write_tck(t: Tractogram, path: Path) -> None:
         f.write(f"{text}{at:03}\nEND\n".encode())
         rows.tofile(f)
 
-# %% ../nbs/04_tractogram.ipynb #1688c1be
+# %% ../nbs/04_tractogram.ipynb #3ab2eceb
 def _read_trx(path: Path, reference) -> Tractogram:
     files = _trx_files(path)
     header = json.loads(files["header.json"]())
@@ -436,7 +436,7 @@ def _trx_files(path: Path) -> dict[str, Callable[[], bytes]]:
     if path.is_dir():
         return {p.relative_to(path).as_posix(): p.read_bytes for p in path.rglob("*") if p.is_file()}
     archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-    return {f: (lambda f=f: archive.read(f)) for f in archive.namelist() if not f.endswith("/")}
+    return {f: partial(archive.read, f) for f in archive.namelist() if not f.endswith("/")}
 
 
 def _write_trx(t: Tractogram, path: Path) -> None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Volume', 'neighborhood_vectors']
 
-# %% ../nbs/02_volume.ipynb #ae07360e
+# %% ../nbs/02_volume.ipynb #0ff35df7
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -16,72 +16,176 @@ from typing import Literal
 import nibabel as nib
 import numba
 import numpy as np
+from llvmlite import ir
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numba.core import cgutils
+from numba.np.arrayobj import make_array
 
 from .files import DataError, atomic_path
 from .space import apply_affine, check_affine, voxel_order, voxel_sizes
 
-# %% ../nbs/02_volume.ipynb #4e87fcd3
+# %% ../nbs/02_volume.ipynb #494ec711
+def _mixer(lanes: int):
+    """An intrinsic: out[at:at+lanes] = sum over 8 corners of weights[i] * data[corners[i]:][:lanes]."""
+    vector, i32 = ir.VectorType(ir.FloatType(), lanes), ir.IntType(32)
+
+    @numba.extending.intrinsic
+    def mix(typingctx, data, corners, weights, out, at):
+        def codegen(context, builder, signature, args):
+            source, target = (make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 3))
+            blank, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(i32, lanes), None)
+            total = None
+            for i in range(8):
+                pointer = builder.gep(source, [builder.extract_value(args[1], i)])
+                row = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
+                weight = builder.insert_element(blank, builder.extract_value(args[2], i), i32(0))
+                term = builder.fmul(builder.shuffle_vector(weight, blank, first), row)
+                total = term if total is None else builder.fadd(total, term)
+            pointer = builder.bitcast(builder.gep(target, [args[4]]), vector.as_pointer())
+            builder.store(total, pointer, align=4)
+            return context.get_dummy_value()
+
+        return numba.types.void(data, corners, weights, out, at), codegen
+
+    return mix
+
+
+_mix16, _mix8, _mix4 = _mixer(16), _mixer(8), _mixer(4)
+
+# %% ../nbs/02_volume.ipynb #7eb99ce5
+@numba.extending.intrinsic
+def _prefetch(typingctx, data, at):
+    """Ask for the cache line of data[at]; harmless whatever `at` is."""
+    def codegen(context, builder, signature, args):
+        pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        ask = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32]), "llvm.prefetch.p0")
+        place = builder.gep(make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        builder.call(ask, [builder.bitcast(place, pointer), i32(0), i32(3), i32(1)])  # read, keep, data
+        return context.get_dummy_value()
+
+    return numba.types.void(data, at), codegen
+
+# %% ../nbs/02_volume.ipynb #e8b09e4f
+def _mix(data, corners, weights, out, at, n):
+    """out[at:at+n] = the weighted sum of the 8 rows of n features that start at `corners`."""
+
+
+@numba.extending.overload(_mix)
+def _mix_for(data, corners, weights, out, at, n):
+    def scalar(data, corners, weights, out, at, n):
+        a, b, c, d, e, f, g, h = corners
+        s, t, u, v, w, x, y, z = weights
+        for m in range(n):
+            out[at + m] = (s * data[a + m] + t * data[b + m] + u * data[c + m] + v * data[d + m]
+                           + w * data[e + m] + x * data[f + m] + y * data[g + m] + z * data[h + m])
+
+    def vectors(data, corners, weights, out, at, n):
+        a, b, c, d, e, f, g, h = corners
+        m = 0
+        while m < n:
+            if n >= 16:
+                m = min(m, n - 16)
+                _mix16(data, (a + m, b + m, c + m, d + m, e + m, f + m, g + m, h + m), weights, out, at + m)
+                m += 16
+            elif n >= 8:
+                m = min(m, n - 8)
+                _mix8(data, (a + m, b + m, c + m, d + m, e + m, f + m, g + m, h + m), weights, out, at + m)
+                m += 8
+            elif n >= 4:
+                m = min(m, n - 4)
+                _mix4(data, (a + m, b + m, c + m, d + m, e + m, f + m, g + m, h + m), weights, out, at + m)
+                m += 4
+            else:
+                s, t, u, v, w, x, y, z = weights
+                out[at + m] = (s * data[a + m] + t * data[b + m] + u * data[c + m] + v * data[d + m]
+                               + w * data[e + m] + x * data[f + m] + y * data[g + m] + z * data[h + m])
+                m += 1
+
+    return vectors if data.dtype == numba.types.float32 else scalar  # masks and labels: any number type
+
+# %% ../nbs/02_volume.ipynb #c10dca3d
 _CLAMP, _ZERO, _ERROR = 0, 1, 2
 _f32 = np.float32
 
 
-@numba.njit(inline="always")
-def _cell(x, size):
-    """Lower neighbour, upper neighbour and weight of the upper one, clamped to the centres 0 ... size-1."""
-    x = min(max(x, _f32(0)), _f32(size - 1))
-    i = min(int(x), max(size - 2, 0))
-    return i, min(i + 1, size - 1), x - _f32(i)
-
-
-@numba.njit(inline="always")
+@numba.njit
 def _is_outside(x, y, z, shape):
     return not (-0.5 <= x <= shape[0] - 0.5 and -0.5 <= y <= shape[1] - 0.5 and -0.5 <= z <= shape[2] - 0.5)
 
 
+@numba.njit
+def _is_refused(x, y, z, outside):
+    return outside == _ERROR or not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z))
+
+
+@numba.njit
+def _cell(x, size):
+    """The lower centre and the distance from it, clamped to the centres 0 ... size-1."""
+    x = min(max(x, _f32(0)), _f32(size - 1))
+    i = min(int(x), max(size - 2, 0))
+    return i, _f32(x - i)
+
+
 @numba.njit(nogil=True, cache=True)
 def _trilinear(data, points, vectors, outside, out):
-    one = _f32(1)
-    nb_features = data.shape[3]
-    for n in range(points.shape[0]):
-        for v in range(vectors.shape[0]):
+    shape, one = data.shape, _f32(1)
+    nb = shape[3]
+    in_y = shape[2] * nb
+    dx, dy, dz = (shape[0] > 1) * shape[1] * in_y, (shape[1] > 1) * in_y, (shape[2] > 1) * nb
+    flat, target = data.reshape(-1), out.reshape(-1)
+    ahead = max(1, 16 // len(vectors))
+    for n in range(len(points)):
+        for v in range(len(vectors)):
+            if n + ahead < len(points):
+                i, _ = _cell(points[n + ahead, 0] + vectors[v, 0], shape[0])
+                j, _ = _cell(points[n + ahead, 1] + vectors[v, 1], shape[1])
+                k, _ = _cell(points[n + ahead, 2] + vectors[v, 2], shape[2])
+                later = ((i * shape[1] + j) * shape[2] + k) * nb
+                for row in (later, later + dy, later + dx, later + dx + dy):
+                    for m in range(0, nb + dz, 16):
+                        _prefetch(flat, row + m)
+                    _prefetch(flat, row + nb + dz - 1)
+            at = (n * len(vectors) + v) * nb
             x, y, z = points[n, 0] + vectors[v, 0], points[n, 1] + vectors[v, 1], points[n, 2] + vectors[v, 2]
-            row = out[n, v]
-            if _is_outside(x, y, z, data.shape):
-                if outside == _ERROR or not np.isfinite(x + y + z):
+            if _is_outside(x, y, z, shape):
+                if _is_refused(x, y, z, outside):
                     return n
                 if outside == _ZERO:
-                    row[:] = 0
+                    target[at:at + nb] = 0
                     continue
-            i0, i1, fx = _cell(x, data.shape[0])
-            j0, j1, fy = _cell(y, data.shape[1])
-            k0, k1, fz = _cell(z, data.shape[2])
+            i, fx = _cell(x, shape[0])
+            j, fy = _cell(y, shape[1])
+            k, fz = _cell(z, shape[2])
             gx, gy, gz = one - fx, one - fy, one - fz
-            w000, w001, w010, w011 = gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz
-            w100, w101, w110, w111 = fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz
-            a, b, c, d = data[i0, j0, k0], data[i0, j0, k1], data[i0, j1, k0], data[i0, j1, k1]
-            e, f, g, h = data[i1, j0, k0], data[i1, j0, k1], data[i1, j1, k0], data[i1, j1, k1]
-            for m in range(nb_features):
-                row[m] = (w000 * a[m] + w001 * b[m] + w010 * c[m] + w011 * d[m]
-                          + w100 * e[m] + w101 * f[m] + w110 * g[m] + w111 * h[m])
+            c = ((i * shape[1] + j) * shape[2] + k) * nb
+            corners = (c, c + dz, c + dy, c + dy + dz, c + dx, c + dx + dz, c + dx + dy, c + dx + dy + dz)
+            weights = (gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz,
+                       fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz)
+            _mix(flat, corners, weights, target, at, nb)
     return -1
+
+# %% ../nbs/02_volume.ipynb #f56a7d62
+@numba.njit
+def _closest(x, size):
+    return int(min(max(np.floor(x + 0.5), 0), size - 1))
 
 
 @numba.njit(nogil=True, cache=True)
 def _nearest(data, points, vectors, outside, out):
-    for n in range(points.shape[0]):
-        for v in range(vectors.shape[0]):
+    shape = data.shape
+    for n in range(len(points)):
+        for v in range(len(vectors)):
             x, y, z = points[n, 0] + vectors[v, 0], points[n, 1] + vectors[v, 1], points[n, 2] + vectors[v, 2]
-            if _is_outside(x, y, z, data.shape):
-                if outside == _ERROR or not np.isfinite(x + y + z):
+            if _is_outside(x, y, z, shape):
+                if _is_refused(x, y, z, outside):
                     return n
                 if outside == _ZERO:
                     out[n, v, :] = 0
                     continue
-            i = int(min(max(np.floor(x + _f32(0.5)), 0), data.shape[0] - 1))
-            j = int(min(max(np.floor(y + _f32(0.5)), 0), data.shape[1] - 1))
-            k = int(min(max(np.floor(z + _f32(0.5)), 0), data.shape[2] - 1))
-            for m in range(data.shape[3]):
+            i, j, k = _closest(x, shape[0]), _closest(y, shape[1]), _closest(z, shape[2])
+            for m in range(shape[3]):
                 out[n, v, m] = data[i, j, k, m]
     return -1
 
