@@ -160,7 +160,7 @@ class _Ground:
         x, y, z = torch.minimum(voxel.clamp(min=0), self.size - 1).T
         return self.inside[x, y, z] & exists
 
-# %% ../nbs/40_tracking.ipynb #744adb12
+# %% ../nbs/40_tracking.ipynb #473fb72e
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
 
@@ -212,18 +212,24 @@ class Tracker:
         if seeds is None:
             seeds = seeds_from_mask(self.mask, npv, self.seed)
         seeds = check_seeds(seeds, self.mask)
-        self.report, parts = TrackingReport(nb_seeds=len(seeds)), []
-        with tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress) as bar:
-            for start in range(0, len(seeds), self.batch_size):
-                batch = seeds[start:start + self.batch_size]
-                points, counts, ids, completed = self._grow(batch)
-                parts.append((points, counts, batch[ids]))
-                bar.update(len(batch))
-                if not completed:
-                    self.report.interrupted += len(seeds) - start - len(batch)
-                    warnings.warn(f"tracking was interrupted: {self.report}", stacklevel=2)
-                    break
+        self.report = report = TrackingReport(nb_seeds=len(seeds))
+        parts = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), seeds[:0])]
+        try:
+            with tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress) as bar:
+                for start in range(0, len(seeds), self.batch_size):
+                    batch = seeds[start:start + self.batch_size]
+                    points, counts, ids, completed = self._grow(batch)
+                    parts.append((points, counts, batch[ids]))
+                    bar.update(len(batch))
+                    if not completed:
+                        break
+        except KeyboardInterrupt:
+            pass  # between batches: the batches before are complete
         points, counts, origins = (np.concatenate(p) for p in zip(*parts, strict=True))
+        report.kept = len(counts)
+        report.interrupted = len(seeds) - report.kept - report.too_short - report.no_direction
+        if report.interrupted:
+            warnings.warn(f"tracking was interrupted: {report}", stacklevel=2)
         streamlines = Streamlines(points, np.concatenate([[0], np.cumsum(counts)]).astype(np.int64))
         return Tractogram(streamlines, self.volume.affine, self.volume.shape3d, dps={"seeds": origins} if save_seeds else {})
 
@@ -233,13 +239,15 @@ class Tracker:
         start = torch.from_numpy(seeds).to(self.device)
         n, model, completed = len(start), self._model, True
         paths = _Paths(start, math.floor(self.max_length / self.step_size + 1e-6))
-        first, _ = self._step(start, torch.zeros_like(start), model.init_state(n, self.device))
-        ready = torch.nonzero(first.any(1))[:, 0]
+        ready = torch.arange(n, device=self.device)
         entry = torch.cat([ready, ready + n])
-        tips, previous = start[entry % n], torch.cat([first[ready], -first[ready]])
-        state = model.init_state(len(entry), self.device)
         ends = torch.zeros(len(_REASONS) + 1, dtype=torch.int64, device=self.device)
         try:
+            first, _ = self._step(start, torch.zeros_like(start), model.init_state(n, self.device))
+            ready = torch.nonzero(first.any(1))[:, 0]
+            entry = torch.cat([ready, ready + n])
+            tips, previous = start[entry % n], torch.cat([first[ready], -first[ready]])
+            state = model.init_state(len(entry), self.device)
             while len(entry):
                 previous, tips, state, fate = self._advance(paths, entry, tips, previous, state)
                 ends += torch.bincount(fate, minlength=len(ends))
@@ -288,9 +296,7 @@ class Tracker:
         ids = np.flatnonzero(done & long)
         report = self.report
         report.no_direction += paths.n - len(ready)
-        report.interrupted += len(ready) - int(done.sum())
         report.too_short += int((done & ~long).sum())
-        report.kept += len(ids)
         for code, reason in _REASONS.items():
             report.ends[reason] += int(ends[code])
         return *paths.join(ids), ids
