@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PadBuckets', 'pad_buckets', 'KeyedDropout', 'use_generator', 'initialize_weights', 'StackedRNN']
 
-# %% ../../nbs/20_models.layers.ipynb #d2279847
+# %% ../../nbs/20_models.layers.ipynb #a04c3e7f
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..keyed import fold, torch_seed, uniform
+from ..keyed import fold, uniform
 
 # %% ../../nbs/20_models.layers.ipynb #5bb5b170
 def _cut_by_cost(lengths: np.ndarray, overhead: float, places: int = 32) -> list[int]:
@@ -132,7 +132,7 @@ def initialize_weights(
         elif own:
             raise TypeError(f"initialize_weights does not know {type(layer).__name__} ({name}): fill it in the model")
 
-# %% ../../nbs/20_models.layers.ipynb #e51dfbfe
+# %% ../../nbs/20_models.layers.ipynb #dc3880c6
 class StackedRNN(nn.Module):
     """Single-layer LSTMs or GRUs one above the other, with dropout between them.
 
@@ -152,6 +152,7 @@ class StackedRNN(nn.Module):
             raise ValueError(f"rnn_key must be 'lstm' or 'gru', not {rnn_key!r}")
         if not layer_sizes:
             raise ValueError("layer_sizes is empty: give the size of at least one layer")
+        self.layer_sizes = tuple(layer_sizes)
         kind = nn.LSTM if rnn_key == "lstm" else nn.GRU
         skip = input_size if use_skip_connection else 0
         sizes = [input_size, *(s + skip for s in layer_sizes[:-1])]
@@ -178,7 +179,7 @@ class StackedRNN(nn.Module):
     def init_state(self, n: int, device: torch.device | str | None = None) -> tuple:
         """The state before the first point, zero, for `n` streamlines."""
         parts = 2 if isinstance(self.layers[0], nn.LSTM) else 1
-        return tuple(tuple(torch.zeros(n, r.hidden_size, device=device) for _ in range(parts)) for r in self.layers)
+        return tuple(tuple(torch.zeros(n, size, device=device) for _ in range(parts)) for size in self.layer_sizes)
 
 
 def _add_time(state):
