@@ -12,8 +12,17 @@ from scipy.ndimage import binary_dilation
 from tractkit.files import DataError
 from tractkit.keyed import fold, uniform
 from tractkit.scoring import (
-    GroundTruth, Scores, TextTable, classify_streamlines, compare_tractograms, comparison_table, density_map, mdf, nearest_mdf,
-    score_table, score_tractogram,
+    GroundTruth,
+    Scores,
+    TextTable,
+    classify_streamlines,
+    compare_tractograms,
+    comparison_table,
+    density_map,
+    mdf,
+    nearest_mdf,
+    score_table,
+    score_tractogram,
 )
 from tractkit.streamlines import Streamlines, resample_step
 from tractkit.tractogram import Tractogram

@@ -52,6 +52,7 @@ from .models.base import batch_voxel_sizes as batch_voxel_sizes
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
+from .tracking import check_limits as check_limits
 from .tracking import check_seeds as check_seeds
 from .baselines import choose_dipy_settings as choose_dipy_settings
 from .scoring import classify_streamlines as classify_streamlines
@@ -82,6 +83,7 @@ from .models.layers import pad_buckets as pad_buckets
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
 from .models.directions import point_directions as point_directions
+from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
 from .keyed import random_bits as random_bits
 from .hdf5 import read_config as read_config
