@@ -7,6 +7,7 @@ from .streamlines import PointMap as PointMap
 from .space import Space as Space
 from .streamlines import Streamlines as Streamlines
 from .tractogram import Tractogram as Tractogram
+from .volume import Volume as Volume
 from .space import apply_affine as apply_affine
 from .files import atomic_path as atomic_path
 from .files import cache_folder as cache_folder
@@ -19,6 +20,7 @@ from .space import convert_points as convert_points
 from .files import data_folder as data_folder
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
+from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .keyed import permutation as permutation
 from .keyed import random_bits as random_bits
