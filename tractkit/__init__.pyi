@@ -6,6 +6,7 @@ from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
 from .models.directions import CosineRegression as CosineRegression
+from .plots import DARK as DARK
 from .files import DataError as DataError
 from .baselines import DipySettings as DipySettings
 from .scoring import GroundTruth as GroundTruth
@@ -13,6 +14,7 @@ from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
+from .plots import LIGHT as LIGHT
 from .models.learn2track import Learn2Track as Learn2Track
 from .loader import MIN_PART as MIN_PART
 from .dataset import MRIData as MRIData
@@ -21,6 +23,7 @@ from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
 from .space import Origin as Origin
 from .models.layers import PadBuckets as PadBuckets
+from .plots import Picture as Picture
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .dataset import SFTData as SFTData
@@ -56,11 +59,13 @@ from .tracking import check_limits as check_limits
 from .tracking import check_seeds as check_seeds
 from .baselines import choose_dipy_settings as choose_dipy_settings
 from .scoring import classify_streamlines as classify_streamlines
+from .plots import color_ball as color_ball
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
 from .streamlines import compress as compress
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
+from .plots import content_box as content_box
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .hdf5 import create_hdf5 as create_hdf5
@@ -68,6 +73,8 @@ from .sampler import cut_batches as cut_batches
 from .files import data_folder as data_folder
 from .scoring import density_map as density_map
 from .tracking import dilate_mask as dilate_mask
+from .plots import direction_colors as direction_colors
+from .plots import encode_png as encode_png
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
 from .hdf5 import group_checksum as group_checksum
@@ -82,6 +89,11 @@ from .hdf5 import open_hdf5 as open_hdf5
 from .models.layers import pad_buckets as pad_buckets
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
+from .plots import plot_comparison as plot_comparison
+from .plots import plot_losses as plot_losses
+from .plots import plot_signal_and_fodf as plot_signal_and_fodf
+from .plots import plot_slice as plot_slice
+from .plots import plot_streamlines as plot_streamlines
 from .models.directions import point_directions as point_directions
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
@@ -93,6 +105,7 @@ from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
 from .loader import sample_trilinear as sample_trilinear
+from .plots import save_figure as save_figure
 from .models.base import save_model as save_model
 from .scoring import score_table as score_table
 from .scoring import score_tractogram as score_tractogram
@@ -107,8 +120,10 @@ from .baselines import track_oracle as track_oracle
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .models.layers import use_generator as use_generator
+from .plots import value_window as value_window
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
+from .plots import world_box as world_box
 
 __version__: str
 __all__: list[str]
