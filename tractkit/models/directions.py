@@ -15,7 +15,7 @@ from torch import nn
 
 from .layers import KeyedDropout
 
-# %% ../../nbs/21_models.directions.ipynb #491ea06e
+# %% ../../nbs/21_models.directions.ipynb #2839ae5f
 def unit(
     vectors: torch.Tensor,  # (..., 3)
 ) -> torch.Tensor:          # (..., 3) length 1; zero stays zero
@@ -26,12 +26,14 @@ def unit(
 def point_directions(
     points: torch.Tensor,       # (P, 3) voxel, packed
     offsets: torch.Tensor,      # (n + 1,) int64
-    voxel_sizes: torch.Tensor,  # (3,) or (P, 3) mm
+    voxel_sizes: torch.Tensor,  # (n, 3) mm, of each streamline's grid; or (3,)
 ) -> torch.Tensor:              # (P, 3) unit vectors in voxmm, zero at last points
     """The direction from each point to the next one of its streamline."""
     steps = torch.zeros_like(points)
     steps[:-1] = points[1:] - points[:-1]
     steps[_last_points(offsets)] = 0
+    if voxel_sizes.ndim == 2:  # subjects of one batch may have voxels of different sizes
+        voxel_sizes = torch.repeat_interleave(voxel_sizes, offsets.diff(), dim=0, output_size=len(points))
     return unit(steps * voxel_sizes)
 
 

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['Learn2Track']
 
-# %% ../../nbs/23_models.learn2track.ipynb #4400edcf
+# %% ../../nbs/23_models.learn2track.ipynb #465372eb
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from .base import TractographyModel, batch_voxel_sizes, register_model
+from .base import TractographyModel, register_model
 from .directions import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
 
-# %% ../../nbs/23_models.learn2track.ipynb #a8157069
+# %% ../../nbs/23_models.learn2track.ipynb #46bc6de8
 @register_model
 class Learn2Track(TractographyModel):
     """LSTM or GRU layers on [features, previous direction] at each point, and a direction getter.
@@ -56,7 +56,7 @@ class Learn2Track(TractographyModel):
     def forward(self, inputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """(P, C) features under the points of `batch` to (P, 3): a vector at each point, of any length."""
         if self.nb_previous_dirs:
-            directions = point_directions(batch.points, batch.offsets, batch_voxel_sizes(batch))
+            directions = point_directions(batch.points, batch.offsets, batch.voxel_sizes)
             inputs = torch.cat([inputs, previous_directions(directions, batch.offsets, batch.previous)], dim=1)
         blocks = pad_buckets(batch.offsets.cpu().numpy(), self._step_price(inputs.device), inputs.device)
         return self.direction_getter(blocks.pack([self.rnn(block)[0] for block in blocks.pad(inputs)]))
