@@ -1,9 +1,15 @@
 """Where each public name lives. Written by tools/export.py."""
 
 NAMES = {
+    "BUNDLES": "phantom",
     "DataError": "files",
     "KEYED_VERSION": "keyed",
+    "LAYOUTS": "phantom",
+    "Layout": "phantom",
     "Origin": "space",
+    "PHANTOM_VERSION": "phantom",
+    "PhantomSettings": "phantom",
+    "PhantomSubject": "phantom",
     "PointMap": "streamlines",
     "Space": "space",
     "Streamlines": "streamlines",
@@ -21,6 +27,7 @@ NAMES = {
     "data_folder": "files",
     "fold": "keyed",
     "fold_ids": "keyed",
+    "make_phantom": "phantom",
     "neighborhood_vectors": "volume",
     "normal": "keyed",
     "permutation": "keyed",
@@ -28,7 +35,9 @@ NAMES = {
     "resample_nb_points": "streamlines",
     "resample_step": "streamlines",
     "reverse": "streamlines",
+    "sample_subjects": "phantom",
     "segment_directions": "streamlines",
+    "simulate_subject": "phantom",
     "split": "streamlines",
     "take": "streamlines",
     "torch_seed": "keyed",
