@@ -29,6 +29,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tractkit.phantom.PhantomSettings': ('phantom.html#phantomsettings', 'tractkit/phantom.py'),
                                   'tractkit.phantom.PhantomSettings.__post_init__': ( 'phantom.html#phantomsettings.__post_init__',
                                                                                       'tractkit/phantom.py'),
+                                  'tractkit.phantom.PhantomSettings.place': ('phantom.html#phantomsettings.place', 'tractkit/phantom.py'),
+                                  'tractkit.phantom.PhantomSettings.size': ('phantom.html#phantomsettings.size', 'tractkit/phantom.py'),
                                   'tractkit.phantom.PhantomSubject': ('phantom.html#phantomsubject', 'tractkit/phantom.py'),
                                   'tractkit.phantom._Anatomy': ('phantom.html#_anatomy', 'tractkit/phantom.py'),
                                   'tractkit.phantom._Plan': ('phantom.html#_plan', 'tractkit/phantom.py'),

@@ -6,13 +6,13 @@
 __all__ = ['BUNDLES', 'LAYOUTS', 'PHANTOM_VERSION', 'Layout', 'PhantomSettings', 'PhantomSubject', 'simulate_subject',
            'make_phantom', 'sample_subjects']
 
-# %% ../nbs/05_phantom.ipynb #2f715429
+# %% ../nbs/05_phantom.ipynb #ed3857b9
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -69,7 +69,7 @@ class Layout:
 LAYOUTS = {layout.name: layout for layout in (
     Layout(), Layout("mirrored", mirror=True), Layout("rotated", rotation=15), Layout("shifted", shift=(3, -3, 0)))}
 
-# %% ../nbs/05_phantom.ipynb #de00ea1d
+# %% ../nbs/05_phantom.ipynb #ed5832bf
 @dataclass(frozen=True)
 class PhantomSettings:
     """Everything a phantom depends on. Raises ValueError for values that make no phantom."""
@@ -83,20 +83,29 @@ class PhantomSettings:
     voxel_size: float | tuple[float, float, float] = 2.0      # mm
     n_streamlines: int = 120         # true streamlines of each bundle
 
+    @property
+    def place(self) -> Layout:
+        """The layout itself, where its name was given."""
+        return LAYOUTS[self.layout] if isinstance(self.layout, str) else self.layout
+
+    @property
+    def size(self) -> np.ndarray:
+        """(3,) voxel sizes, mm."""
+        return np.broadcast_to(np.asarray(self.voxel_size, np.float64), 3)
+
     def __post_init__(self):
         if isinstance(self.layout, str):
             if self.layout not in LAYOUTS:
                 raise ValueError(f"no layout is called {self.layout!r}: use one of {', '.join(LAYOUTS)} or a Layout")
-            object.__setattr__(self, "layout", LAYOUTS[self.layout])
-        size = np.broadcast_to(np.asarray(self.voxel_size, float), 3).tolist()
-        object.__setattr__(self, "voxel_size", tuple(size))
+        object.__setattr__(self, "layout", self.place)
+        object.__setattr__(self, "voxel_size", tuple(self.size.tolist()))
         object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
-        if len(self.shape) != 3 or min(self.shape) < 4 or not min(size) > 0:
-            raise ValueError(f"shape {self.shape} of voxels of {size} mm is no grid of at least 4 voxels each way")
+        if len(self.shape) != 3 or min(self.shape) < 4 or not self.size.min() > 0:
+            raise ValueError(f"shape {self.shape} of voxels of {self.voxel_size} mm is no grid of at least 4 voxels each way")
         if self.bval <= 0 or self.n_directions < 6 or self.n_streamlines < 1 or (self.snr is not None and self.snr <= 0):
             raise ValueError("bval, snr and n_streamlines must be positive, n_directions at least 6")
 
-# %% ../nbs/05_phantom.ipynb #efdc26f9
+# %% ../nbs/05_phantom.ipynb #51e92d89
 def _middle_line(points: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(n, 3) points of a spline through `points`, the two unit vectors across it, both (n, 3)."""
     at = np.r_[0, np.cumsum(np.linalg.norm(np.diff(points, axis=0), axis=1))]
@@ -108,7 +117,7 @@ def _middle_line(points: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np
     return spline(u), side, up / np.linalg.norm(up, axis=1, keepdims=True)
 
 
-def _radius(radius: tuple[float, float, float], n: int) -> np.ndarray:
+def _radius(radius: Sequence[float] | np.ndarray, n: int) -> np.ndarray:
     """(n,) mm: from start over middle to end; a wide end opens late, as a fan does."""
     x = np.linspace(-1, 1, n)
     start, middle, end = radius
@@ -121,42 +130,42 @@ def _fibres(points, radius, height, rho, phi, n=200) -> np.ndarray:
     x, z = (rho * np.cos(phi))[:, None, None], (rho * np.sin(phi))[:, None, None] * height
     return middle + x * (_radius(radius, n)[:, None] * side) + z * up
 
-# %% ../nbs/05_phantom.ipynb #25b35830
+# %% ../nbs/05_phantom.ipynb #725edfff
 def _scale(settings: PhantomSettings) -> float:
-    return float(np.min(np.multiply(settings.shape, settings.voxel_size) / _BOX))
+    return float(np.min(settings.size * settings.shape / _BOX))
 
 
 def _own_points(name: str, settings: PhantomSettings, attempt: int) -> dict[str, np.ndarray]:
     """Each bundle's control points in this subject, mm from the middle of the grid."""
-    layout, key = settings.layout, partial(fold, settings.seed, "phantom", name, attempt)
+    layout, key = settings.place, partial(fold, settings.seed, "phantom", name, attempt)
     turn = np.radians(layout.rotation + 8 * uniform(key("turn"), 0, np.float64) - 4)
     matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]])
-    matrix = _scale(settings) * matrix @ np.diag([-1.0 if layout.mirror else 1.0, 1, 1])
+    matrix = _scale(settings) * matrix @ np.diag([-1.0 if layout.mirror else 1.0, 1.0, 1.0])
     points = {}
     for bundle, plan in _PLANS.items():
         p = np.array(plan.points, np.float64)
         together = bundle.split("_")[0]  # the two that kiss move as one, or they would miss each other
         jitter = np.clip(normal(key(together), np.arange(p.size)).reshape(p.shape), -1.7, 1.7) * [1.2, 1.2, 0.6]
         jitter[[0, -1]] /= 2
-        points[bundle] = (p + jitter) @ matrix.T + np.multiply(layout.shift, settings.voxel_size)
+        points[bundle] = (p + jitter) @ matrix.T + settings.size * layout.shift
     return points
 
 
 def _own_affine(name: str, settings: PhantomSettings) -> np.ndarray:
     """(4, 4) voxel → rasmm: LAS, tilted by some degrees about each axis; exact in float32, as NIfTI keeps it."""
     draw = np.clip(normal(fold(settings.seed, "phantom", name, "affine"), np.arange(6)), -2, 2)
-    matrix = np.diag([-1.0, 1, 1])
+    matrix = np.diag([-1.0, 1.0, 1.0])
     for axis, angle in enumerate(np.radians(4 * draw[:3])):
         i, j = (axis + 1) % 3, (axis + 2) % 3
         turn = np.eye(3)
         turn[[i, j], [i, j]], turn[i, j], turn[j, i] = np.cos(angle), -np.sin(angle), np.sin(angle)
         matrix = turn @ matrix
     affine = np.eye(4)
-    affine[:3, :3] = matrix * settings.voxel_size
+    affine[:3, :3] = matrix * settings.size
     affine[:3, 3] = 5 * draw[3:] - affine[:3, :3] @ ((np.array(settings.shape) - 1) / 2)
     return affine.astype(np.float32).astype(np.float64)
 
-# %% ../nbs/05_phantom.ipynb #c355282f
+# %% ../nbs/05_phantom.ipynb #71f21844
 _STEP, _LAST, _IN_MASK, _IN_END = 2, 6.0, 0.3, 0.05  # degrees, mm, filled parts of a voxel
 
 
@@ -170,7 +179,7 @@ class _Anatomy(NamedTuple):
 
 def _fill(points: dict[str, np.ndarray], settings: PhantomSettings, n: int = 250) -> _Anatomy:
     """What the fibres of one subject fill. Raises ValueError if a fibre leaves the grid."""
-    shape, size, scale = settings.shape, np.array(settings.voxel_size), _scale(settings)
+    shape, size, scale = settings.shape, settings.size, _scale(settings)
     k = np.arange(n) + 0.5
     filled, ends, voxels, directions, parts = [], [], [], [], []
     for bundle, plan in _PLANS.items():
@@ -257,7 +266,7 @@ def _with_noise(signal: np.ndarray, snr: float | None, key: int) -> np.ndarray:
     at, sigma = np.arange(signal.size).reshape(signal.shape), _S0 / snr
     return np.rint(np.hypot(signal + sigma * normal(key, at), sigma * normal(key, at + signal.size))).astype(np.float32)
 
-# %% ../nbs/05_phantom.ipynb #f0a4e865
+# %% ../nbs/05_phantom.ipynb #e11b570a
 @dataclass(frozen=True, eq=False)
 class PhantomSubject:
     """One simulated subject, in memory."""
@@ -281,8 +290,8 @@ def simulate_subject(
 
     Raises ValueError if the bundles do not fit the grid."""
     anatomy, affine, gtab = _anatomy(name, settings), _own_affine(name, settings), _gradients(settings)
-    middle = (np.array(settings.shape) - 1) / 2 + settings.layout.shift
-    away = (np.indices(settings.shape)[:2] - middle[:2, None, None, None]) * np.reshape(settings.voxel_size[:2], (2, 1, 1, 1))
+    middle = (np.array(settings.shape) - 1) / 2 + settings.place.shift
+    away = (np.indices(settings.shape)[:2] - middle[:2, None, None, None]) * np.reshape(settings.size[:2], (2, 1, 1, 1))
     depth = (_scale(settings) * _RIM - np.hypot(*away)).ravel()
     dwi = _with_noise(_clean_signal(anatomy, depth, gtab), settings.snr, fold(settings.seed, "phantom", name, "noise"))
     masks = anatomy.filled > _IN_MASK
@@ -304,7 +313,7 @@ def _true_bundles(name, points, affine, settings) -> dict[str, Tractogram]:
         key = fold(settings.seed, "phantom", name, "fibres", bundle)
         rho, phi = np.sqrt(uniform(key, np.arange(n))), 2 * np.pi * uniform(key, np.arange(n) + n)
         p = _fibres(points[bundle], scale * np.array(_PLANS[bundle].radius), scale * _HEIGHT, rho, phi, n=400)
-        p = p / settings.voxel_size + (np.array(settings.shape) - 1) / 2
+        p = p / settings.size + (np.array(settings.shape) - 1) / 2
         streamlines, _ = resample_step(Streamlines(p.reshape(-1, 3).astype(np.float32), np.arange(n + 1) * 400), 1.0, affine)
         bundles[bundle] = Tractogram(streamlines, affine, settings.shape, dps={"bundle": np.full((n, 1), index, np.float32)})
     return bundles
