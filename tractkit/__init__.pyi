@@ -1,5 +1,6 @@
 """The lazy top level, for editors and type checkers. Written by tools/export.py."""
 
+from .phantom import BUNDLES as BUNDLES
 from .sampler import BatchIDSampler as BatchIDSampler
 from .sampler import BatchIds as BatchIds
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
@@ -19,7 +20,9 @@ from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
+from .phantom import LAYOUTS as LAYOUTS
 from .plots import LIGHT as LIGHT
+from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .loader import MIN_PART as MIN_PART
 from .dataset import MRIData as MRIData
@@ -27,9 +30,12 @@ from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
 from .space import Origin as Origin
+from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
 from .policy import PerEpoch as PerEpoch
+from .phantom import PhantomSettings as PhantomSettings
+from .phantom import PhantomSubject as PhantomSubject
 from .plots import Picture as Picture
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
@@ -92,6 +98,7 @@ from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .models.layers import initialize_weights as initialize_weights
 from .checkpoint import load_checkpoint as load_checkpoint
 from .models.base import load_model as load_model
+from .phantom import make_phantom as make_phantom
 from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
@@ -116,6 +123,7 @@ from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
+from .phantom import sample_subjects as sample_subjects
 from .loader import sample_trilinear as sample_trilinear
 from .checkpoint import save_checkpoint as save_checkpoint
 from .plots import save_figure as save_figure
@@ -124,6 +132,7 @@ from .scoring import score_table as score_table
 from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
+from .phantom import simulate_subject as simulate_subject
 from .streamlines import split as split
 from .hdf5 import standardize as standardize
 from .streamlines import take as take
