@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_space import any_affine
 
-from tractkit.files import DataError
+from tractkit.files import DataError, data_folder
 from tractkit.keyed import fold, normal, uniform
 from tractkit.space import apply_affine, convert_points
 from tractkit.volume import Volume, neighborhood_vectors
@@ -73,6 +73,11 @@ def test_number_types(dtype, point_type):
 @pytest.mark.parametrize("shape", [(1, 5, 5, 2), (5, 1, 5, 20), (5, 5, 1, 2), (1, 1, 1, 9), (2, 1, 1, 1)])
 def test_thin_volumes(shape):
     volume = volume_of(shape)
+    fenced = np.full(3 * volume.data.size, np.nan, np.float32)  # NaN before and behind: 0 * NaN would show
+    inner = fenced[volume.data.size:-volume.data.size].reshape(shape)
+    inner[:] = volume.data
+    volume = Volume(inner, volume.affine)
+    assert np.shares_memory(volume.data, fenced)
     points = points_in(shape, margin=1.5)
     for order, how in (1, "trilinear"), (0, "nearest"):
         np.testing.assert_allclose(volume.sample(points, how), scipy_sample(volume, points, order), atol=1e-4)
@@ -329,3 +334,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ValueError, match="written as .nii"):
         volume_of((3, 3, 3)).save(tmp_path / "v.mgz")
+
+
+@pytest.mark.real
+def test_real_volumes(tmp_path):
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("TRACTKIT_DATA is not set")
+    files = [p for name in ("real_dwi_3mm", "human_atlas") for p in sorted((folder / name).glob("*.nii.gz"))
+             if p.stat().st_size < 1e6]
+    assert files
+    for file in files:
+        volume, plain = Volume.load(file), nib.load(file)
+        np.testing.assert_array_equal(volume.data, plain.get_fdata(dtype=np.float32))
+        again = Volume.load(volume.save(tmp_path / file.name))
+        np.testing.assert_array_equal(again.affine, plain.affine)
+        np.testing.assert_array_equal(again.header.get_sform(), plain.get_sform())
+        np.testing.assert_array_equal(again.data, volume.data)
