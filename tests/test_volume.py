@@ -144,7 +144,7 @@ def test_wrong_arguments():
     volume = volume_of((5, 4, 3, 2))
     points = np.zeros((4, 3), np.float32)
     for kwargs in ({"interpolation": "cubic"}, {"outside": "wrap"}, {"out": np.empty((4, 3), np.float32)},
-                   {"out": np.empty((4, 2))}, {"out": np.empty((2, 4), np.float32).T}, {"neighborhood": np.zeros(3)}):
+                   {"out": np.empty((4, 2))}, {"out": np.empty((2, 4), np.float32).T}, {"neighborhood": np.zeros(3)}, {"neighborhood": np.zeros((0, 3))}):
         with pytest.raises(ValueError, match="choose|out is|neighborhood"):
             volume.sample(points, **kwargs)
     for bad in (points[0], points[:, :2], np.zeros((2, 3), complex), [["a", "b", "c"]]):
@@ -258,6 +258,16 @@ def test_qform_and_sform_survive(tmp_path, q, s, kind):
     c = nib.load(tmp_path / "c.nii.gz")
     np.testing.assert_array_equal(c.affine, moved.affine)
     np.testing.assert_array_equal(c.get_qform(), moved.affine)
+
+
+def test_a_sheared_affine_has_no_qform(tmp_path):
+    sheared, square = np.eye(4), np.diag([2, -2.5, 3, 1])
+    sheared[0, 1] = 0.2
+    for affine, code in (sheared, 0), (square, 1):
+        plain = nib.load(Volume(np.zeros((2, 2, 2)), affine).save(tmp_path / "s.nii"))
+        np.testing.assert_allclose(plain.affine, affine, rtol=1e-7)
+        assert (int(plain.header["qform_code"]), int(plain.header["sform_code"])) == (code, 1)
+        assert plain.header.get_xyzt_units()[0] == "mm"
 
 
 def test_scaled_integers_and_exact_types(tmp_path):
