@@ -16,7 +16,7 @@ from numba import njit
 
 from .files import DataError
 
-# %% ../nbs/03_streamlines.ipynb #929c9b77
+# %% ../nbs/03_streamlines.ipynb #2bb54ce2
 @dataclass(frozen=True, eq=False, repr=False)
 class Streamlines:
     """Packed streamlines: streamline i is `points[offsets[i]:offsets[i + 1]]`.
@@ -45,6 +45,18 @@ class Streamlines:
         points = np.concatenate(arrays) if arrays else np.empty((0, 3), np.float32)
         return cls(points, _offsets_of(counts))
 
+    @classmethod
+    def unchecked(
+        cls,
+        points: np.ndarray,   # (N, 3) float32, C-contiguous
+        offsets: np.ndarray,  # (n + 1,) int64
+    ) -> "Streamlines":
+        """Streamlines from arrays known to be good, such as those of an operation here: nothing is read."""
+        new = object.__new__(cls)
+        object.__setattr__(new, "points", points)
+        object.__setattr__(new, "offsets", offsets)
+        return new
+
     def to_list(self) -> list[np.ndarray]:
         """The streamlines as a list of (k, 3) views."""
         return list(self)
@@ -67,8 +79,8 @@ class Streamlines:
         if isinstance(key, slice) and key.step in (None, 1):
             first, last, _ = key.indices(len(self))
             bounds = self.offsets[first:max(first, last) + 1]
-            return _trusted(self.points[bounds[0]:bounds[-1]], bounds - bounds[0])
-        return _trusted(*_take(self.points, self.offsets, _as_ids(key, len(self))))
+            return Streamlines.unchecked(self.points[bounds[0]:bounds[-1]], bounds - bounds[0])
+        return Streamlines.unchecked(*_take(self.points, self.offsets, _as_ids(key, len(self))))
 
     def __repr__(self) -> str:
         return f"Streamlines({len(self):,} streamlines, {len(self.points):,} points)"
@@ -96,9 +108,10 @@ class Streamlines:
     ) -> "Streamlines":
         """Map every point through `affine`, in float64, rounded once to float32."""
         affine = np.asarray(affine, np.float64)
-        return _trusted(_transform(self.points, _linear_part(affine), tuple(affine[:3, 3].tolist())), self.offsets)
+        moved = _transform(self.points, _linear_part(affine), tuple(affine[:3, 3].tolist()))
+        return Streamlines.unchecked(moved, self.offsets)
 
-# %% ../nbs/03_streamlines.ipynb #1ca72451
+# %% ../nbs/03_streamlines.ipynb #3b3b55d9
 def _check_points(points) -> np.ndarray:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
@@ -133,14 +146,6 @@ def _offsets_of(counts: np.ndarray) -> np.ndarray:
     offsets = np.zeros(len(counts) + 1, np.int64)
     np.cumsum(counts, out=offsets[1:])
     return offsets
-
-
-def _trusted(points: np.ndarray, offsets: np.ndarray) -> Streamlines:
-    """Streamlines from arrays that our own operations made; skips the checks."""
-    s = object.__new__(Streamlines)
-    object.__setattr__(s, "points", points)
-    object.__setattr__(s, "offsets", offsets)
-    return s
 
 
 def _as_ids(key, n: int) -> np.ndarray:
@@ -300,7 +305,7 @@ class PointMap:
             new[between] += w * (array[self.right[between]] - new[between])
         return new
 
-# %% ../nbs/03_streamlines.ipynb #668b4fe7
+# %% ../nbs/03_streamlines.ipynb #8bf6889c
 def resample_step(
     s: Streamlines,
     step_mm: float,                    # mm (the points' own unit if affine is None)
@@ -332,7 +337,7 @@ def resample_nb_points(
 def _resampled(s, step, nb_points, affine) -> tuple[Streamlines, PointMap]:
     arguments = s.points, s.offsets, step, nb_points, _linear_part(affine)
     points, offsets, _, _ = _resample(*arguments, False)
-    return _trusted(points, offsets), PointMap.later(partial(_resample_map, *arguments), np.arange(len(s)))
+    return Streamlines.unchecked(points, offsets), PointMap.later(partial(_resample_map, *arguments), np.arange(len(s)))
 
 
 def _resample_map(points, offsets, step, nb_points, A) -> tuple:
@@ -390,7 +395,7 @@ def _walk(p, gaps, length, out, left, weight):
         if len(left):
             left[k], weight[k] = j, w
 
-# %% ../nbs/03_streamlines.ipynb #f6105550
+# %% ../nbs/03_streamlines.ipynb #fcfec6b6
 def compress(
     s: Streamlines,
     tolerance_mm: float = 0.01,        # largest distance from a dropped point to its segment's line, mm
@@ -407,7 +412,7 @@ def compress(
     rows, offsets = _compress(s.points, s.offsets, float(tolerance_mm), float(max_segment_mm),
                               _linear_part(affine))
     picked = PointMap.later(partial(tuple, [rows]), np.arange(len(s)))
-    return _trusted(np.take(s.points, rows, axis=0), offsets), picked
+    return Streamlines.unchecked(np.take(s.points, rows, axis=0), offsets), picked
 
 
 @njit(nogil=True, cache=True)
@@ -446,7 +451,7 @@ def _is_straight(p, tolerance, longest, A):
             return False
     return True
 
-# %% ../nbs/03_streamlines.ipynb #f09a1f07
+# %% ../nbs/03_streamlines.ipynb #40d33ab2
 def reverse(
     s: Streamlines,
     flags: np.ndarray | None = None,  # (n,) bool, which to turn around; None: all
@@ -454,7 +459,7 @@ def reverse(
     """Turn streamlines end to end."""
     flags = np.ones(len(s), bool) if flags is None else _per_streamline(flags, len(s), bool, "flags")
     where = PointMap.later(partial(_reverse_rows, s.offsets, flags), np.arange(len(s)))
-    return _trusted(_reverse(s.points, s.offsets, flags), s.offsets), where
+    return Streamlines.unchecked(_reverse(s.points, s.offsets, flags), s.offsets), where
 
 
 @njit(nogil=True, cache=True)
@@ -491,7 +496,7 @@ def split(
         raise ValueError(f"streamline {i} has {s.nb_points[i]} points and cannot be cut at {at[i]}: "
                          "both parts need two points")
     points, offsets, source = _split(s.points, s.offsets, at, flags)
-    return _trusted(points, offsets), PointMap.later(partial(_split_rows, s.offsets, at, flags), source)
+    return Streamlines.unchecked(points, offsets), PointMap.later(partial(_split_rows, s.offsets, at, flags), source)
 
 
 @njit(nogil=True, cache=True)
@@ -521,20 +526,21 @@ def _split_rows(offsets, at, flags) -> tuple:
 
 
 def _per_streamline(array, n: int, dtype, name: str) -> np.ndarray:
+    """One bool, or one whole number, for each streamline; ValueError otherwise."""
     array = np.asarray(array)
     if array.shape != (n,) or (dtype is bool) != (array.dtype.kind == "b") or array.dtype.kind not in "biu":
         raise ValueError(f"{name} must be one {np.dtype(dtype).name} per streamline, shape ({n},), "
                          f"not {array.dtype} of shape {array.shape}")
     return np.ascontiguousarray(array, dtype)
 
-# %% ../nbs/03_streamlines.ipynb #69d337f9
+# %% ../nbs/03_streamlines.ipynb #ac55aa58
 def take(
     s: Streamlines,
     ids: np.ndarray,  # (k,) ids, a mask or a slice
 ) -> tuple[Streamlines, PointMap]:
     """`s[ids]`, and where its points came from."""
     ids = _as_ids(ids, len(s))
-    new = _trusted(*_take(s.points, s.offsets, ids))
+    new = Streamlines.unchecked(*_take(s.points, s.offsets, ids))
     return new, PointMap.later(partial(_take_rows, s.offsets, new.offsets, ids), ids)
 
 
@@ -547,7 +553,8 @@ def concatenate_streamlines(
 ) -> Streamlines:
     """All streamlines of all parts, in order."""
     points = [np.empty((0, 3), np.float32), *(p.points for p in parts)]
-    return _trusted(np.concatenate(points), _offsets_of(np.concatenate([[0], *(p.nb_points for p in parts)])[1:]))
+    counts = [np.empty(0, np.int64), *(p.nb_points for p in parts)]
+    return Streamlines.unchecked(np.concatenate(points), _offsets_of(np.concatenate(counts)))
 
 
 def segment_directions(

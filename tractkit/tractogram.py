@@ -184,7 +184,7 @@ def _inside(points, offsets, low, high):
                     out[i] = False
     return out
 
-# %% ../nbs/04_tractogram.ipynb #83b0c7c5
+# %% ../nbs/04_tractogram.ipynb #87a03171
 def _facts(t: Tractogram) -> dict[str, str]:
     sizes = " × ".join(f"{v:g}" for v in np.round(t.voxel_sizes, 4))
     facts = {"streamlines": f"{len(t):,}", "points": f"{len(t.streamlines.points):,}"}
@@ -194,7 +194,7 @@ def _facts(t: Tractogram) -> dict[str, str]:
     facts["grid"] = f"{' × '.join(map(str, t.dimensions))} voxels of {sizes} mm, {voxel_order(t.affine)}"
     for name, data in (("dps", t.dps), ("dpp", t.dpp), ("groups", t.groups)):
         if data:
-            shown = [f"{k} ({len(v):,})" if name == "groups" else f"{k} {v.shape[1]} × {v.dtype}"
+            shown = [f"{k} ({len(v):,})" if name == "groups" else f"{k} ({v.shape[1]} × {v.dtype})"
                      for k, v in list(data.items())[:6]]
             facts[name] = ", ".join(shown) + (f" and {len(data) - 6} more" if len(data) > 6 else "")
     outside = int((~t.inside()).sum())
