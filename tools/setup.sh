@@ -159,7 +159,8 @@ mkdir -p -m 700 $venv/run
 # A CPU wheel is asked for by its full version, first from the indexes this machine is configured for (a mirror, a
 # local wheel), then from TORCH_INDEX. So a machine that cannot reach TORCH_INDEX gets an error, and never the
 # gigabytes of CUDA packages that torch of the same version brings along on PyPI.
-pip=("$root/$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt)
+# No compiling: Python compiles what is imported when it first is, a fraction of what is installed.
+pip=("$root/$venv/bin/python" -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt)
 torch_version=$(sed -n 's/^torch==//p' constraints.txt)
 flavour=
 case ${TORCH_INDEX##*/} in cpu | cu[0-9]* | rocm* | xpu) flavour=+${TORCH_INDEX##*/} ;; esac
