@@ -7,6 +7,7 @@ from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
 from .models.directions import CosineRegression as CosineRegression
+from .dwi import DWI as DWI
 from .files import DataError as DataError
 from .baselines import DipySettings as DipySettings
 from .scoring import GroundTruth as GroundTruth
@@ -29,9 +30,11 @@ from .phantom import PhantomSettings as PhantomSettings
 from .phantom import PhantomSubject as PhantomSubject
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
+from .dwi import Response as Response
 from .dataset import SFTData as SFTData
 from .hdf5 import SPLITS as SPLITS
 from .scoring import Scores as Scores
+from .dwi import ShInfo as ShInfo
 from .space import Space as Space
 from .hdf5 import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
@@ -65,6 +68,8 @@ from .scoring import classify_streamlines as classify_streamlines
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
 from .streamlines import compress as compress
+from .dwi import compute_fodf as compute_fodf
+from .dwi import compute_sh as compute_sh
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
 from .space import conversion_affine as conversion_affine
@@ -74,12 +79,17 @@ from .sampler import cut_batches as cut_batches
 from .files import data_folder as data_folder
 from .scoring import density_map as density_map
 from .tracking import dilate_mask as dilate_mask
+from .dwi import estimate_response as estimate_response
+from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .models.layers import initialize_weights as initialize_weights
+from .dwi import largest_sh_order as largest_sh_order
+from .dwi import load_dwi as load_dwi
 from .models.base import load_model as load_model
+from .dwi import load_sh as load_sh
 from .phantom import make_phantom as make_phantom
 from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
@@ -90,6 +100,7 @@ from .models.layers import pad_buckets as pad_buckets
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
 from .models.directions import point_directions as point_directions
+from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
 from .keyed import random_bits as random_bits
@@ -102,10 +113,12 @@ from .streamlines import reverse as reverse
 from .phantom import sample_subjects as sample_subjects
 from .loader import sample_trilinear as sample_trilinear
 from .models.base import save_model as save_model
+from .dwi import save_sh as save_sh
 from .scoring import score_table as score_table
 from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
+from .dwi import select_shell as select_shell
 from .phantom import simulate_subject as simulate_subject
 from .streamlines import split as split
 from .hdf5 import standardize as standardize
