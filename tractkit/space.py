@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['Space', 'Origin', 'check_affine', 'voxel_sizes', 'voxel_order', 'apply_affine', 'conversion_affine', 'convert_points']
 
-# %% ../nbs/01_space.ipynb #81291da9
+# %% ../nbs/01_space.ipynb #604331c0
 import os
-from enum import Enum
+from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from nibabel.orientations import aff2axcodes
 
 from .files import DataError
 
-# %% ../nbs/01_space.ipynb #9c525ad9
-class Space(str, Enum):
+# %% ../nbs/01_space.ipynb #02f85c5e
+class Space(StrEnum):
     """Which axes and unit a coordinate is in."""
 
     VOX = "vox"        # voxels, along the voxel axes
@@ -23,13 +24,13 @@ class Space(str, Enum):
     RASMM = "rasmm"    # millimetres, right-anterior-superior scanner axes
 
 
-class Origin(str, Enum):
+class Origin(StrEnum):
     """Which place of the first voxel has voxel coordinates (0, 0, 0)."""
 
     CENTER = "center"  # NIfTI
     CORNER = "corner"  # TrackVis: half a voxel more on each axis
 
-# %% ../nbs/01_space.ipynb #573772c8
+# %% ../nbs/01_space.ipynb #c5c5be9e
 def check_affine(
     affine,                                # (4, 4) voxel (center) -> rasmm
     *,
@@ -38,7 +39,7 @@ def check_affine(
     group: str | None = None,
 ) -> np.ndarray:                           # (4, 4) float64, a copy
     """The affine as float64; DataError if it is not finite, not (4, 4), not affine or cannot be inverted."""
-    place = {"file": file, "subject": subject, "group": group}
+    place: dict[str, Any] = {"file": file, "subject": subject, "group": group}
     try:
         a = np.array(affine, dtype=np.float64)
     except (TypeError, ValueError):
@@ -86,11 +87,11 @@ def apply_affine(
         out[i:i + _BLOCK] = p[i:i + _BLOCK].astype(np.float64) @ linear + shift
     return out
 
-# %% ../nbs/01_space.ipynb #00771812
+# %% ../nbs/01_space.ipynb #a3ea7d2a
 def conversion_affine(
     affine: np.ndarray,  # (4, 4) voxel (center) -> rasmm
-    source: tuple[Space, Origin],
-    target: tuple[Space, Origin],
+    source: tuple[Space | str, Origin | str],
+    target: tuple[Space | str, Origin | str],
 ) -> np.ndarray:         # (4, 4) float64: source coordinates -> target coordinates
     """The affine that takes coordinates of one (space, origin) to another.
 
@@ -112,8 +113,8 @@ def convert_points(
     points: np.ndarray,            # (n, 3) in the source space
     affine: np.ndarray,            # (4, 4) voxel (center) -> rasmm
     *,
-    source: tuple[Space, Origin],  # such as (Space.RASMM, Origin.CENTER)
-    target: tuple[Space, Origin],  # such as (Space.VOX, Origin.CENTER)
+    source: tuple[Space | str, Origin | str],  # such as (Space.RASMM, Origin.CENTER)
+    target: tuple[Space | str, Origin | str],  # such as (Space.VOX, Origin.CENTER)
 ) -> np.ndarray:                   # (n, 3) in the target space, a new array
     """Points of one (space, origin) in another; raises as `conversion_affine` and `apply_affine` do."""
     return apply_affine(conversion_affine(affine, source, target), points)

@@ -6,16 +6,17 @@
 __all__ = ['Streamlines', 'PointMap', 'resample_step', 'resample_nb_points', 'compress', 'reverse', 'split', 'take',
            'concatenate_streamlines', 'segment_directions']
 
-# %% ../nbs/03_streamlines.ipynb #d667f954
-from collections.abc import Iterable, Iterator, Sequence
+# %% ../nbs/03_streamlines.ipynb #7a07e098
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 
 import numpy as np
 from numba import njit
 
 from .files import DataError
 
-# %% ../nbs/03_streamlines.ipynb #054765c0
+# %% ../nbs/03_streamlines.ipynb #2bb54ce2
 @dataclass(frozen=True, eq=False, repr=False)
 class Streamlines:
     """Packed streamlines: streamline i is `points[offsets[i]:offsets[i + 1]]`.
@@ -44,6 +45,18 @@ class Streamlines:
         points = np.concatenate(arrays) if arrays else np.empty((0, 3), np.float32)
         return cls(points, _offsets_of(counts))
 
+    @classmethod
+    def unchecked(
+        cls,
+        points: np.ndarray,   # (N, 3) float32, C-contiguous
+        offsets: np.ndarray,  # (n + 1,) int64
+    ) -> "Streamlines":
+        """Streamlines from arrays known to be good, such as those of an operation here: nothing is read."""
+        new = object.__new__(cls)
+        object.__setattr__(new, "points", points)
+        object.__setattr__(new, "offsets", offsets)
+        return new
+
     def to_list(self) -> list[np.ndarray]:
         """The streamlines as a list of (k, 3) views."""
         return list(self)
@@ -66,8 +79,8 @@ class Streamlines:
         if isinstance(key, slice) and key.step in (None, 1):
             first, last, _ = key.indices(len(self))
             bounds = self.offsets[first:max(first, last) + 1]
-            return _trusted(self.points[bounds[0]:bounds[-1]], bounds - bounds[0])
-        return _trusted(*_take(self.points, self.offsets, _as_ids(key, len(self))))
+            return Streamlines.unchecked(self.points[bounds[0]:bounds[-1]], bounds - bounds[0])
+        return Streamlines.unchecked(*_take(self.points, self.offsets, _as_ids(key, len(self))))
 
     def __repr__(self) -> str:
         return f"Streamlines({len(self):,} streamlines, {len(self.points):,} points)"
@@ -95,16 +108,18 @@ class Streamlines:
     ) -> "Streamlines":
         """Map every point through `affine`, in float64, rounded once to float32."""
         affine = np.asarray(affine, np.float64)
-        return _trusted(_transform(self.points, _linear_part(affine), affine[:3, 3]), self.offsets)
+        moved = _transform(self.points, _linear_part(affine), tuple(affine[:3, 3].tolist()))
+        return Streamlines.unchecked(moved, self.offsets)
 
-# %% ../nbs/03_streamlines.ipynb #ca3ffd99
+# %% ../nbs/03_streamlines.ipynb #3b3b55d9
 def _check_points(points) -> np.ndarray:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
         raise DataError(f"points must be numbers of shape (N, 3), not {points.dtype} of shape {points.shape}")
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         points = np.ascontiguousarray(points, np.float32)
-    if not np.isfinite(points.sum(dtype=np.float64)):
+        whole = np.isfinite(points.sum(dtype=np.float64))
+    if not whole:
         bad = np.flatnonzero(~np.isfinite(points).all(1))
         raise DataError(f"{len(bad)} of {len(points)} points are NaN or infinite, the first is point {bad[0]}")
     return points
@@ -133,14 +148,6 @@ def _offsets_of(counts: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def _trusted(points: np.ndarray, offsets: np.ndarray) -> Streamlines:
-    """Streamlines from arrays that our own operations made; skips the checks."""
-    s = object.__new__(Streamlines)
-    object.__setattr__(s, "points", points)
-    object.__setattr__(s, "offsets", offsets)
-    return s
-
-
 def _as_ids(key, n: int) -> np.ndarray:
     """Ids, mask or slice to (k,) int64 in [0, n); IndexError otherwise."""
     if isinstance(key, slice):
@@ -160,16 +167,15 @@ def _as_ids(key, n: int) -> np.ndarray:
     return np.where(key < 0, key + n, key) if len(key) and key.min() < 0 else key
 
 
-def _linear_part(affine) -> np.ndarray:
-    """The (3, 3) float64 part of an affine that scales and turns; identity for None."""
-    if affine is None:
-        return np.eye(3)
-    affine = np.asarray(affine, np.float64)
+def _linear_part(affine) -> tuple[float, ...]:
+    """The nine numbers of an affine that scale and turn; identity for None. Scalars, so that kernels keep
+    them in registers."""
+    affine = np.eye(4) if affine is None else np.asarray(affine, np.float64)
     if affine.shape != (4, 4):
         raise ValueError(f"an affine has shape (4, 4), not {affine.shape}")
-    return np.ascontiguousarray(affine[:3, :3])
+    return tuple(affine[:3, :3].ravel().tolist())
 
-# %% ../nbs/03_streamlines.ipynb #d7b9ab08
+# %% ../nbs/03_streamlines.ipynb #53c07965
 @njit(nogil=True, cache=True)
 def _take(points, offsets, ids):
     new = np.zeros(len(ids) + 1, np.int64)
@@ -186,28 +192,45 @@ def _take(points, offsets, ids):
 
 
 @njit(nogil=True, cache=True)
-def _vector(points, a, b, A):
-    """From point a to point b, through the linear part A of an affine."""
-    x = np.float64(points[b, 0]) - np.float64(points[a, 0])
-    y = np.float64(points[b, 1]) - np.float64(points[a, 1])
-    z = np.float64(points[b, 2]) - np.float64(points[a, 2])
-    return (A[0, 0] * x + A[0, 1] * y + A[0, 2] * z,
-            A[1, 0] * x + A[1, 1] * y + A[1, 2] * z,
-            A[2, 0] * x + A[2, 1] * y + A[2, 2] * z)
+def _vector(p, a, b, A):
+    """From p[a:a + 3] to p[b:b + 3], through the linear part of an affine."""
+    x = np.float64(p[b]) - np.float64(p[a])
+    y = np.float64(p[b + 1]) - np.float64(p[a + 1])
+    z = np.float64(p[b + 2]) - np.float64(p[a + 2])
+    return A[0] * x + A[1] * y + A[2] * z, A[3] * x + A[4] * y + A[5] * z, A[6] * x + A[7] * y + A[8] * z
 
 
 @njit(nogil=True, cache=True)
-def _distance(points, a, b, A):
-    x, y, z = _vector(points, a, b, A)
-    return np.sqrt(x * x + y * y + z * z)
+def _gaps(p, A, out):
+    """Distances between neighbours on one flat streamline, into out; their sum.
+
+    The distances do not wait for each other, so this loop becomes vector instructions, and four running sums
+    keep the order of the additions the same on every processor."""
+    n = len(p) // 3 - 1
+    for k in range(n):
+        x, y, z = _vector(p, 3 * k, 3 * k + 3, A)
+        out[k] = np.sqrt(x * x + y * y + z * z)
+    s, t, u, v = 0., 0., 0., 0.
+    for k in range(0, n - 3, 4):
+        s, t, u, v = s + out[k], t + out[k + 1], u + out[k + 2], v + out[k + 3]
+    for k in range(max(0, n // 4 * 4), n):
+        s += out[k]
+    return (s + t) + (u + v)
+
+
+@njit(nogil=True, cache=True)
+def _longest(offsets):
+    n = 1
+    for i in range(len(offsets) - 1):
+        n = max(n, offsets[i + 1] - offsets[i])
+    return n
 
 
 @njit(nogil=True, cache=True)
 def _lengths(points, offsets, A):
-    out = np.zeros(len(offsets) - 1)
+    p, out, gaps = points.ravel(), np.zeros(len(offsets) - 1), np.empty(_longest(offsets))
     for i in range(len(out)):
-        for k in range(offsets[i], offsets[i + 1] - 1):
-            out[i] += _distance(points, k, k + 1, A)
+        out[i] = _gaps(p[3 * offsets[i]:3 * offsets[i + 1]], A, gaps)
     return out
 
 
@@ -216,25 +239,54 @@ def _transform(points, A, t):
     out = np.empty_like(points)
     for k in range(len(points)):
         x, y, z = np.float64(points[k, 0]), np.float64(points[k, 1]), np.float64(points[k, 2])
-        for d in range(3):
-            out[k, d] = A[d, 0] * x + A[d, 1] * y + A[d, 2] * z + t[d]
+        out[k, 0] = A[0] * x + A[1] * y + A[2] * z + t[0]
+        out[k, 1] = A[3] * x + A[4] * y + A[5] * z + t[1]
+        out[k, 2] = A[6] * x + A[7] * y + A[8] * z + t[2]
     return out
 
-# %% ../nbs/03_streamlines.ipynb #77dd0e75
-@dataclass(frozen=True, eq=False, repr=False)
+# %% ../nbs/03_streamlines.ipynb #3d4b8876
 class PointMap:
     """Where new points came from: point k = (1 - weight[k]) * old[left[k]] + weight[k] * old[right[k]]."""
 
-    left: np.ndarray         # (M,) int64
-    right: np.ndarray        # (M,) int64
-    weight: np.ndarray       # (M,) float32 in [0, 1]
-    streamlines: np.ndarray  # (m,) int64, the old streamline that each new streamline came from
+    def __init__(
+        self,
+        left: np.ndarray,         # (M,) int64
+        right: np.ndarray,        # (M,) int64
+        weight: np.ndarray,       # (M,) float32 in [0, 1]
+        streamlines: np.ndarray,  # (m,) int64, the old streamline that each new streamline came from
+    ):
+        self._work: Callable[[], tuple] = partial(tuple, [left, right, weight])
+        self.streamlines = streamlines
 
-    def __len__(self) -> int:
-        return len(self.left)
+    @classmethod
+    def later(
+        cls,
+        work: Callable[[], tuple],  # makes (left, right, weight), or (rows,) where points were only picked
+        streamlines: np.ndarray,    # (m,) int64
+    ) -> "PointMap":
+        """A map whose arrays are made when they are first asked for."""
+        new = cls.__new__(cls)
+        new._work, new.streamlines = work, streamlines
+        return new
 
-    def __repr__(self) -> str:
-        return f"PointMap({len(self.streamlines):,} streamlines, {len(self):,} points)"
+    @cached_property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        arrays = self._work()
+        if len(arrays) == 1:
+            return arrays[0], arrays[0], np.zeros(len(arrays[0]), np.float32)
+        return arrays
+
+    @property
+    def left(self) -> np.ndarray:
+        return self._arrays[0]
+
+    @property
+    def right(self) -> np.ndarray:
+        return self._arrays[1]
+
+    @property
+    def weight(self) -> np.ndarray:
+        return self._arrays[2]
 
     def apply(
         self,
@@ -253,12 +305,7 @@ class PointMap:
             new[between] += w * (array[self.right[between]] - new[between])
         return new
 
-
-def _selection(rows: np.ndarray, streamlines: np.ndarray) -> PointMap:
-    """The map of an operation that only picks points."""
-    return PointMap(rows, rows, np.zeros(len(rows), np.float32), streamlines)
-
-# %% ../nbs/03_streamlines.ipynb #87e00282
+# %% ../nbs/03_streamlines.ipynb #8bf6889c
 def resample_step(
     s: Streamlines,
     step_mm: float,                    # mm (the points' own unit if affine is None)
@@ -288,56 +335,67 @@ def resample_nb_points(
 
 
 def _resampled(s, step, nb_points, affine) -> tuple[Streamlines, PointMap]:
-    A = _linear_part(affine)
-    points, offsets, left, right, weight = _resample(s.points, s.offsets, step, nb_points, A)
-    return _trusted(points, offsets), PointMap(left, right, weight, np.arange(len(s)))
+    arguments = s.points, s.offsets, step, nb_points, _linear_part(affine)
+    points, offsets, _, _ = _resample(*arguments, False)
+    return Streamlines.unchecked(points, offsets), PointMap.later(partial(_resample_map, *arguments), np.arange(len(s)))
 
 
+def _resample_map(points, offsets, step, nb_points, A) -> tuple:
+    _, _, left, weight = _resample(points, offsets, step, nb_points, A, True)
+    return left, left + (weight > 0), weight
+
+# %% ../nbs/03_streamlines.ipynb #7741a05c
 @njit(nogil=True, cache=True)
-def _resample(points, offsets, step, nb_points, A):
-    n = len(offsets) - 1
-    gaps, lengths, new = np.empty(len(points)), np.zeros(n), np.zeros(n + 1, np.int64)
+def _resample(points, offsets, step, nb_points, A, want_map):
+    """Two passes: how many points there will be, then the points."""
+    n, p, gaps = len(offsets) - 1, points.ravel(), np.empty(_longest(offsets))
+    lengths, new = np.empty(n), np.zeros(n + 1, np.int64)
     for i in range(n):
-        a, b = offsets[i], offsets[i + 1]
-        for k in range(a, b - 1):
-            gaps[k] = _distance(points, k, k + 1, A)
-            lengths[i] += gaps[k]
-        m = b - a
+        m = offsets[i + 1] - offsets[i]
+        lengths[i] = _gaps(p[3 * offsets[i]:3 * offsets[i + 1]], A, gaps)
         if m > 0 and nb_points > 0:
             m = nb_points
         elif m > 1:
-            m = max(1, np.int64(np.floor(lengths[i] / step + .5))) + 1
+            m = 1 + max(1, int(np.floor(lengths[i] / step + .5)))
         new[i + 1] = new[i] + m
     out = np.empty((new[n], 3), np.float32)
-    left, right, weight = np.empty(new[n], np.int64), np.empty(new[n], np.int64), np.empty(new[n], np.float32)
+    left, weight = np.empty(want_map * new[n], np.int64), np.empty(want_map * new[n], np.float32)
+    o = out.ravel()
     for i in range(n):
-        _resample_one(points, offsets[i], offsets[i + 1], gaps, lengths[i], out, left, right, weight,
-                      new[i], new[i + 1])
-    return out, new, left, right, weight
+        if new[i + 1] > new[i]:
+            q, a, b = p[3 * offsets[i]:3 * offsets[i + 1]], new[i], new[i + 1]
+            _gaps(q, A, gaps)
+            _walk(q, gaps, lengths[i], o[3 * a:3 * b], left[want_map * a:want_map * b],
+                  weight[want_map * a:want_map * b])
+            left[want_map * a:want_map * b] += offsets[i]
+    return out, new, left, weight
 
 
-@njit(nogil=True, cache=True)
-def _resample_one(points, a, b, gaps, length, out, left, right, weight, first, last):
-    spacing = length / max(1, last - first - 1)
-    j, before = a, 0.  # the segment we are in, and the arc length before it
-    for k in range(first, last):
+@njit(nogil=True, cache=True, error_model="numpy")
+def _walk(p, gaps, length, out, left, weight):
+    """Put points on flat streamline p at equal arc length into out, from its first point to its last."""
+    m, last = len(out) // 3, len(p) // 3 - 1
+    spacing = length / max(1, m - 1)
+    j, before, after = 0, 0., gaps[0] if last > 0 else 0.  # we are in segment j, between these arc lengths
+    for k in range(m):
         w = 0.
-        if k == last - 1:
-            j = b - 1
-        elif k > first:
-            target = spacing * (k - first)
-            while j < b - 2 and before + gaps[j] < target:
-                before += gaps[j]
+        if k == m - 1:
+            j = last
+        else:
+            while j < last - 1 and after < spacing * k:
                 j += 1
-            if b - a > 1 and gaps[j] > 0:
-                w = min(1., (target - before) / gaps[j])
-        r = min(j + 1, b - 1)
-        left[k], right[k], weight[k] = j, r, w
+                before = after
+                after += gaps[j]
+            if after > before:
+                w = min(1., (spacing * k - before) / (after - before))
+        r = min(j + 1, last)
         for d in range(3):
-            p = np.float64(points[j, d])
-            out[k, d] = p + w * (np.float64(points[r, d]) - p)
+            x = np.float64(p[3 * j + d])
+            out[3 * k + d] = x + w * (np.float64(p[3 * r + d]) - x)
+        if len(left):
+            left[k], weight[k] = j, w
 
-# %% ../nbs/03_streamlines.ipynb #8225c80a
+# %% ../nbs/03_streamlines.ipynb #fcfec6b6
 def compress(
     s: Streamlines,
     tolerance_mm: float = 0.01,        # largest distance from a dropped point to its segment's line, mm
@@ -353,12 +411,13 @@ def compress(
                          f"not {tolerance_mm} and {max_segment_mm}")
     rows, offsets = _compress(s.points, s.offsets, float(tolerance_mm), float(max_segment_mm),
                               _linear_part(affine))
-    return _trusted(s.points[rows], offsets), _selection(rows, np.arange(len(s)))
+    picked = PointMap.later(partial(tuple, [rows]), np.arange(len(s)))
+    return Streamlines.unchecked(np.take(s.points, rows, axis=0), offsets), picked
 
 
 @njit(nogil=True, cache=True)
 def _compress(points, offsets, tolerance, longest, A):
-    n = len(offsets) - 1
+    n, p = len(offsets) - 1, points.ravel()
     rows, new, m = np.empty(len(points), np.int64), np.zeros(n + 1, np.int64), 0
     for i in range(n):
         a, b = offsets[i], offsets[i + 1]
@@ -366,7 +425,7 @@ def _compress(points, offsets, tolerance, longest, A):
             rows[m] = kept = a
             m += 1
             for k in range(a + 2, b):
-                if not _is_straight(points, kept, k, tolerance, longest, A):
+                if not _is_straight(p[3 * kept:3 * k + 3], tolerance, longest, A):
                     rows[m] = kept = k - 1
                     m += 1
             if b > a + 1:
@@ -377,41 +436,47 @@ def _compress(points, offsets, tolerance, longest, A):
 
 
 @njit(nogil=True, cache=True)
-def _is_straight(points, a, b, tolerance, longest, A):
-    """Whether all points between a and b lie within the tolerance of the line from a to b."""
-    base = _distance(points, a, b, A)
+def _is_straight(p, tolerance, longest, A):
+    """Whether all points of flat streamline p lie within the tolerance of the line through its ends."""
+    ux, uy, uz = _vector(p, 0, len(p) - 3, A)
+    base = np.sqrt(ux * ux + uy * uy + uz * uz)
     if base == 0 or base > longest:  # a closed loop has no line
         return False
-    ux, uy, uz = _vector(points, a, b, A)
-    for k in range(a + 1, b):
-        x, y, z = _vector(points, a, k, A)
-        along = (x * ux + y * uy + z * uz) / base
-        off = (x - along * ux / base) ** 2 + (y - along * uy / base) ** 2 + (z - along * uz / base) ** 2
+    ux, uy, uz = ux / base, uy / base, uz / base
+    for k in range(3, len(p) - 3, 3):
+        x, y, z = _vector(p, 0, k, A)
+        along = x * ux + y * uy + z * uz
+        off = (x - along * ux) ** 2 + (y - along * uy) ** 2 + (z - along * uz) ** 2
         if np.sqrt(off) > tolerance:
             return False
     return True
 
-# %% ../nbs/03_streamlines.ipynb #6a70786f
+# %% ../nbs/03_streamlines.ipynb #40d33ab2
 def reverse(
     s: Streamlines,
     flags: np.ndarray | None = None,  # (n,) bool, which to turn around; None: all
 ) -> tuple[Streamlines, PointMap]:
     """Turn streamlines end to end."""
     flags = np.ones(len(s), bool) if flags is None else _per_streamline(flags, len(s), bool, "flags")
-    points, rows = _reverse(s.points, s.offsets, flags)
-    return _trusted(points, s.offsets), _selection(rows, np.arange(len(s)))
+    where = PointMap.later(partial(_reverse_rows, s.offsets, flags), np.arange(len(s)))
+    return Streamlines.unchecked(_reverse(s.points, s.offsets, flags), s.offsets), where
 
 
 @njit(nogil=True, cache=True)
 def _reverse(points, offsets, flags):
-    out, rows = np.empty_like(points), np.empty(len(points), np.int64)
+    out = np.empty_like(points)
     for i in range(len(flags)):
         a, b = offsets[i], offsets[i + 1]
         for k in range(a, b):
             j = a + b - 1 - k if flags[i] else k
-            rows[k] = j
             out[k, 0], out[k, 1], out[k, 2] = points[j, 0], points[j, 1], points[j, 2]
-    return out, rows
+    return out
+
+
+def _reverse_rows(offsets, flags) -> tuple:
+    ends = np.repeat(np.where(flags, offsets[:-1] + offsets[1:] - 1, 0), np.diff(offsets))
+    rows = np.arange(offsets[-1])
+    return (np.where(np.repeat(flags, np.diff(offsets)), ends - rows, rows),)
 
 
 def split(
@@ -430,49 +495,57 @@ def split(
         i = bad[0]
         raise ValueError(f"streamline {i} has {s.nb_points[i]} points and cannot be cut at {at[i]}: "
                          "both parts need two points")
-    points, offsets, rows, source = _split(s.points, s.offsets, at, flags)
-    return _trusted(points, offsets), _selection(rows, source)
+    points, offsets, source = _split(s.points, s.offsets, at, flags)
+    return Streamlines.unchecked(points, offsets), PointMap.later(partial(_split_rows, s.offsets, at, flags), source)
 
 
 @njit(nogil=True, cache=True)
 def _split(points, offsets, at, flags):
     extra = flags.sum()
-    out, rows = np.empty((len(points) + extra, 3), np.float32), np.empty(len(points) + extra, np.int64)
+    out = np.empty((len(points) + extra, 3), np.float32)
     new, source = np.zeros(len(offsets) + extra, np.int64), np.empty(len(flags) + extra, np.int64)
-    m = k = 0
+    m = 0
     for i in range(len(flags)):
-        for j in range(offsets[i], offsets[i + 1]):
-            for _ in range(2 if flags[i] and j == offsets[i] + at[i] else 1):
-                rows[k] = j
+        start, cut = offsets[i], offsets[i] + at[i]
+        for part in range(1 + flags[i]):
+            stop = cut + 1 if flags[i] and part == 0 else offsets[i + 1]
+            new[m + 1] = new[m] + stop - start
+            for j in range(start, stop):
+                k = j - start + new[m]
                 out[k, 0], out[k, 1], out[k, 2] = points[j, 0], points[j, 1], points[j, 2]
-                k += 1
-        if flags[i]:
             source[m] = i
-            new[m + 1] = new[m] + at[i] + 1
             m += 1
-        source[m] = i
-        m += 1
-        new[m] = k
-    return out, new, rows, source
+            start = cut
+    return out, new, source
+
+
+def _split_rows(offsets, at, flags) -> tuple:
+    copies = np.ones(offsets[-1], np.int64)
+    copies[(offsets[:-1] + at)[flags]] = 2
+    return (np.repeat(np.arange(offsets[-1]), copies),)
 
 
 def _per_streamline(array, n: int, dtype, name: str) -> np.ndarray:
+    """One bool, or one whole number, for each streamline; ValueError otherwise."""
     array = np.asarray(array)
     if array.shape != (n,) or (dtype is bool) != (array.dtype.kind == "b") or array.dtype.kind not in "biu":
         raise ValueError(f"{name} must be one {np.dtype(dtype).name} per streamline, shape ({n},), "
                          f"not {array.dtype} of shape {array.shape}")
     return np.ascontiguousarray(array, dtype)
 
-# %% ../nbs/03_streamlines.ipynb #7aa32558
+# %% ../nbs/03_streamlines.ipynb #ac55aa58
 def take(
     s: Streamlines,
     ids: np.ndarray,  # (k,) ids, a mask or a slice
 ) -> tuple[Streamlines, PointMap]:
     """`s[ids]`, and where its points came from."""
     ids = _as_ids(ids, len(s))
-    new = _trusted(*_take(s.points, s.offsets, ids))
-    rows = np.arange(len(new.points)) + np.repeat(s.offsets[ids] - new.offsets[:-1], new.nb_points)
-    return new, _selection(rows, ids)
+    new = Streamlines.unchecked(*_take(s.points, s.offsets, ids))
+    return new, PointMap.later(partial(_take_rows, s.offsets, new.offsets, ids), ids)
+
+
+def _take_rows(old, new, ids) -> tuple:
+    return (np.arange(new[-1]) + np.repeat(old[ids] - new[:-1], np.diff(new)),)
 
 
 def concatenate_streamlines(
@@ -480,7 +553,8 @@ def concatenate_streamlines(
 ) -> Streamlines:
     """All streamlines of all parts, in order."""
     points = [np.empty((0, 3), np.float32), *(p.points for p in parts)]
-    return _trusted(np.concatenate(points), _offsets_of(np.concatenate([[0], *(p.nb_points for p in parts)])[1:]))
+    counts = [np.empty(0, np.int64), *(p.nb_points for p in parts)]
+    return Streamlines.unchecked(np.concatenate(points), _offsets_of(np.concatenate(counts)))
 
 
 def segment_directions(

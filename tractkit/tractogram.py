@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['Tractogram', 'concatenate_tractograms']
 
-# %% ../nbs/04_tractogram.ipynb #84308023
-import io
+# %% ../nbs/04_tractogram.ipynb #e401445a
 import json
 import os
 import warnings
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 from nibabel.streamlines import trk as nib_trk
+from nibabel.streamlines.tractogram_file import DataError as NibabelDataError
 from nibabel.streamlines.tractogram_file import HeaderError
 from numba import njit
 
@@ -25,7 +26,7 @@ from .files import DataError, atomic_path
 from .space import Origin, Space, check_affine, conversion_affine, voxel_order, voxel_sizes
 from .streamlines import PointMap, Streamlines, concatenate_streamlines, take
 
-# %% ../nbs/04_tractogram.ipynb #7f341f6b
+# %% ../nbs/04_tractogram.ipynb #7070d1ec
 @dataclass(frozen=True, eq=False, repr=False)
 class Tractogram:
     """Streamlines in voxel space, center origin, with their grid and the data that goes with them.
@@ -100,7 +101,7 @@ class Tractogram:
 
     def __getitem__(self, ids) -> "Tractogram":
         """The streamlines with these ids, mask or slice; an integer selects one (as a tractogram)."""
-        return self.moved(*take(self.streamlines, [ids] if isinstance(ids, int | np.integer) else ids))
+        return self.moved(*take(self.streamlines, np.array([ids]) if isinstance(ids, int | np.integer) else ids))
 
     def __len__(self) -> int:
         return len(self.streamlines)
@@ -183,7 +184,7 @@ def _inside(points, offsets, low, high):
                     out[i] = False
     return out
 
-# %% ../nbs/04_tractogram.ipynb #83b0c7c5
+# %% ../nbs/04_tractogram.ipynb #87a03171
 def _facts(t: Tractogram) -> dict[str, str]:
     sizes = " × ".join(f"{v:g}" for v in np.round(t.voxel_sizes, 4))
     facts = {"streamlines": f"{len(t):,}", "points": f"{len(t.streamlines.points):,}"}
@@ -193,7 +194,7 @@ def _facts(t: Tractogram) -> dict[str, str]:
     facts["grid"] = f"{' × '.join(map(str, t.dimensions))} voxels of {sizes} mm, {voxel_order(t.affine)}"
     for name, data in (("dps", t.dps), ("dpp", t.dpp), ("groups", t.groups)):
         if data:
-            shown = [f"{k} ({len(v):,})" if name == "groups" else f"{k} {v.shape[1]} × {v.dtype}"
+            shown = [f"{k} ({len(v):,})" if name == "groups" else f"{k} ({v.shape[1]} × {v.dtype})"
                      for k, v in list(data.items())[:6]]
             facts[name] = ", ".join(shown) + (f" and {len(data) - 6} more" if len(data) > 6 else "")
     outside = int((~t.inside()).sum())
@@ -212,7 +213,7 @@ def _html(t: Tractogram) -> str:
                    "</td></tr>" for k, v in _facts(t).items())
     return f"<table><caption>Tractogram</caption>{rows}</table>"
 
-# %% ../nbs/04_tractogram.ipynb #4bc62e66
+# %% ../nbs/04_tractogram.ipynb #21daad52
 _Grid = tuple[np.ndarray, tuple[int, int, int]]  # affine, dimensions
 
 
@@ -238,11 +239,10 @@ def _grid_of(reference) -> _Grid:
     return check_affine(affine, file=file), _check_dimensions(dimensions)
 
 
-def _reconciled(affine, dimensions, reference) -> _Grid:
-    """The grid of a file that has one, checked against a reference if one is given."""
-    if reference is None:
+def _reconciled(affine, dimensions, grid: _Grid | None) -> _Grid:
+    """The grid of a file that has one, checked against that of a reference if one is given."""
+    if grid is None:
         return check_affine(affine), _check_dimensions(dimensions)
-    grid = _grid_of(reference)
     if max(dimensions) <= 1:  # the file's writer did not know the grid
         return grid
     if tuple(dimensions) != grid[1] or not np.allclose(affine, grid[0], rtol=1e-4, atol=1e-3):
@@ -252,11 +252,11 @@ def _reconciled(affine, dimensions, reference) -> _Grid:
             fix="Load it without reference=, or give the image it was made on")
     return check_affine(affine), grid[1]
 
-# %% ../nbs/04_tractogram.ipynb #8fad699f
-def _read_trk(path: Path, reference) -> Tractogram:
+# %% ../nbs/04_tractogram.ipynb #7cbad85b
+def _read_trk(path: Path, grid: _Grid | None) -> Tractogram:
     header = nib.streamlines.load(path, lazy_load=True).header
     n_scalars, n_props = int(header["nb_scalars_per_point"]), int(header["nb_properties_per_streamline"])
-    words = np.fromfile(path, header["endianness"] + "i4", offset=header["_offset_data"]).astype(np.int32)
+    words = np.fromfile(path, header["endianness"] + "i4", offset=header["_offset_data"]).astype(np.int32, copy=False)
     n = int(header["nb_streamlines"])  # 0: not recorded
     starts, counts, end = _scan_trk(words, 3 + n_scalars, n_props, n)
     if end < 0 or len(starts) < n or (path.stat().st_size - header["_offset_data"]) % 4:
@@ -266,7 +266,7 @@ def _read_trk(path: Path, reference) -> Tractogram:
         warnings.warn(f"{path}: the header counts {n:,} streamlines but more data follows it", stacklevel=5)
     offsets = np.r_[0, np.cumsum(counts)]
     rows, props = _unpack_trk(words.view(np.float32), starts, offsets, 3 + n_scalars, n_props)
-    affine, dimensions = _reconciled(header["voxel_to_rasmm"], header["dimensions"].tolist(), reference)
+    affine, dimensions = _reconciled(header["voxel_to_rasmm"], header["dimensions"].tolist(), grid)
     to_vox = np.linalg.inv(affine) @ nib_trk.get_affine_trackvis_to_rasmm(header)
     return Tractogram(Streamlines(rows[:, :3], offsets).transform(to_vox), affine, dimensions,
                       _named_columns(props, header["property_name"], "properties"),
@@ -276,9 +276,10 @@ def _read_trk(path: Path, reference) -> Tractogram:
 @njit(nogil=True, cache=True)
 def _scan_trk(words, width, n_props, n):
     """First word and number of points of each streamline; where the last ends (-1: past the end)."""
-    starts, counts = np.empty(len(words), np.int64), np.empty(len(words), np.int64)
+    most = min(n, len(words)) if n > 0 else len(words)
+    starts, counts = np.empty(most, np.int64), np.empty(most, np.int64)
     k = at = 0
-    while at < len(words) and (n == 0 or k < n):
+    while at < len(words) and k < most:
         after = at + 1 + np.int64(words[at]) * width + n_props
         if words[at] < 0 or after > len(words):
             at = -1
@@ -316,7 +317,7 @@ def _named_columns(table: np.ndarray, names, rest: str) -> dict[str, np.ndarray]
         data[rest] = np.ascontiguousarray(table[:, at:])
     return data
 
-# %% ../nbs/04_tractogram.ipynb #55551986
+# %% ../nbs/04_tractogram.ipynb #ec6b9f62
 def _write_trk(t: Tractogram, path: Path) -> None:
     s, n = t.streamlines, len(t)
     header = np.zeros(1, nib_trk.header_2_dtype)
@@ -325,9 +326,8 @@ def _write_trk(t: Tractogram, path: Path) -> None:
     values["property_name"], props = _table(t.dps, n, "dps")
     values["scalar_name"], scalars = _table(t.dpp, len(s.points), "dpp")
     values["nb_properties_per_streamline"], values["nb_scalars_per_point"] = props.shape[1], scalars.shape[1]
-    for name in header.dtype.names:
-        if name in values:
-            header[name] = values[name]
+    for name in values.keys() & set(header.dtype.names or ()):
+        header[name] = values[name]
     to_voxmm = conversion_affine(t.affine, (Space.VOX, Origin.CENTER), (Space.VOXMM, Origin.CORNER))
     rows = np.concatenate([s.transform(to_voxmm).points, scalars], axis=1)
     words = np.empty(n + rows.size + props.size, np.int32)
@@ -370,26 +370,37 @@ def _table(data: Mapping[str, np.ndarray], n: int, what: str) -> tuple[np.ndarra
     columns = [np.empty((n, 0), np.float32), *(a.astype(np.float32) for a in data.values())]
     return names, np.ascontiguousarray(np.concatenate(columns, axis=1))
 
-# %% ../nbs/04_tractogram.ipynb #3ae346e0
-def _read_tck(path: Path, reference) -> Tractogram:
-    if reference is None:
+# %% ../nbs/04_tractogram.ipynb #a2436252
+def _read_tck(path: Path, grid: _Grid | None) -> Tractogram:
+    if grid is None:
         raise DataError("a .tck does not know its grid", fix="Give reference=, such as the image it was made on")
-    affine, dimensions = _grid_of(reference)
     header = nib.streamlines.load(path, lazy_load=True).header
-    values = np.fromfile(path, header["_dtype"], offset=header["_offset_data"])
-    rows = values[:len(values) // 3 * 3].reshape(-1, 3)
-    last = np.flatnonzero(np.isinf(rows).all(1))
-    if not len(last):
+    values = np.fromfile(path, header["_dtype"], offset=header["_offset_data"]).astype(np.float32, copy=False)
+    points, counts, whole = _unpack_tck(values[:len(values) // 3 * 3].reshape(-1, 3))
+    if not whole:
         raise DataError("the mark at the end of the file is missing", fix="It is truncated: write it again")
-    rows = rows[:last[0]]
-    stops = np.isnan(rows).all(1)
-    counts = np.diff(np.flatnonzero(stops), prepend=-1) - 1
-    points = rows[~stops]
-    if counts.sum() != len(points) or int(header.get("count", len(counts))) not in (0, len(counts)):
-        raise DataError(f"the header counts {header.get('count')} streamlines, the file holds {len(counts)}",
+    if int(header.get("count", 0)) not in (0, len(counts)):
+        raise DataError(f"the header counts {header['count']} streamlines, the file holds {len(counts)}",
                         fix="It is damaged: write it again")
-    to_vox = np.linalg.inv(affine)
-    return Tractogram(Streamlines(points, np.r_[0, np.cumsum(counts)]).transform(to_vox), affine, dimensions)
+    return Tractogram(Streamlines(points, np.r_[0, np.cumsum(counts)]).transform(np.linalg.inv(grid[0])), *grid)
+
+
+@njit(nogil=True, cache=True)
+def _unpack_tck(rows):
+    """Points, number of points of each streamline, and whether the end is marked and nothing is left open."""
+    points, counts = np.empty_like(rows), np.empty(len(rows), np.int64)
+    m = n = first = 0
+    for k in range(len(rows)):
+        x, y, z = rows[k, 0], rows[k, 1], rows[k, 2]
+        if np.isnan(x) and np.isnan(y) and np.isnan(z):
+            counts[n] = m - first
+            n, first = n + 1, m
+        elif np.isinf(x) and np.isinf(y) and np.isinf(z):
+            return points[:m], counts[:n].copy(), m == first
+        else:
+            points[m, 0], points[m, 1], points[m, 2] = x, y, z
+            m += 1
+    return points[:m], counts[:n].copy(), False
 
 
 def _write_tck(t: Tractogram, path: Path) -> None:
@@ -403,18 +414,18 @@ def _write_tck(t: Tractogram, path: Path) -> None:
         f.write(f"{text}{at:03}\nEND\n".encode())
         rows.tofile(f)
 
-# %% ../nbs/04_tractogram.ipynb #1688c1be
-def _read_trx(path: Path, reference) -> Tractogram:
+# %% ../nbs/04_tractogram.ipynb #466b4312
+def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
     files = _trx_files(path)
-    header = json.loads(files["header.json"]())
+    header = json.loads(files["header.json"])
     arrays: dict[str, dict[str, np.ndarray]] = {"": {}, "dps": {}, "dpv": {}, "groups": {}, "dpg": {}}
-    for file, read in files.items():
+    for file, content in files.items():
         folder, _, name = file.rpartition("/")
         parts = name.split(".")
         if folder.split("/")[0] not in arrays or len(parts) not in (2, 3) or parts[-1] == "json":
             continue
         dtype = np.dtype("?" if parts[-1] == "bit" else parts[-1]).newbyteorder("<")
-        data = np.frombuffer(read(), dtype)
+        data = np.frombuffer(content, dtype)
         arrays[folder.split("/")[0]][parts[0]] = data.reshape(-1, int(parts[1])) if len(parts) == 3 else data
     if arrays["dpg"]:
         warnings.warn(f"{path}: data per group is not read: {', '.join(arrays['dpg'])}", stacklevel=5)
@@ -425,18 +436,19 @@ def _read_trx(path: Path, reference) -> Tractogram:
     if len(points) != n_points or len(offsets) != n + 1:
         raise DataError(f"the header counts {n:,} streamlines and {n_points:,} points, the arrays have "
                         f"{len(offsets) - 1:,} and {len(points):,}", fix="It is damaged: write it again")
-    affine, dimensions = _reconciled(np.reshape(header["VOXEL_TO_RASMM"], (4, 4)), header["DIMENSIONS"], reference)
-    native = {k: {name: a.astype(a.dtype.newbyteorder("=")) for name, a in v.items()} for k, v in arrays.items()}
+    affine, dimensions = _reconciled(np.reshape(header["VOXEL_TO_RASMM"], (4, 4)), header["DIMENSIONS"], grid)
+    dps, dpp, groups = ({name: a.astype(a.dtype.newbyteorder("=")) for name, a in arrays[k].items()}
+                        for k in ("dps", "dpv", "groups"))
     return Tractogram(Streamlines(points, offsets).transform(np.linalg.inv(affine)), affine, dimensions,
-                      native["dps"], native["dpv"], native["groups"])
+                      dps, dpp, groups)
 
 
-def _trx_files(path: Path) -> dict[str, Callable[[], bytes]]:
-    """What reads each file of a .trx, which may be a zip or a folder."""
+def _trx_files(path: Path) -> dict[str, bytes]:
+    """Each file of a .trx, which may be a zip or a folder."""
     if path.is_dir():
-        return {p.relative_to(path).as_posix(): p.read_bytes for p in path.rglob("*") if p.is_file()}
-    archive = zipfile.ZipFile(io.BytesIO(path.read_bytes()))
-    return {f: (lambda f=f: archive.read(f)) for f in archive.namelist() if not f.endswith("/")}
+        return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    with zipfile.ZipFile(path) as archive:
+        return {f: archive.read(f) for f in archive.namelist() if not f.endswith("/")}
 
 
 def _write_trx(t: Tractogram, path: Path) -> None:
@@ -468,10 +480,11 @@ def _plain(name: str) -> str:
         raise DataError(f".trx makes a file name of {name!r}, which cannot hold dots and slashes", fix="Rename it")
     return name
 
-# %% ../nbs/04_tractogram.ipynb #a703e7db
+# %% ../nbs/04_tractogram.ipynb #243af1b2
 _FORMATS: dict[str, tuple[Callable, Callable]] = {
     ".trk": (_read_trk, _write_trk), ".tck": (_read_tck, _write_tck), ".trx": (_read_trx, _write_trx)}
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, zipfile.BadZipFile, HeaderError)
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError,
+                zipfile.BadZipFile, zlib.error, HeaderError, NibabelDataError)
 
 
 def _format_of(path: Path) -> tuple[Callable, Callable]:
@@ -485,8 +498,9 @@ def _load(path: Path, reference) -> Tractogram:
     read = _format_of(path)[0]
     if not path.exists():
         raise DataError("no such file", file=path)
+    grid = None if reference is None else _grid_of(reference)
     try:
-        return read(path, reference)
+        return read(path, grid)
     except DataError as e:
         if e.file:
             raise
@@ -509,7 +523,7 @@ def _save(t: Tractogram, path: Path) -> None:
     except DataError as e:
         raise DataError(e.problem, file=path, fix=e.fix) from None
 
-# %% ../nbs/04_tractogram.ipynb #37358f15
+# %% ../nbs/04_tractogram.ipynb #30391e0c
 def _to_sft(t: Tractogram):
     from dipy.io.stateful_tractogram import Origin as SftOrigin
     from dipy.io.stateful_tractogram import Space as SftSpace
@@ -520,7 +534,8 @@ def _to_sft(t: Tractogram):
     offsets = t.streamlines.offsets
     return StatefulTractogram(
         _sequence(t.rasmm().points, offsets), grid, SftSpace.RASMM, origin=SftOrigin.NIFTI,
-        data_per_streamline=dict(t.dps), data_per_point={k: _sequence(v, offsets) for k, v in t.dpp.items()})
+        data_per_streamline={k: v.copy() for k, v in t.dps.items()},
+        data_per_point={k: _sequence(v, offsets) for k, v in t.dpp.items()})
 
 
 def _sequence(rows: np.ndarray, offsets: np.ndarray) -> nib.streamlines.ArraySequence:
@@ -539,7 +554,8 @@ def _from_sft(sft) -> Tractogram:
     s = sft.streamlines.copy()  # packed in order, also where it was a selection
     offsets = np.r_[0, np.cumsum(s._lengths)].astype(np.int64)
     return Tractogram(
-        Streamlines(s._data.reshape(-1, 3), offsets).transform(to_vox), affine, sft.dimensions, dict(sft.data_per_streamline), {k: v.copy()._data for k, v in sft.data_per_point.items()})
+        Streamlines(s._data.reshape(-1, 3), offsets).transform(to_vox), affine, sft.dimensions,
+        {k: v.copy() for k, v in sft.data_per_streamline.items()}, {k: v.copy()._data for k, v in sft.data_per_point.items()})
 
 # %% ../nbs/04_tractogram.ipynb #f36751ff
 def concatenate_tractograms(

@@ -5,87 +5,196 @@
 # %% auto #0
 __all__ = ['Volume', 'neighborhood_vectors']
 
-# %% ../nbs/02_volume.ipynb #ae07360e
+# %% ../nbs/02_volume.ipynb #7ef13f3d
+import gzip
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import nibabel as nib
 import numba
 import numpy as np
+from llvmlite import ir
 from nibabel.filebasedimages import ImageFileError
+from nibabel.spatialimages import HeaderDataError
+from numba.core import cgutils
+from numba.np.arrayobj import make_array
 
 from .files import DataError, atomic_path
 from .space import apply_affine, check_affine, voxel_order, voxel_sizes
 
-# %% ../nbs/02_volume.ipynb #4e87fcd3
+# %% ../nbs/02_volume.ipynb #494ec711
+def _mixer(lanes: int):
+    """An intrinsic: out[at:at+lanes] = sum over 8 corners of weights[i] * data[corners[i]:][:lanes]."""
+    vector, i32 = ir.VectorType(ir.FloatType(), lanes), ir.IntType(32)
+
+    @numba.extending.intrinsic
+    def mix(typingctx, data, corners, weights, out, at):
+        def codegen(context, builder, signature, args):
+            source, target = (make_array(signature.args[k])(context, builder, args[k]).data for k in (0, 3))
+            blank, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(i32, lanes), None)
+            total = None
+            for i in range(8):
+                pointer = builder.gep(source, [builder.extract_value(args[1], i)])
+                row = builder.load(builder.bitcast(pointer, vector.as_pointer()), align=4)
+                weight = builder.insert_element(blank, builder.extract_value(args[2], i), i32(0))
+                term = builder.fmul(builder.shuffle_vector(weight, blank, first), row)
+                total = term if total is None else builder.fadd(total, term)
+            pointer = builder.bitcast(builder.gep(target, [args[4]]), vector.as_pointer())
+            builder.store(total, pointer, align=4)
+            return context.get_dummy_value()
+
+        return numba.types.void(data, corners, weights, out, at), codegen
+
+    return mix
+
+
+_mix16, _mix8, _mix4 = _mixer(16), _mixer(8), _mixer(4)
+
+# %% ../nbs/02_volume.ipynb #a8f7bb6b
+def _prefetch_code(typingctx, data, at):
+    """Ask for the cache line of data[at]; harmless whatever `at` is."""
+    def codegen(context, builder, signature, args):
+        pointer, i32 = ir.IntType(8).as_pointer(), ir.IntType(32)
+        ask = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(ir.VoidType(), [pointer, i32, i32, i32]), "llvm.prefetch.p0")
+        place = builder.gep(make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
+        builder.call(ask, [builder.bitcast(place, pointer), i32(0), i32(3), i32(1)])  # read, keep, data
+        return context.get_dummy_value()
+
+    return numba.types.void(data, at), codegen
+
+
+_prefetch: Any = numba.extending.intrinsic(_prefetch_code)
+
+# %% ../nbs/02_volume.ipynb #e8b09e4f
+def _mix(data, corners, weights, out, at, n):
+    """out[at:at+n] = the weighted sum of the 8 rows of n features that start at `corners`."""
+
+
+@numba.extending.overload(_mix)
+def _mix_for(data, corners, weights, out, at, n):
+    def scalar(data, corners, weights, out, at, n):
+        a, b, c, d, e, f, g, h = corners
+        s, t, u, v, w, x, y, z = weights
+        for m in range(n):
+            out[at + m] = (s * data[a + m] + t * data[b + m] + u * data[c + m] + v * data[d + m]
+                           + w * data[e + m] + x * data[f + m] + y * data[g + m] + z * data[h + m])
+
+    def vectors(data, corners, weights, out, at, n):
+        a, b, c, d, e, f, g, h = corners
+        m = 0
+        while m < n:
+            if n >= 16:
+                m = min(m, n - 16)
+                _mix16(data, (a + m, b + m, c + m, d + m, e + m, f + m, g + m, h + m), weights, out, at + m)
+                m += 16
+            elif n >= 8:
+                m = min(m, n - 8)
+                _mix8(data, (a + m, b + m, c + m, d + m, e + m, f + m, g + m, h + m), weights, out, at + m)
+                m += 8
+            elif n >= 4:
+                m = min(m, n - 4)
+                _mix4(data, (a + m, b + m, c + m, d + m, e + m, f + m, g + m, h + m), weights, out, at + m)
+                m += 4
+            else:
+                s, t, u, v, w, x, y, z = weights
+                out[at + m] = (s * data[a + m] + t * data[b + m] + u * data[c + m] + v * data[d + m]
+                               + w * data[e + m] + x * data[f + m] + y * data[g + m] + z * data[h + m])
+                m += 1
+
+    return vectors if data.dtype == numba.types.float32 else scalar  # masks and labels: any number type
+
+# %% ../nbs/02_volume.ipynb #38cc1547
 _CLAMP, _ZERO, _ERROR = 0, 1, 2
 _f32 = np.float32
 
 
-@numba.njit(inline="always")
-def _cell(x, size):
-    """Lower neighbour, upper neighbour and weight of the upper one, clamped to the centres 0 ... size-1."""
-    x = min(max(x, _f32(0)), _f32(size - 1))
-    i = min(int(x), max(size - 2, 0))
-    return i, min(i + 1, size - 1), x - _f32(i)
-
-
-@numba.njit(inline="always")
+@numba.njit
 def _is_outside(x, y, z, shape):
     return not (-0.5 <= x <= shape[0] - 0.5 and -0.5 <= y <= shape[1] - 0.5 and -0.5 <= z <= shape[2] - 0.5)
 
 
+@numba.njit
+def _is_refused(x, y, z, outside):
+    return outside == _ERROR or not (np.isfinite(x) and np.isfinite(y) and np.isfinite(z))
+
+
+@numba.njit
+def _cell(x, size):
+    """The lower centre and the distance from it, clamped to the centres 0 ... size-1."""
+    x = min(max(x, _f32(0)), _f32(size - 1))
+    i = min(int(x), max(size - 2, 0))
+    return i, _f32(x - i)
+
+
 @numba.njit(nogil=True, cache=True)
-def _trilinear(data, points, vectors, outside, out):
-    one = _f32(1)
-    nb_features = data.shape[3]
-    for n in range(points.shape[0]):
-        for v in range(vectors.shape[0]):
+def _trilinear(data, shape, points, vectors, outside, out):  # data and out are flat
+    one, nb, nb_vectors = _f32(1), shape[3], len(vectors)
+    in_y = shape[2] * nb
+    dx, dy, dz = (shape[0] > 1) * shape[1] * in_y, (shape[1] > 1) * in_y, (shape[2] > 1) * nb
+    ahead = max(1, 16 // nb_vectors)
+    for n in range(len(points)):
+        for v in range(nb_vectors):
+            if n + ahead < len(points):
+                i, _ = _cell(points[n + ahead, 0] + vectors[v, 0], shape[0])
+                j, _ = _cell(points[n + ahead, 1] + vectors[v, 1], shape[1])
+                k, _ = _cell(points[n + ahead, 2] + vectors[v, 2], shape[2])
+                later = ((i * shape[1] + j) * shape[2] + k) * nb
+                for row in (later, later + dy, later + dx, later + dx + dy):
+                    for m in range(0, nb + dz, 16):
+                        _prefetch(data, row + m)
+                    _prefetch(data, row + nb + dz - 1)
+            at = (n * nb_vectors + v) * nb
             x, y, z = points[n, 0] + vectors[v, 0], points[n, 1] + vectors[v, 1], points[n, 2] + vectors[v, 2]
-            row = out[n, v]
-            if _is_outside(x, y, z, data.shape):
-                if outside == _ERROR or not np.isfinite(x + y + z):
+            if _is_outside(x, y, z, shape):
+                if _is_refused(x, y, z, outside):
                     return n
                 if outside == _ZERO:
-                    row[:] = 0
+                    for m in range(nb):
+                        out[at + m] = 0
                     continue
-            i0, i1, fx = _cell(x, data.shape[0])
-            j0, j1, fy = _cell(y, data.shape[1])
-            k0, k1, fz = _cell(z, data.shape[2])
+            i, fx = _cell(x, shape[0])
+            j, fy = _cell(y, shape[1])
+            k, fz = _cell(z, shape[2])
             gx, gy, gz = one - fx, one - fy, one - fz
-            w000, w001, w010, w011 = gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz
-            w100, w101, w110, w111 = fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz
-            a, b, c, d = data[i0, j0, k0], data[i0, j0, k1], data[i0, j1, k0], data[i0, j1, k1]
-            e, f, g, h = data[i1, j0, k0], data[i1, j0, k1], data[i1, j1, k0], data[i1, j1, k1]
-            for m in range(nb_features):
-                row[m] = (w000 * a[m] + w001 * b[m] + w010 * c[m] + w011 * d[m]
-                          + w100 * e[m] + w101 * f[m] + w110 * g[m] + w111 * h[m])
+            c = ((i * shape[1] + j) * shape[2] + k) * nb
+            corners = (c, c + dz, c + dy, c + dy + dz, c + dx, c + dx + dz, c + dx + dy, c + dx + dy + dz)
+            weights = (gx * gy * gz, gx * gy * fz, gx * fy * gz, gx * fy * fz,
+                       fx * gy * gz, fx * gy * fz, fx * fy * gz, fx * fy * fz)
+            _mix(data, corners, weights, out, at, nb)
     return -1
+
+# %% ../nbs/02_volume.ipynb #89cb8450
+@numba.njit
+def _closest(x, size):
+    return int(min(max(np.floor(x + 0.5), 0), size - 1))
 
 
 @numba.njit(nogil=True, cache=True)
-def _nearest(data, points, vectors, outside, out):
-    for n in range(points.shape[0]):
-        for v in range(vectors.shape[0]):
+def _nearest(data, shape, points, vectors, outside, out):  # data and out are flat
+    nb, nb_vectors = shape[3], len(vectors)
+    for n in range(len(points)):
+        for v in range(nb_vectors):
+            at = (n * nb_vectors + v) * nb
             x, y, z = points[n, 0] + vectors[v, 0], points[n, 1] + vectors[v, 1], points[n, 2] + vectors[v, 2]
-            if _is_outside(x, y, z, data.shape):
-                if outside == _ERROR or not np.isfinite(x + y + z):
+            if _is_outside(x, y, z, shape):
+                if _is_refused(x, y, z, outside):
                     return n
                 if outside == _ZERO:
-                    out[n, v, :] = 0
+                    for m in range(nb):
+                        out[at + m] = 0
                     continue
-            i = int(min(max(np.floor(x + _f32(0.5)), 0), data.shape[0] - 1))
-            j = int(min(max(np.floor(y + _f32(0.5)), 0), data.shape[1] - 1))
-            k = int(min(max(np.floor(z + _f32(0.5)), 0), data.shape[2] - 1))
-            for m in range(data.shape[3]):
-                out[n, v, m] = data[i, j, k, m]
+            i, j, k = _closest(x, shape[0]), _closest(y, shape[1]), _closest(z, shape[2])
+            c = ((i * shape[1] + j) * shape[2] + k) * nb
+            for m in range(nb):
+                out[at + m] = data[c + m]
     return -1
 
-# %% ../nbs/02_volume.ipynb #8e1dc881
+# %% ../nbs/02_volume.ipynb #390320bb
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """A grid of features in voxel space with its affine.
@@ -96,7 +205,7 @@ class Volume:
     data: np.ndarray                 # (X, Y, Z) or (X, Y, Z, C), C-contiguous; floats are float32
     affine: np.ndarray               # (4, 4) float64, voxel (center) -> rasmm
     file: str | None = None          # where it was read, for messages
-    header: nib.Nifti1Header | None = field(default=None)  # qform, sform and units of the file it came from
+    header: nib.Nifti1Header | None = None  # qform, sform and units of the file it came from
 
     def __post_init__(self):
         data = np.asarray(self.data)
@@ -142,7 +251,7 @@ class Volume:
 
     def same_grid(self, other: "Volume") -> bool:
         """Equal shape, and no corner of the box further apart than a hundredth of a voxel."""
-        return self.shape3d == other.shape3d and _corner_gap(self, other) <= 0.01 * self.voxel_sizes.min()
+        return self.shape3d == other.shape3d and _corner_gap(self, other) <= 0.01 * float(self.voxel_sizes.min())
 
     def check_same_grid(self, other: "Volume") -> None:
         """DataError naming both files unless `same_grid`."""
@@ -156,7 +265,11 @@ class Volume:
 
     @staticmethod
     def load(path: str | os.PathLike, *, dtype=np.float32, check_finite: bool = False) -> "Volume":
-        """Read a NIfTI file; see `load_volume`."""
+        """Read .nii or .nii.gz as `dtype`: float32; bool for a mask (nonzero); an integer type for labels; None for
+        the file's own.
+
+        Raises DataError naming the file if it is missing, no NIfTI, truncated, not 3-D or 4-D, has a bad affine or
+        values that `dtype` cannot hold, and with `check_finite` if it holds NaN or infinity."""
         return _load(Path(path), dtype, check_finite)
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -186,8 +299,8 @@ def _corner_gap(a: Volume, b: Volume) -> float:
     corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in a.shape3d))).reshape(3, 8).T
     return float(np.linalg.norm(apply_affine(a.affine, corners) - apply_affine(b.affine, corners), axis=1).max())
 
-# %% ../nbs/02_volume.ipynb #4d382666
-_MIN_PER_THREAD = 4096  # points: below, a thread costs more than it brings
+# %% ../nbs/02_volume.ipynb #b2696a9a
+_MIN_PER_THREAD = 16384  # points: below, a thread costs more than it brings
 
 
 def _sample(volume, points, interpolation, outside, neighborhood, threads, out):
@@ -196,18 +309,19 @@ def _sample(volume, points, interpolation, outside, neighborhood, threads, out):
         raise ValueError(f"interpolation={interpolation!r}, outside={outside!r}: choose from {list(kernels)} and {list(policies)}")
     points = _float_rows(points, "points")
     vectors = np.zeros((1, 3), points.dtype) if neighborhood is None else _float_rows(neighborhood, "neighborhood")
-    data = volume.data.reshape(*volume.shape3d, -1)
-    shape = (len(points), len(vectors) * data.shape[3])
+    if not len(vectors):
+        raise ValueError("neighborhood is empty; its first vector is the centre, (0, 0, 0)")
+    data, grid = volume.data.reshape(-1), (*volume.shape3d, volume.nb_features)
+    shape = (len(points), len(vectors) * volume.nb_features)
     if out is None:
         out = np.empty(shape, np.float32)
     elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
         raise ValueError(f"out is {out.dtype} of shape {out.shape}, not contiguous float32 of shape {shape}")
-    rows = out.reshape(len(points), len(vectors), data.shape[3])
     kernel, policy = kernels[interpolation], policies[outside]
     vectors = vectors.astype(points.dtype, copy=False)
 
     def work(start, stop):
-        bad = kernel(data, points[start:stop], vectors, policy, rows[start:stop])
+        bad = kernel(data, grid, points[start:stop], vectors, policy, out[start:stop].reshape(-1))
         return bad if bad < 0 else start + bad
 
     parts = max(1, min(threads, len(points) // _MIN_PER_THREAD))
@@ -219,9 +333,9 @@ def _sample(volume, points, interpolation, outside, neighborhood, threads, out):
             bads = list(pool.map(work, edges[:-1], edges[1:]))
     bad = next((b for b in bads if b >= 0), None)
     if bad is not None:
-        where = f"point {bad} of {len(points)} is {tuple(points[bad].tolist())}"
-        raise DataError(f"{where}, outside the box of {volume.shape3d} voxels" if np.isfinite(points[bad]).all()
-                        else f"{where}: not finite", file=volume.file)
+        problem = f"outside the box of {volume.shape3d} voxels" if np.isfinite(points[bad]).all() else "not finite"
+        raise DataError(f"point {bad} of {len(points)}, {tuple(points[bad].tolist())}, "
+                        f"{'or its neighborhood ' if len(vectors) > 1 else ''}is {problem}", file=volume.file)
     return out
 
 
@@ -232,7 +346,7 @@ def _float_rows(array, name):
         raise ValueError(f"{name} has shape {array.shape} and type {array.dtype}, not (n, 3) numbers")
     return np.ascontiguousarray(array, dtype=np.float64 if array.dtype == np.float64 else np.float32)
 
-# %% ../nbs/02_volume.ipynb #b6231af3
+# %% ../nbs/02_volume.ipynb #9d6d4169
 def neighborhood_vectors(
     kind: Literal["axes", "grid"],  # points along the three axes, or a cube
     radius: int,                    # how many steps from the centre
@@ -249,29 +363,44 @@ def neighborhood_vectors(
     else:
         offsets = np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), -1).reshape(-1, 3)
         offsets = offsets[offsets.any(axis=1)]
-    return (np.concatenate([np.zeros((1, 3)), offsets]) * resolution).astype(np.float32)
+    return (np.concatenate([np.zeros((1, 3)), offsets]) * resolution + 0.0).astype(np.float32)  # + 0.0: no -0.0
 
-# %% ../nbs/02_volume.ipynb #e8be79e5
+# %% ../nbs/02_volume.ipynb #8fe194de
+_BROKEN = (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError)  # what a damaged file raises
+
+
 def _load(path: Path, dtype, check_finite: bool) -> Volume:
     file = str(path)
     if not path.is_file():
         raise DataError("no such file", file=file, fix="Check the path")
     try:
-        image = nib.load(file, mmap=False)
-    except (ImageFileError, EOFError, OSError, zlib.error, ValueError) as e:
+        image: Any = nib.load(file, mmap=False)
+    except _BROKEN as e:
         raise DataError(f"cannot be read as NIfTI ({e})", file=file, fix="Give a .nii or .nii.gz file") from e
-    if not isinstance(image, nib.Nifti1Image):
+    if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"is a {type(image).__name__}, not NIfTI", file=file, fix="Convert it to .nii.gz")
     if len(image.shape) not in (3, 4):
         raise DataError(f"has {len(image.shape)} dimensions {image.shape}, not 3 or 4", file=file,
                         fix="Squeeze it or take one of its volumes")
+    if image.get_data_dtype().kind not in "iuf":
+        raise DataError(f"holds {image.get_data_dtype()}, not real numbers", file=file)
     affine = check_affine(image.affine, file=file)
     try:
-        data = image.get_fdata(dtype=np.float32, caching="unchanged") if dtype == np.float32 else np.asarray(image.dataobj)
-    except (EOFError, OSError, zlib.error, ValueError) as e:
+        if file.endswith(".gz") and isinstance(image, nib.Nifti1Image):
+            with gzip.open(file) as stream:
+                data = _numbers(type(image).from_stream(stream), dtype)
+                while stream.read(1 << 20):  # to the end of the file, where its checksum is
+                    pass
+        else:
+            data = _numbers(image, dtype)
+    except _BROKEN as e:
         raise DataError(f"its data cannot be read ({e})", file=file, fix="The file is truncated or damaged: copy it again") from e
     volume = Volume(_as_type(data, dtype, file), affine, file, image.header)
     return volume.check_finite() if check_finite else volume
+
+
+def _numbers(image, dtype) -> np.ndarray:
+    return image.get_fdata(dtype=np.float32, caching="unchanged") if dtype == np.float32 else np.asarray(image.dataobj)
 
 
 def _as_type(data: np.ndarray, dtype, file: str) -> np.ndarray:
@@ -280,29 +409,39 @@ def _as_type(data: np.ndarray, dtype, file: str) -> np.ndarray:
         return data
     kind = np.dtype(dtype)
     if kind.kind == "b":
-        return np.nan_to_num(data) != 0 if data.dtype.kind == "f" else data != 0
+        return (data != 0) & (data == data)  # NaN is outside a mask
     with np.errstate(invalid="ignore"):
         cast = data.astype(kind)
     if kind.kind in "iu" and not np.array_equal(cast, data):
         raise DataError(f"holds values that are no {kind}", file=file, fix="Load it with another dtype")
     return cast
 
-# %% ../nbs/02_volume.ipynb #62b1d478
+# %% ../nbs/02_volume.ipynb #d759831b
+_PLACE = ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z",
+          "srow_x", "srow_y", "srow_z", "xyzt_units", "pixdim")
+
+
 def _save(volume: Volume, path: Path) -> Path:
     if not path.name.endswith((".nii", ".nii.gz")):
         raise ValueError(f"{path}: a volume is written as .nii or .nii.gz")
     data = volume.data.astype(np.uint8) if volume.data.dtype == bool else volume.data
-    header = volume.header
-    if header is not None and np.array_equal(header.get_best_affine(), volume.affine):
-        image = nib.Nifti1Image(data, None, header, dtype=data.dtype)
+    old = volume.header
+    image_class = nib.Nifti2Image if isinstance(old, nib.Nifti2Header) else nib.Nifti1Image
+    image = image_class(data, volume.affine, dtype=data.dtype)
+    if old is not None and np.array_equal(old.get_best_affine(), volume.affine):
+        for name in _PLACE:
+            image.header[name] = old[name]
     else:
-        image = nib.Nifti1Image(data, volume.affine, dtype=data.dtype)
-        image.set_sform(volume.affine, code=1)
-        image.set_qform(volume.affine, code=1)
-        if not np.allclose(image.get_qform(), volume.affine, atol=1e-4):
-            image.set_qform(None, code=0)  # sheared: a quaternion cannot hold it
-        image.header.set_xyzt_units("mm")
-    image.header.set_slope_inter(1, 0)
+        _place(image, volume.affine)
     with atomic_path(path) as temporary:
         nib.save(image, temporary)
     return path
+
+
+def _place(image, affine: np.ndarray) -> None:
+    """Write a new affine as sform and, unless it is sheared, as qform."""
+    image.set_sform(affine, code=1)
+    image.set_qform(affine, code=1)
+    if not np.allclose(image.get_qform(), affine, atol=1e-4):
+        image.set_qform(None, code=0)
+    image.header.set_xyzt_units("mm")
