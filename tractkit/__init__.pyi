@@ -33,6 +33,7 @@ from .dataset import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
+from .scene import NO_VULKAN as NO_VULKAN
 from .space import Origin as Origin
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
@@ -55,6 +56,7 @@ from .space import Space as Space
 from .hdf5 import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
 from .tracking import StepModel as StepModel
+from .scene import Still as Still
 from .control import Stopped as Stopped
 from .loader import StreamlineBatch as StreamlineBatch
 from .scoring import StreamlineClasses as StreamlineClasses
@@ -72,6 +74,7 @@ from .models.base import TractographyModel as TractographyModel
 from .state import TrainerState as TrainerState
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
+from .scene import View as View
 from .volume import Volume as Volume
 from .hdf5 import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
@@ -94,6 +97,7 @@ from .dwi import compute_sh as compute_sh
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
 from .plots import content_box as content_box
+from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .hdf5 import create_hdf5 as create_hdf5
@@ -158,6 +162,7 @@ from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
 from .phantom import simulate_subject as simulate_subject
+from .scene import snapshot as snapshot
 from .state import sparkline as sparkline
 from .streamlines import split as split
 from .hdf5 import standardize as standardize
@@ -172,8 +177,10 @@ from .models.directions import unit as unit
 from .checkpoint import unpack_tree as unpack_tree
 from .models.layers import use_generator as use_generator
 from .plots import value_window as value_window
+from .scene import view as view
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
+from .scene import vulkan_available as vulkan_available
 from .plots import world_box as world_box
 
 __version__: str
