@@ -55,7 +55,9 @@ from .dwi import ShInfo as ShInfo
 from .space import Space as Space
 from .hdf5 import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
+from .trainer import Status as Status
 from .tracking import StepModel as StepModel
+from .models.layers import StepNoise as StepNoise
 from .scene import Still as Still
 from .control import Stopped as Stopped
 from .loader import StreamlineBatch as StreamlineBatch
@@ -71,6 +73,8 @@ from .tracking import Tracker as Tracker
 from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
 from .models.base import TractographyModel as TractographyModel
+from .trainer import Trainer as Trainer
+from .trainer import TrainerOneInput as TrainerOneInput
 from .state import TrainerState as TrainerState
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
@@ -109,6 +113,7 @@ from .state import describe_model as describe_model
 from .state import differences as differences
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
+from .models.layers import draws_from_torch as draws_from_torch
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
 from .dwi import fodf_peaks as fodf_peaks
