@@ -134,6 +134,7 @@ from .checkpoint import load_checkpoint as load_checkpoint
 from .dwi import load_dwi as load_dwi
 from .models.base import load_model as load_model
 from .dwi import load_sh as load_sh
+from .cli import main as main
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .scoring import mdf as mdf
@@ -143,6 +144,7 @@ from .keyed import normal as normal
 from .hdf5 import open_hdf5 as open_hdf5
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
+from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
 from .plots import plot_comparison as plot_comparison

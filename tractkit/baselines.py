@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .loader import StreamlinesBatchLoader
-from .models.base import batch_voxel_sizes
 from .models.directions import point_directions, previous_directions
 from .scoring import GroundTruth, Scores, TextTable, score_tractogram
 from .streamlines import Streamlines, segment_directions
@@ -187,7 +186,7 @@ def previous_direction_loss(
     total, n = 0.0, 0
     for batch_ids in plan:
         batch = loader.load_batch_streamlines(batch_ids, training=False)
-        directions = point_directions(batch.points, batch.offsets, batch_voxel_sizes(batch))
+        directions = point_directions(batch.points, batch.offsets, batch.voxel_sizes)
         previous = previous_directions(directions, batch.offsets, batch.previous)
         loss = torch.where(previous.any(1), 1 - (directions * previous).sum(1), 0.5)
         counted = directions.any(1)
