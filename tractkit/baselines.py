@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DipySettings', 'track_dipy', 'choose_dipy_settings', 'track_oracle', 'previous_direction_loss']
 
-# %% ../nbs/46_baselines.ipynb #e7071103
+# %% ../nbs/46_baselines.ipynb #eb1c3c06
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -175,7 +175,7 @@ def track_oracle(
                       step_size=step_size, theta=theta, min_length=min_length, max_length=max_length)
     return tracker.track(seeds, progress=progress)
 
-# %% ../nbs/46_baselines.ipynb #73093c65
+# %% ../nbs/46_baselines.ipynb #9d7b4122
 def previous_direction_loss(
     loader: StreamlinesBatchLoader,  # as the trainer has it
     plan: Iterable,                  # the sampler's validation plan: batches of (subject, ids)
