@@ -14,6 +14,8 @@ from .runlog import Curve as Curve
 from .plots import DARK as DARK
 from .dwi import DWI as DWI
 from .files import DataError as DataError
+from .demo import Demo as Demo
+from .demo import DemoSettings as DemoSettings
 from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
 from .policy import Exponential as Exponential
@@ -66,6 +68,7 @@ from .streamlines import Streamlines as Streamlines
 from .loader import StreamlinesBatchLoader as StreamlinesBatchLoader
 from .hdf5 import StreamlinesGroup as StreamlinesGroup
 from .dataset import SubjectData as SubjectData
+from .demo import SubjectFiles as SubjectFiles
 from .control import T as T
 from .models.directions import Targets as Targets
 from .scoring import TextTable as TextTable
@@ -90,6 +93,7 @@ from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .tracking import check_limits as check_limits
 from .tracking import check_seeds as check_seeds
+from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
 from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
@@ -107,6 +111,8 @@ from .space import convert_points as convert_points
 from .hdf5 import create_hdf5 as create_hdf5
 from .sampler import cut_batches as cut_batches
 from .files import data_folder as data_folder
+from .demo import demo_settings as demo_settings
+from .demo import demo_trainer as demo_trainer
 from .scoring import density_map as density_map
 from .state import describe_environment as describe_environment
 from .state import describe_model as describe_model
@@ -157,6 +163,7 @@ from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
+from .demo import run_demo as run_demo
 from .phantom import sample_subjects as sample_subjects
 from .loader import sample_trilinear as sample_trilinear
 from .checkpoint import save_checkpoint as save_checkpoint
