@@ -198,6 +198,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tractkit.demo._save_both': ('demo.html#_save_both', 'tractkit/demo.py'),
                                'tractkit.demo._seeds_and_mask': ('demo.html#_seeds_and_mask', 'tractkit/demo.py'),
                                'tractkit.demo._shuffled': ('demo.html#_shuffled', 'tractkit/demo.py'),
+                               'tractkit.demo._split': ('demo.html#_split', 'tractkit/demo.py'),
                                'tractkit.demo._subject_of': ('demo.html#_subject_of', 'tractkit/demo.py'),
                                'tractkit.demo._track': ('demo.html#_track', 'tractkit/demo.py'),
                                'tractkit.demo._train': ('demo.html#_train', 'tractkit/demo.py'),

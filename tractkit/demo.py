@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SubjectFiles', 'check_subject', 'DemoSettings', 'demo_settings', 'demo_trainer', 'Demo', 'run_demo']
 
-# %% ../nbs/52_demo.ipynb #153f013e
+# %% ../nbs/52_demo.ipynb #15e85d28
 import dataclasses
 import json
 import os
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +105,7 @@ def check_subject(
         raise DataError(f"{len(tractogram)} streamlines are too few to train and test on", file=files.tractogram, subject=files.name)
     return tractogram
 
-# %% ../nbs/52_demo.ipynb #50f76ba8
+# %% ../nbs/52_demo.ipynb #8d1cb26d
 @dataclass(frozen=True)
 class DemoSettings:
     """Everything that decides what a demo computes."""
@@ -146,22 +147,22 @@ def demo_settings(
     tracked_with: str | None = None,
 ) -> DemoSettings:
     """The settings of a demo: who trains, who validates, who is tested, how long."""
-    if files:
-        names = [f.name for f in files]
-        if len(set(names)) < len(names):
-            raise DataError(f"two subjects have one name: {', '.join(names)}", fix="Give their folders different names")
-        if len(names) == 1:
-            split = tuple((f"{names[0]} {share}",) for share in (0.8, 0.1, 0.1))
-        elif len(names) == 2:
-            split = (f"{names[0]} 0.9",), (f"{names[0]} 0.1",), (names[1],)
-        else:
-            split = tuple(names[:-2]), (names[-2],), (names[-1],)
-    else:
-        sizes = (1, 1, 1) if quick else (12, 2, 1)
-        names = [f"sub-{k + 1:02}" for k in range(sum(sizes))]
-        split = tuple(names[:sizes[0]]), tuple(names[sizes[0]:sizes[0] + sizes[1]]), tuple(names[sizes[0] + sizes[1]:])
-    short = dict(max_epochs=4, layers=(64, 64)) if quick else {}
-    return DemoSettings(*split, files=tuple(files), seed=seed, tracked_with=tracked_with, **short)  # type: ignore[arg-type]
+    names = [f.name for f in files] or [f"sub-{k + 1:02}" for k in range(3 if quick else 15)]
+    if len(set(names)) < len(names):
+        raise DataError(f"two subjects have one name: {', '.join(names)}", fix="Give their folders different names")
+    training, validation, testing = _split(names, nb_validation=1 if files or quick else 2)
+    max_epochs, layers = (30, (64, 64)) if quick else (24, (128, 128))
+    return DemoSettings(training, validation, testing, tuple(files), seed, max_epochs, layers=layers, tracked_with=tracked_with)
+
+
+def _split(names: list[str], nb_validation: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+    """Who trains, validates, tests: the last tests, those before validate. One or two subjects share streamlines out."""
+    if len(names) == 1:
+        return (f"{names[0]} 0.8",), (f"{names[0]} 0.1",), (f"{names[0]} 0.1",)
+    if len(names) == 2:
+        return (f"{names[0]} 0.9",), (f"{names[0]} 0.1",), (names[1],)
+    cut = len(names) - 1 - nb_validation
+    return tuple(names[:cut]), tuple(names[cut:-1]), (names[-1],)
 
 # %% ../nbs/52_demo.ipynb #31bad4bc
 _INPUT, _STREAMLINES = "input", "streamlines"  # the groups of the HDF5
@@ -251,8 +252,8 @@ def _seeds_and_mask(work: Path, seed: int, limit: int) -> tuple[np.ndarray, Volu
     mask = Volume(grown.data & (brain.data > 0), grown.affine)
     return seeds[chosen], mask
 
-# %% ../nbs/52_demo.ipynb #bcbda742
-_LIMITS = {"min_length": 20.0, "max_length": 200.0}  # mm
+# %% ../nbs/52_demo.ipynb #4a803c98
+_SHORTEST, _LONGEST = 20.0, 200.0  # mm, of streamlines
 
 
 def _subject_of(entry: str, part: str, splits: Mapping[str, Sequence[str]]) -> tuple[str, str]:
@@ -354,7 +355,7 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #3e6b5987
+# %% ../nbs/52_demo.ipynb #5d6d2634
 def _train(demo: Demo, say: Callable[[str], None]) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
     trainer, control = demo.trainer(), demo.trainer(control=True, progress=False)
@@ -400,22 +401,23 @@ def _track(demo: Demo, say: Callable[[str], None]) -> None:
     settings, (work, name) = demo.settings, demo.subject()
     seeds, mask = _seeds_and_mask(work, settings.seed, settings.max_seeds)
     signal = demo.dataset.subject(name).volumes[_INPUT].volume
-    model = load_model(demo.folder / "run" / "best_model")
+    model: Any = load_model(demo.folder / "run" / "best_model")
     fodf, card = load_sh(work / "fodf.nii.gz")
     chosen = _dipy_settings(demo, say)
     say(f"  from {len(seeds):,} seeds: this model, DIPY, " + ("DIPY again" if settings.own else "an oracle"))
 
     def follow(volume: Volume) -> Tractogram:
-        return Tracker(model, volume, mask, **_LIMITS).track(seeds, progress=False)
+        return Tracker(model, volume, mask, min_length=_SHORTEST, max_length=_LONGEST).track(seeds, progress=False)
 
     def dipy(seeds: np.ndarray) -> Tractogram:
-        return track_dipy(fodf, seeds, mask, **dataclasses.asdict(chosen), legacy=card.legacy, progress=False, **_LIMITS)
+        return track_dipy(fodf, seeds, mask, **dataclasses.asdict(chosen), legacy=card.legacy, progress=False,
+                          min_length=_SHORTEST, max_length=_LONGEST)
 
     tracked = {"model": follow(signal), "shuffled": follow(_shuffled(signal, mask, settings.seed)), "dipy": dipy(seeds)}
     if settings.own:
         tracked["dipy-again"] = dipy(_seeds_and_mask(work, settings.seed + 1, settings.max_seeds)[0])
     else:
-        tracked["oracle"] = track_oracle(demo.truth(), seeds, mask, progress=False, **_LIMITS)
+        tracked["oracle"] = track_oracle(demo.truth(), seeds, mask, progress=False, min_length=_SHORTEST, max_length=_LONGEST)
     for who, tractogram in tracked.items():
         tractogram.save(demo.folder / f"{who}.trk")
         tractogram.save(demo.folder / f"{who}.trx")
@@ -428,7 +430,8 @@ def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     work, _ = demo.subject("validation")
     seeds, mask = _seeds_and_mask(work, demo.settings.seed, 800)
     fodf, card = load_sh(work / "fodf.nii.gz")
-    chosen, grid = choose_dipy_settings(fodf, seeds, mask, demo.truth("validation"), legacy=card.legacy, progress=False, **_LIMITS)
+    chosen, grid = choose_dipy_settings(fodf, seeds, mask, demo.truth("validation"), legacy=card.legacy, progress=False,
+                                        min_length=_SHORTEST, max_length=_LONGEST)
     say(str(grid))
     return chosen
 
