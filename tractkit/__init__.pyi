@@ -141,6 +141,7 @@ from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
+from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets

@@ -142,6 +142,7 @@ NAMES = {
     "nearest_mdf": "scoring",
     "neighborhood_vectors": "volume",
     "normal": "keyed",
+    "open_demo": "demo",
     "open_hdf5": "hdf5",
     "pack_tree": "checkpoint",
     "pad_buckets": "models.layers",
