@@ -584,7 +584,7 @@ def _do(demo: Demo, say: Callable[[str], None]) -> None:
     _pictures(demo)
     _report(demo)
 
-# %% ../nbs/52_demo.ipynb #872d33a9
+# %% ../nbs/52_demo.ipynb #af053b02
 def open_demo(
     folder: str | Path | None = None,  # None: $TRACTKIT_DEMO, else results/demo here or in a folder above
 ) -> Demo:
@@ -603,6 +603,7 @@ def open_demo(
 
 def _read_settings(card: Path) -> DemoSettings:
     """What `to_json` wrote."""
-    values = json.loads(card.read_text(encoding="utf-8"))
+    values: Any = json.loads(card.read_text(encoding="utf-8"))
     files = [SubjectFiles(f.pop("name"), **{k: Path(v) for k, v in f.items()}) for f in values.pop("files")]
-    return DemoSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, files=tuple(files))
+    plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return DemoSettings(**plain, files=tuple(files))
