@@ -55,7 +55,7 @@ def everywhere(affine, shape=SHAPE):
 @pytest.mark.parametrize("voxel_sizes, flip", [((2, 2, 2), False), ((2, 2, 2), True), ((1, 3, 2), False)])
 def test_a_straight_fodf_gives_straight_lines_at_the_right_place(voxel_sizes, flip, legacy):
     affine = rotated(voxel_sizes, flip)
-    nearest = default_sphere.vertices[(default_sphere.vertices @ [0.8, 0.6, 0]).argmax()]  # a direction DIPY can answer
+    nearest = default_sphere.vertices[(default_sphere.vertices @ [0.7, 0.5, 0.5]).argmax()]  # a direction DIPY can answer
     seeds = np.array([[10, 4, 4], [6.3, 3.2, 5.1]], np.float32)
     t = track_dipy(fodf_along(nearest, affine, legacy), seeds, everywhere(affine), step_size=0.5, min_length=2, legacy=legacy,
                    progress=False)
@@ -69,7 +69,7 @@ def test_a_straight_fodf_gives_straight_lines_at_the_right_place(voxel_sizes, fl
         assert np.abs(off).sum(1).min() < 1e-3
     voxels = np.floor(t.streamlines.points + 0.5)
     assert (voxels >= 0).all() and (voxels < SHAPE).all()
-    assert t.inside().all() and (np.ptp(t.streamlines[0], 0) * voxel_sizes).max() > 7
+    assert t.inside().all() and (np.ptp(t.streamlines[0], 0) * voxel_sizes).max() > 4
 
 
 def test_the_wrong_definition_of_the_basis_shows():
@@ -141,6 +141,23 @@ def test_dipy_refuses_what_the_tracker_refuses():
         track_dipy(Volume(np.ones((*SHAPE, 27)), affine), [[5, 1, 1]], everywhere(affine), progress=False)
 
 
+def test_dipy_gives_one_streamline_a_seed_where_bundles_cross():
+    affine = np.eye(4)
+    values = sum((default_sphere.vertices @ d) ** 30 for d in np.eye(3)[:2])
+    both = sf_to_sh(values, default_sphere, sh_order_max=8, legacy=True).astype(np.float32)
+    fodf = Volume(np.broadcast_to(both, (*SHAPE, 45)), affine)
+    t = track_dipy(fodf, [[10, 4, 4], [5, 3, 3]], everywhere(affine), min_length=0, progress=False)
+    assert len(t) == 2
+
+
+def test_dipys_min_length_is_a_length_too():
+    affine, seed = np.eye(4), [[10, 4, 4]]
+    fodf = fodf_along(default_sphere.vertices[np.abs(default_sphere.vertices[:, 0]).argmax()], affine)
+    length = track_dipy(fodf, seed, everywhere(affine), min_length=0, progress=False).lengths_mm[0]
+    assert len(track_dipy(fodf, seed, everywhere(affine), min_length=length - 0.01, progress=False)) == 1
+    assert len(track_dipy(fodf, seed, everywhere(affine), min_length=length + 0.01, progress=False)) == 0
+
+
 def test_dipy_touches_no_generator():
     affine = np.eye(4)
     np.random.seed(0)  # noqa: NPY002
@@ -181,7 +198,8 @@ def test_an_oracle_without_curves_is_refused():
 
 def test_points_without_a_direction_do_not_mislead_the_oracle():
     truth = crossing_truth()
-    dots = Streamlines.from_list([np.full((1, 3), 14.0), np.full((3, 3), 13.0), np.zeros((0, 3)), *truth.bundles["a"]])
+    middle = np.array([[13.0, 14, 2]])
+    dots = Streamlines.from_list([middle, middle + [[0, 1, 0]] * 3, np.zeros((0, 3)), *truth.bundles["a"]])
     truth.bundles["a"] = dots
     mask = Volume(truth.white_matter, truth.affine)
     t = track_oracle(truth, seeds_from_mask(mask)[::25], mask, progress=False)

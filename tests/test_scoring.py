@@ -157,6 +157,19 @@ def test_an_end_one_voxel_beside_its_region_counts_and_two_do_not():
         assert classify_streamlines(Tractogram(Streamlines.from_list([moved]), truth.affine, SHAPE), truth).names() == [kind]
 
 
+def test_of_two_bundles_with_the_same_ends_the_better_filled_one_counts():
+    truth = make_truth()
+    x, y, z = np.indices(SHAPE)
+    slab = (z > 0) & (z < 5) & (x > 0) & (x < 17)
+    low, high = slab & (y < 6), slab & ((y > 7) | (x < 3) | (x > 14))
+    ends = [[slab & (x < 3), slab & (x > 14)]] * 2
+    line = np.c_[np.linspace(1, 16, 50), 5 + 6 * np.sin(np.linspace(0, np.pi, 50)) ** 0.3, np.full(50, 2)]
+    t = Tractogram(Streamlines.from_list([line, line[::-1], line * [1, 0, 1] + [0, 3, 0]]), truth.affine, SHAPE)
+    for order, want in (([0, 1], [1, 1, 0]), ([1, 0], [0, 0, 1])):
+        both = GroundTruth(truth.affine, ("p", "q"), np.stack([low, high])[order], np.stack(ends), slab)
+        assert classify_streamlines(t, both, min_inside=0.3).bundle.tolist() == want
+
+
 def test_overreach_counts_white_matter_only():
     truth = make_truth()
     bulge = np.c_[np.linspace(1, 16, 200), 6 + 3.4 * np.sin(np.linspace(0, np.pi, 200)) ** 8, np.full(200, 2)]  # y up to 9.4

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DipySettings', 'track_dipy', 'choose_dipy_settings', 'track_oracle', 'previous_direction_loss']
 
-# %% ../nbs/46_baselines.ipynb #e7071103
+# %% ../nbs/46_baselines.ipynb #eb1c3c06
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -22,7 +22,6 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from .loader import StreamlinesBatchLoader
-from .models.base import batch_voxel_sizes
 from .models.directions import point_directions, previous_directions
 from .scoring import GroundTruth, Scores, TextTable, score_tractogram
 from .streamlines import Streamlines, segment_directions
@@ -176,7 +175,7 @@ def track_oracle(
                       step_size=step_size, theta=theta, min_length=min_length, max_length=max_length)
     return tracker.track(seeds, progress=progress)
 
-# %% ../nbs/46_baselines.ipynb #73093c65
+# %% ../nbs/46_baselines.ipynb #9d7b4122
 def previous_direction_loss(
     loader: StreamlinesBatchLoader,  # as the trainer has it
     plan: Iterable,                  # the sampler's validation plan: batches of (subject, ids)
@@ -187,7 +186,7 @@ def previous_direction_loss(
     total, n = 0.0, 0
     for batch_ids in plan:
         batch = loader.load_batch_streamlines(batch_ids, training=False)
-        directions = point_directions(batch.points, batch.offsets, batch_voxel_sizes(batch))
+        directions = point_directions(batch.points, batch.offsets, batch.voxel_sizes)
         previous = previous_directions(directions, batch.offsets, batch.previous)
         loss = torch.where(previous.any(1), 1 - (directions * previous).sum(1), 0.5)
         counted = directions.any(1)

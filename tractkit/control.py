@@ -180,7 +180,7 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
     finally:
         _LOCKED.discard(path)
 
-# %% ../nbs/29_control.ipynb #46244e49
+# %% ../nbs/29_control.ipynb #6b1275f7
 class Runner:
     """A loop that runs in the calling thread or in one in the background. A child gives `_loop(foreground)`."""
 
@@ -196,7 +196,7 @@ class Runner:
     @property
     def running(self) -> bool:
         """Whether the loop runs, resting included."""
-        return self._busy.locked()
+        return self._busy.locked() or (self._thread is not None and self._thread.is_alive())
 
     def _run(self, foreground: bool) -> None:
         if not self._busy.acquire(blocking=False):
@@ -209,8 +209,9 @@ class Runner:
 
     def run(self) -> None:
         """Run here, until done. The first Ctrl-C ends it after the current batch."""
-        if not self.running:
-            self.control.reset()
+        if self.running:
+            raise RuntimeError("it is running already; wait() for it or stop() it first")
+        self.control.reset()
         self._run(foreground=True)
 
     def start(self, paused: bool = False) -> None:
@@ -229,7 +230,7 @@ class Runner:
         except BaseException as e:  # raised again by wait()
             self.error = e
 
-    def wait(self, timeout: float | None = None) -> None:
+    def wait(self, timeout: float | None = None) -> Any:
         """Wait for the loop in the background to end; raises what it raised. TimeoutError if it goes on."""
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join(timeout)

@@ -35,7 +35,7 @@ from .streamlines import Streamlines, resample_step
 from .tractogram import Tractogram, concatenate_tractograms
 from .volume import Volume
 
-# %% ../nbs/05_phantom.ipynb #1e229c69
+# %% ../nbs/05_phantom.ipynb #512824ae
 class _Plan(NamedTuple):
     points: tuple[tuple[float, float, float], ...]    # control points of the middle line, mm
     radius: tuple[float, float, float] = (3.3, 4, 3.3)  # in the plane, at start, middle and end, mm
@@ -46,7 +46,7 @@ _HEIGHT = 4.0              # mm, radius of every bundle out of the plane
 _RIM = 44.5                # mm, radius of the brain
 _PLANS = {
     "kiss_left": _Plan(((8, 39, -1), (9.5, 20, 0), (11, 0, 0), (8.5, -20, 0), (2.1, -39, -1))),
-    "kiss_right": _Plan(((25, 34, 2), (22, 16, 1), (17.5, 0, 0), (23.5, -12, -1), (33.5, -23, -2))),
+    "kiss_right": _Plan(((25, 34, 2), (22, 16, 1), (16.8, 0, 0), (23.5, -12, -1), (33.5, -23, -2))),
     "beam": _Plan(((-34.5, 22, -2), (-20, 17, 0), (0, 15, 0), (18, 16.5, 0), (37.5, 17, -2))),
     "fan": _Plan(((-38.5, -7, -2), (-24, -12.5, -1), (-6, -13.5, 0), (12, -12, 0), (36, -2, 0)), (3.3, 4, 6.7)),
     "bend": _Plan(((-39, 7.5, 2), (-28, 4.5, 1), (-18.5, 9, 0), (-15, 19, 0), (-22.2, 35.7, 2))),
@@ -354,7 +354,7 @@ def _make_subject(root: Path, name: str, settings: PhantomSettings) -> Path:
         shutil.rmtree(part, ignore_errors=True)
     return final
 
-# %% ../nbs/05_phantom.ipynb #052fc6cb
+# %% ../nbs/05_phantom.ipynb #e36fab60
 def _claim(root: Path, settings: PhantomSettings) -> None:
     """Write `phantom.json`, or check that the one there says the same. Raises DataError if not."""
     file = root / "phantom.json"
@@ -365,7 +365,7 @@ def _claim(root: Path, settings: PhantomSettings) -> None:
         with atomic_path(file) as temporary:
             temporary.write_text(json.dumps(mine, indent=1), encoding="utf-8")
     try:
-        theirs = json.loads(file.read_text(encoding="utf-8"))
+        theirs = dict(json.loads(file.read_text(encoding="utf-8")))
         other = [k for k in {*mine, *theirs} if mine.get(k) != theirs.get(k)]
     except (ValueError, TypeError) as e:
         raise DataError(f"cannot be read ({e})", file=file, fix="Delete the folder and make the phantom anew") from e

@@ -5,15 +5,14 @@
 # %% auto #0
 __all__ = ['make_optimizer', 'describe_model', 'describe_environment', 'differences', 'TrainerState', 'sparkline', 'state_card']
 
-# %% ../nbs/33_state.ipynb #a7a9ef80
+# %% ../nbs/33_state.ipynb #15d78851
 import copy
 import html
 import math
 import os
 import platform
 import secrets
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +72,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}: {a} -> {b}")
     return found
 
-# %% ../nbs/33_state.ipynb #6ad5f7b6
+# %% ../nbs/33_state.ipynb #946c612b
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -202,7 +201,8 @@ class TrainerState:
     def history(self) -> dict[str, np.ndarray]:
         """The finished epochs as columns: epoch, train_loss, valid_loss, ..."""
         records = list(self.epochs)
-        return {k: np.array([r[k] for r in records]) for k in (records[0] if records else ())}
+        keys = dict.fromkeys(k for r in records for k in r)
+        return {k: np.array([math.nan if r.get(k) is None else r[k] for r in records]) for k in keys}
 
     def __repr__(self) -> str:
         best = f"best {self.best['loss']:.4g} in epoch {self.best['epoch'] + 1}" if self.best else "no epoch finished"
@@ -216,9 +216,9 @@ class TrainerState:
 _PLAIN = ("seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
           "finished", "run_id", "parent", "time")
 
-# %% ../nbs/33_state.ipynb #bc6aaac3
+# %% ../nbs/33_state.ipynb #8886fd31
 def sparkline(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],  # colour -> (x, y)
+    curves: Mapping[str, tuple[Any, Any]],  # colour -> (x, y), sequences of numbers
     width: int = 260,
     height: int = 56,
 ) -> str:        # inline SVG
@@ -253,7 +253,7 @@ def state_card(state: TrainerState) -> str:  # HTML
              ("last epoch", ", ".join(f"{k.replace('_', ' ')} {last[k]:.4g}" for k in ("train_loss", "valid_loss") if k in last) or "none yet"),
              ("best", f"{state.best['loss']:.4g} in epoch {state.best['epoch'] + 1}" if state.best else "none yet"),
              ("size", f"{state.nb_parameters:,} parameters, {state.optimizer_name}"),
-             ("time", f"{minutes:.1f} min")]
+             ("time", f"{minutes:.0f} min" if minutes >= 1 else "under a minute")]
     if state.finished:
         facts.append(("finished", state.finished["message"]))
     rows = "".join(f'<tr><td style="opacity:.65;padding:1px 12px 1px 0;text-align:left">{html.escape(k)}</td>'

@@ -1,0 +1,57 @@
+"""What every test file shares: which tests this machine can run, and the closing line on real data."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+DATA = os.environ.get("TRACTKIT_DATA")
+
+
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+# marker -> (can this machine run it?, what a person can do about it); asked only where a test carries the marker
+NEEDS = {
+    "full": (lambda: os.environ.get("FULL") == "1", "a long repetition: set FULL=1 to run it"),
+    "gpu": (_has_gpu, "torch finds no CUDA device here"),
+    "browser": (lambda: CHROMIUM is not None, "no chromium or google-chrome on the PATH"),
+    "real": (lambda: bool(DATA), "TRACTKIT_DATA names no folder of real data"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    answers: dict[str, bool] = {}
+    for item in items:
+        for marker, (can_run, reason) in NEEDS.items():
+            if item.get_closest_marker(marker):
+                if marker not in answers:
+                    answers[marker] = can_run()
+                if not answers[marker]:
+                    item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config):
+    # After pytest's own closing count, which a terminal summary would come before.
+    if not hasattr(config, "workerinput"):
+        print(f"real data: {'run' if DATA and Path(DATA).is_dir() else 'skipped'}")
+
+
+@pytest.fixture(scope="session")
+def chromium() -> str:
+    """The path of the browser; for tests marked `browser`."""
+    assert CHROMIUM is not None, "mark the test with pytest.mark.browser"
+    return CHROMIUM
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real data; for tests marked `real`."""
+    assert DATA, "mark the test with pytest.mark.real"
+    return Path(DATA)
