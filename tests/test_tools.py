@@ -108,6 +108,12 @@ def test_notebook_that_prints_something_else_fails(tmp_path):
     assert "-stdout: 0.97" in problems[0] and "+stdout: 0.98" in problems[0]
 
 
+def test_difference_in_a_long_line_is_shown():
+    stored, now = ([printed("x" * 400 + end)] for end in ("one", "two"))
+    shown = check_notebooks.cell_difference(stored, now)
+    assert "xone" in shown and "xtwo" in shown and len(shown) < 120
+
+
 def test_notebook_that_raises_fails(tmp_path):
     path = write_notebook(tmp_path / "raises.ipynb", ("x = 1\nassert x == 2, 'x is one'", []))
     problems, _ = check_notebooks.run_apart(path, store=False)
