@@ -131,7 +131,11 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
         [f"{kind}: {line}" for kind, text in was for line in (text.splitlines() or [""])],
         [f"{kind}: {line}" for kind, text in got for line in (text.splitlines() or [""])],
         lineterm="", n=0))[2:]
-    shown = [f"    {line[:150]}" for line in lines if not line.startswith("@@")]
+    lines = [line for line in lines if not line.startswith("@@")]
+    removed, added = ([line for line in lines if line[0] == sign] for sign in "-+")
+    start = min((len(os.path.commonprefix([a[1:], b[1:]])) for a, b in zip(removed, added, strict=False)), default=0)
+    start = start - 30 if start > 90 else 0  # long lines: from a little before the first difference
+    shown = [f"    {line[0]}{'...' if start else ''}{line[1 + start :][:150]}" for line in lines]
     more = [f"    ... and {len(shown) - 8} more lines"] if len(shown) > 8 else []
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
