@@ -453,7 +453,7 @@ class TrainerPanel:
         said = _describe(self.trainer)
         return f"TrainerPanel({said['label']}, {said['where']})"
 
-# %% ../nbs/50_panel.ipynb #b30984ab
+# %% ../nbs/50_panel.ipynb #963cef32
 _BUTTONS = {  # icon, tooltip
     "start": ("play", "Train in the background; after a stop, go on at the next batch"),
     "pause": ("pause", "Rest after the current batch; nothing is lost"),
@@ -474,7 +474,7 @@ def panel_of(
 
 def show_trainers_as_panels() -> None:
     """From now on a trainer as a cell's last value shows its panel. Done when this module is imported in a notebook."""
-    shell = get_ipython()
+    shell: Any = get_ipython()
     if shell is not None:
         formatter = shell.display_formatter.ipython_display_formatter
         formatter.for_type_by_name("tractkit.trainer", "Trainer", lambda trainer: panel_of(trainer)._ipython_display_())
