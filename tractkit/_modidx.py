@@ -167,6 +167,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tractkit.demo.Demo.losses': ('demo.html#demo.losses', 'tractkit/demo.py'),
                                'tractkit.demo.Demo.nb_subjects': ('demo.html#demo.nb_subjects', 'tractkit/demo.py'),
                                'tractkit.demo.Demo.reference': ('demo.html#demo.reference', 'tractkit/demo.py'),
+                               'tractkit.demo.Demo.results': ('demo.html#demo.results', 'tractkit/demo.py'),
                                'tractkit.demo.Demo.scores': ('demo.html#demo.scores', 'tractkit/demo.py'),
                                'tractkit.demo.Demo.splits': ('demo.html#demo.splits', 'tractkit/demo.py'),
                                'tractkit.demo.Demo.subject': ('demo.html#demo.subject', 'tractkit/demo.py'),

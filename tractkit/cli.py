@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .files import DataError
 
-# %% ../nbs/62_cli.ipynb #b02ef4b8
+# %% ../nbs/62_cli.ipynb #f5bbcf63
 def _add_demo(commands) -> None:
     """The words of `tractkit demo`."""
     p = commands.add_parser(
@@ -28,6 +28,7 @@ def _add_demo(commands) -> None:
     p.add_argument("--out", default=None, help="folder of the results (default: results/demo, or results/own)")
     p.add_argument("--seed", type=int, default=0, help="seed of the phantom, the model and the tracking")
     p.add_argument("--quick", action="store_true", help="3 subjects and a short training: shows the way, not the quality")
+    p.add_argument("--epochs", type=int, metavar="N", help="train for N epochs (default: 24, with --quick 40)")
     p.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the folder")
     p.add_argument("--no-html", action="store_true", help="do not execute the tutorial into an HTML page")
     own = p.add_argument_group("your own data, one subject", "all five together; the volumes on one grid")
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument("jupyter", nargs="*", help="further words for jupyter lab, after --")
     return p
 
-# %% ../nbs/62_cli.ipynb #34b9443c
+# %% ../nbs/62_cli.ipynb #a424db4f
 def _demo(args: argparse.Namespace) -> None:
     from tractkit.demo import SubjectFiles, run_demo
 
@@ -70,7 +71,7 @@ def _demo(args: argparse.Namespace) -> None:
         name = Path(args.dwi).name.split(".")[0]
         subjects = [SubjectFiles(name, **{k: Path(v) for k, v in five.items()})]
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
-             tracked_with=args.tracked_with)
+             tracked_with=args.tracked_with, epochs=args.epochs)
 
 
 def _lab(args: argparse.Namespace) -> None:
