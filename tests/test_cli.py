@@ -15,6 +15,7 @@ from tractkit.phantom import sample_subjects
 from tractkit.tractogram import Tractogram
 from tractkit.volume import Volume
 
+pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
 NAMES = {"dwi": "dwi.nii.gz", "bvals": "bvals", "bvecs": "bvecs", "mask": "mask.nii.gz", "tractogram": "tractogram.trk"}
 
 
@@ -172,15 +173,18 @@ def test_an_out_that_is_a_file_is_named(tmp_path, refused):
     assert str(tmp_path / "notes.txt") in refused("--out", tmp_path / "notes.txt")
 
 
-def test_no_epochs_are_refused(refused, tmp_path):
-    assert "epochs" in refused("--epochs", 0, "--out", tmp_path / "out")
+@pytest.mark.parametrize("epochs", ["0", "-3", "many"])
+def test_epochs_are_a_positive_number(epochs, capsys, tmp_path):
+    with pytest.raises(SystemExit) as ended:
+        main(["demo", "--epochs", epochs, "--out", str(tmp_path / "out")])
+    assert ended.value.code == 2 and "--epochs" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_help_and_version_are_quick_and_import_nothing_heavy():
     code = ("import sys; from tractkit.cli import main; main(['--version']); main([]);"
             "sys.exit(bool({'torch', 'fury', 'matplotlib', 'dipy', 'numba'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0 and done.stdout.startswith("tractkit 0") and "demo" in done.stdout
+    assert done.returncode == 0 and done.stdout.startswith("tractkit") and "demo" in done.stdout
 
 
 def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys, tmp_path):

@@ -77,7 +77,9 @@ from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
 from .models.base import TractographyModel as TractographyModel
 from .trainer import Trainer as Trainer
+from .panel import TrainerLike as TrainerLike
 from .trainer import TrainerOneInput as TrainerOneInput
+from .panel import TrainerPanel as TrainerPanel
 from .state import TrainerState as TrainerState
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
@@ -145,6 +147,7 @@ from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
+from .panel import panel_of as panel_of
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
@@ -176,6 +179,7 @@ from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
+from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot
 from .state import sparkline as sparkline

@@ -257,7 +257,7 @@ def _seeds_and_mask(work: Path, seed: int, limit: int) -> tuple[np.ndarray, Volu
     mask = Volume(grown.data & (brain.data > 0), grown.affine)
     return seeds[chosen], mask
 
-# %% ../nbs/52_demo.ipynb #c1230499
+# %% ../nbs/52_demo.ipynb #dfaf8fe3
 _LONGEST = 200.0  # mm, of streamlines
 
 
@@ -355,9 +355,9 @@ class Demo:
         if self.settings.own:
             made = f"The reference was itself tracked with {self.settings.tracked_with}: " if self.settings.tracked_with else \
                 "If the reference was itself tracked with DIPY's CSD, "
-            head = ("same subject: shows the pipeline, not generalisation",) if self.settings.same_subject else ()
-            return comparison_table(self.comparison(), (*head, f"{made}DIPY from other seeds is the ceiling.",
-                                                        "signal shuffled: what is left when the model reads noise."))
+            return comparison_table(self.comparison(), (f"{made}DIPY from other seeds is the ceiling.",
+                                                        "signal shuffled: what is left when the model reads noise."),
+                                    "same subject: shows the pipeline, not generalisation" if self.settings.same_subject else "")
         scores = self.scores()
         del scores[_WHO["shuffled"]]
         return score_table(scores)
@@ -366,10 +366,10 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #d933e223
-def _train(demo: Demo, say: Callable[[str], None]) -> None:
+# %% ../nbs/52_demo.ipynb #b877cde0
+def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
-    trainer, control = demo.trainer(), demo.trainer(control=True, progress=False)
+    trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
     control.start()
     try:
         state = trainer.train_and_validate()
@@ -496,7 +496,7 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
-# %% ../nbs/52_demo.ipynb #eb72c3e8
+# %% ../nbs/52_demo.ipynb #e4b5380a
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for a person's files
     *,
@@ -508,7 +508,8 @@ def run_demo(
     tracked_with: str | None = None,         # how a person's reference was made, for the table
     min_length: float = 20.0,                # mm, of tracked streamlines
     epochs: int | None = None,               # of training; None: as many as it takes
-    say: Callable[[str], None] = print,
+    say: Callable[[str], None] = print,      # what to do with each line of text
+    progress: bool = True,                   # show progress bars
 ) -> Demo:
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
 
@@ -523,7 +524,7 @@ def run_demo(
         say(f"{folder}: this run is finished and reused (start anew with fresh=True, on the command line --fresh)")
     else:
         say(_plan(demo))
-        _do(demo, say)
+        _do(demo, say, progress)
     if html and not (folder / "tutorial.html").exists():
         say("tutorial: the notebook, executed on this run")
         _html(demo, say)
@@ -542,8 +543,8 @@ def _open_folder(folder: Path, settings: DemoSettings, fresh: bool) -> None:
             raise DataError("this folder holds a run with other settings", file=folder,
                             fix="Give another folder (--out), or delete the old run (--fresh)")
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError("this folder holds other things, no demo", file=folder, fix="Give an empty or a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError("it holds other things, no demo", file=folder, fix="Give an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(card) as temporary:
         temporary.write_text(settings.to_json(), encoding="utf-8")
@@ -568,33 +569,33 @@ def _where(demo: Demo) -> str:
             f"look closer:  make lab   (or: tractkit lab)")
 
 
-def _do(demo: Demo, say: Callable[[str], None]) -> None:
+def _do(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """All stages that are not done."""
     folder, settings = demo.folder, demo.settings
     names = list(dict.fromkeys(e.split()[0] for entries in demo.splits.values() for e in entries))
-    root = None if settings.own else sample_subjects(len(names), settings.phantom_seed)
+    root = None if settings.own else sample_subjects(len(names), settings.phantom_seed, progress=progress)
     sources = {f.name: f for f in settings.files} or {n: SubjectFiles.find(root / n) for n in names}  # type: ignore[operator]
     if root is not None and not (folder / "phantom.png").exists():
         truth = Tractogram.load(root / names[-1] / "tractogram.trk", reference=root / names[-1] / "dwi.nii.gz")
         snapshot(truth, path=folder / "phantom.png", view="axial")
         say(f"the seven bundles: {folder / 'phantom.png'}")
     tested = {e.split()[0] for part in ("validation", "testing") for e in demo.splits[part]}
-    for name in tqdm(names, desc="signal and fODF", unit="subject"):
+    for name in tqdm(names, desc="signal and fODF", unit="subject", disable=not progress):
         _prepare(sources[name], folder / "subjects" / name, name in tested, root / name / "wm_mask.nii.gz" if root else None, say)
     if not (folder / "data.hdf5").exists():
         create_hdf5(folder / "subjects", folder / "data.hdf5", {
             _INPUT: {"type": "volume", "files": ["sh.nii.gz"], "standardization": "independent", "std_mask": "mask.nii.gz"},
-            _STREAMLINES: {"type": "streamlines", "files": ["tractogram.trk"]}}, demo.splits, seed=settings.seed)
+            _STREAMLINES: {"type": "streamlines", "files": ["tractogram.trk"]}}, demo.splits, seed=settings.seed, progress=progress)
         say(f"one file of everything: {folder / 'data.hdf5'}")
     if not (folder / "losses.json").exists():
-        _train(demo, say)
+        _train(demo, say, progress)
     if not (folder / ("dipy-again.trx" if settings.own else "oracle.trx")).exists():  # the last that is written
         say("tracking the test subject")
         _track(demo, say)
     _pictures(demo)
     _report(demo)
 
-# %% ../nbs/52_demo.ipynb #872d33a9
+# %% ../nbs/52_demo.ipynb #2f2a7557
 def open_demo(
     folder: str | Path | None = None,  # None: $TRACTKIT_DEMO, else results/demo here or in a folder above
 ) -> Demo:
@@ -608,11 +609,12 @@ def open_demo(
             return Demo(place, _read_settings(place / "demo.json"))
     if given:
         raise DataError("holds no finished demo", file=given, fix="Run tractkit demo --out with this folder")
-    return run_demo(Path("results") / "quick", quick=True, html=False, say=lambda text: None)
+    return run_demo(Path("results") / "quick", quick=True, html=False, say=lambda text: None, progress=False)
 
 
 def _read_settings(card: Path) -> DemoSettings:
     """What `to_json` wrote."""
-    values = json.loads(card.read_text(encoding="utf-8"))
+    values: Any = json.loads(card.read_text(encoding="utf-8"))
     files = [SubjectFiles(f.pop("name"), **{k: Path(v) for k, v in f.items()}) for f in values.pop("files")]
-    return DemoSettings(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}, files=tuple(files))
+    plain: Any = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+    return DemoSettings(**plain, files=tuple(files))

@@ -30,7 +30,7 @@ from .streamlines import Streamlines, compress, segment_directions
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/07_plots.ipynb #4cdedc0b
+# %% ../nbs/07_plots.ipynb #dd469d92
 DARK, LIGHT = "#0b0e13", "#dfe5ec"  # behind anatomy; text upon it
 
 
@@ -53,9 +53,10 @@ def encode_png(
 ) -> bytes:
     """The bytes of a PNG file, small enough to live in a notebook; alpha is dropped."""
     rgb = np.asarray(pixels)[..., :3]
-    if bits < 8:
-        step = 1 << (8 - bits)
-        rgb = (np.minimum(rgb.astype(np.uint16) + step // 2, 255) // step * step).astype(np.uint8)
+    if bits < 8:  # to the nearest of evenly spaced values, black and white among them
+        top = (1 << bits) - 1
+        table = np.rint(np.rint(np.arange(256) / 255 * top) / top * 255).astype(np.uint8)
+        rgb = table[rgb]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format="png", compress_level=7)
     return buffer.getvalue()
@@ -75,17 +76,17 @@ def _picture(width: float, height: float, background: str) -> Picture:
     """A Picture of `width` x `height` pixels."""
     return Picture(figsize=(width / 100, height / 100), dpi=100, facecolor=background)
 
-# %% ../nbs/07_plots.ipynb #19ed54db
+# %% ../nbs/07_plots.ipynb #41dc8a8f
 _CURVE_COLORS = ("#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#6b6f76")
 
 
 def _as_curves(history) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{name: (x, y)} from {name: y or (x, y)} or from a list of records of one epoch each; NaN left out."""
+    """{name: (x, y)} from {name: y or (x, y)} or from a list of records of one epoch each (0 is the first); NaN left out."""
     if not isinstance(history, Mapping):
         records = list(history)
-        names = {"train_loss": "train", "valid_loss": "valid"}
+        names = {"train_loss": "training", "valid_loss": "validation"}
         history = {
-            label: ([r.get("epoch", i + 1) for i, r in enumerate(records) if r.get(key) is not None],
+            label: ([r.get("epoch", i) + 1 for i, r in enumerate(records) if r.get(key) is not None],
                     [r[key] for r in records if r.get(key) is not None])
             for key, label in names.items() if any(r.get(key) is not None for r in records)
         }
@@ -114,14 +115,14 @@ def _spread(values: Sequence[float], gap: float) -> np.ndarray:
     out[order] = flat
     return out
 
-# %% ../nbs/07_plots.ipynb #feffc6cd
+# %% ../nbs/07_plots.ipynb #d4859185
 def plot_losses(
     history,                                       # {name: y or (x, y)}, or records with epoch, train_loss, valid_loss
     baselines: Mapping[str, float] | None = None,  # horizontal lines: name -> loss
     *,
     xlabel: str = "epoch",
     ylabel: str = "loss",
-    best: str = "valid",                           # the curve whose lowest point is marked
+    best: str | None = None,                       # the curve whose lowest point is marked; None: the first named valid...
     size: tuple[float, float] = (800, 460),        # pixels
 ) -> Picture:
     """Curves over one logarithmic axis, labelled at their ends, with baselines and the best epoch marked.
@@ -132,6 +133,7 @@ def plot_losses(
     figure = _picture(*size, "white")
     ax = figure.add_axes((0.085, 0.115, 0.735, 0.85))
     labels = []  # (y, text, colour)
+    best = best or next((name for name in curves if name.lower().startswith("valid")), None)
     for (name, (x, y)), color in zip(curves.items(), _cycle(_CURVE_COLORS), strict=False):
         if len(y):
             main = name == best
