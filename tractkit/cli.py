@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['parser', 'main']
 
-# %% ../nbs/62_cli.ipynb #3d4feb5f
+# %% ../nbs/62_cli.ipynb #2758a813
 import argparse
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
 from importlib import resources
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
 from .files import DataError
 
-# %% ../nbs/62_cli.ipynb #b02ef4b8
+# %% ../nbs/62_cli.ipynb #f9fa667e
 def _add_demo(commands) -> None:
     """The words of `tractkit demo`."""
     p = commands.add_parser(
@@ -28,6 +28,7 @@ def _add_demo(commands) -> None:
     p.add_argument("--out", default=None, help="folder of the results (default: results/demo, or results/own)")
     p.add_argument("--seed", type=int, default=0, help="seed of the phantom, the model and the tracking")
     p.add_argument("--quick", action="store_true", help="3 subjects and a short training: shows the way, not the quality")
+    p.add_argument("--epochs", type=_positive, metavar="N", help="train for N epochs (default: 24, with --quick 40)")
     p.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the folder")
     p.add_argument("--no-html", action="store_true", help="do not execute the tutorial into an HTML page")
     own = p.add_argument_group("your own data, one subject", "all five together; the volumes on one grid")
@@ -44,6 +45,12 @@ def _add_demo(commands) -> None:
                    help="how the reference was made, for the table (for example \"DIPY's CSD, deterministic\")")
 
 
+def _positive(text: str) -> int:
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(text)
+
+
 def parser() -> argparse.ArgumentParser:
     """The argument parser of `tractkit`."""
     p = argparse.ArgumentParser(prog="tractkit", description="Train deep models that trace white-matter streamlines.")
@@ -55,7 +62,7 @@ def parser() -> argparse.ArgumentParser:
     lab.add_argument("jupyter", nargs="*", help="further words for jupyter lab, after --")
     return p
 
-# %% ../nbs/62_cli.ipynb #34b9443c
+# %% ../nbs/62_cli.ipynb #7573b195
 def _demo(args: argparse.Namespace) -> None:
     from tractkit.demo import SubjectFiles, run_demo
 
@@ -70,7 +77,7 @@ def _demo(args: argparse.Namespace) -> None:
         name = Path(args.dwi).name.split(".")[0]
         subjects = [SubjectFiles(name, **{k: Path(v) for k, v in five.items()})]
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
-             tracked_with=args.tracked_with)
+             tracked_with=args.tracked_with, epochs=args.epochs)
 
 
 def _lab(args: argparse.Namespace) -> None:
@@ -92,7 +99,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parser().parse_args(argv)
     if args.version:
-        print(f"tractkit {version('tractkit')}")
+        try:
+            print(f"tractkit {version('tractkit')}")
+        except PackageNotFoundError:
+            print("tractkit, not installed: a checkout")
         return 0
     if args.command is None:
         parser().print_help()

@@ -105,7 +105,7 @@ def check_subject(
         raise DataError(f"{len(tractogram)} streamlines are too few to train and test on", file=files.tractogram, subject=files.name)
     return tractogram
 
-# %% ../nbs/52_demo.ipynb #43bea978
+# %% ../nbs/52_demo.ipynb #83c24619
 @dataclass(frozen=True)
 class DemoSettings:
     """Everything that decides what a demo computes."""
@@ -148,6 +148,7 @@ def demo_settings(
     quick: bool = False,                 # three subjects and a short training
     tracked_with: str | None = None,
     min_length: float = 20.0,            # mm
+    epochs: int | None = None,           # of training; None: 24, quick 40
 ) -> DemoSettings:
     """The settings of a demo: who trains, who validates, who is tested, how long."""
     names = [f.name for f in files] or [f"sub-{k + 1:02}" for k in range(3 if quick else 15)]
@@ -155,7 +156,8 @@ def demo_settings(
         raise DataError(f"two subjects have one name: {', '.join(names)}", fix="Give their folders different names")
     training, validation, testing = _split(names, nb_validation=1 if files or quick else 2)
     settings = DemoSettings(training, validation, testing, tuple(files), seed, tracked_with=tracked_with, min_length=min_length)
-    return replace(settings, max_epochs=40, batch_size=32, layers=(64, 64), grid_seeds=200) if quick else settings
+    settings = replace(settings, max_epochs=40, batch_size=32, layers=(64, 64), grid_seeds=200) if quick else settings
+    return settings if epochs is None else replace(settings, max_epochs=epochs)
 
 
 def _split(names: list[str], nb_validation: int) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
@@ -255,7 +257,7 @@ def _seeds_and_mask(work: Path, seed: int, limit: int) -> tuple[np.ndarray, Volu
     mask = Volume(grown.data & (brain.data > 0), grown.affine)
     return seeds[chosen], mask
 
-# %% ../nbs/52_demo.ipynb #5dec6913
+# %% ../nbs/52_demo.ipynb #dfaf8fe3
 _LONGEST = 200.0  # mm, of streamlines
 
 
@@ -284,14 +286,20 @@ class Demo:
 
     folder: Path
     settings: DemoSettings
+    test: int = 0  # which of the test subjects
+
+    @property
+    def results(self) -> Path:
+        """Where the test subject's streamlines are: the folder itself, for a second one a folder in it."""
+        return self.folder / self.subject()[1] if self.test else self.folder
 
     @property
     def splits(self) -> dict[str, list[str]]:
         return {part: list(getattr(self.settings, part)) for part in ("training", "validation", "testing")}
 
-    def subject(self, part: str = "testing", i: int = 0) -> tuple[Path, str]:
-        """The prepared folder of a subject, and its name in the HDF5."""
-        name, entry = _subject_of(self.splits[part][i], part, self.splits)
+    def subject(self, part: str = "testing") -> tuple[Path, str]:
+        """The prepared folder of the test subject, or the first of another part, and its name in the HDF5."""
+        name, entry = _subject_of(self.splits[part][self.test if part == "testing" else 0], part, self.splits)
         return self.folder / "subjects" / name, entry
 
     @cached_property
@@ -308,7 +316,7 @@ class Demo:
 
     def tractogram(self, who: str = "model") -> Tractogram:
         """What was tracked on the test subject: `model`, `dipy`, and `oracle` or `dipy-again`."""
-        return Tractogram.load(self.folder / f"{who}.trx", reference=self.folder / f"{who}.trk")
+        return Tractogram.load(self.results / f"{who}.trx", reference=self.results / f"{who}.trk")
 
     @property
     def background(self) -> Volume:
@@ -318,7 +326,7 @@ class Demo:
 
     def truth(self, part: str = "testing") -> GroundTruth:
         """What the phantom's subject is made of."""
-        name = self.splits[part][0].split()[0]
+        name = self.subject(part)[0].name
         return GroundTruth.load(sample_subjects(self.nb_subjects, self.settings.phantom_seed, progress=False) / name)
 
     @property
@@ -347,9 +355,9 @@ class Demo:
         if self.settings.own:
             made = f"The reference was itself tracked with {self.settings.tracked_with}: " if self.settings.tracked_with else \
                 "If the reference was itself tracked with DIPY's CSD, "
-            head = ("same subject: shows the pipeline, not generalisation",) if self.settings.same_subject else ()
-            return comparison_table(self.comparison(), (*head, f"{made}DIPY from other seeds is the ceiling.",
-                                                        "signal shuffled: what is left when the model reads noise."))
+            return comparison_table(self.comparison(), (f"{made}DIPY from other seeds is the ceiling.",
+                                                        "signal shuffled: what is left when the model reads noise."),
+                                    "same subject: shows the pipeline, not generalisation" if self.settings.same_subject else "")
         scores = self.scores()
         del scores[_WHO["shuffled"]]
         return score_table(scores)
@@ -358,7 +366,7 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #6a4e8e90
+# %% ../nbs/52_demo.ipynb #b877cde0
 def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
     trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
@@ -421,9 +429,10 @@ def _track(demo: Demo, say: Callable[[str], None]) -> None:
         tracked["dipy-again"] = dipy(_seeds_and_mask(work, settings.seed + 1, settings.max_seeds)[0])
     else:
         tracked["oracle"] = track_oracle(demo.truth(), seeds, mask, progress=False, min_length=demo.settings.min_length, max_length=_LONGEST)
+    demo.results.mkdir(exist_ok=True)
     for who, tractogram in tracked.items():
-        tractogram.save(demo.folder / f"{who}.trk")
-        tractogram.save(demo.folder / f"{who}.trx")
+        tractogram.save(demo.results / f"{who}.trk")
+        tractogram.save(demo.results / f"{who}.trx")
 
 
 def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
@@ -487,7 +496,7 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
-# %% ../nbs/52_demo.ipynb #fc548292
+# %% ../nbs/52_demo.ipynb #e4b5380a
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for a person's files
     *,
@@ -498,13 +507,14 @@ def run_demo(
     html: bool = True,                       # execute the tutorial into tutorial.html
     tracked_with: str | None = None,         # how a person's reference was made, for the table
     min_length: float = 20.0,                # mm, of tracked streamlines
+    epochs: int | None = None,               # of training; None: as many as it takes
     say: Callable[[str], None] = print,      # what to do with each line of text
     progress: bool = True,                   # show progress bars
 ) -> Demo:
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
 
     Raises DataError for files that do not fit and for a folder with another run, KeyboardInterrupt when stopped."""
-    settings = demo_settings(subjects, seed, quick, tracked_with, min_length)
+    settings = demo_settings(subjects, seed, quick, tracked_with, min_length, epochs)
     folder = Path(out or ("results/own" if subjects else "results/demo"))
     for files in subjects:
         check_subject(files)
@@ -533,8 +543,8 @@ def _open_folder(folder: Path, settings: DemoSettings, fresh: bool) -> None:
             raise DataError("this folder holds a run with other settings", file=folder,
                             fix="Give another folder (--out), or delete the old run (--fresh)")
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise DataError("this folder holds other things, no demo", file=folder, fix="Give an empty or a new folder")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError("it holds other things, no demo", file=folder, fix="Give an empty or a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(card) as temporary:
         temporary.write_text(settings.to_json(), encoding="utf-8")
