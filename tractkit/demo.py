@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SubjectFiles', 'check_subject', 'DemoSettings', 'demo_settings', 'demo_trainer', 'Demo', 'run_demo', 'open_demo']
 
-# %% ../nbs/52_demo.ipynb #721fb713
+# %% ../nbs/52_demo.ipynb #7a905383
 import dataclasses
 import json
 import os
@@ -32,6 +32,7 @@ from .keyed import fold, permutation
 from .loader import BatchLoaderOneInput
 from .models.base import load_model
 from .models.learn2track import Learn2Track
+from .panel import TrainerPanel
 from .phantom import sample_subjects
 from .plots import plot_comparison, plot_losses, save_figure
 from .sampler import BatchIDSampler
@@ -366,7 +367,7 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #aeb584df
+# %% ../nbs/52_demo.ipynb #f7607f46
 def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
     trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
@@ -385,6 +386,9 @@ def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     except KeyboardInterrupt:
         control.stop(wait=True)
         raise
+    panel = TrainerPanel(trainer)
+    save_figure(panel.still(), demo.folder / "panel.png")
+    panel.close()
     plan = trainer.batch_sampler.plan(0, "validation")
     repeat, _ = previous_direction_loss(trainer.batch_loader, plan)
     losses = {"this model": _best(state), "the same model, input set to zero": _best(blind), "repeating the previous direction": repeat}
@@ -448,7 +452,7 @@ def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     say(str(grid))
     return chosen
 
-# %% ../nbs/52_demo.ipynb #1f33934d
+# %% ../nbs/52_demo.ipynb #0aad79c5
 def _report(demo: Demo) -> str:
     """Write `scores.json` and `scores.txt`; return the text."""
     results: dict = {"validation_loss": demo.losses["validation"]}
@@ -472,7 +476,7 @@ def _pictures(demo: Demo) -> None:
     baselines = dict(list(demo.losses["validation"].items())[1:])
     save_figure(plot_losses(demo.losses["curves"], baselines, xlabel="batch", best="validation"), demo.folder / "losses.png")
     mine, background = demo.tractogram(), demo.background
-    snapshot(mine, background, path=demo.folder / "streamlines.png", view="3d", max_streamlines=4000)
+    snapshot(mine, background, path=demo.folder / "streamlines.png", view="axial", max_streamlines=1000)
     three = {"reference": demo.reference, "this model": mine, "DIPY": demo.tractogram("dipy")}
     save_figure(plot_comparison(three, background=background, max_streamlines=1000), demo.folder / "comparison.png")
 
