@@ -106,7 +106,7 @@ def check_subject(
         raise DataError(f"{len(tractogram)} streamlines are too few to train and test on", file=files.tractogram, subject=files.name)
     return tractogram
 
-# %% ../nbs/52_demo.ipynb #83c24619
+# %% ../nbs/52_demo.ipynb #b4eb5031
 @dataclass(frozen=True)
 class DemoSettings:
     """Everything that decides what a demo computes."""
@@ -118,6 +118,7 @@ class DemoSettings:
     seed: int = 0
     max_epochs: int = 24
     batch_size: int = 128
+    max_batches: int = 1000          # of an epoch, at most
     layers: tuple[int, ...] = (128, 128)
     learning_rate: float = 2e-3
     max_seeds: int = 5000            # of the test subject, at most
@@ -157,7 +158,7 @@ def demo_settings(
         raise DataError(f"two subjects have one name: {', '.join(names)}", fix="Give their folders different names")
     training, validation, testing = _split(names, nb_validation=1 if files or quick else 2)
     settings = DemoSettings(training, validation, testing, tuple(files), seed, tracked_with=tracked_with, min_length=min_length)
-    settings = replace(settings, max_epochs=40, batch_size=32, layers=(64, 64), grid_seeds=200) if quick else settings
+    settings = replace(settings, max_epochs=40, batch_size=32, max_batches=27, layers=(64, 64), grid_seeds=200) if quick else settings
     return settings if epochs is None else replace(settings, max_epochs=epochs)
 
 
@@ -170,7 +171,7 @@ def _split(names: list[str], nb_validation: int) -> tuple[tuple[str, ...], tuple
     cut = len(names) - 1 - nb_validation
     return tuple(names[:cut]), tuple(names[cut:-1]), (names[-1],)
 
-# %% ../nbs/52_demo.ipynb #31bad4bc
+# %% ../nbs/52_demo.ipynb #89ffb76c
 _INPUT, _STREAMLINES = "input", "streamlines"  # the groups of the HDF5
 
 
@@ -200,7 +201,8 @@ def demo_trainer(
         noise_gaussian_size_forward=0.2)
     rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(settings.max_epochs) / settings.max_epochs))
     return TrainerOneInput(model, folder, "control" if control else "run", sampler, loader, learning_rate=list(rate),
-                           weight_decay=0, max_epochs=settings.max_epochs, clip_grad=1.0, rng=settings.seed, num_threads=1,
+                           weight_decay=0, max_epochs=settings.max_epochs, max_batches_per_epoch_training=settings.max_batches,
+                           clip_grad=1.0, rng=settings.seed, num_threads=1,
                            device="cpu", progress=progress)
 
 # %% ../nbs/52_demo.ipynb #7812d26d
