@@ -15,7 +15,15 @@ from scipy.ndimage import binary_dilation
 
 from tractkit import phantom as room
 from tractkit.files import DataError
-from tractkit.phantom import BUNDLES, LAYOUTS, Layout, PhantomSettings, make_phantom, sample_subjects, simulate_subject
+from tractkit.phantom import (
+    BUNDLES,
+    LAYOUTS,
+    Layout,
+    PhantomSettings,
+    make_phantom,
+    sample_subjects,
+    simulate_subject,
+)
 from tractkit.scoring import GroundTruth, score_tractogram
 from tractkit.tractogram import Tractogram
 from tractkit.volume import Volume
