@@ -260,15 +260,57 @@ def test_setup_refuses_an_old_python_and_says_what_to_do(tmp_path):
     assert not (tree / ".venv").exists()
 
 
-def test_setup_without_apt_says_what_to_install_and_goes_on(tmp_path):
-    """No apt-get, no Vulkan driver, no chromium: it names them, with and without root, and reaches the next phase."""
-    tree, programs = copy_tree(tmp_path / "tree"), tmp_path / "bin"
-    programs.mkdir()
-    for name in ("bash", "cat", "cksum", "dirname", "uname", "ls", "sed", "id", "mkdir", "tail", "mktemp", "rm", "grep"):
-        (programs / name).symlink_to(shutil.which(name))
-    hide = "bash -c 'ls() { return 1; }; export -f ls; exec bash tools/setup.sh test'"
-    done = subprocess.run(hide, shell=True, cwd=tree, capture_output=True, text=True,
-                          env={"PATH": str(programs), "HOME": str(tmp_path), "PYTHON": "no-such-python"})
-    assert "apt-get install mesa-vulkan-drivers" in done.stdout and "VK_DRIVER_FILES" in done.stdout
-    assert "apt-get install chromium" in done.stdout
+@pytest.fixture
+def bare_machine(tmp_path):
+    """Run tools/setup.sh in a copy of the tree on a pretended machine: only basic programs, no Vulkan driver, no
+    chromium, no Python (so that it ends at the second phase), and the programs given as scripts."""
+
+    def run(target: str, **scripts: str) -> subprocess.CompletedProcess:
+        tree, programs = copy_tree(tmp_path / "tree"), tmp_path / "bin"
+        programs.mkdir()
+        for name in ("bash", "cat", "cksum", "dirname", "sed", "mkdir", "tail", "mktemp", "rm", "grep", "env"):
+            (programs / name).symlink_to(shutil.which(name))
+        for name, body in {"uname": "echo Linux", "id": "echo 1000", "ls": "exit 1", **scripts}.items():
+            (programs / name.replace("_", "-")).write_text(f"#!{shutil.which('bash')}\n{body}\n")
+            (programs / name.replace("_", "-")).chmod(0o755)
+        return subprocess.run(["bash", "tools/setup.sh", target], cwd=tree, capture_output=True, text=True,
+                              env={"PATH": str(programs), "HOME": str(tmp_path), "PYTHON": "no-such-python"})
+
+    return run
+
+
+RECORD = 'echo "$DEBIAN_FRONTEND $*" >> "$HOME/apt"'
+
+
+def test_setup_without_apt_says_what_to_install_and_goes_on(bare_machine):
+    done = bare_machine("test")
+    for what in ("apt-get install mesa-vulkan-drivers", "VK_DRIVER_FILES", "apt-get install chromium", "on your PATH"):
+        assert what in done.stdout
     assert "set-up 2/4" in done.stdout and "no-such-python is not there" in done.stderr
+
+
+def test_setup_without_root_does_not_try_apt(bare_machine, tmp_path):
+    done = bare_machine("demo", apt_get=RECORD, sudo="exit 1")
+    assert not (tmp_path / "apt").exists()
+    assert "without root" in done.stdout and "set-up 2/4" in done.stdout
+
+
+@pytest.mark.parametrize(("target", "wanted"), [
+    ("demo", "mesa-vulkan-drivers python3-venv"), ("test", "mesa-vulkan-drivers chromium python3-venv"), ("docs", "python3-venv")])
+def test_setup_as_root_installs_what_the_target_needs(bare_machine, tmp_path, target, wanted):
+    done = bare_machine(target, apt_get=RECORD, id="echo 0")
+    update, install = (tmp_path / "apt").read_text().splitlines()
+    assert update.split() == ["update"]
+    assert install == f"noninteractive install -y --no-install-recommends {wanted}"
+    assert "without root" not in done.stdout
+
+
+def test_setup_with_sudo_uses_it(bare_machine, tmp_path):
+    bare_machine("demo", apt_get=RECORD, sudo='unset DEBIAN_FRONTEND; shift; [ "$1" = true ] || exec "$@"')
+    assert "noninteractive install -y --no-install-recommends mesa-vulkan-drivers" in (tmp_path / "apt").read_text()
+
+
+def test_setup_goes_on_when_apt_fails(bare_machine):
+    done = bare_machine("demo", apt_get="echo 'E: Could not resolve deb.debian.org' >&2; exit 100", id="echo 0")
+    assert "apt-get could not, and said:\n    E: Could not resolve deb.debian.org" in done.stdout
+    assert "without root" in done.stdout and "set-up 2/4" in done.stdout

@@ -10,7 +10,8 @@ file by file, byte by byte.
 --run executes each notebook in a process and kernel of its own, two at a time, and compares by cell id: streams
 and text exactly, other outputs by their mime types (pictures may differ by a pixel between machines). Cells marked
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
-the slow ones. `#| real` marks cells that need the data folder and are left out where TRACTKIT_DATA is not set.
+the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
+last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out where TRACTKIT_DATA is not set.
 """
 
 import argparse
@@ -119,16 +120,22 @@ def as_text(data) -> str:
     return data if isinstance(data, str) else json.dumps(data, sort_keys=True)
 
 
-def cell_difference(stored: list, now: list) -> str:
+def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
     """How the outputs of one cell differ, in a few lines; empty if they agree."""
     was, got = summary(stored), summary(now)
+    if kinds_only:
+        was, got = [(kind, "") for kind, _ in was], [(kind, "") for kind, _ in got]
     if was == got:
         return ""
     lines = list(difflib.unified_diff(
         [f"{kind}: {line}" for kind, text in was for line in (text.splitlines() or [""])],
         [f"{kind}: {line}" for kind, text in got for line in (text.splitlines() or [""])],
         lineterm="", n=0))[2:]
-    shown = [f"    {line[:150]}" for line in lines if not line.startswith("@@")]
+    lines = [line for line in lines if not line.startswith("@@")]
+    removed, added = ([line for line in lines if line[0] == sign] for sign in "-+")
+    start = min((len(os.path.commonprefix([a[1:], b[1:]])) for a, b in zip(removed, added, strict=False)), default=0)
+    start = start - 30 if start > 90 else 0  # long lines: from a little before the first difference
+    shown = [f"    {line[0]}{'...' if start else ''}{line[1 + start :][:150]}" for line in lines]
     more = [f"    ... and {len(shown) - 8} more lines"] if len(shown) > 8 else []
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
@@ -204,7 +211,8 @@ def run_here(path: Path, store: bool) -> list[str]:
         return unfit_for_keeping(now)
     problems = unfit_for_keeping(stored)
     for was, got in zip(stored.cells, now.cells, strict=True):
-        if was.cell_type == "code" and (difference := cell_difference(was.outputs, got.outputs)):
+        kinds_only = "varies" in directives(was.source)
+        if was.cell_type == "code" and (difference := cell_difference(was.outputs, got.outputs, kinds_only)):
             problems.append(f"cell {was.id} prints something else than what is stored\n{difference}")
     return problems
 

@@ -112,7 +112,7 @@ system_is_settled=yes
 install_by_apt() {
     local apt_log
     apt_log=$(mktemp)
-    if { $as_root apt-get update && DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y --no-install-recommends "${packages[@]}"; } \
+    if { $as_root apt-get update && $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends "${packages[@]}"; } \
         >"$apt_log" 2>&1 </dev/null; then
         finish
     else
@@ -130,7 +130,7 @@ elif [ "$as_root" = no ]; then
     begin "system packages: ${packages[*]}" && finish "cannot be installed from here"
     tell_what_is_missing
 else
-    begin "system packages: ${packages[*]}" "about half a minute"
+    begin "system packages: ${packages[*]}" "half a minute to two"
     install_by_apt
 fi
 
@@ -175,8 +175,10 @@ install_torch() {
     fi
 }
 begin "torch $torch_version$flavour" "about a minute"
-install_torch || die "torch $torch_version$flavour could not be installed. TORCH_INDEX=$TORCH_INDEX names where it comes from;" \
-    "see the head of the Makefile. The whole story: $log"
+install_torch || die \
+    "torch $torch_version$flavour could not be installed from the indexes pip knows here, nor from TORCH_INDEX=$TORCH_INDEX" \
+    "Name another index (make $target TORCH_INDEX=...), or leave it empty (TORCH_INDEX=) to take the torch of PyPI, which" \
+    "under Linux brings gigabytes of CUDA packages along. The whole story: $log"
 finish
 
 # ---- 4. tractkit --------------------------------------------------------------------------------------------

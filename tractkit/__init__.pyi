@@ -14,6 +14,8 @@ from .runlog import Curve as Curve
 from .plots import DARK as DARK
 from .dwi import DWI as DWI
 from .files import DataError as DataError
+from .demo import Demo as Demo
+from .demo import DemoSettings as DemoSettings
 from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
 from .policy import Exponential as Exponential
@@ -66,6 +68,7 @@ from .streamlines import Streamlines as Streamlines
 from .loader import StreamlinesBatchLoader as StreamlinesBatchLoader
 from .hdf5 import StreamlinesGroup as StreamlinesGroup
 from .dataset import SubjectData as SubjectData
+from .demo import SubjectFiles as SubjectFiles
 from .control import T as T
 from .models.directions import Targets as Targets
 from .scoring import TextTable as TextTable
@@ -74,7 +77,9 @@ from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
 from .models.base import TractographyModel as TractographyModel
 from .trainer import Trainer as Trainer
+from .panel import TrainerLike as TrainerLike
 from .trainer import TrainerOneInput as TrainerOneInput
+from .panel import TrainerPanel as TrainerPanel
 from .state import TrainerState as TrainerState
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
@@ -90,6 +95,7 @@ from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .tracking import check_limits as check_limits
 from .tracking import check_seeds as check_seeds
+from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
 from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
@@ -107,6 +113,8 @@ from .space import convert_points as convert_points
 from .hdf5 import create_hdf5 as create_hdf5
 from .sampler import cut_batches as cut_batches
 from .files import data_folder as data_folder
+from .demo import demo_settings as demo_settings
+from .demo import demo_trainer as demo_trainer
 from .scoring import density_map as density_map
 from .state import describe_environment as describe_environment
 from .state import describe_model as describe_model
@@ -128,15 +136,19 @@ from .checkpoint import load_checkpoint as load_checkpoint
 from .dwi import load_dwi as load_dwi
 from .models.base import load_model as load_model
 from .dwi import load_sh as load_sh
+from .cli import main as main
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
+from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
+from .panel import panel_of as panel_of
+from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
 from .plots import plot_comparison as plot_comparison
@@ -155,6 +167,7 @@ from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
+from .demo import run_demo as run_demo
 from .phantom import sample_subjects as sample_subjects
 from .loader import sample_trilinear as sample_trilinear
 from .checkpoint import save_checkpoint as save_checkpoint
@@ -166,6 +179,7 @@ from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
+from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot
 from .state import sparkline as sparkline

@@ -279,7 +279,7 @@ def compute_fodf(
         sh = model.fit(dwi.volume.data[inside]).shm_coeff
     return _unmasked(sh, dwi, inside)
 
-# %% ../nbs/06_dwi.ipynb #c8572e66
+# %% ../nbs/06_dwi.ipynb #8baef1eb
 def fodf_peaks(
     fodf: Volume,                     # (X, Y, Z, coefficients)
     n_peaks: int = 3,
@@ -301,7 +301,7 @@ def fodf_peaks(
                                      min_separation_angle=min_separation)[0][:n_peaks]
         row[:len(directions)] = directions
     data = np.zeros((*fodf.shape3d, 3 * n_peaks), np.float32)
-    data[inside] = found.reshape(len(found), -1)
+    data[inside] = found.reshape(len(found), 3 * n_peaks)
     return Volume(data, fodf.affine)
 
 

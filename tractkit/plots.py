@@ -7,12 +7,12 @@ __all__ = ['DARK', 'LIGHT', 'Picture', 'encode_png', 'save_figure', 'plot_losses
            'content_points', 'content_box', 'value_window', 'color_ball', 'plot_slice', 'plot_comparison',
            'plot_streamlines', 'plot_signal_and_fodf']
 
-# %% ../nbs/07_plots.ipynb #63ac0b08
+# %% ../nbs/07_plots.ipynb #088c9844
 import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,8 +30,11 @@ from .streamlines import Streamlines, compress, segment_directions
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/07_plots.ipynb #4cdedc0b
-DARK, LIGHT = "#0b0e13", "#dfe5ec"  # behind anatomy; text upon it
+if TYPE_CHECKING:
+    from tractkit.dwi import DWI
+
+# %% ../nbs/07_plots.ipynb #5b9b1046
+DARK, LIGHT = "#0c1014", "#dfe5ec"  # behind anatomy; text upon it
 
 
 class Picture(Figure):
@@ -53,9 +56,10 @@ def encode_png(
 ) -> bytes:
     """The bytes of a PNG file, small enough to live in a notebook; alpha is dropped."""
     rgb = np.asarray(pixels)[..., :3]
-    if bits < 8:
-        step = 1 << (8 - bits)
-        rgb = (np.minimum(rgb.astype(np.uint16) + step // 2, 255) // step * step).astype(np.uint8)
+    if bits < 8:  # to the nearest of evenly spaced values, black and white among them
+        top = (1 << bits) - 1
+        table = np.rint(np.rint(np.arange(256) / 255 * top) / top * 255).astype(np.uint8)
+        rgb = table[rgb]
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format="png", compress_level=7)
     return buffer.getvalue()
@@ -75,17 +79,17 @@ def _picture(width: float, height: float, background: str) -> Picture:
     """A Picture of `width` x `height` pixels."""
     return Picture(figsize=(width / 100, height / 100), dpi=100, facecolor=background)
 
-# %% ../nbs/07_plots.ipynb #19ed54db
+# %% ../nbs/07_plots.ipynb #41dc8a8f
 _CURVE_COLORS = ("#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#6b6f76")
 
 
 def _as_curves(history) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """{name: (x, y)} from {name: y or (x, y)} or from a list of records of one epoch each; NaN left out."""
+    """{name: (x, y)} from {name: y or (x, y)} or from a list of records of one epoch each (0 is the first); NaN left out."""
     if not isinstance(history, Mapping):
         records = list(history)
-        names = {"train_loss": "train", "valid_loss": "valid"}
+        names = {"train_loss": "training", "valid_loss": "validation"}
         history = {
-            label: ([r.get("epoch", i + 1) for i, r in enumerate(records) if r.get(key) is not None],
+            label: ([r.get("epoch", i) + 1 for i, r in enumerate(records) if r.get(key) is not None],
                     [r[key] for r in records if r.get(key) is not None])
             for key, label in names.items() if any(r.get(key) is not None for r in records)
         }
@@ -114,14 +118,14 @@ def _spread(values: Sequence[float], gap: float) -> np.ndarray:
     out[order] = flat
     return out
 
-# %% ../nbs/07_plots.ipynb #feffc6cd
+# %% ../nbs/07_plots.ipynb #d4859185
 def plot_losses(
     history,                                       # {name: y or (x, y)}, or records with epoch, train_loss, valid_loss
     baselines: Mapping[str, float] | None = None,  # horizontal lines: name -> loss
     *,
     xlabel: str = "epoch",
     ylabel: str = "loss",
-    best: str = "valid",                           # the curve whose lowest point is marked
+    best: str | None = None,                       # the curve whose lowest point is marked; None: the first named valid...
     size: tuple[float, float] = (800, 460),        # pixels
 ) -> Picture:
     """Curves over one logarithmic axis, labelled at their ends, with baselines and the best epoch marked.
@@ -132,6 +136,7 @@ def plot_losses(
     figure = _picture(*size, "white")
     ax = figure.add_axes((0.085, 0.115, 0.735, 0.85))
     labels = []  # (y, text, colour)
+    best = best or next((name for name in curves if name.lower().startswith("valid")), None)
     for (name, (x, y)), color in zip(curves.items(), _cycle(_CURVE_COLORS), strict=False):
         if len(y):
             main = name == best
@@ -217,7 +222,7 @@ def direction_colors(
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.where(length > 0, vectors / np.where(length > 0, length, 1), np.float32(0.5)).astype(np.float32)
 
-# %% ../nbs/07_plots.ipynb #26de133d
+# %% ../nbs/07_plots.ipynb #f0233e3c
 _PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # world axes: across, up, normal
 _TOWARDS = {"axial": 1, "coronal": -1, "sagittal": 1}  # sense of the normal that points at the viewer
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))           # of world x, y, z
@@ -252,11 +257,11 @@ def content_points(
     volume: Volume,
     channel: int = 0,
 ) -> np.ndarray:  # (m, 3) rasmm
-    """Corners of the voxels that are not (nearly) zero, of a part of them in a big volume; of the grid if none is."""
+    """Corners of the voxels above a tenth of what is drawn white, of a part of them in a big volume; of the grid if none is."""
     step = max(1, round((np.prod(volume.shape3d) / 1e6) ** (1 / 3)))
     values = volume.data[::step, ::step, ::step]
     values = np.abs(np.nan_to_num(values[..., channel] if values.ndim == 4 else values))
-    lit = values > 0.02 * value_window(volume, channel)[1]
+    lit = values > 0.1 * value_window(volume, channel)[1]
     inner = np.zeros_like(lit)  # six lit neighbours: not at the rim, cannot be a corner
     inner[1:-1, 1:-1, 1:-1] = (lit[:-2, 1:-1, 1:-1] & lit[2:, 1:-1, 1:-1] & lit[1:-1, :-2, 1:-1] & lit[1:-1, 2:, 1:-1]
                                & lit[1:-1, 1:-1, :-2] & lit[1:-1, 1:-1, 2:])
@@ -270,7 +275,7 @@ def content_box(
     volume: Volume,
     channel: int = 0,
 ) -> np.ndarray:  # (2, 3) rasmm: lowest and highest corner
-    """The box along world axes around the voxels that are not (nearly) zero; the whole grid if there are none."""
+    """The box along world axes around the voxels above a tenth of what is drawn white; the whole grid if there are none."""
     points = content_points(volume, channel)
     return np.stack([points.min(0), points.max(0)])
 
@@ -529,7 +534,7 @@ def plot_streamlines(
     is neither a background nor a point to frame."""
     return plot_comparison({title: tractogram}, background, plane, position, **options)
 
-# %% ../nbs/07_plots.ipynb #37dda1a9
+# %% ../nbs/07_plots.ipynb #395716d3
 def _glyph(ax: Axes, radius: np.ndarray, vertices: np.ndarray, faces: np.ndarray, plane: str, alpha: float = 1.0):
     """A closed surface around the origin, lit from the viewer's upper left, coloured by direction; far faces first."""
     across, up, normal = _plane_axes(plane)
@@ -548,43 +553,41 @@ def _glyph(ax: Axes, radius: np.ndarray, vertices: np.ndarray, faces: np.ndarray
                                      linewidths=0.3, alpha=alpha, zorder=3), autolim=False)
 
 
-def _to_world(directions: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+def _to_world(directions: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Unit vectors along voxel axes turned to world axes."""
-    if affine is None:
-        return directions
     return directions @ (affine[:3, :3] / voxel_sizes(affine)).T
 
-# %% ../nbs/07_plots.ipynb #8f8c9ef9
+# %% ../nbs/07_plots.ipynb #80647cbe
 def plot_signal_and_fodf(
-    signal: np.ndarray,                      # (n,) of one voxel in each gradient direction, b0 left out
-    bvecs: np.ndarray,                       # (n, 3) unit gradient directions, along voxel axes
-    fodf: np.ndarray,                        # (k,) spherical harmonics, DIPY's descoteaux07 basis, along voxel axes
+    dwi: "DWI",                              # the diffusion series
+    fodf: Volume,                            # (X, Y, Z, k) spherical harmonics, DIPY's descoteaux07 basis, voxel axes
+    voxel: Sequence[int],                    # (3,) which one
     *,
-    b0: float | None = None,                 # signal without gradient; None: the largest of `signal`
-    affine: np.ndarray | None = None,        # (4, 4) voxel -> rasmm, turns both to world axes; None: they are there
     directions: np.ndarray | None = None,    # (m, 3) known fibre directions along voxel axes, drawn as lines
     plane: str | None = None,                # seen as "axial", "coronal" or "sagittal"; None: where the fODF lies
-    legacy: bool = True,                     # DIPY's legacy descoteaux07
+    legacy: bool = True,                     # DIPY's legacy signs of the basis
     width: int = 800,                        # pixels
 ) -> Picture:
     """One voxel's signal and fODF as surfaces in equal orientation, with the measured points of the signal.
 
     The signal's surface is the least-squares fit of spherical harmonics of the largest even order up to 8 that its
-    directions allow. Raises ValueError for shapes that do not fit."""
+    directions allow. Raises ValueError if the voxel is not on both grids or the fODF has no even order."""
     from dipy.core.sphere import Sphere, unit_octahedron
     from dipy.reconst.shm import sf_to_sh, sh_to_sf
 
-    signal, bvecs, fodf = (np.asarray(a, np.float64) for a in (signal, bvecs, fodf))
+    at = tuple(int(k) for k in voxel)
     orders = {(l + 1) * (l + 2) // 2: l for l in range(0, 17, 2)}
-    if bvecs.shape != (signal.size, 3) or fodf.size not in orders:
-        raise ValueError(f"{signal.size} signals with bvecs of shape {bvecs.shape} and {fodf.size} coefficients of an "
-                         "fODF do not fit: one direction a signal, 1, 6, 15, 28, 45 ... coefficients")
-    order = max([l for k, l in orders.items() if k <= signal.size and l <= 8], default=0)
+    if len(at) != 3 or not all(0 <= k < n for k, n in zip(at, dwi.volume.shape3d, strict=True)) or fodf.shape3d != dwi.volume.shape3d:
+        raise ValueError(f"voxel {at} is not on both grids, {dwi.volume.shape3d} of the series and {fodf.shape3d} of the fODF")
+    if fodf.nb_features not in orders:
+        raise ValueError(f"{fodf.nb_features} coefficients are no fODF: an even order has one of {list(orders)[:6]} ...")
+    series, affine = np.asarray(dwi.volume.data[at], np.float64), dwi.volume.affine
+    attenuation, bvecs = series[~dwi.is_b0] / max(series[dwi.is_b0].mean(), 1e-12), dwi.bvecs[~dwi.is_b0]
+    order = max([l for k, l in orders.items() if k <= len(bvecs) and l <= 8])
     sphere = unit_octahedron.subdivide(n=5)
-    attenuation = signal / (b0 or signal.max())
     fit = sf_to_sh(attenuation, Sphere(xyz=bvecs), sh_order_max=order, basis_type="descoteaux07", legacy=legacy, smooth=1e-3)
     fitted = sh_to_sf(fit, sphere, sh_order_max=order, basis_type="descoteaux07", legacy=legacy)
-    lobes = sh_to_sf(fodf, sphere, sh_order_max=orders[fodf.size], basis_type="descoteaux07", legacy=legacy)
+    lobes = sh_to_sf(fodf.data[at], sphere, sh_order_max=orders[fodf.nb_features], basis_type="descoteaux07", legacy=legacy)
     lobes = np.clip(lobes, 0, None)
     vertices = _to_world(sphere.vertices, affine)
     if plane is None:  # of the three planes the one that the large lobes lie in

@@ -51,7 +51,7 @@ def _segments(
     return gfx.Line(gfx.Geometry(positions=streamlines.points[ends], colors=colors),
                     gfx.LineThinSegmentMaterial(color_mode="vertex"))
 
-# %% ../nbs/08_scene.ipynb #fed3efc6
+# %% ../nbs/08_scene.ipynb #3fccfb9d
 def _slices(
     volume: Volume,
     position: np.ndarray,             # (3,) rasmm where the planes cross
@@ -72,7 +72,7 @@ def _slices(
     shades = np.ones((256, 4), np.float32)
     dark, light = gfx.Color(DARK).rgb, gfx.Color("#f2f4f7").rgb
     shades[:, :3] = np.asarray(dark) + ramp[:, None] * brightness * (np.asarray(light) - np.asarray(dark))
-    shades[:, 3] = np.clip(ramp * 25, 0, 1)
+    shades[:, 3] = np.clip((ramp - 0.04) / 0.06, 0, 1)  # noise around a head is no tissue
     for (plane, axis), child in zip(_NORMALS.items(), slicer.children, strict=True):
         normal = np.zeros(4)
         normal[axis], normal[3] = -1, position[axis]

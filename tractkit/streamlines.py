@@ -175,7 +175,7 @@ def _linear_part(affine) -> tuple[float, ...]:
         raise ValueError(f"an affine has shape (4, 4), not {affine.shape}")
     return tuple(affine[:3, :3].ravel().tolist())
 
-# %% ../nbs/03_streamlines.ipynb #53c07965
+# %% ../nbs/03_streamlines.ipynb #903f2c11
 @njit(nogil=True, cache=True)
 def _take(points, offsets, ids):
     new = np.zeros(len(ids) + 1, np.int64)
@@ -201,21 +201,26 @@ def _vector(p, a, b, A):
 
 
 @njit(nogil=True, cache=True)
-def _gaps(p, A, out):
-    """Distances between neighbours on one flat streamline, into out; their sum.
+def _arcs(p, A, arcs):
+    """Arc length from the first point of one flat streamline (not empty) to each, into arcs; the whole.
 
-    The distances do not wait for each other, so this loop becomes vector instructions, and four running sums
-    keep the order of the additions the same on every processor."""
-    n = len(p) // 3 - 1
+    Distances do not wait for each other, so the first loop becomes vector instructions; the second adds them up
+    in fours, always in the same order, so that every processor gets the same bits."""
+    n, whole = len(p) // 3 - 1, 0.
+    arcs[0] = 0.
     for k in range(n):
         x, y, z = _vector(p, 3 * k, 3 * k + 3, A)
-        out[k] = np.sqrt(x * x + y * y + z * z)
-    s, t, u, v = 0., 0., 0., 0.
-    for k in range(0, n - 3, 4):
-        s, t, u, v = s + out[k], t + out[k + 1], u + out[k + 2], v + out[k + 3]
-    for k in range(max(0, n // 4 * 4), n):
-        s += out[k]
-    return (s + t) + (u + v)
+        arcs[k + 1] = np.sqrt(x * x + y * y + z * z)
+    for k in range(1, n - 2, 4):
+        two, other = arcs[k] + arcs[k + 1], arcs[k + 2] + arcs[k + 3]
+        three, four = two + arcs[k + 2], two + other
+        arcs[k] += whole
+        arcs[k + 1], arcs[k + 2], arcs[k + 3] = whole + two, whole + three, whole + four
+        whole += four
+    for k in range(n // 4 * 4 + 1, n + 1):
+        whole += arcs[k]
+        arcs[k] = whole
+    return whole
 
 
 @njit(nogil=True, cache=True)
@@ -228,9 +233,10 @@ def _longest(offsets):
 
 @njit(nogil=True, cache=True)
 def _lengths(points, offsets, A):
-    p, out, gaps = points.ravel(), np.zeros(len(offsets) - 1), np.empty(_longest(offsets))
+    p, out, arcs = points.ravel(), np.zeros(len(offsets) - 1), np.empty(_longest(offsets))
     for i in range(len(out)):
-        out[i] = _gaps(p[3 * offsets[i]:3 * offsets[i + 1]], A, gaps)
+        if offsets[i + 1] > offsets[i]:
+            out[i] = _arcs(p[3 * offsets[i]:3 * offsets[i + 1]], A, arcs)
     return out
 
 
@@ -344,51 +350,50 @@ def _resample_map(points, offsets, step, nb_points, A) -> tuple:
     _, _, left, weight = _resample(points, offsets, step, nb_points, A, True)
     return left, left + (weight > 0), weight
 
-# %% ../nbs/03_streamlines.ipynb #7741a05c
+# %% ../nbs/03_streamlines.ipynb #e238f8cb
 @njit(nogil=True, cache=True)
 def _resample(points, offsets, step, nb_points, A, want_map):
     """Two passes: how many points there will be, then the points."""
-    n, p, gaps = len(offsets) - 1, points.ravel(), np.empty(_longest(offsets))
-    lengths, new = np.empty(n), np.zeros(n + 1, np.int64)
+    n, p, arcs, new = len(offsets) - 1, points.ravel(), np.empty(len(points)), np.zeros(len(offsets), np.int64)
     for i in range(n):
-        m = offsets[i + 1] - offsets[i]
-        lengths[i] = _gaps(p[3 * offsets[i]:3 * offsets[i + 1]], A, gaps)
-        if m > 0 and nb_points > 0:
-            m = nb_points
-        elif m > 1:
-            m = 1 + max(1, int(np.floor(lengths[i] / step + .5)))
+        a, b = offsets[i], offsets[i + 1]
+        m = b - a
+        if m > 0:
+            length = _arcs(p[3 * a:3 * b], A, arcs[a:b])
+            if nb_points > 0:
+                m = nb_points
+            elif m > 1:
+                m = 1 + max(1, int(np.floor(length / step + .5)))
         new[i + 1] = new[i] + m
-    out = np.empty((new[n], 3), np.float32)
+    out, segments = np.empty((new[n], 3), np.float32), np.empty(_longest(new) + 1, np.int64)
     left, weight = np.empty(want_map * new[n], np.int64), np.empty(want_map * new[n], np.float32)
     o = out.ravel()
     for i in range(n):
         if new[i + 1] > new[i]:
-            q, a, b = p[3 * offsets[i]:3 * offsets[i + 1]], new[i], new[i + 1]
-            _gaps(q, A, gaps)
-            _walk(q, gaps, lengths[i], o[3 * a:3 * b], left[want_map * a:want_map * b],
-                  weight[want_map * a:want_map * b])
-            left[want_map * a:want_map * b] += offsets[i]
+            a, b, c, d = offsets[i], offsets[i + 1], want_map * new[i], want_map * new[i + 1]
+            _walk(p[3 * a:3 * b], arcs[a:b], o[3 * new[i]:3 * new[i + 1]], left[c:d], weight[c:d], segments)
+            left[c:d] += a
     return out, new, left, weight
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _walk(p, gaps, length, out, left, weight):
-    """Put points on flat streamline p at equal arc length into out, from its first point to its last."""
+def _walk(p, arcs, out, left, weight, segments):
+    """Put points at equal arc length on flat streamline p, from its first point to its last, into out.
+
+    To look for each point's segment would be a branch that no processor guesses. So each segment marks the
+    first point beyond its start, and the marks are read as a running maximum."""
     m, last = len(out) // 3, len(p) // 3 - 1
-    spacing = length / max(1, m - 1)
-    j, before, after = 0, 0., gaps[0] if last > 0 else 0.  # we are in segment j, between these arc lengths
+    spacing = arcs[last] / max(1, m - 1)
+    segments[:m] = 0
+    if spacing > 0:
+        for j in range(1, last):
+            segments[min(int(arcs[j] * ((m - 1) / arcs[last])) + 1, m)] = j
+    j = 0
     for k in range(m):
-        w = 0.
-        if k == m - 1:
-            j = last
-        else:
-            while j < last - 1 and after < spacing * k:
-                j += 1
-                before = after
-                after += gaps[j]
-            if after > before:
-                w = min(1., (spacing * k - before) / (after - before))
+        j = max(j, segments[k]) if k < m - 1 else last
         r = min(j + 1, last)
+        gap = arcs[r] - arcs[j]
+        w = min(1., max(0., (spacing * k - arcs[j]) / gap)) if gap > 0 else 0.
         for d in range(3):
             x = np.float64(p[3 * j + d])
             out[3 * k + d] = x + w * (np.float64(p[3 * r + d]) - x)

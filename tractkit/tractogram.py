@@ -252,12 +252,13 @@ def _reconciled(affine, dimensions, grid: _Grid | None) -> _Grid:
             fix="Load it without reference=, or give the image it was made on")
     return check_affine(affine), grid[1]
 
-# %% ../nbs/04_tractogram.ipynb #7cbad85b
+# %% ../nbs/04_tractogram.ipynb #79a53550
 def _read_trk(path: Path, grid: _Grid | None) -> Tractogram:
     header = nib.streamlines.load(path, lazy_load=True).header
     n_scalars, n_props = int(header["nb_scalars_per_point"]), int(header["nb_properties_per_streamline"])
     words = np.fromfile(path, header["endianness"] + "i4", offset=header["_offset_data"]).astype(np.int32, copy=False)
-    n = int(header["nb_streamlines"])  # 0: not recorded
+    recorded = np.fromfile(path, nib_trk.header_2_dtype.newbyteorder(header["endianness"]), count=1)
+    n = int(recorded["nb_streamlines"][0])  # 0: not recorded. nibabel has put what it saw in its place
     starts, counts, end = _scan_trk(words, 3 + n_scalars, n_props, n)
     if end < 0 or len(starts) < n or (path.stat().st_size - header["_offset_data"]) % 4:
         raise DataError(f"the file ends at streamline {len(starts):,} of {f'{n:,}' if n else 'an unknown number'}",
@@ -370,7 +371,7 @@ def _table(data: Mapping[str, np.ndarray], n: int, what: str) -> tuple[np.ndarra
     columns = [np.empty((n, 0), np.float32), *(a.astype(np.float32) for a in data.values())]
     return names, np.ascontiguousarray(np.concatenate(columns, axis=1))
 
-# %% ../nbs/04_tractogram.ipynb #a2436252
+# %% ../nbs/04_tractogram.ipynb #9fa795a7
 def _read_tck(path: Path, grid: _Grid | None) -> Tractogram:
     if grid is None:
         raise DataError("a .tck does not know its grid", fix="Give reference=, such as the image it was made on")
@@ -378,7 +379,8 @@ def _read_tck(path: Path, grid: _Grid | None) -> Tractogram:
     values = np.fromfile(path, header["_dtype"], offset=header["_offset_data"]).astype(np.float32, copy=False)
     points, counts, whole = _unpack_tck(values[:len(values) // 3 * 3].reshape(-1, 3))
     if not whole:
-        raise DataError("the mark at the end of the file is missing", fix="It is truncated: write it again")
+        raise DataError("the marks at the end of a streamline or of the file are missing",
+                        fix="It is truncated: write it again")
     if int(header.get("count", 0)) not in (0, len(counts)):
         raise DataError(f"the header counts {header['count']} streamlines, the file holds {len(counts)}",
                         fix="It is damaged: write it again")

@@ -75,11 +75,11 @@ def api_page(path: Path, root: Path = ROOT) -> str:
             described.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            for target in targets:
-                if isinstance(target, ast.Name) and target.id in names:
-                    source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
-                    parts.append(f"## `{target.id}`\n\n```python\n{source}\n```")
-                    described.add(target.id)
+            named = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name) and n.id in names]
+            if named:
+                source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+                parts.append(f"## {', '.join(f'`{name}`' for name in named)}\n\n```python\n{source}\n```")
+                described.update(named)
     parts += [f"## `{name}`\n\nTaken over from another place." for name in names if name not in described]
     return "\n\n".join(filter(None, parts)) + "\n"
 
