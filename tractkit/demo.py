@@ -43,7 +43,7 @@ from .tractogram import Tractogram
 from .trainer import TrainerOneInput
 from .volume import Volume
 
-# %% ../nbs/52_demo.ipynb #a367038e
+# %% ../nbs/52_demo.ipynb #c4212be4
 _USUAL = {
     "dwi": ("dwi.nii.gz", "dwi.nii", "*dwi.nii.gz", "*dwi.nii", "data.nii.gz"),
     "bvals": ("bvals", "*.bval", "*.bvals"),
@@ -75,6 +75,10 @@ class SubjectFiles:
         if not folder.is_dir():
             raise DataError("is no folder", file=folder, fix="Give the folder of one subject")
         return SubjectFiles(folder.name, **{what: _only(folder, what) for what in _USUAL})
+
+    def resolved(self) -> "SubjectFiles":
+        """The same files by their absolute paths: a relative one means another file elsewhere."""
+        return replace(self, **{what: getattr(self, what).resolve() for what in _USUAL})
 
 
 def _only(folder: Path, what: str) -> Path:
@@ -260,7 +264,7 @@ def _seeds_and_mask(work: Path, seed: int, limit: int) -> tuple[np.ndarray, Volu
     mask = Volume(grown.data & (brain.data > 0), grown.affine)
     return seeds[chosen], mask
 
-# %% ../nbs/52_demo.ipynb #dfaf8fe3
+# %% ../nbs/52_demo.ipynb #058a8c8b
 _LONGEST = 200.0  # mm, of streamlines
 
 
@@ -290,6 +294,11 @@ class Demo:
     folder: Path
     settings: DemoSettings
     test: int = 0  # which of the test subjects
+
+    @property
+    def tests(self) -> "list[Demo]":
+        """This demo once for each of its test subjects."""
+        return [replace(self, test=i) for i in range(len(self.settings.testing))]
 
     @property
     def results(self) -> Path:
@@ -503,7 +512,7 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
-# %% ../nbs/52_demo.ipynb #e4b5380a
+# %% ../nbs/52_demo.ipynb #26b94d2c
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for a person's files
     *,
@@ -515,16 +524,18 @@ def run_demo(
     tracked_with: str | None = None,         # how a person's reference was made, for the table
     min_length: float = 20.0,                # mm, of tracked streamlines
     epochs: int | None = None,               # of training; None: as many as it takes
+    settings: DemoSettings | None = None,    # all of them at once; then none of the above but out and fresh is read
     say: Callable[[str], None] = print,      # what to do with each line of text
     progress: bool = True,                   # show progress bars
 ) -> Demo:
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
 
     Raises DataError for files that do not fit and for a folder with another run, KeyboardInterrupt when stopped."""
-    settings = demo_settings(subjects, seed, quick, tracked_with, min_length, epochs)
-    folder = Path(out or ("results/own" if subjects else "results/demo"))
     for files in subjects:
         check_subject(files)
+    if settings is None:
+        settings = demo_settings([f.resolved() for f in subjects], seed, quick, tracked_with, min_length, epochs)
+    folder = Path(out or ("results/own" if settings.own else "results/demo"))
     _open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
     if (folder / "scores.txt").exists():
@@ -552,7 +563,10 @@ def _open_folder(folder: Path, settings: DemoSettings, fresh: bool) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError("it holds other things, no demo", file=folder, fix="Give an empty or a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"cannot be made: {e.strerror}", file=folder, fix="Give another folder (--out)") from e
     with atomic_path(card) as temporary:
         temporary.write_text(settings.to_json(), encoding="utf-8")
 
@@ -564,7 +578,7 @@ def _plan(demo: Demo) -> str:
     split = ", ".join(f"{part} {' '.join(entries)}" for part, entries in demo.splits.items())
     return (f"tractkit demo: {who} -> one HDF5 -> Learn2Track, {s.max_epochs} epochs -> tracking -> scores\n"
             f"  {split}\n"
-            f"  results in {demo.folder}; about {1 if s.batch_size < 100 else 8} minutes on two cores. "
+            f"  results in {demo.folder}; about {'a minute or two' if s.batch_size < 100 else '8 minutes'} on two cores. "
             "Ctrl-C at any time: the same command goes on from there.")
 
 
@@ -596,9 +610,10 @@ def _do(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
         say(f"one file of everything: {folder / 'data.hdf5'}")
     if not (folder / "losses.json").exists():
         _train(demo, say, progress)
-    if not (folder / ("dipy-again.trx" if settings.own else "oracle.trx")).exists():  # the last that is written
-        say("tracking the test subject")
-        _track(demo, say)
+    for each in demo.tests:
+        if not (each.results / ("dipy-again.trx" if settings.own else "oracle.trx")).exists():  # the last that is written
+            say(f"tracking the test subject {each.subject()[0].name}")
+            _track(each, say)
     _pictures(demo)
     _report(demo)
 
