@@ -280,21 +280,28 @@ def test_lobes_point_along_the_fibre_in_the_world():
     from dipy.data import get_sphere
     from dipy.reconst.shm import sf_to_sh
 
+    from tractkit.dwi import DWI
+
     sphere = get_sphere(name="repulsion724")
-    fibre = np.array([0.8, 0.6, 0.0])
-    fodf = sf_to_sh(np.abs(sphere.vertices @ fibre) ** 20, sphere, sh_order_max=8, basis_type="descoteaux07", legacy=True)
-    signal = 1 - 0.9 * (sphere.vertices[:100] @ fibre) ** 2
-    for affine in (None, np.diag([-2, 2, 3, 1.0]), turned(40, 2, (2, 3, 1))):
-        picture = plot_signal_and_fodf(signal, sphere.vertices[:100], fodf, affine=affine, plane="axial", directions=fibre[None])
-        lobes = picture.axes[1].collections[0]
-        middles = np.array([p.vertices[:3].mean(0) for p in lobes.get_paths()])
-        farthest = middles[np.linalg.norm(middles, axis=1).argmax()]
-        expected = fibre[:2] if affine is None else (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) @ fibre)[:2]
-        assert abs(farthest @ expected) > 0.98 * np.linalg.norm(farthest)
-    with pytest.raises(ValueError, match="do not fit"):
-        plot_signal_and_fodf(signal[:5], sphere.vertices[:100], fodf)
-    with pytest.raises(ValueError, match="do not fit"):
-        plot_signal_and_fodf(signal, sphere.vertices[:100], fodf[:14])
+    fibre, bvecs = np.array([0.8, 0.6, 0.0]), np.concatenate([np.zeros((2, 3)), sphere.vertices[:60]])
+    coefficients = sf_to_sh(np.abs(sphere.vertices @ fibre) ** 20, sphere, sh_order_max=8, basis_type="descoteaux07", legacy=True)
+    series = np.tile(1000 - 900 * (bvecs @ fibre) ** 2, (2, 2, 2, 1)).astype(np.float32)
+    for affine in (np.eye(4), np.diag([-2, 2, 3, 1.0]), turned(40, 2, (2, 3, 1))):
+        dwi = DWI(Volume(series, affine), np.repeat([0, 2000.0], [2, 60]), bvecs, np.ones((2, 2, 2)))
+        fodf = Volume(np.tile(coefficients, (2, 2, 2, 1)).astype(np.float32), affine)
+        picture = plot_signal_and_fodf(dwi, fodf, (1, 0, 1), plane="axial", directions=fibre[None])
+        expected = (affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0) @ fibre)[:2]
+        radii = []
+        for ax in picture.axes[:2]:
+            middles = np.array([p.vertices[:3].mean(0) for p in ax.collections[0].get_paths()])
+            along = np.abs(middles @ expected) > 0.97 * np.linalg.norm(middles, axis=1)
+            radii.append(np.linalg.norm(middles[along], axis=1).max() / np.linalg.norm(middles, axis=1).max())
+            across, up = next(line.get_xydata()[1] for line in ax.lines if line.get_linestyle() == "--")
+            np.testing.assert_allclose([across, up], 1.08 * expected, atol=1e-6)
+        assert radii[0] < 0.5 and radii[1] == 1  # the signal is small along the fibre, the fODF large
+    for odd, voxel in ((fodf, (2, 0, 0)), (Volume(fodf.data[..., :14], affine), (0, 0, 0)), (Volume(fodf.data[:1], affine), (0, 0, 0))):
+        with pytest.raises(ValueError, match="not on both grids|are no fODF"):
+            plot_signal_and_fodf(dwi, odd, voxel)
 
 
 # --- files
@@ -312,6 +319,8 @@ def test_a_picture_shows_itself_and_is_saved_whole(tmp_path):
 
 
 def test_encoding_changes_no_pixel_by_more_than_it_says():
+    extremes = np.array([[[0, 0, 0], [255, 255, 255]]], np.uint8)
+    np.testing.assert_array_equal(np.asarray(Image.open(io.BytesIO(encode_png(extremes)))), extremes)
     pixels = np.random.default_rng(0).integers(0, 256, (40, 50, 4), dtype=np.uint8)
     back = np.asarray(Image.open(io.BytesIO(encode_png(pixels))))
     assert np.abs(back.astype(int) - pixels[..., :3]).max() <= 3

@@ -10,6 +10,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tractkit.baselines._TrueCurves.select_state': ( 'baselines.html#_truecurves.select_state',
                                                                                      'tractkit/baselines.py'),
                                     'tractkit.baselines._TrueCurves.step': ('baselines.html#_truecurves.step', 'tractkit/baselines.py'),
+                                    'tractkit.baselines._dot': ('baselines.html#_dot', 'tractkit/baselines.py'),
                                     'tractkit.baselines._shared_limit': ('baselines.html#_shared_limit', 'tractkit/baselines.py'),
                                     'tractkit.baselines._tangents': ('baselines.html#_tangents', 'tractkit/baselines.py'),
                                     'tractkit.baselines.choose_dipy_settings': ( 'baselines.html#choose_dipy_settings',

@@ -22,7 +22,7 @@ import torch
 
 from .files import DataError, atomic_path
 
-# %% ../nbs/32_checkpoint.ipynb #b8939377
+# %% ../nbs/32_checkpoint.ipynb #5045ce05
 _WRAPPERS = ("dict", "tuple", "float", "tensor", "array")
 
 
@@ -43,7 +43,7 @@ def pack_tree(
         if isinstance(node, (torch.Tensor, np.ndarray)):
             while path in tensors:  # keys 0 and "0", or "a/b" and "a" then "b"
                 path += "'"
-            tensors[path] = node if isinstance(node, torch.Tensor) else torch.from_numpy(np.ascontiguousarray(node))
+            tensors[path] = node if isinstance(node, torch.Tensor) else torch.from_numpy(np.array(node, order="C"))
             return {"tensor" if isinstance(node, torch.Tensor) else "array": path}
         if isinstance(node, (list, tuple)):
             items = [walk(x, f"{path}/{i}") for i, x in enumerate(node)]

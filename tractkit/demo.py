@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SubjectFiles', 'check_subject', 'DemoSettings', 'demo_settings', 'demo_trainer', 'Demo', 'run_demo', 'open_demo']
 
-# %% ../nbs/52_demo.ipynb #721fb713
+# %% ../nbs/52_demo.ipynb #7a905383
 import dataclasses
 import json
 import os
@@ -32,6 +32,7 @@ from .keyed import fold, permutation
 from .loader import BatchLoaderOneInput
 from .models.base import load_model
 from .models.learn2track import Learn2Track
+from .panel import TrainerPanel
 from .phantom import sample_subjects
 from .plots import plot_comparison, plot_losses, save_figure
 from .sampler import BatchIDSampler
@@ -109,7 +110,7 @@ def check_subject(
         raise DataError(f"{len(tractogram)} streamlines are too few to train and test on", file=files.tractogram, subject=files.name)
     return tractogram
 
-# %% ../nbs/52_demo.ipynb #83c24619
+# %% ../nbs/52_demo.ipynb #b4eb5031
 @dataclass(frozen=True)
 class DemoSettings:
     """Everything that decides what a demo computes."""
@@ -121,6 +122,7 @@ class DemoSettings:
     seed: int = 0
     max_epochs: int = 24
     batch_size: int = 128
+    max_batches: int = 1000          # of an epoch, at most
     layers: tuple[int, ...] = (128, 128)
     learning_rate: float = 2e-3
     max_seeds: int = 5000            # of the test subject, at most
@@ -160,7 +162,7 @@ def demo_settings(
         raise DataError(f"two subjects have one name: {', '.join(names)}", fix="Give their folders different names")
     training, validation, testing = _split(names, nb_validation=1 if files or quick else 2)
     settings = DemoSettings(training, validation, testing, tuple(files), seed, tracked_with=tracked_with, min_length=min_length)
-    settings = replace(settings, max_epochs=40, batch_size=32, layers=(64, 64), grid_seeds=200) if quick else settings
+    settings = replace(settings, max_epochs=40, batch_size=32, max_batches=27, layers=(64, 64), grid_seeds=200) if quick else settings
     return settings if epochs is None else replace(settings, max_epochs=epochs)
 
 
@@ -173,7 +175,7 @@ def _split(names: list[str], nb_validation: int) -> tuple[tuple[str, ...], tuple
     cut = len(names) - 1 - nb_validation
     return tuple(names[:cut]), tuple(names[cut:-1]), (names[-1],)
 
-# %% ../nbs/52_demo.ipynb #31bad4bc
+# %% ../nbs/52_demo.ipynb #89ffb76c
 _INPUT, _STREAMLINES = "input", "streamlines"  # the groups of the HDF5
 
 
@@ -203,7 +205,8 @@ def demo_trainer(
         noise_gaussian_size_forward=0.2)
     rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(settings.max_epochs) / settings.max_epochs))
     return TrainerOneInput(model, folder, "control" if control else "run", sampler, loader, learning_rate=list(rate),
-                           weight_decay=0, max_epochs=settings.max_epochs, clip_grad=1.0, rng=settings.seed, num_threads=1,
+                           weight_decay=0, max_epochs=settings.max_epochs, max_batches_per_epoch_training=settings.max_batches,
+                           clip_grad=1.0, rng=settings.seed, num_threads=1,
                            device="cpu", progress=progress)
 
 # %% ../nbs/52_demo.ipynb #7812d26d
@@ -375,7 +378,7 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #b877cde0
+# %% ../nbs/52_demo.ipynb #f7607f46
 def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
     trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
@@ -394,6 +397,9 @@ def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     except KeyboardInterrupt:
         control.stop(wait=True)
         raise
+    panel = TrainerPanel(trainer)
+    save_figure(panel.still(), demo.folder / "panel.png")
+    panel.close()
     plan = trainer.batch_sampler.plan(0, "validation")
     repeat, _ = previous_direction_loss(trainer.batch_loader, plan)
     losses = {"this model": _best(state), "the same model, input set to zero": _best(blind), "repeating the previous direction": repeat}
@@ -452,11 +458,12 @@ def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     seeds, mask = _seeds_and_mask(work, demo.settings.seed, demo.settings.grid_seeds)
     fodf, card = load_sh(work / "fodf.nii.gz")
     chosen, grid = choose_dipy_settings(fodf, seeds, mask, demo.truth("validation"), legacy=card.legacy, progress=False,
+                                        max_angles=(15.0, 20.0, 30.0), peak_thresholds=(0.05, 0.1, 0.25),
                                         min_length=demo.settings.min_length, max_length=_LONGEST)
     say(str(grid))
     return chosen
 
-# %% ../nbs/52_demo.ipynb #1f33934d
+# %% ../nbs/52_demo.ipynb #0aad79c5
 def _report(demo: Demo) -> str:
     """Write `scores.json` and `scores.txt`; return the text."""
     results: dict = {"validation_loss": demo.losses["validation"]}
@@ -480,7 +487,7 @@ def _pictures(demo: Demo) -> None:
     baselines = dict(list(demo.losses["validation"].items())[1:])
     save_figure(plot_losses(demo.losses["curves"], baselines, xlabel="batch", best="validation"), demo.folder / "losses.png")
     mine, background = demo.tractogram(), demo.background
-    snapshot(mine, background, path=demo.folder / "streamlines.png", view="3d", max_streamlines=4000)
+    snapshot(mine, background, path=demo.folder / "streamlines.png", view="axial", max_streamlines=1000)
     three = {"reference": demo.reference, "this model": mine, "DIPY": demo.tractogram("dipy")}
     save_figure(plot_comparison(three, background=background, max_streamlines=1000), demo.folder / "comparison.png")
 

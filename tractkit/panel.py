@@ -337,7 +337,7 @@ def _draw_panel(said: Mapping[str, Any], curves: Mapping[str, tuple[Any, Any]], 
     write(x if said["losses"] else 0.02, 68, said["message"][: 84 if x < 0.3 else 62], color="#b3362c" if said["phase"] == "failed" else "#6b727c", fontsize=9.5)
     return figure
 
-# %% ../nbs/50_panel.ipynb #7075259f
+# %% ../nbs/50_panel.ipynb #0bb0e3cf
 class TrainerPanel:
     """Controls and live curves of a trainer, in a notebook: `TrainerPanel(trainer)` as a cell's last value.
 
@@ -355,6 +355,7 @@ class TrainerPanel:
         self.widget = VBox([HBox(list(self.buttons.values())), self._readout], layout=Layout(max_width="880px"))
         self._asked, self._asked_in, self._complaint = "", "", ""  # a wish that is not fulfilled yet, the phase it was made in
         self._still_id, self._still_of = f"tractkit-{uuid.uuid4().hex}", ""
+        self._still_at = 0.0
         self._lock, self._wake, self._closed = threading.Lock(), threading.Event(), False
         listeners = getattr(trainer, "listeners", None)
         if listeners is not None:
@@ -428,7 +429,7 @@ class TrainerPanel:
             if self._closed:
                 return
             self.refresh()
-            if self.trainer.status.phase not in _ACTIVE:
+            if self.trainer.status.phase not in _ACTIVE or time.monotonic() - self._still_at > 60:
                 self._show_still(update=True)
             time.sleep(self.interval)
 
@@ -437,7 +438,7 @@ class TrainerPanel:
         now = f"{self.trainer.status}"
         if get_ipython() is None or (update and (not self._still_of or now == self._still_of)):
             return
-        self._still_of = now
+        self._still_of, self._still_at = now, time.monotonic()
         png = base64.b64encode(self.still()._repr_png_()).decode()
         words = html.escape(str(_describe(self.trainer)["where"]))
         page = f'<div class="tractkit-still"><img alt="The trainer\'s panel: {words}" src="data:image/png;base64,{png}"></div>'
@@ -453,7 +454,7 @@ class TrainerPanel:
         said = _describe(self.trainer)
         return f"TrainerPanel({said['label']}, {said['where']})"
 
-# %% ../nbs/50_panel.ipynb #b30984ab
+# %% ../nbs/50_panel.ipynb #963cef32
 _BUTTONS = {  # icon, tooltip
     "start": ("play", "Train in the background; after a stop, go on at the next batch"),
     "pause": ("pause", "Rest after the current batch; nothing is lost"),
@@ -474,7 +475,7 @@ def panel_of(
 
 def show_trainers_as_panels() -> None:
     """From now on a trainer as a cell's last value shows its panel. Done when this module is imported in a notebook."""
-    shell = get_ipython()
+    shell: Any = get_ipython()
     if shell is not None:
         formatter = shell.display_formatter.ipython_display_formatter
         formatter.for_type_by_name("tractkit.trainer", "Trainer", lambda trainer: panel_of(trainer)._ipython_display_())

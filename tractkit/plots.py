@@ -7,12 +7,12 @@ __all__ = ['DARK', 'LIGHT', 'Picture', 'encode_png', 'save_figure', 'plot_losses
            'content_points', 'content_box', 'value_window', 'color_ball', 'plot_slice', 'plot_comparison',
            'plot_streamlines', 'plot_signal_and_fodf']
 
-# %% ../nbs/07_plots.ipynb #63ac0b08
+# %% ../nbs/07_plots.ipynb #088c9844
 import io
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -30,8 +30,11 @@ from .streamlines import Streamlines, compress, segment_directions
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/07_plots.ipynb #dd469d92
-DARK, LIGHT = "#0b0e13", "#dfe5ec"  # behind anatomy; text upon it
+if TYPE_CHECKING:
+    from tractkit.dwi import DWI
+
+# %% ../nbs/07_plots.ipynb #5b9b1046
+DARK, LIGHT = "#0c1014", "#dfe5ec"  # behind anatomy; text upon it
 
 
 class Picture(Figure):
@@ -219,7 +222,7 @@ def direction_colors(
     length = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return np.where(length > 0, vectors / np.where(length > 0, length, 1), np.float32(0.5)).astype(np.float32)
 
-# %% ../nbs/07_plots.ipynb #26de133d
+# %% ../nbs/07_plots.ipynb #f0233e3c
 _PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}  # world axes: across, up, normal
 _TOWARDS = {"axial": 1, "coronal": -1, "sagittal": 1}  # sense of the normal that points at the viewer
 _ENDS = (("L", "R"), ("P", "A"), ("I", "S"))           # of world x, y, z
@@ -254,11 +257,11 @@ def content_points(
     volume: Volume,
     channel: int = 0,
 ) -> np.ndarray:  # (m, 3) rasmm
-    """Corners of the voxels that are not (nearly) zero, of a part of them in a big volume; of the grid if none is."""
+    """Corners of the voxels above a tenth of what is drawn white, of a part of them in a big volume; of the grid if none is."""
     step = max(1, round((np.prod(volume.shape3d) / 1e6) ** (1 / 3)))
     values = volume.data[::step, ::step, ::step]
     values = np.abs(np.nan_to_num(values[..., channel] if values.ndim == 4 else values))
-    lit = values > 0.02 * value_window(volume, channel)[1]
+    lit = values > 0.1 * value_window(volume, channel)[1]
     inner = np.zeros_like(lit)  # six lit neighbours: not at the rim, cannot be a corner
     inner[1:-1, 1:-1, 1:-1] = (lit[:-2, 1:-1, 1:-1] & lit[2:, 1:-1, 1:-1] & lit[1:-1, :-2, 1:-1] & lit[1:-1, 2:, 1:-1]
                                & lit[1:-1, 1:-1, :-2] & lit[1:-1, 1:-1, 2:])
@@ -272,7 +275,7 @@ def content_box(
     volume: Volume,
     channel: int = 0,
 ) -> np.ndarray:  # (2, 3) rasmm: lowest and highest corner
-    """The box along world axes around the voxels that are not (nearly) zero; the whole grid if there are none."""
+    """The box along world axes around the voxels above a tenth of what is drawn white; the whole grid if there are none."""
     points = content_points(volume, channel)
     return np.stack([points.min(0), points.max(0)])
 
@@ -531,7 +534,7 @@ def plot_streamlines(
     is neither a background nor a point to frame."""
     return plot_comparison({title: tractogram}, background, plane, position, **options)
 
-# %% ../nbs/07_plots.ipynb #37dda1a9
+# %% ../nbs/07_plots.ipynb #395716d3
 def _glyph(ax: Axes, radius: np.ndarray, vertices: np.ndarray, faces: np.ndarray, plane: str, alpha: float = 1.0):
     """A closed surface around the origin, lit from the viewer's upper left, coloured by direction; far faces first."""
     across, up, normal = _plane_axes(plane)
@@ -550,43 +553,41 @@ def _glyph(ax: Axes, radius: np.ndarray, vertices: np.ndarray, faces: np.ndarray
                                      linewidths=0.3, alpha=alpha, zorder=3), autolim=False)
 
 
-def _to_world(directions: np.ndarray, affine: np.ndarray | None) -> np.ndarray:
+def _to_world(directions: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Unit vectors along voxel axes turned to world axes."""
-    if affine is None:
-        return directions
     return directions @ (affine[:3, :3] / voxel_sizes(affine)).T
 
-# %% ../nbs/07_plots.ipynb #8f8c9ef9
+# %% ../nbs/07_plots.ipynb #80647cbe
 def plot_signal_and_fodf(
-    signal: np.ndarray,                      # (n,) of one voxel in each gradient direction, b0 left out
-    bvecs: np.ndarray,                       # (n, 3) unit gradient directions, along voxel axes
-    fodf: np.ndarray,                        # (k,) spherical harmonics, DIPY's descoteaux07 basis, along voxel axes
+    dwi: "DWI",                              # the diffusion series
+    fodf: Volume,                            # (X, Y, Z, k) spherical harmonics, DIPY's descoteaux07 basis, voxel axes
+    voxel: Sequence[int],                    # (3,) which one
     *,
-    b0: float | None = None,                 # signal without gradient; None: the largest of `signal`
-    affine: np.ndarray | None = None,        # (4, 4) voxel -> rasmm, turns both to world axes; None: they are there
     directions: np.ndarray | None = None,    # (m, 3) known fibre directions along voxel axes, drawn as lines
     plane: str | None = None,                # seen as "axial", "coronal" or "sagittal"; None: where the fODF lies
-    legacy: bool = True,                     # DIPY's legacy descoteaux07
+    legacy: bool = True,                     # DIPY's legacy signs of the basis
     width: int = 800,                        # pixels
 ) -> Picture:
     """One voxel's signal and fODF as surfaces in equal orientation, with the measured points of the signal.
 
     The signal's surface is the least-squares fit of spherical harmonics of the largest even order up to 8 that its
-    directions allow. Raises ValueError for shapes that do not fit."""
+    directions allow. Raises ValueError if the voxel is not on both grids or the fODF has no even order."""
     from dipy.core.sphere import Sphere, unit_octahedron
     from dipy.reconst.shm import sf_to_sh, sh_to_sf
 
-    signal, bvecs, fodf = (np.asarray(a, np.float64) for a in (signal, bvecs, fodf))
+    at = tuple(int(k) for k in voxel)
     orders = {(l + 1) * (l + 2) // 2: l for l in range(0, 17, 2)}
-    if bvecs.shape != (signal.size, 3) or fodf.size not in orders:
-        raise ValueError(f"{signal.size} signals with bvecs of shape {bvecs.shape} and {fodf.size} coefficients of an "
-                         "fODF do not fit: one direction a signal, 1, 6, 15, 28, 45 ... coefficients")
-    order = max([l for k, l in orders.items() if k <= signal.size and l <= 8], default=0)
+    if len(at) != 3 or not all(0 <= k < n for k, n in zip(at, dwi.volume.shape3d, strict=True)) or fodf.shape3d != dwi.volume.shape3d:
+        raise ValueError(f"voxel {at} is not on both grids, {dwi.volume.shape3d} of the series and {fodf.shape3d} of the fODF")
+    if fodf.nb_features not in orders:
+        raise ValueError(f"{fodf.nb_features} coefficients are no fODF: an even order has one of {list(orders)[:6]} ...")
+    series, affine = np.asarray(dwi.volume.data[at], np.float64), dwi.volume.affine
+    attenuation, bvecs = series[~dwi.is_b0] / max(series[dwi.is_b0].mean(), 1e-12), dwi.bvecs[~dwi.is_b0]
+    order = max([l for k, l in orders.items() if k <= len(bvecs) and l <= 8])
     sphere = unit_octahedron.subdivide(n=5)
-    attenuation = signal / (b0 or signal.max())
     fit = sf_to_sh(attenuation, Sphere(xyz=bvecs), sh_order_max=order, basis_type="descoteaux07", legacy=legacy, smooth=1e-3)
     fitted = sh_to_sf(fit, sphere, sh_order_max=order, basis_type="descoteaux07", legacy=legacy)
-    lobes = sh_to_sf(fodf, sphere, sh_order_max=orders[fodf.size], basis_type="descoteaux07", legacy=legacy)
+    lobes = sh_to_sf(fodf.data[at], sphere, sh_order_max=orders[fodf.nb_features], basis_type="descoteaux07", legacy=legacy)
     lobes = np.clip(lobes, 0, None)
     vertices = _to_world(sphere.vertices, affine)
     if plane is None:  # of the three planes the one that the large lobes lie in

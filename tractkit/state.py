@@ -72,7 +72,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}: {a} -> {b}")
     return found
 
-# %% ../nbs/33_state.ipynb #946c612b
+# %% ../nbs/33_state.ipynb #2353ac67
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -154,6 +154,8 @@ class TrainerState:
     def from_tree(cls, tree: Mapping[str, Any], model: nn.Module | None = None, optimizer: str | Callable | None = None,
                   device: torch.device | str = "cpu", file: str | os.PathLike | None = None) -> "TrainerState":
         """A state from a tree of `state_dict`."""
+        if tree.get("format") != 1:
+            raise DataError(f"a state of format {tree.get('format')}; this version reads format 1", file=file, fix="Use a version that wrote it")
         stored = tree["model"]
         if model is None:
             try:
@@ -163,7 +165,9 @@ class TrainerState:
                                 fix=f"Build it and pass it: TrainerState.load(path, model={stored['class']}(...))") from e
         model.to(device)
         try:
-            state = cls(model, make_optimizer(model, optimizer or tree["optimizer"]["name"]), tree["optimizer"]["name"], 0)
+            made = make_optimizer(model, optimizer or tree["optimizer"]["name"])
+            name = optimizer if isinstance(optimizer, str) else type(made).__name__
+            state = cls(model, made, name, 0)
             state.load_state_dict(tree)
         except ValueError as e:
             raise DataError(str(e), file=file, fix="Pass model= and optimizer= as they were, or start another run") from e

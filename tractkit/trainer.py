@@ -133,7 +133,7 @@ class _Session:
         self.feeder.close()
         self.noise.close()
 
-# %% ../nbs/34_trainer.ipynb #0f63e9f5
+# %% ../nbs/34_trainer.ipynb #84569e57
 def _find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
     """The state to train, see above. ValueError if the folder holds another run than the state's."""
     newest = trainer.checkpoints.newest()
@@ -150,6 +150,8 @@ def _find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
                          "train_and_validate() without a state; for this state give the trainer another experiment_name")
     if stored and stored["global_step"] > given.global_step:
         warnings.warn(f"{trainer.folder} is set back from step {stored['global_step']} to {given.global_step}", stacklevel=6)
+    if isinstance(trainer.optimizer, str) and trainer.optimizer != given.optimizer_name:
+        raise ValueError(f"the state is of another optimizer than the trainer's: {given.optimizer_name} -> {trainer.optimizer}")
     if given.model is not trainer.model:
         if other := differences(describe_model(trainer.model), describe_model(given.model)):
             raise ValueError(f"the state is of another model than the trainer's: {'; '.join(other)}")
@@ -186,11 +188,11 @@ def _check_plan(state: TrainerState, plan: Any) -> None:
 
 
 def _nothing_left(trainer: Any, state: TrainerState) -> str:
-    """Why there is nothing left to train; empty if there is."""
-    if state.epoch >= trainer.max_epochs:
+    """Why there is nothing left to train in a finished run; empty if there is."""
+    end = state.finished
+    if end and state.epoch >= trainer.max_epochs:
         return f"{state.epoch} epochs are done and max_epochs is {trainer.max_epochs}"
-    stop = state.finished
-    return f"stopped early, {stop['message']}" if stop and stop["by"] in map(_name, trainer.policies) else ""
+    return f"stopped early, {end['message']}" if end and end["by"] in map(_name, trainer.policies) else ""
 
 
 def _name(policy: Policy) -> str:

@@ -1,0 +1,93 @@
+"""Small trainings for tests: a toy that fits a cubic, and Learn2Track with everything random switched on."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from tractkit.dataset import MultiSubjectDataset
+from tractkit.keyed import fold, normal, permutation
+from tractkit.loader import BatchLoaderOneInput
+from tractkit.models.layers import KeyedDropout, initialize_weights
+from tractkit.models.learn2track import Learn2Track
+from tractkit.sampler import BatchIDSampler
+from tractkit.trainer import Trainer, TrainerOneInput
+
+
+class Points:
+    """Sampler and loader in one: `n` batches of 8 numbers, shuffled anew in each epoch."""
+
+    def __init__(self, n=6, n_valid=2, seed=1):
+        self.n, self.n_valid, self.seed = n, n_valid, seed
+
+    def plan(self, epoch, subset):
+        n = self.n if subset == "training" else self.n_valid
+        return permutation(fold(self.seed, epoch if subset == "training" else 0, subset), n * 8).reshape(n, 8)
+
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        x = torch.from_numpy((ids[:, None] / 48 * 2 - 1).astype(np.float32))
+        noise = normal(fold(2, epoch), ids) if training else np.zeros(len(ids))
+        return x, x**3 + .1 * torch.from_numpy(noise.astype(np.float32))[:, None]
+
+
+class Fit(Trainer):
+    def compute_batch_loss(self, batch):
+        x, y = batch
+        return nn.functional.mse_loss(self.model(x), y), len(x)
+
+
+def toy_model(dropout=0.2):
+    model = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), KeyedDropout(dropout), nn.Linear(16, 1))
+    initialize_weights(model, seed=0)
+    return model
+
+
+def fit(folder, name="run", kind=Fit, model=None, points=None, **options) -> Trainer:
+    points = points or Points()
+    options = dict(max_epochs=3, learning_rate=.01, progress=False, num_threads=1, device="cpu") | options
+    return kind(model or toy_model(), folder, name, points, points, **options)
+
+
+def streamline_trainer(data: Path, folder: Path, name="run", **options) -> TrainerOneInput:
+    """Learn2Track with dropout, splits, reversal and noise."""
+    dataset = MultiSubjectDataset(data).load_data()
+    model = Learn2Track(3, rnn_layer_sizes=(10, 8), dropout=.2, dg_dropout=.1, step_size=2.0, seed=5)
+    sampler = BatchIDSampler(dataset, "streamlines", 8, 8, rng=3)
+    loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=4, split_ratio=.3, reverse_ratio=.5,
+                                 noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05)
+    options = dict(max_epochs=3, learning_rate=[.01, .005], clip_grad=1., patience=50, num_threads=1, device="cpu", progress=False) | options
+    return TrainerOneInput(model, folder, name, sampler, loader, **options)
+
+
+def leaves(tree):
+    """The tensors and plain values of a tree, in order, each with its path."""
+    def walk(node, path):
+        if isinstance(node, dict):
+            for k, v in node.items():
+                yield from walk(v, f"{path}/{k}")
+        elif isinstance(node, (list, tuple)):
+            for i, v in enumerate(node):
+                yield from walk(v, f"{path}/{i}")
+        else:
+            yield path, node
+    return list(walk(tree, ""))
+
+
+OF_THE_CLOCK = ("/time", "/run_id", "/parent")
+
+
+def same_states(a, b) -> list[str]:
+    """Where two states differ, bit for bit, the clock left out."""
+    left, right = (dict(leaves(s.state_dict())) for s in (a, b))
+    if left.keys() != right.keys():
+        return sorted(left.keys() ^ right.keys())
+    def differs(x, y):
+        if isinstance(x, torch.Tensor):
+            return x.dtype != y.dtype or not torch.equal(x.cpu(), y.cpu())
+        return x != y and not (x != x and y != y)
+    return [k for k in left if not k.startswith(OF_THE_CLOCK) and differs(left[k], right[k])]
+
+
+def log_without_time(log) -> list[dict]:
+    return [{k: v for k, v in r.items() if k != "time"} for r in log.records()]

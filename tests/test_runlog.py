@@ -1,0 +1,98 @@
+"""The run log and the bounded curve."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tractkit import runlog
+from tractkit.runlog import Curve, RunLog
+
+
+def write(folder, steps, per_epoch=4):
+    log = RunLog(folder)
+    for step in range(1, steps + 1):
+        epoch = (step - 1) // per_epoch
+        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=1 / step, n=step, time={"seconds": 0.5})
+        if step % per_epoch == 0:
+            log.append("epoch", epoch=epoch, step=step, train_loss=1.0)
+    return log
+
+
+@given(st.integers(0, 23), st.integers(0, 23), st.integers(1, 200), st.binary(max_size=30).filter(lambda b: b"\n" not in b))
+@settings(max_examples=80, deadline=None)
+def test_truncating_equals_writing_less(tmp_path_factory, steps, kept, block, torn):
+    a, b = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")
+    kept = min(kept, steps)
+    log, expected = write(a, steps), write(b, kept)
+    with open(log.path, "ab") as f:
+        f.write(torn)
+    whole = runlog._lines_backwards
+    try:
+        runlog._lines_backwards = lambda path: whole(path, block)
+        log.truncate(kept, kept // 4)
+    finally:
+        runlog._lines_backwards = whole
+    assert (log.path.read_bytes() if log.path.exists() else b"") == (expected.path.read_bytes() if expected.path.exists() else b"")
+    log.append("batch", epoch=9, batch=0, step=99, loss=0.0)
+    assert log.records()[-1]["step"] == 99
+
+
+def test_an_epoch_that_is_not_finished_in_the_checkpoint_goes(tmp_path):
+    log = write(tmp_path, 8)
+    assert log.truncate(8, 1) == 1
+    assert len(log.epochs()["epoch"]) == 1 and log.batches()["step"][-1] == 8
+
+
+def test_a_last_line_without_its_end_is_completed(tmp_path):
+    log = write(tmp_path, 3)
+    log.path.write_bytes(log.path.read_bytes()[:-1])
+    log.truncate(3, 0)
+    log.append("batch", epoch=0, step=4, loss=0.0)
+    assert [r["step"] for r in log.records()] == [1, 2, 3, 4]
+
+
+def test_truncating_reads_only_what_it_drops(tmp_path, monkeypatch):
+    log = write(tmp_path, 3000)
+    seen = []
+    parse = runlog._parse
+    monkeypatch.setattr(runlog, "_parse", lambda line: seen.append(1) or parse(line))
+    log.truncate(2990, 747)
+    assert len(seen) < 20
+
+
+def test_numbers_that_are_no_json_numbers(tmp_path):
+    log = RunLog(tmp_path)
+    log.append("epoch", epoch=0, step=np.int64(3), valid_loss=float("nan"), train_loss=np.float32(0.5))
+    log.append("epoch", epoch=1, step=4, extra=1)
+    json.loads(log.path.read_text().splitlines()[0], parse_constant=pytest.fail)
+    columns = log.epochs()
+    assert np.isnan(columns["valid_loss"]).all() and columns["train_loss"][0] == 0.5 and np.isnan(columns["extra"][0])
+
+
+def test_losses_of_an_epoch(tmp_path):
+    log = write(tmp_path, 11)
+    assert log.losses(1) == [1 / 5, 1 / 6, 1 / 7, 1 / 8]
+    assert log.losses(2) == [1 / 9, 1 / 10, 1 / 11]
+    assert RunLog(tmp_path / "none").losses(0) == []
+
+
+@given(st.integers(0, 3000), st.sampled_from([2, 10, 64]))
+@settings(max_examples=30, deadline=None)
+def test_curve_points_are_means_of_equal_shares(n, capacity):
+    values = np.sin(np.arange(n) / 50)
+    curve = Curve(capacity)
+    for i, v in enumerate(values):
+        curve.append(i, v)
+    x, y = curve.arrays()
+    assert len(curve) <= capacity
+    whole = len(x) * curve.width
+    assert n - whole < curve.width and np.allclose(y, values[:whole].reshape(-1, curve.width).mean(1))
+    assert np.allclose(x, np.arange(whole).reshape(-1, curve.width).mean(1))
+    again = Curve()
+    again.load_state_dict(json.loads(json.dumps(curve.state_dict())))
+    for c in (curve, again):
+        c.append(n, 7.0)
+    assert again.state_dict() == curve.state_dict()
