@@ -184,7 +184,7 @@ def _judged(tractogram: Tractogram, truth: GroundTruth, min_inside: float, dilat
     for start in range(0, max(len(tractogram), 1), _CHUNK):
         yield judge.judge(tractogram.streamlines[start:start + _CHUNK])
 
-# %% ../nbs/42_scoring.ipynb #fd8755a5
+# %% ../nbs/42_scoring.ipynb #25c1e1b3
 @dataclass(frozen=True)
 class TextTable:
     """Rows under headings; aligned text where it is printed, HTML where a notebook shows it."""
@@ -192,6 +192,7 @@ class TextTable:
     headings: tuple[str, ...]     # the first is that of the row names; a newline breaks it in text
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...] = ()   # sentences under the table
+    caption: str = ""             # a line above it
 
     def __str__(self) -> str:
         heads = [h.split("\n") for h in self.headings]
@@ -204,7 +205,8 @@ class TextTable:
             return "  ".join([name, *values]).rstrip()
 
         rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        return "\n".join([*map(line, lines), rule, *map(line, self.rows), *([""] if self.notes else []), *self.notes])
+        above = [self.caption] if self.caption else []
+        return "\n".join([*above, *map(line, lines), rule, *map(line, self.rows), *([""] if self.notes else []), *self.notes])
 
     __repr__ = __str__
 
@@ -216,7 +218,8 @@ class TextTable:
 
         heads = [h.replace("\n", " ") for h in self.headings]
         notes = "".join(f'<div style="font-size:85%;opacity:.75;max-width:52em">{html.escape(n)}</div>' for n in self.notes)
-        return (f'<table style="border-collapse:collapse"><thead>{row(heads, "th")}</thead>'
+        caption = f'<caption style="font-weight:bold">{html.escape(self.caption)}</caption>' if self.caption else ""
+        return (f'<table style="border-collapse:collapse">{caption}<thead>{row(heads, "th")}</thead>'
                 f'<tbody>{"".join(row(r, "td") for r in self.rows)}</tbody></table>{notes}')
 
 # %% ../nbs/42_scoring.ipynb #3c7b2191
@@ -381,7 +384,7 @@ def _resampled(tractogram: Tractogram, nb_points: int) -> np.ndarray:
         raise ValueError("distances need at least one streamline, and at least one point in each")
     return resample_nb_points(lines, nb_points)[0].points.astype(float).reshape(-1, nb_points, 3)
 
-# %% ../nbs/42_scoring.ipynb #31f520f2
+# %% ../nbs/42_scoring.ipynb #e14ccaba
 def compare_tractograms(
     a: Tractogram,        # such as generated streamlines
     b: Tractogram,        # such as a reference, on the same grid
@@ -404,6 +407,7 @@ def compare_tractograms(
 def comparison_table(
     comparisons: dict[str, dict[str, float]],  # what was compared with the reference -> compare_tractograms(it, reference)
     notes: tuple[str, ...] = (),               # sentences under the table, such as where the reference came from
+    caption: str = "",                         # a line above it
 ) -> TextTable:
     """Comparisons with one reference, side by side."""
     rows = tuple((name, f"{c['streamlines']:,}", f"{c['a_to_b_mm']:.1f}", f"{c['b_to_a_mm']:.1f}", f"{100 * c['coverage']:.1f}",
@@ -412,4 +416,4 @@ def comparison_table(
                 "reference\ncovered\n%", "same\nvoxels", "same\ndensity")
     explain = ("distance: mean over streamlines of the MDF to the nearest streamline of the other side.",
                "covered: reference streamlines with one within 5 mm. same voxels: Dice; same density: common part, 0 to 1.")
-    return TextTable(headings, rows, (*notes, *explain))
+    return TextTable(headings, rows, (*notes, *explain), caption)
