@@ -301,4 +301,6 @@ def test_tables_read_the_same_everywhere():
     assert "this &lt;model&gt;" in page and "<model>" not in page and "invalid connections %" in page
     assert "across" in str(scores.table()) and isinstance(scores, Scores)
     assert "reference was" in str(comparison_table({"x": compare_tractograms(*[random_tractogram(3, 4, truth)] * 2)}, ("The reference was …",)))
+    titled = TextTable(("a", "b"), (("1", "2"),), caption="same <subject>")
+    assert str(titled).splitlines()[0] == "same <subject>" and "same &lt;subject&gt;</caption>" in titled._repr_html_()
     assert str(TextTable(("a", "b\nc"), (("1", "2"),))).splitlines()[1].split() == ["a", "c"]

@@ -184,7 +184,7 @@ def _judged(tractogram: Tractogram, truth: GroundTruth, min_inside: float, dilat
     for start in range(0, max(len(tractogram), 1), _CHUNK):
         yield judge.judge(tractogram.streamlines[start:start + _CHUNK])
 
-# %% ../nbs/42_scoring.ipynb #e3a03998
+# %% ../nbs/42_scoring.ipynb #25c1e1b3
 @dataclass(frozen=True)
 class TextTable:
     """Rows under headings; aligned text where it is printed, HTML where a notebook shows it."""
@@ -205,7 +205,8 @@ class TextTable:
             return "  ".join([name, *values]).rstrip()
 
         rule = "-" * (sum(widths) + 2 * len(widths) - 2)
-        return "\n".join([*([self.caption] if self.caption else []), *map(line, lines), rule, *map(line, self.rows), *([""] if self.notes else []), *self.notes])
+        above = [self.caption] if self.caption else []
+        return "\n".join([*above, *map(line, lines), rule, *map(line, self.rows), *([""] if self.notes else []), *self.notes])
 
     __repr__ = __str__
 
@@ -216,8 +217,8 @@ class TextTable:
                                     for c, side in zip(cells, sides, strict=True)) + "</tr>"
 
         heads = [h.replace("\n", " ") for h in self.headings]
-        caption = f'<caption style="font-weight:bold">{html.escape(self.caption)}</caption>' if self.caption else ""
         notes = "".join(f'<div style="font-size:85%;opacity:.75;max-width:52em">{html.escape(n)}</div>' for n in self.notes)
+        caption = f'<caption style="font-weight:bold">{html.escape(self.caption)}</caption>' if self.caption else ""
         return (f'<table style="border-collapse:collapse">{caption}<thead>{row(heads, "th")}</thead>'
                 f'<tbody>{"".join(row(r, "td") for r in self.rows)}</tbody></table>{notes}')
 

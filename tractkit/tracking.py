@@ -81,7 +81,7 @@ def dilate_mask(
     inside = _mask_array(mask)
     return Volume(binary_dilation(inside, iterations=voxels) if voxels else inside, mask.affine)
 
-# %% ../nbs/40_tracking.ipynb #1b3009d0
+# %% ../nbs/40_tracking.ipynb #4f4a8d04
 _GROWS, _MASK, _THETA, _LENGTH, _STOPPED = range(5)
 _REASONS = {_MASK: "left the mask", _THETA: "turned more than theta", _LENGTH: "reached max_length",
             _STOPPED: "stopped by the model"}
@@ -104,7 +104,8 @@ class TrackingReport:
             (self.interrupted, "not finished (interrupted)")) if n]
         ends = ", ".join(f"{reason} {n:,}" for reason, n in self.ends.items() if n)
         dropped = f"; dropped: {', '.join(lost)}" if lost else ""
-        return f"{self.nb_seeds:,} seeds, {self.kept:,} streamlines{dropped}. Why halves ended: {ends or 'none did'}"
+        seeds, kept = ("1 " + what if n == 1 else f"{n:,} {what}s" for n, what in ((self.nb_seeds, "seed"), (self.kept, "streamline")))
+        return f"{seeds}, {kept}{dropped}. Why halves ended: {ends or 'none did'}"
 
 # %% ../nbs/40_tracking.ipynb #eb94bfc7
 class _Paths:
