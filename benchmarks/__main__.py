@@ -5,7 +5,7 @@
     python -m benchmarks --dry           # print only
 
 A benchmark is a file bench_NAME.py with a docstring that says what is compared, and `rows()`, which yields
-`benchmarks.pairs.Ratio`. Its section of RESULTS.md stands between two comments; text outside them is kept."""
+`benchmarks.pairs.Ratio`, or, where nothing is timed, `table()`, which returns Markdown. Its section of RESULTS.md stands between two comments; text outside them is kept."""
 
 import argparse
 import datetime
@@ -25,7 +25,7 @@ def section(name: str) -> tuple[str, float]:
     """Run one benchmark: its section of RESULTS.md, and how long it took."""
     began = time.perf_counter()
     module = importlib.import_module(f"benchmarks.bench_{name}")
-    table = as_table(list(module.rows()))
+    table = module.table() if hasattr(module, "table") else as_table(list(module.rows()))
     today = datetime.date.today().isoformat()
     text = f"## {name}\n\n{(module.__doc__ or '').strip()}\n\n{table}\n\n{today}, {machine()}."
     return text, time.perf_counter() - began

@@ -55,7 +55,7 @@ def everywhere(affine, shape=SHAPE):
 @pytest.mark.parametrize("voxel_sizes, flip", [((2, 2, 2), False), ((2, 2, 2), True), ((1, 3, 2), False)])
 def test_a_straight_fodf_gives_straight_lines_at_the_right_place(voxel_sizes, flip, legacy):
     affine = rotated(voxel_sizes, flip)
-    nearest = default_sphere.vertices[(default_sphere.vertices @ [0.7, 0.5, 0.5]).argmax()]  # a direction DIPY can answer
+    nearest = default_sphere.vertices[(default_sphere.vertices @ [0.6, 0.5, 0.62]).argmax()]  # a direction DIPY can answer
     seeds = np.array([[10, 4, 4], [6.3, 3.2, 5.1]], np.float32)
     t = track_dipy(fodf_along(nearest, affine, legacy), seeds, everywhere(affine), step_size=0.5, min_length=2, legacy=legacy,
                    progress=False)
@@ -77,7 +77,7 @@ def test_the_wrong_definition_of_the_basis_shows():
     affine, d = np.eye(4), default_sphere.vertices[(default_sphere.vertices @ [0.6, 0.5, 0.62]).argmax()]
     wrong = track_dipy(fodf_along(d, affine, legacy=False), [[10, 4, 4]], everywhere(affine), min_length=0, progress=False, legacy=True)
     off = wrong.streamlines[0] - np.float32([10, 4, 4])
-    assert len(wrong) == 0 or np.abs(off - np.outer(off @ d, d)).max() > 0.3
+    assert np.abs(off - np.outer(off @ d, d)).max() > 0.3
 
 
 class Straight:
@@ -184,8 +184,12 @@ def test_the_oracle_keeps_to_the_bundle_of_its_seed():
     t = track_oracle(truth, seeds_from_mask(mask)[::5], mask, progress=False)
     scores = score_tractogram(t, truth)
     assert scores.valid == len(t) > 100 and scores.bundles_found == 2
-    for line in t.streamlines:  # straight bundles: one coordinate runs, the others stay
-        assert sorted(np.ptp(line, 0))[1] < 1e-3
+    curves = np.array([[o, h] for o in np.arange(11.5, 17) for h in (1, 2, 3)])
+    for line in t.streamlines:  # straight bundles: one coordinate runs, the others come closer to a curve and stay
+        aside = np.delete(line, np.ptp(line, 0).argmax(), axis=1)
+        off = np.linalg.norm(aside[:, None] - curves, axis=2).min(1)
+        assert np.ptp(aside, 0).max() < 1.3 and (off[[0, -1]] <= off.max()).all()
+        assert min(off[0], off[-1]) < 0.2 * off.max() + 0.02
 
 
 def test_an_oracle_without_curves_is_refused():
@@ -199,7 +203,8 @@ def test_an_oracle_without_curves_is_refused():
 def test_points_without_a_direction_do_not_mislead_the_oracle():
     truth = crossing_truth()
     middle = np.array([[13.0, 14, 2]])
-    dots = Streamlines.from_list([middle, middle + [[0, 1, 0]] * 3, np.zeros((0, 3)), *truth.bundles["a"]])
+    dots = [p[None] + 0.3 for p in truth.bundles["a"].points[::7]]
+    dots = Streamlines.from_list([*dots, middle + [[0, 1, 0]] * 3, np.zeros((0, 3)), *truth.bundles["a"]])
     truth.bundles["a"] = dots
     mask = Volume(truth.white_matter, truth.affine)
     t = track_oracle(truth, seeds_from_mask(mask)[::25], mask, progress=False)
@@ -213,11 +218,13 @@ def test_the_best_settings_are_those_at_the_top():
     values = truth.masks[0][..., None] * lobes[0] + 0.8 * truth.masks[1][..., None] * lobes[1]
     fodf = Volume(sf_to_sh(values, default_sphere, sh_order_max=8, legacy=True), truth.affine)
     seeds = seeds_from_mask(mask)[::40]
-    best, table = choose_dipy_settings(fodf, seeds, mask, truth, step_sizes=(1, 4), max_angles=(20, 80), peak_thresholds=(0.1, 0.9),
+    best, table = choose_dipy_settings(fodf, seeds, mask, truth, step_sizes=(1, 4), max_angles=(20, 89), peak_thresholds=(0.1, 0.9),
                                        progress=False)
     assert len(table.rows) == 8 and isinstance(best, DipySettings)
     means = [float(row[-1]) for row in table.rows]
     assert means == sorted(means, reverse=True) and means[0] > means[-1]
+    of = {tuple(map(float, row[:3])): row[3:] for row in table.rows}
+    assert of[1, 20, 0.1] != of[1, 20, 0.9] and of[1, 20, 0.1] != of[4, 20, 0.1] and of[1, 20, 0.1] != of[1, 89, 0.1]
     assert [float(v) for v in table.rows[0][:3]] == [best.step_size, best.max_angle, best.peak_threshold]
     t = track_dipy(fodf, seeds, mask, step_size=best.step_size, max_angle=best.max_angle, peak_threshold=best.peak_threshold, progress=False)
     scores = score_tractogram(t, truth)

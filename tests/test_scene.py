@@ -154,6 +154,26 @@ def test_lists_are_flattened_and_parts_counted():
     assert repr(shown) == "View(70 of 80 streamlines, still)"
 
 
+@needs_vulkan
+def test_in_a_notebook_a_view_is_two_outputs_and_shows_itself_once_a_cell():
+    """In a kernel, without a browser: what a saved notebook holds."""
+    nbformat, nbclient = (pytest.importorskip(m) for m in ("nbformat", "nbclient"))
+    cells = ["""import numpy as np
+from tractkit.scene import view
+from tractkit.streamlines import Streamlines
+from tractkit.tractogram import Tractogram
+t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye(4), (10, 10, 10))""",
+             "v = view(t, size=(120, 90))\nv", "v", "view(t, live=False, size=(120, 90));"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    _, made, again, still = (c.outputs for c in notebook.cells)
+    for outputs in (made, again):
+        assert [set(o["data"]) - {"text/plain"} for o in outputs] == [{"application/vnd.jupyter.widget-view+json"}, {"image/png"}]
+        assert outputs[0]["data"]["text/plain"] == "View(1 of 1 streamlines, live)"
+    assert [set(o["data"]) for o in still] == [{"image/png", "text/plain"}]
+    assert " at 0x" not in str(notebook)
+
+
 # --- without a driver
 
 ERRORS = ("Request adapter failed (3): Validation Error\n\nCaused by: no suitable adapter",

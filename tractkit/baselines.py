@@ -29,7 +29,7 @@ from .tracking import Tracker, check_limits, check_seeds
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/46_baselines.ipynb #34a99a8a
+# %% ../nbs/46_baselines.ipynb #317f0f0a
 @dataclass(frozen=True)
 class DipySettings:
     """What may be tuned of DIPY's deterministic tracker."""
@@ -37,6 +37,9 @@ class DipySettings:
     step_size: float = 0.5       # mm
     max_angle: float = 30.0      # degrees between steps
     peak_threshold: float = 0.1  # share of the fODF's maximum, 0 to 1
+
+
+_TABLE = 2**26  # float64 values, half a gigabyte: of fODFs evaluated beforehand
 
 
 def track_dipy(
@@ -62,7 +65,8 @@ def track_dipy(
     sizes, inside = fodf.voxel_sizes, mask.data.reshape(mask.shape3d) > 0
     getter = DeterministicMaximumDirectionGetter.from_shcoeff(
         fodf.data.astype(float), max_angle=max_angle, sphere=default_sphere, basis_type="descoteaux07", legacy=legacy,
-        pmf_threshold=peak_threshold, relative_peak_threshold=peak_threshold, sh_to_pmf=True)
+        pmf_threshold=peak_threshold, relative_peak_threshold=peak_threshold,
+        sh_to_pmf=inside.size * len(default_sphere.vertices) < _TABLE)  # else evaluated at each step: slower, little memory
     tracking = LocalTracking(
         getter, BinaryStoppingCriterion(inside), seeds.astype(float) * sizes, np.diag([*sizes, 1.0]), step_size,
         max_cross=1, maxlen=max_steps, return_all=True, save_seeds=True)
@@ -83,16 +87,16 @@ def _shared_limit(line: np.ndarray, seed: np.ndarray, max_steps: int) -> np.ndar
         return line[backward - (max_steps - forward):backward + forward + 1]
     return line
 
-# %% ../nbs/46_baselines.ipynb #635dd9ab
+# %% ../nbs/46_baselines.ipynb #ad084a31
 def choose_dipy_settings(
     fodf: Volume,              # of a validation subject
     seeds: np.ndarray,         # (n, 3) voxel space, center origin
     mask: Volume,              # where streamlines may go
     truth: GroundTruth,        # of the same subject
     *,
-    step_sizes: Sequence[float] = (0.5, 1.0),            # mm
-    max_angles: Sequence[float] = (20.0, 30.0, 45.0),    # degrees
-    peak_thresholds: Sequence[float] = (0.1, 0.25, 0.5),  # share of the fODF's maximum
+    step_sizes: Sequence[float] = (0.5, 1.0, 2.0),       # mm
+    max_angles: Sequence[float] = (10.0, 15.0, 20.0, 30.0),  # degrees
+    peak_thresholds: Sequence[float] = (0.05, 0.25),     # share of the fODF's maximum
     min_length: float = 20.0,  # mm
     max_length: float = 200.0,  # mm
     legacy: bool = True,       # DIPY's older definition of the basis
@@ -115,7 +119,10 @@ def choose_dipy_settings(
                 "bundles\nfound", "F1", "mean of\nvalid, F1")
     return scored[0][1], TextTable(headings, rows, (f"DIPY deterministic, {len(seeds):,} seeds; the first row is used.",))
 
-# %% ../nbs/46_baselines.ipynb #1d20a0c3
+# %% ../nbs/46_baselines.ipynb #186b88dc
+_PULL = 0.1  # per mm
+
+
 class _TrueCurves:
     """A `StepModel` that follows the nearest true curve of one bundle; its input is the place in voxmm."""
 
@@ -123,7 +130,7 @@ class _TrueCurves:
 
     def __init__(self, bundles: Sequence[Streamlines], voxel_sizes: np.ndarray):
         moved = [(b.points * voxel_sizes, _tangents(b, voxel_sizes)) for b in bundles]
-        kept = [(p[t.any(1)], t[t.any(1)]) for p, t in moved]
+        kept = [(p[t.any(1)], t[t.any(1)] / np.linalg.norm(t[t.any(1)], axis=1, keepdims=True)) for p, t in moved]
         self.trees, self.tangents = [cKDTree(p) for p, _ in kept], [t for _, t in kept]
         self.all = cKDTree(np.concatenate([p for p, _ in kept]))
         self.bundle_of = np.repeat(np.arange(len(kept)), [len(p) for p, _ in kept])
@@ -135,14 +142,20 @@ class _TrueCurves:
         return state[ids.numpy()]
 
     def step(self, inputs: Tensor, previous: Tensor, state: np.ndarray) -> tuple[Tensor, np.ndarray]:
-        places, directions = inputs.numpy(), np.zeros((len(inputs), 3), np.float32)
+        places, came, answer = inputs.numpy(), previous.numpy(), np.zeros((len(inputs), 3), np.float32)
         if (state < 0).any():
             state = self.bundle_of[self.all.query(places)[1]]
         for k in np.unique(state):
             mine = state == k
-            directions[mine] = self.tangents[k][self.trees[k].query(places[mine])[1]]
-        onward = torch.from_numpy(directions)
-        return torch.where((onward * previous).sum(1, keepdim=True) < 0, -onward, onward), state
+            nearest = self.trees[k].query(places[mine])[1]
+            along, aside = self.tangents[k][nearest], self.trees[k].data[nearest] - places[mine]
+            along = np.where(_dot(along, came[mine]) < 0, -along, along)
+            answer[mine] = along + _PULL * (aside - _dot(aside, along) * along)
+        return torch.from_numpy(answer), state
+
+
+def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1, keepdims=True)
 
 
 def _tangents(bundle: Streamlines, voxel_sizes: np.ndarray) -> np.ndarray:

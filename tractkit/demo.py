@@ -43,7 +43,7 @@ from .tractogram import Tractogram
 from .trainer import TrainerOneInput
 from .volume import Volume
 
-# %% ../nbs/52_demo.ipynb #a367038e
+# %% ../nbs/52_demo.ipynb #c4212be4
 _USUAL = {
     "dwi": ("dwi.nii.gz", "dwi.nii", "*dwi.nii.gz", "*dwi.nii", "data.nii.gz"),
     "bvals": ("bvals", "*.bval", "*.bvals"),
@@ -76,6 +76,10 @@ class SubjectFiles:
             raise DataError("is no folder", file=folder, fix="Give the folder of one subject")
         return SubjectFiles(folder.name, **{what: _only(folder, what) for what in _USUAL})
 
+    def resolved(self) -> "SubjectFiles":
+        """The same files by their absolute paths: a relative one means another file elsewhere."""
+        return replace(self, **{what: getattr(self, what).resolve() for what in _USUAL})
+
 
 def _only(folder: Path, what: str) -> Path:
     """The one file in `folder` that goes by a usual name of `what`."""
@@ -106,7 +110,7 @@ def check_subject(
         raise DataError(f"{len(tractogram)} streamlines are too few to train and test on", file=files.tractogram, subject=files.name)
     return tractogram
 
-# %% ../nbs/52_demo.ipynb #83c24619
+# %% ../nbs/52_demo.ipynb #b4eb5031
 @dataclass(frozen=True)
 class DemoSettings:
     """Everything that decides what a demo computes."""
@@ -118,6 +122,7 @@ class DemoSettings:
     seed: int = 0
     max_epochs: int = 24
     batch_size: int = 128
+    max_batches: int = 1000          # of an epoch, at most
     layers: tuple[int, ...] = (128, 128)
     learning_rate: float = 2e-3
     max_seeds: int = 5000            # of the test subject, at most
@@ -157,7 +162,7 @@ def demo_settings(
         raise DataError(f"two subjects have one name: {', '.join(names)}", fix="Give their folders different names")
     training, validation, testing = _split(names, nb_validation=1 if files or quick else 2)
     settings = DemoSettings(training, validation, testing, tuple(files), seed, tracked_with=tracked_with, min_length=min_length)
-    settings = replace(settings, max_epochs=40, batch_size=32, layers=(64, 64), grid_seeds=200) if quick else settings
+    settings = replace(settings, max_epochs=40, batch_size=32, max_batches=27, layers=(64, 64), grid_seeds=200) if quick else settings
     return settings if epochs is None else replace(settings, max_epochs=epochs)
 
 
@@ -170,7 +175,7 @@ def _split(names: list[str], nb_validation: int) -> tuple[tuple[str, ...], tuple
     cut = len(names) - 1 - nb_validation
     return tuple(names[:cut]), tuple(names[cut:-1]), (names[-1],)
 
-# %% ../nbs/52_demo.ipynb #31bad4bc
+# %% ../nbs/52_demo.ipynb #89ffb76c
 _INPUT, _STREAMLINES = "input", "streamlines"  # the groups of the HDF5
 
 
@@ -200,7 +205,8 @@ def demo_trainer(
         noise_gaussian_size_forward=0.2)
     rate = settings.learning_rate * 0.5 * (1 + np.cos(np.pi * np.arange(settings.max_epochs) / settings.max_epochs))
     return TrainerOneInput(model, folder, "control" if control else "run", sampler, loader, learning_rate=list(rate),
-                           weight_decay=0, max_epochs=settings.max_epochs, clip_grad=1.0, rng=settings.seed, num_threads=1,
+                           weight_decay=0, max_epochs=settings.max_epochs, max_batches_per_epoch_training=settings.max_batches,
+                           clip_grad=1.0, rng=settings.seed, num_threads=1,
                            device="cpu", progress=progress)
 
 # %% ../nbs/52_demo.ipynb #7812d26d
@@ -258,7 +264,7 @@ def _seeds_and_mask(work: Path, seed: int, limit: int) -> tuple[np.ndarray, Volu
     mask = Volume(grown.data & (brain.data > 0), grown.affine)
     return seeds[chosen], mask
 
-# %% ../nbs/52_demo.ipynb #dfaf8fe3
+# %% ../nbs/52_demo.ipynb #058a8c8b
 _LONGEST = 200.0  # mm, of streamlines
 
 
@@ -288,6 +294,11 @@ class Demo:
     folder: Path
     settings: DemoSettings
     test: int = 0  # which of the test subjects
+
+    @property
+    def tests(self) -> "list[Demo]":
+        """This demo once for each of its test subjects."""
+        return [replace(self, test=i) for i in range(len(self.settings.testing))]
 
     @property
     def results(self) -> Path:
@@ -367,7 +378,7 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #f7607f46
+# %% ../nbs/52_demo.ipynb #32a6d9b4
 def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
     trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
@@ -447,7 +458,6 @@ def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     seeds, mask = _seeds_and_mask(work, demo.settings.seed, demo.settings.grid_seeds)
     fodf, card = load_sh(work / "fodf.nii.gz")
     chosen, grid = choose_dipy_settings(fodf, seeds, mask, demo.truth("validation"), legacy=card.legacy, progress=False,
-                                        max_angles=(15.0, 20.0, 30.0), peak_thresholds=(0.05, 0.1, 0.25),
                                         min_length=demo.settings.min_length, max_length=_LONGEST)
     say(str(grid))
     return chosen
@@ -501,7 +511,7 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
-# %% ../nbs/52_demo.ipynb #e4b5380a
+# %% ../nbs/52_demo.ipynb #26b94d2c
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for a person's files
     *,
@@ -513,16 +523,18 @@ def run_demo(
     tracked_with: str | None = None,         # how a person's reference was made, for the table
     min_length: float = 20.0,                # mm, of tracked streamlines
     epochs: int | None = None,               # of training; None: as many as it takes
+    settings: DemoSettings | None = None,    # all of them at once; then none of the above but out and fresh is read
     say: Callable[[str], None] = print,      # what to do with each line of text
     progress: bool = True,                   # show progress bars
 ) -> Demo:
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
 
     Raises DataError for files that do not fit and for a folder with another run, KeyboardInterrupt when stopped."""
-    settings = demo_settings(subjects, seed, quick, tracked_with, min_length, epochs)
-    folder = Path(out or ("results/own" if subjects else "results/demo"))
     for files in subjects:
         check_subject(files)
+    if settings is None:
+        settings = demo_settings([f.resolved() for f in subjects], seed, quick, tracked_with, min_length, epochs)
+    folder = Path(out or ("results/own" if settings.own else "results/demo"))
     _open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
     if (folder / "scores.txt").exists():
@@ -550,7 +562,10 @@ def _open_folder(folder: Path, settings: DemoSettings, fresh: bool) -> None:
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError("it holds other things, no demo", file=folder, fix="Give an empty or a new folder")
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise DataError(f"cannot be made: {e.strerror}", file=folder, fix="Give another folder (--out)") from e
     with atomic_path(card) as temporary:
         temporary.write_text(settings.to_json(), encoding="utf-8")
 
@@ -562,7 +577,7 @@ def _plan(demo: Demo) -> str:
     split = ", ".join(f"{part} {' '.join(entries)}" for part, entries in demo.splits.items())
     return (f"tractkit demo: {who} -> one HDF5 -> Learn2Track, {s.max_epochs} epochs -> tracking -> scores\n"
             f"  {split}\n"
-            f"  results in {demo.folder}; about {1 if s.batch_size < 100 else 8} minutes on two cores. "
+            f"  results in {demo.folder}; about {'a minute or two' if s.batch_size < 100 else '8 minutes'} on two cores. "
             "Ctrl-C at any time: the same command goes on from there.")
 
 
@@ -594,9 +609,10 @@ def _do(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
         say(f"one file of everything: {folder / 'data.hdf5'}")
     if not (folder / "losses.json").exists():
         _train(demo, say, progress)
-    if not (folder / ("dipy-again.trx" if settings.own else "oracle.trx")).exists():  # the last that is written
-        say("tracking the test subject")
-        _track(demo, say)
+    for each in demo.tests:
+        if not (each.results / ("dipy-again.trx" if settings.own else "oracle.trx")).exists():  # the last that is written
+            say(f"tracking the test subject {each.subject()[0].name}")
+            _track(each, say)
     _pictures(demo)
     _report(demo)
 

@@ -256,7 +256,7 @@ def _open(content: _Content, size: tuple[int, int], kind: str, pixel_ratio: int)
     _aim_camera(camera, np.concatenate([content.outline, *(m[None] for m in marks)]), content.view, size[0] / size[1])
     return manager, shown
 
-# %% ../nbs/08_scene.ipynb #108504f6
+# %% ../nbs/08_scene.ipynb #d4083314
 NO_VULKAN = (
     "No Vulkan driver was found, so matplotlib draws this still; for the real view run "
     "`apt install mesa-vulkan-drivers` (Debian, Ubuntu) or `dnf install mesa-vulkan-drivers` (Fedora), or, without "
@@ -266,7 +266,7 @@ NO_VULKAN = (
 
 def _is_no_driver(error: RuntimeError) -> bool:
     """Whether wgpu says that it found no adapter, or only one that cannot do what the slices need."""
-    return str(error).startswith(("Request adapter failed", "Request device failed", "No suitable adapter"))
+    return str(error).startswith(("Request adapter failed", "Request device failed"))
 
 
 @lru_cache(maxsize=1)
@@ -383,13 +383,13 @@ def snapshot(
         still.save(path)
     return still
 
-# %% ../nbs/08_scene.ipynb #aa49dd26
+# %% ../nbs/08_scene.ipynb #6c6eb7c2
 class View:
     """Something shown by `view`: the live canvas (None where there is none), the still, and how many streamlines."""
 
     def __init__(self, still: Still, manager: "_Manager | None" = None, shown: int = 0, total: int = 0):
         self.still, self.shown, self.total, self._manager = still, shown, total, manager
-        self.canvas = None if manager is None else VBox([manager.window])
+        self.canvas = None if manager is None else VBox([manager.window, manager.window._output_context])
         self._shown_in = _cell_number()
 
     def redraw(self) -> None:
@@ -406,7 +406,9 @@ class View:
     def show(self) -> None:
         """Display the live view, and the still as an output of its own."""
         if self.canvas is not None:
-            display(self.canvas)
+            bundle = self.canvas._repr_mimebundle_()
+            data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
+            display({**data, "text/plain": repr(self)}, raw=True)
         display(self.still)
 
     def _ipython_display_(self) -> None:
@@ -421,7 +423,7 @@ def _cell_number() -> int | None:
     shell = get_ipython()
     return None if shell is None else shell.execution_count
 
-# %% ../nbs/08_scene.ipynb #f7ebc660
+# %% ../nbs/08_scene.ipynb #db5f6142
 def _in_notebook() -> bool:
     """Whether there is a kernel that a widget could talk through."""
     return getattr(get_ipython(), "kernel", None) is not None
@@ -429,7 +431,7 @@ def _in_notebook() -> bool:
 
 @contextmanager
 def _undisplayed() -> Iterator[None]:
-    """A canvas displays a place for its error messages when it is made; here it must not."""
+    """A canvas displays the place for its error messages when it is made; here that place comes with the canvas."""
     original = jupyter_rfb.widget.display
     jupyter_rfb.widget.display = lambda *args, **kwargs: None
     try:
@@ -458,6 +460,7 @@ def view(
     if live and drawn and _in_notebook():
         with _undisplayed():
             manager, shown = _open(content, size, "jupyter", pixel_ratio=1)
+            manager.window.set_title("")  # no title bar
     if shown < total:
         print(f"{shown:,} of {total:,} streamlines are drawn; max_streamlines=None draws all")
     result = View(still, manager, shown, total)

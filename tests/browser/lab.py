@@ -85,7 +85,7 @@ class Lab:
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(notebook, self.work / name)
         page = self.context.pages[0] if self.context.pages else self.context.new_page()
-        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}")
+        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset")  # no tab of an earlier test
         self.ready(page)
         return page
 
