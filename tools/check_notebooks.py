@@ -133,9 +133,13 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
         lineterm="", n=0))[2:]
     lines = [line for line in lines if not line.startswith("@@")]
     removed, added = ([line for line in lines if line[0] == sign] for sign in "-+")
-    start = min((len(os.path.commonprefix([a[1:], b[1:]])) for a, b in zip(removed, added, strict=False)), default=0)
-    start = start - 30 if start > 90 else 0  # long lines: from a little before the first difference
-    shown = [f"    {line[0]}{'...' if start else ''}{line[1 + start :][:150]}" for line in lines]
+    starts = [len(os.path.commonprefix([a[1:], b[1:]])) for a, b in zip(removed, added, strict=False)]
+    shown = []
+    for line in lines:
+        number = (removed if line[0] == "-" else added).index(line)
+        same = starts[number] if number < len(starts) else 0
+        cut = same - 30 if same > 90 else 0  # a long line: from a little before the first difference
+        shown.append(f"    {line[0]}{'...' if cut else ''}{line[1 + cut :][:150]}")
     more = [f"    ... and {len(shown) - 8} more lines"] if len(shown) > 8 else []
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
