@@ -378,7 +378,7 @@ class Demo:
         """The trainer of this demo's run, at the state where it stands."""
         return demo_trainer(self.folder, self.settings, control, progress)
 
-# %% ../nbs/52_demo.ipynb #f7607f46
+# %% ../nbs/52_demo.ipynb #32a6d9b4
 def _train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train the model, with one line of progress, and the control beside it in a thread. KeyboardInterrupt if stopped."""
     trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
@@ -458,7 +458,6 @@ def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     seeds, mask = _seeds_and_mask(work, demo.settings.seed, demo.settings.grid_seeds)
     fodf, card = load_sh(work / "fodf.nii.gz")
     chosen, grid = choose_dipy_settings(fodf, seeds, mask, demo.truth("validation"), legacy=card.legacy, progress=False,
-                                        max_angles=(15.0, 20.0, 30.0), peak_thresholds=(0.05, 0.1, 0.25),
                                         min_length=demo.settings.min_length, max_length=_LONGEST)
     say(str(grid))
     return chosen
