@@ -222,6 +222,10 @@ def _damage(h5, what):
         g["offsets"][-1] = 10**9
     elif what == "lengths do not add up":
         g["lengths"][4] += 1
+    elif what == "more points than lengths say":
+        d = g["data"][:]
+        del g["data"]
+        g["data"] = np.concatenate([d, d[:3]])
     elif what == "length negative":
         g["lengths"][4] = -1
     elif what == "nan":
@@ -264,7 +268,8 @@ def _damage(h5, what):
 
 
 @pytest.mark.parametrize("what", [
-    "offset negative", "offsets decrease", "offset past the end", "lengths do not add up", "length negative", "nan", "infinite",
+    "offset negative", "offsets decrease", "offset past the end", "lengths do not add up", "more points than lengths say",
+    "length negative", "nan", "infinite",
     "offsets are floats", "no lengths", "no origin", "unknown space", "singular affine", "singular affine of the volume", "type",
     "no type", "points of shape (N, 2)", "volume of text", "no data", "dps rows", "subject missing"])
 @pytest.mark.parametrize("lazy", [False, True])

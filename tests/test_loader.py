@@ -157,6 +157,16 @@ def test_repeated_and_single_points_have_no_direction(tmp_path):
         assert batch.first_known.tolist() == [False, False, True] and torch.isfinite(batch.previous).all()
 
 
+def test_draws_differ_between_subjects_and_parts(made):
+    loader = StreamlinesBatchLoader(made[0], None, "streamlines", split_ratio=1, reverse_ratio=0.5, noise_gaussian_size_forward=0.5)
+    batch = loader.load_batch_streamlines([(name, np.arange(30)) for name in ("sub-0", "sub-1")])
+    noise = loader.add_noise_streamlines_forward(batch).points - batch.points
+    first = noise[batch.offsets[:-1]]
+    assert len(torch.unique((first * 1e4).round(), dim=0)) == len(batch)  # no two subjects, ids or parts share noise
+    a, b = (batch.reversed[r][batch.parts[r] < 2] for r in batch.subject_ranges)
+    assert not torch.equal(a, b)
+
+
 def test_noise(tmp_path):
     t = make_subject(tmp_path / "a", np.random.default_rng(0), n=300)
     path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)

@@ -65,7 +65,7 @@ def test_every_streamline_once(counts, limit, epoch, units, how):
 @pytest.mark.parametrize("how", [{}, {"bucket": True}, {"nb_subjects_per_batch": 2, "cycles": 3}, {"nb_streamlines_per_chunk": 20}])
 def test_pure_function_of_seed_and_epoch(how):
     def plan(epoch, seed=5, subset="training", before=()):
-        sampler = BatchIDSampler(toy([80, 50, 60]), "x", 16, rng=seed, **how)
+        sampler = BatchIDSampler(toy([80, 50, 60]), "x", 16, 16, rng=seed, **how)
         for e in before:
             sampler.plan(e)
         return sampler.plan(epoch, subset).fingerprint
@@ -118,8 +118,16 @@ def test_cycles_change_subjects():
     by_default = BatchIDSampler(data, "x", 20, nb_subjects_per_batch=1).plan(1)
     first = [batch[0][0] for batch in by_default][:20]
     assert len(set(first)) == 4  # and not one subject until it is used up
+    many = BatchIDSampler(toy([3000] * 6), "x", 20, nb_subjects_per_batch=2).plan(0)
+    assert len({tuple(name for name, _ in many[i]) for i in range(40)}) > 8  # of 15 pairs
     equal = [len(ids) for batch in list(plan)[:20] for _, ids in batch]
     assert set(equal) == {10}
+
+
+def test_what_one_subject_cannot_fill_the_others_do():
+    data = toy([200, 13])
+    totals = check_plan(BatchIDSampler(data, "x", 20, nb_subjects_per_batch=2).plan(0), data, "nb_streamlines", 20)
+    assert totals.tolist() == [20] * 10 + [13]
 
 
 def test_bucket_cuts_padding():

@@ -166,6 +166,11 @@ def check_map(old, new, where):
 def test_resample_step(s, affine, step):
     new, where = resample_step(s, step, affine)
     check_map(s, new, where)
+    ends = [(new.offsets[:-1], s.offsets[:-1]), (new.offsets[1:] - 1, s.offsets[1:] - 1)]
+    for k, old in ends:  # the map, too, says that end points are old points
+        some = s.nb_points > 0
+        np.testing.assert_array_equal(where.left[k[some]], old[some])
+        assert not where.weight[k[some]].any()
     for p, q, total in zip(s, new, s.lengths(affine), strict=True):
         if len(p) < 2:
             np.testing.assert_array_equal(p, q)

@@ -295,11 +295,12 @@ def test_header_without_a_grid(tmp_path, kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_cut_anywhere(tmp_path, kind):
-    """No prefix of a file is taken for a whole one, except a .trk that does not count its streamlines."""
+    """No prefix of a file is taken for a whole one, also where it ends between two streamlines."""
     t = make(GRIDS["LAS"], bare=True)
     t.save(tmp_path / f"a.{kind}")
     raw = (tmp_path / f"a.{kind}").read_bytes()
-    for k in [0, 1, 10, *range(30, len(raw), 31), len(raw) - 1]:
+    borders = [k for k in (1000, 1064, 1080) if k < len(raw)]  # of the first streamlines in a .trk
+    for k in [0, 1, 10, *range(30, len(raw), 31), *borders, len(raw) - 12, len(raw) - 1]:
         (tmp_path / f"a.{kind}").write_bytes(raw[:k])
         with pytest.raises(DataError, match=f"a.{kind}"):
             Tractogram.load(tmp_path / f"a.{kind}", reference=t)
@@ -349,6 +350,15 @@ def test_wrong_count_of_tck(tmp_path):
         Tractogram.load(tmp_path / "a.tck", reference=t)
 
 
+def test_tck_that_ends_inside_a_streamline(tmp_path):
+    t = make(GRIDS["LAS"], bare=True)
+    t.save(tmp_path / "a.tck")
+    raw = (tmp_path / "a.tck").read_bytes()
+    (tmp_path / "a.tck").write_bytes(raw[:-24].replace(b"0000000004", b"0000000003") + raw[-12:])
+    with pytest.raises(DataError, match="truncated"):
+        Tractogram.load(tmp_path / "a.tck", reference=t)
+
+
 # ---- saving what a format cannot hold
 
 
@@ -388,6 +398,17 @@ def test_what_is_left_out_is_said(tmp_path):
         big.save(tmp_path / "a.trk")
     big.save(tmp_path / "a.trx")
     assert Tractogram.load(tmp_path / "a.trx").dps["id"][3, 0] == 2**24 + 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_save_cut_short_leaves_the_old_file(tmp_path, kind, monkeypatch):
+    t, path = make(GRIDS["LAS"], bare=True), tmp_path / f"a.{kind}"
+    t.save(path)
+    before = path.read_bytes()
+    monkeypatch.setattr("os.fsync", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        t[:2].save(path)
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_failed_save_leaves_the_old_file(tmp_path):

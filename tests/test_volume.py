@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_space import any_affine
 
-from tractkit.files import DataError
+from tractkit.files import DataError, data_folder
 from tractkit.keyed import fold, normal, uniform
 from tractkit.space import apply_affine, convert_points
 from tractkit.volume import Volume, neighborhood_vectors
@@ -73,6 +73,11 @@ def test_number_types(dtype, point_type):
 @pytest.mark.parametrize("shape", [(1, 5, 5, 2), (5, 1, 5, 20), (5, 5, 1, 2), (1, 1, 1, 9), (2, 1, 1, 1)])
 def test_thin_volumes(shape):
     volume = volume_of(shape)
+    fenced = np.full(3 * volume.data.size, np.nan, np.float32)  # NaN before and behind: 0 * NaN would show
+    inner = fenced[volume.data.size:-volume.data.size].reshape(shape)
+    inner[:] = volume.data
+    volume = Volume(inner, volume.affine)
+    assert np.shares_memory(volume.data, fenced)
     points = points_in(shape, margin=1.5)
     for order, how in (1, "trilinear"), (0, "nearest"):
         np.testing.assert_allclose(volume.sample(points, how), scipy_sample(volume, points, order), atol=1e-4)
@@ -139,7 +144,7 @@ def test_wrong_arguments():
     volume = volume_of((5, 4, 3, 2))
     points = np.zeros((4, 3), np.float32)
     for kwargs in ({"interpolation": "cubic"}, {"outside": "wrap"}, {"out": np.empty((4, 3), np.float32)},
-                   {"out": np.empty((4, 2))}, {"out": np.empty((2, 4), np.float32).T}, {"neighborhood": np.zeros(3)}):
+                   {"out": np.empty((4, 2))}, {"out": np.empty((2, 4), np.float32).T}, {"neighborhood": np.zeros(3)}, {"neighborhood": np.zeros((0, 3))}):
         with pytest.raises(ValueError, match="choose|out is|neighborhood"):
             volume.sample(points, **kwargs)
     for bad in (points[0], points[:, :2], np.zeros((2, 3), complex), [["a", "b", "c"]]):
@@ -255,6 +260,16 @@ def test_qform_and_sform_survive(tmp_path, q, s, kind):
     np.testing.assert_array_equal(c.get_qform(), moved.affine)
 
 
+def test_a_sheared_affine_has_no_qform(tmp_path):
+    sheared, square = np.eye(4), np.diag([2, -2.5, 3, 1])
+    sheared[0, 1] = 0.2
+    for affine, code in (sheared, 0), (square, 1):
+        plain = nib.load(Volume(np.zeros((2, 2, 2)), affine).save(tmp_path / "s.nii"))
+        np.testing.assert_allclose(plain.affine, affine, rtol=1e-7)
+        assert (int(plain.header["qform_code"]), int(plain.header["sform_code"])) == (code, 1)
+        assert plain.header.get_xyzt_units()[0] == "mm"
+
+
 def test_scaled_integers_and_exact_types(tmp_path):
     image = nib.Nifti1Image(np.arange(8, dtype=np.int16).reshape(2, 2, 2), np.eye(4))
     image.header.set_slope_inter(0.5, 1)
@@ -329,3 +344,20 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
     with pytest.raises(ValueError, match="written as .nii"):
         volume_of((3, 3, 3)).save(tmp_path / "v.mgz")
+
+
+@pytest.mark.real
+def test_real_volumes(tmp_path):
+    folder = data_folder()
+    if folder is None:
+        pytest.skip("TRACTKIT_DATA is not set")
+    files = [p for name in ("real_dwi_3mm", "human_atlas") for p in sorted((folder / name).glob("*.nii.gz"))
+             if p.stat().st_size < 1e6]
+    assert files
+    for file in files:
+        volume, plain = Volume.load(file), nib.load(file)
+        np.testing.assert_array_equal(volume.data, plain.get_fdata(dtype=np.float32))
+        again = Volume.load(volume.save(tmp_path / file.name))
+        np.testing.assert_array_equal(again.affine, plain.affine)
+        np.testing.assert_array_equal(again.header.get_sform(), plain.get_sform())
+        np.testing.assert_array_equal(again.data, volume.data)

@@ -80,7 +80,7 @@ class StreamlineBatch:
                 f"{int(self.reversed.sum())} reversed, {int((self.parts > 0).sum())} parts, "
                 f"{int(self.first_known.sum())} with a known start; {self.device})")
 
-# %% ../nbs/13_loader.ipynb #611150d8
+# %% ../nbs/13_loader.ipynb #0ff4dc71
 MIN_PART = 6  # points of a part, the shared cut point included
 
 
@@ -105,29 +105,25 @@ def _augment(
     room = np.maximum(n - 2 * (MIN_PART - 1), 0)  # places where a cut leaves two parts
     flags = (uniform(keys["split"], 0) < split_ratio) & (room > 0)
     at = MIN_PART - 1 + (uniform(keys["split"], 1, dtype=np.float64) * room).astype(np.int64)
-    cut, cut_map = split(s, at, flags)
-    source = cut_map.streamlines
-    second = np.r_[False, source[1:] == source[:-1]]
+    source = np.repeat(np.arange(len(s)), 1 + flags)
+    second = np.r_[False, source[1:] == source[:-1]][:len(source)]
     parts = np.where(flags[source], 1 + second, 0)
     turned = uniform(keys["reverse"][source], parts) < reverse_ratio
-    new, turn_map = reverse(cut, turned)
-    return _Piece(new, source, parts, turned, _incoming(s, new, source, turned, cut_map.left[turn_map.left]))
+    new = split(s, at, flags)[0] if flags.any() else s
+    new = reverse(new, turned)[0] if turned.any() else new
+    return _Piece(new, source, parts, turned, _incoming(s, source, parts, turned, at[source]))
 
 
-def _incoming(old: Streamlines, new: Streamlines, source: np.ndarray, turned: np.ndarray, rows: np.ndarray) -> np.ndarray:
+def _incoming(whole: Streamlines, source: np.ndarray, parts: np.ndarray, turned: np.ndarray, at: np.ndarray) -> np.ndarray:
     """(n, 3) voxel: the segment that leads to each first point. At the end of a whole streamline, where
     there is none, the first segment itself; zero for fewer than two points."""
-    some = new.nb_points > 0
-    first = np.zeros(len(new), np.int64)
-    first[some] = rows[new.offsets[:-1][some]]
+    low, high = whole.offsets[source], whole.offsets[source + 1] - 1
+    first = np.where(turned, np.where(parts == 1, low + at, high), np.where(parts == 2, low + at, low))
     sense = np.where(turned, -1, 1)
-    low, high = old.offsets[source], old.offsets[source + 1] - 1
-    before, after = first - sense, first + sense
-    at_end = (before < low) | (before > high)
-    some &= new.nb_points > 1
-    a, b = np.where(at_end, first, before)[some], np.where(at_end, after, first)[some]
-    out = np.zeros((len(new), 3), np.float32)
-    out[some] = old.points[b] - old.points[a]
+    at_end = (first - sense < low) | (first - sense > high)
+    a, b = np.where(at_end, first, first - sense), np.where(at_end, first + sense, first)
+    out, some = np.zeros((len(source), 3), np.float32), high > low
+    out[some] = whole.points[b[some]] - whole.points[a[some]]
     return out
 
 # %% ../nbs/13_loader.ipynb #ab00e551

@@ -16,7 +16,7 @@ from numba import njit
 
 from .files import DataError
 
-# %% ../nbs/03_streamlines.ipynb #929c9b77
+# %% ../nbs/03_streamlines.ipynb #2bb54ce2
 @dataclass(frozen=True, eq=False, repr=False)
 class Streamlines:
     """Packed streamlines: streamline i is `points[offsets[i]:offsets[i + 1]]`.
@@ -45,6 +45,18 @@ class Streamlines:
         points = np.concatenate(arrays) if arrays else np.empty((0, 3), np.float32)
         return cls(points, _offsets_of(counts))
 
+    @classmethod
+    def unchecked(
+        cls,
+        points: np.ndarray,   # (N, 3) float32, C-contiguous
+        offsets: np.ndarray,  # (n + 1,) int64
+    ) -> "Streamlines":
+        """Streamlines from arrays known to be good, such as those of an operation here: nothing is read."""
+        new = object.__new__(cls)
+        object.__setattr__(new, "points", points)
+        object.__setattr__(new, "offsets", offsets)
+        return new
+
     def to_list(self) -> list[np.ndarray]:
         """The streamlines as a list of (k, 3) views."""
         return list(self)
@@ -67,8 +79,8 @@ class Streamlines:
         if isinstance(key, slice) and key.step in (None, 1):
             first, last, _ = key.indices(len(self))
             bounds = self.offsets[first:max(first, last) + 1]
-            return _trusted(self.points[bounds[0]:bounds[-1]], bounds - bounds[0])
-        return _trusted(*_take(self.points, self.offsets, _as_ids(key, len(self))))
+            return Streamlines.unchecked(self.points[bounds[0]:bounds[-1]], bounds - bounds[0])
+        return Streamlines.unchecked(*_take(self.points, self.offsets, _as_ids(key, len(self))))
 
     def __repr__(self) -> str:
         return f"Streamlines({len(self):,} streamlines, {len(self.points):,} points)"
@@ -96,9 +108,10 @@ class Streamlines:
     ) -> "Streamlines":
         """Map every point through `affine`, in float64, rounded once to float32."""
         affine = np.asarray(affine, np.float64)
-        return _trusted(_transform(self.points, _linear_part(affine), tuple(affine[:3, 3].tolist())), self.offsets)
+        moved = _transform(self.points, _linear_part(affine), tuple(affine[:3, 3].tolist()))
+        return Streamlines.unchecked(moved, self.offsets)
 
-# %% ../nbs/03_streamlines.ipynb #1ca72451
+# %% ../nbs/03_streamlines.ipynb #3b3b55d9
 def _check_points(points) -> np.ndarray:
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
@@ -135,14 +148,6 @@ def _offsets_of(counts: np.ndarray) -> np.ndarray:
     return offsets
 
 
-def _trusted(points: np.ndarray, offsets: np.ndarray) -> Streamlines:
-    """Streamlines from arrays that our own operations made; skips the checks."""
-    s = object.__new__(Streamlines)
-    object.__setattr__(s, "points", points)
-    object.__setattr__(s, "offsets", offsets)
-    return s
-
-
 def _as_ids(key, n: int) -> np.ndarray:
     """Ids, mask or slice to (k,) int64 in [0, n); IndexError otherwise."""
     if isinstance(key, slice):
@@ -170,7 +175,7 @@ def _linear_part(affine) -> tuple[float, ...]:
         raise ValueError(f"an affine has shape (4, 4), not {affine.shape}")
     return tuple(affine[:3, :3].ravel().tolist())
 
-# %% ../nbs/03_streamlines.ipynb #53c07965
+# %% ../nbs/03_streamlines.ipynb #903f2c11
 @njit(nogil=True, cache=True)
 def _take(points, offsets, ids):
     new = np.zeros(len(ids) + 1, np.int64)
@@ -196,21 +201,26 @@ def _vector(p, a, b, A):
 
 
 @njit(nogil=True, cache=True)
-def _gaps(p, A, out):
-    """Distances between neighbours on one flat streamline, into out; their sum.
+def _arcs(p, A, arcs):
+    """Arc length from the first point of one flat streamline (not empty) to each, into arcs; the whole.
 
-    The distances do not wait for each other, so this loop becomes vector instructions, and four running sums
-    keep the order of the additions the same on every processor."""
-    n = len(p) // 3 - 1
+    Distances do not wait for each other, so the first loop becomes vector instructions; the second adds them up
+    in fours, always in the same order, so that every processor gets the same bits."""
+    n, whole = len(p) // 3 - 1, 0.
+    arcs[0] = 0.
     for k in range(n):
         x, y, z = _vector(p, 3 * k, 3 * k + 3, A)
-        out[k] = np.sqrt(x * x + y * y + z * z)
-    s, t, u, v = 0., 0., 0., 0.
-    for k in range(0, n - 3, 4):
-        s, t, u, v = s + out[k], t + out[k + 1], u + out[k + 2], v + out[k + 3]
-    for k in range(max(0, n // 4 * 4), n):
-        s += out[k]
-    return (s + t) + (u + v)
+        arcs[k + 1] = np.sqrt(x * x + y * y + z * z)
+    for k in range(1, n - 2, 4):
+        two, other = arcs[k] + arcs[k + 1], arcs[k + 2] + arcs[k + 3]
+        three, four = two + arcs[k + 2], two + other
+        arcs[k] += whole
+        arcs[k + 1], arcs[k + 2], arcs[k + 3] = whole + two, whole + three, whole + four
+        whole += four
+    for k in range(n // 4 * 4 + 1, n + 1):
+        whole += arcs[k]
+        arcs[k] = whole
+    return whole
 
 
 @njit(nogil=True, cache=True)
@@ -223,9 +233,10 @@ def _longest(offsets):
 
 @njit(nogil=True, cache=True)
 def _lengths(points, offsets, A):
-    p, out, gaps = points.ravel(), np.zeros(len(offsets) - 1), np.empty(_longest(offsets))
+    p, out, arcs = points.ravel(), np.zeros(len(offsets) - 1), np.empty(_longest(offsets))
     for i in range(len(out)):
-        out[i] = _gaps(p[3 * offsets[i]:3 * offsets[i + 1]], A, gaps)
+        if offsets[i + 1] > offsets[i]:
+            out[i] = _arcs(p[3 * offsets[i]:3 * offsets[i + 1]], A, arcs)
     return out
 
 
@@ -300,7 +311,7 @@ class PointMap:
             new[between] += w * (array[self.right[between]] - new[between])
         return new
 
-# %% ../nbs/03_streamlines.ipynb #668b4fe7
+# %% ../nbs/03_streamlines.ipynb #8bf6889c
 def resample_step(
     s: Streamlines,
     step_mm: float,                    # mm (the points' own unit if affine is None)
@@ -332,65 +343,64 @@ def resample_nb_points(
 def _resampled(s, step, nb_points, affine) -> tuple[Streamlines, PointMap]:
     arguments = s.points, s.offsets, step, nb_points, _linear_part(affine)
     points, offsets, _, _ = _resample(*arguments, False)
-    return _trusted(points, offsets), PointMap.later(partial(_resample_map, *arguments), np.arange(len(s)))
+    return Streamlines.unchecked(points, offsets), PointMap.later(partial(_resample_map, *arguments), np.arange(len(s)))
 
 
 def _resample_map(points, offsets, step, nb_points, A) -> tuple:
     _, _, left, weight = _resample(points, offsets, step, nb_points, A, True)
     return left, left + (weight > 0), weight
 
-# %% ../nbs/03_streamlines.ipynb #7741a05c
+# %% ../nbs/03_streamlines.ipynb #e238f8cb
 @njit(nogil=True, cache=True)
 def _resample(points, offsets, step, nb_points, A, want_map):
     """Two passes: how many points there will be, then the points."""
-    n, p, gaps = len(offsets) - 1, points.ravel(), np.empty(_longest(offsets))
-    lengths, new = np.empty(n), np.zeros(n + 1, np.int64)
+    n, p, arcs, new = len(offsets) - 1, points.ravel(), np.empty(len(points)), np.zeros(len(offsets), np.int64)
     for i in range(n):
-        m = offsets[i + 1] - offsets[i]
-        lengths[i] = _gaps(p[3 * offsets[i]:3 * offsets[i + 1]], A, gaps)
-        if m > 0 and nb_points > 0:
-            m = nb_points
-        elif m > 1:
-            m = 1 + max(1, int(np.floor(lengths[i] / step + .5)))
+        a, b = offsets[i], offsets[i + 1]
+        m = b - a
+        if m > 0:
+            length = _arcs(p[3 * a:3 * b], A, arcs[a:b])
+            if nb_points > 0:
+                m = nb_points
+            elif m > 1:
+                m = 1 + max(1, int(np.floor(length / step + .5)))
         new[i + 1] = new[i] + m
-    out = np.empty((new[n], 3), np.float32)
+    out, segments = np.empty((new[n], 3), np.float32), np.empty(_longest(new) + 1, np.int64)
     left, weight = np.empty(want_map * new[n], np.int64), np.empty(want_map * new[n], np.float32)
     o = out.ravel()
     for i in range(n):
         if new[i + 1] > new[i]:
-            q, a, b = p[3 * offsets[i]:3 * offsets[i + 1]], new[i], new[i + 1]
-            _gaps(q, A, gaps)
-            _walk(q, gaps, lengths[i], o[3 * a:3 * b], left[want_map * a:want_map * b],
-                  weight[want_map * a:want_map * b])
-            left[want_map * a:want_map * b] += offsets[i]
+            a, b, c, d = offsets[i], offsets[i + 1], want_map * new[i], want_map * new[i + 1]
+            _walk(p[3 * a:3 * b], arcs[a:b], o[3 * new[i]:3 * new[i + 1]], left[c:d], weight[c:d], segments)
+            left[c:d] += a
     return out, new, left, weight
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _walk(p, gaps, length, out, left, weight):
-    """Put points on flat streamline p at equal arc length into out, from its first point to its last."""
+def _walk(p, arcs, out, left, weight, segments):
+    """Put points at equal arc length on flat streamline p, from its first point to its last, into out.
+
+    To look for each point's segment would be a branch that no processor guesses. So each segment marks the
+    first point beyond its start, and the marks are read as a running maximum."""
     m, last = len(out) // 3, len(p) // 3 - 1
-    spacing = length / max(1, m - 1)
-    j, before, after = 0, 0., gaps[0] if last > 0 else 0.  # we are in segment j, between these arc lengths
+    spacing = arcs[last] / max(1, m - 1)
+    segments[:m] = 0
+    if spacing > 0:
+        for j in range(1, last):
+            segments[min(int(arcs[j] * ((m - 1) / arcs[last])) + 1, m)] = j
+    j = 0
     for k in range(m):
-        w = 0.
-        if k == m - 1:
-            j = last
-        else:
-            while j < last - 1 and after < spacing * k:
-                j += 1
-                before = after
-                after += gaps[j]
-            if after > before:
-                w = min(1., (spacing * k - before) / (after - before))
+        j = max(j, segments[k]) if k < m - 1 else last
         r = min(j + 1, last)
+        gap = arcs[r] - arcs[j]
+        w = min(1., max(0., (spacing * k - arcs[j]) / gap)) if gap > 0 else 0.
         for d in range(3):
             x = np.float64(p[3 * j + d])
             out[3 * k + d] = x + w * (np.float64(p[3 * r + d]) - x)
         if len(left):
             left[k], weight[k] = j, w
 
-# %% ../nbs/03_streamlines.ipynb #f6105550
+# %% ../nbs/03_streamlines.ipynb #fcfec6b6
 def compress(
     s: Streamlines,
     tolerance_mm: float = 0.01,        # largest distance from a dropped point to its segment's line, mm
@@ -407,7 +417,7 @@ def compress(
     rows, offsets = _compress(s.points, s.offsets, float(tolerance_mm), float(max_segment_mm),
                               _linear_part(affine))
     picked = PointMap.later(partial(tuple, [rows]), np.arange(len(s)))
-    return _trusted(np.take(s.points, rows, axis=0), offsets), picked
+    return Streamlines.unchecked(np.take(s.points, rows, axis=0), offsets), picked
 
 
 @njit(nogil=True, cache=True)
@@ -446,7 +456,7 @@ def _is_straight(p, tolerance, longest, A):
             return False
     return True
 
-# %% ../nbs/03_streamlines.ipynb #f09a1f07
+# %% ../nbs/03_streamlines.ipynb #40d33ab2
 def reverse(
     s: Streamlines,
     flags: np.ndarray | None = None,  # (n,) bool, which to turn around; None: all
@@ -454,7 +464,7 @@ def reverse(
     """Turn streamlines end to end."""
     flags = np.ones(len(s), bool) if flags is None else _per_streamline(flags, len(s), bool, "flags")
     where = PointMap.later(partial(_reverse_rows, s.offsets, flags), np.arange(len(s)))
-    return _trusted(_reverse(s.points, s.offsets, flags), s.offsets), where
+    return Streamlines.unchecked(_reverse(s.points, s.offsets, flags), s.offsets), where
 
 
 @njit(nogil=True, cache=True)
@@ -491,7 +501,7 @@ def split(
         raise ValueError(f"streamline {i} has {s.nb_points[i]} points and cannot be cut at {at[i]}: "
                          "both parts need two points")
     points, offsets, source = _split(s.points, s.offsets, at, flags)
-    return _trusted(points, offsets), PointMap.later(partial(_split_rows, s.offsets, at, flags), source)
+    return Streamlines.unchecked(points, offsets), PointMap.later(partial(_split_rows, s.offsets, at, flags), source)
 
 
 @njit(nogil=True, cache=True)
@@ -521,20 +531,21 @@ def _split_rows(offsets, at, flags) -> tuple:
 
 
 def _per_streamline(array, n: int, dtype, name: str) -> np.ndarray:
+    """One bool, or one whole number, for each streamline; ValueError otherwise."""
     array = np.asarray(array)
     if array.shape != (n,) or (dtype is bool) != (array.dtype.kind == "b") or array.dtype.kind not in "biu":
         raise ValueError(f"{name} must be one {np.dtype(dtype).name} per streamline, shape ({n},), "
                          f"not {array.dtype} of shape {array.shape}")
     return np.ascontiguousarray(array, dtype)
 
-# %% ../nbs/03_streamlines.ipynb #69d337f9
+# %% ../nbs/03_streamlines.ipynb #ac55aa58
 def take(
     s: Streamlines,
     ids: np.ndarray,  # (k,) ids, a mask or a slice
 ) -> tuple[Streamlines, PointMap]:
     """`s[ids]`, and where its points came from."""
     ids = _as_ids(ids, len(s))
-    new = _trusted(*_take(s.points, s.offsets, ids))
+    new = Streamlines.unchecked(*_take(s.points, s.offsets, ids))
     return new, PointMap.later(partial(_take_rows, s.offsets, new.offsets, ids), ids)
 
 
@@ -547,7 +558,8 @@ def concatenate_streamlines(
 ) -> Streamlines:
     """All streamlines of all parts, in order."""
     points = [np.empty((0, 3), np.float32), *(p.points for p in parts)]
-    return _trusted(np.concatenate(points), _offsets_of(np.concatenate([[0], *(p.nb_points for p in parts)])[1:]))
+    counts = [np.empty(0, np.int64), *(p.nb_points for p in parts)]
+    return Streamlines.unchecked(np.concatenate(points), _offsets_of(np.concatenate(counts)))
 
 
 def segment_directions(

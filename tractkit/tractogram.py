@@ -184,7 +184,7 @@ def _inside(points, offsets, low, high):
                     out[i] = False
     return out
 
-# %% ../nbs/04_tractogram.ipynb #83b0c7c5
+# %% ../nbs/04_tractogram.ipynb #87a03171
 def _facts(t: Tractogram) -> dict[str, str]:
     sizes = " × ".join(f"{v:g}" for v in np.round(t.voxel_sizes, 4))
     facts = {"streamlines": f"{len(t):,}", "points": f"{len(t.streamlines.points):,}"}
@@ -194,7 +194,7 @@ def _facts(t: Tractogram) -> dict[str, str]:
     facts["grid"] = f"{' × '.join(map(str, t.dimensions))} voxels of {sizes} mm, {voxel_order(t.affine)}"
     for name, data in (("dps", t.dps), ("dpp", t.dpp), ("groups", t.groups)):
         if data:
-            shown = [f"{k} ({len(v):,})" if name == "groups" else f"{k} {v.shape[1]} × {v.dtype}"
+            shown = [f"{k} ({len(v):,})" if name == "groups" else f"{k} ({v.shape[1]} × {v.dtype})"
                      for k, v in list(data.items())[:6]]
             facts[name] = ", ".join(shown) + (f" and {len(data) - 6} more" if len(data) > 6 else "")
     outside = int((~t.inside()).sum())
@@ -252,12 +252,13 @@ def _reconciled(affine, dimensions, grid: _Grid | None) -> _Grid:
             fix="Load it without reference=, or give the image it was made on")
     return check_affine(affine), grid[1]
 
-# %% ../nbs/04_tractogram.ipynb #7cbad85b
+# %% ../nbs/04_tractogram.ipynb #79a53550
 def _read_trk(path: Path, grid: _Grid | None) -> Tractogram:
     header = nib.streamlines.load(path, lazy_load=True).header
     n_scalars, n_props = int(header["nb_scalars_per_point"]), int(header["nb_properties_per_streamline"])
     words = np.fromfile(path, header["endianness"] + "i4", offset=header["_offset_data"]).astype(np.int32, copy=False)
-    n = int(header["nb_streamlines"])  # 0: not recorded
+    recorded = np.fromfile(path, nib_trk.header_2_dtype.newbyteorder(header["endianness"]), count=1)
+    n = int(recorded["nb_streamlines"][0])  # 0: not recorded. nibabel has put what it saw in its place
     starts, counts, end = _scan_trk(words, 3 + n_scalars, n_props, n)
     if end < 0 or len(starts) < n or (path.stat().st_size - header["_offset_data"]) % 4:
         raise DataError(f"the file ends at streamline {len(starts):,} of {f'{n:,}' if n else 'an unknown number'}",
@@ -370,7 +371,7 @@ def _table(data: Mapping[str, np.ndarray], n: int, what: str) -> tuple[np.ndarra
     columns = [np.empty((n, 0), np.float32), *(a.astype(np.float32) for a in data.values())]
     return names, np.ascontiguousarray(np.concatenate(columns, axis=1))
 
-# %% ../nbs/04_tractogram.ipynb #a2436252
+# %% ../nbs/04_tractogram.ipynb #9fa795a7
 def _read_tck(path: Path, grid: _Grid | None) -> Tractogram:
     if grid is None:
         raise DataError("a .tck does not know its grid", fix="Give reference=, such as the image it was made on")
@@ -378,7 +379,8 @@ def _read_tck(path: Path, grid: _Grid | None) -> Tractogram:
     values = np.fromfile(path, header["_dtype"], offset=header["_offset_data"]).astype(np.float32, copy=False)
     points, counts, whole = _unpack_tck(values[:len(values) // 3 * 3].reshape(-1, 3))
     if not whole:
-        raise DataError("the mark at the end of the file is missing", fix="It is truncated: write it again")
+        raise DataError("the marks at the end of a streamline or of the file are missing",
+                        fix="It is truncated: write it again")
     if int(header.get("count", 0)) not in (0, len(counts)):
         raise DataError(f"the header counts {header['count']} streamlines, the file holds {len(counts)}",
                         fix="It is damaged: write it again")
@@ -414,7 +416,7 @@ def _write_tck(t: Tractogram, path: Path) -> None:
         f.write(f"{text}{at:03}\nEND\n".encode())
         rows.tofile(f)
 
-# %% ../nbs/04_tractogram.ipynb #bc889adc
+# %% ../nbs/04_tractogram.ipynb #466b4312
 def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
     files = _trx_files(path)
     header = json.loads(files["header.json"])
@@ -437,9 +439,10 @@ def _read_trx(path: Path, grid: _Grid | None) -> Tractogram:
         raise DataError(f"the header counts {n:,} streamlines and {n_points:,} points, the arrays have "
                         f"{len(offsets) - 1:,} and {len(points):,}", fix="It is damaged: write it again")
     affine, dimensions = _reconciled(np.reshape(header["VOXEL_TO_RASMM"], (4, 4)), header["DIMENSIONS"], grid)
-    native = {k: {name: a.astype(a.dtype.newbyteorder("="), copy=False) for name, a in v.items()} for k, v in arrays.items()}
+    dps, dpp, groups = ({name: a.astype(a.dtype.newbyteorder("=")) for name, a in arrays[k].items()}
+                        for k in ("dps", "dpv", "groups"))
     return Tractogram(Streamlines(points, offsets).transform(np.linalg.inv(affine)), affine, dimensions,
-                      native["dps"], native["dpv"], native["groups"])
+                      dps, dpp, groups)
 
 
 def _trx_files(path: Path) -> dict[str, bytes]:

@@ -194,7 +194,7 @@ def _nearest(data, shape, points, vectors, outside, out):  # data and out are fl
                 out[at + m] = data[c + m]
     return -1
 
-# %% ../nbs/02_volume.ipynb #bc5ad708
+# %% ../nbs/02_volume.ipynb #390320bb
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """A grid of features in voxel space with its affine.
@@ -251,7 +251,7 @@ class Volume:
 
     def same_grid(self, other: "Volume") -> bool:
         """Equal shape, and no corner of the box further apart than a hundredth of a voxel."""
-        return self.shape3d == other.shape3d and _corner_gap(self, other) <= 0.01 * self.voxel_sizes.min()
+        return self.shape3d == other.shape3d and _corner_gap(self, other) <= 0.01 * float(self.voxel_sizes.min())
 
     def check_same_grid(self, other: "Volume") -> None:
         """DataError naming both files unless `same_grid`."""
@@ -299,7 +299,7 @@ def _corner_gap(a: Volume, b: Volume) -> float:
     corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in a.shape3d))).reshape(3, 8).T
     return float(np.linalg.norm(apply_affine(a.affine, corners) - apply_affine(b.affine, corners), axis=1).max())
 
-# %% ../nbs/02_volume.ipynb #1ef01524
+# %% ../nbs/02_volume.ipynb #b2696a9a
 _MIN_PER_THREAD = 16384  # points: below, a thread costs more than it brings
 
 
@@ -309,6 +309,8 @@ def _sample(volume, points, interpolation, outside, neighborhood, threads, out):
         raise ValueError(f"interpolation={interpolation!r}, outside={outside!r}: choose from {list(kernels)} and {list(policies)}")
     points = _float_rows(points, "points")
     vectors = np.zeros((1, 3), points.dtype) if neighborhood is None else _float_rows(neighborhood, "neighborhood")
+    if not len(vectors):
+        raise ValueError("neighborhood is empty; its first vector is the centre, (0, 0, 0)")
     data, grid = volume.data.reshape(-1), (*volume.shape3d, volume.nb_features)
     shape = (len(points), len(vectors) * volume.nb_features)
     if out is None:

@@ -1,0 +1,1 @@
+"""Benchmarks: how far each hot path is from what the hardware allows. `make bench` or `python -m benchmarks`."""

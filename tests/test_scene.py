@@ -1,0 +1,226 @@
+"""Scenes drawn offscreen by FURY are asked for the truth by their pixels."""
+
+import io
+import os
+import subprocess
+import sys
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from fury import window
+from PIL import Image
+from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
+
+from tractkit.plots import world_box
+from tractkit.scene import NO_VULKAN, Still, snapshot, view, vulkan_available
+from tractkit.space import apply_affine
+from tractkit.streamlines import Streamlines
+from tractkit.tractogram import Tractogram
+from tractkit.volume import Volume
+
+needs_vulkan = pytest.mark.skipif(not vulkan_available(), reason="no Vulkan driver")
+SIDE = 300
+
+
+def in_world(mask: np.ndarray, box: np.ndarray, plane: str) -> np.ndarray:
+    """World coordinates, along the plane's axes, of marked pixels of a square picture that a cubic box fills."""
+    rows, columns = np.nonzero(mask)
+    mm = np.ptp(box, axis=0).max() * 1.07 / SIDE
+    return (np.column_stack([columns, SIDE - 1 - rows]) + 0.5 - SIDE / 2) * mm + box.mean(0)[list(PLANES[plane][:2])]
+
+
+def cube_around(box: np.ndarray) -> np.ndarray:
+    half = np.ptp(box, axis=0).max() / 2
+    return np.stack([box.mean(0) - half, box.mean(0) + half])
+
+
+@needs_vulkan
+@pytest.mark.parametrize("plane", PLANES)
+@pytest.mark.parametrize("name", AFFINES)
+def test_a_lit_voxel_and_the_streamline_that_starts_in_it_meet_where_the_affine_says(name, plane):
+    affine = AFFINES[name]
+    data = np.zeros(SHAPE, np.float32)
+    data[tuple(LIT)] = 1
+    other = LIT + [0, 9, -6]
+    line = Tractogram(Streamlines.from_list([np.stack([LIT, other])]), affine, SHAPE)
+    there, end = apply_affine(affine, np.stack([LIT, other]).astype(float))
+    across, up, normal = PLANES[plane]
+    box = cube_around(world_box(Volume(data, affine)))
+    options = dict(view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE))
+    pixel = np.ptp(box, axis=0)[0] / SIDE
+    rgb = snapshot(line, Volume(data, affine), colors="red", **options).array[..., :3].astype(int)
+    red = in_world(rgb[..., 0] - rgb[..., 1] > 60, box, plane)
+    lit = snapshot(Volume(data, affine), **options).array[..., :3].astype(int)
+    blob = in_world(lit.min(-1) > 60, box, plane)
+    assert np.abs(blob.mean(0) - there[[across, up]]).max() < 2.5 * pixel
+    for tip in (there, end):
+        assert np.linalg.norm(red - tip[[across, up]], axis=1).min() < 2.5 * pixel
+
+
+@needs_vulkan
+def test_an_opaque_slice_hides_no_streamline_in_a_flat_view():
+    affine = AFFINES["LAS anisotropic"]
+    solid = Volume(np.ones(SHAPE, np.float32), affine)
+    for depth in (2, 17):  # below and above the slice, which stands in the middle
+        line = Tractogram(Streamlines.from_list([np.array([[5, 5, depth], [25, 20, depth]])]), affine, SHAPE)
+        rgb = snapshot(line, solid, view="axial", colors="red", letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
+        assert (rgb[..., 0] - rgb[..., 1] > 60).sum() > 100
+
+
+@needs_vulkan
+def test_the_frame_does_not_depend_on_the_streamlines():
+    background = Volume(np.ones(SHAPE, np.float32), AFFINES["LAS anisotropic"])
+    a, b = (snapshot(t, background, view=v, colors=None, size=(200, 160)).array for t, v in ((wavy(1), "3d"), (wavy(30), "3d")))
+    assert np.array_equal(a[:30], b[:30]) and (a != b).any()
+
+
+@needs_vulkan
+def test_everything_in_the_outline_is_in_the_picture():
+    """Corners of a box, as short lines: all eight are visible in every view, at every aspect."""
+    box = np.array([[-30.0, -50, 10], [10, 60, 40]])
+    corners = np.stack(np.meshgrid(*box.T, indexing="ij"), -1).reshape(-1, 3)
+    middle = box.mean(0)
+    lines = Streamlines.from_list([np.stack([c + (middle - c) * 0.02, c + (middle - c) * 0.1]) for c in corners])
+    t = Tractogram(lines, np.eye(4), (1, 1, 1))
+    for which in ("3d", "axial", "coronal", "sagittal"):
+        for size in ((300, 150), (150, 300)):
+            for k in range(8):
+                rgb = snapshot(t[[k]], view=which, frame=box, colors="red", letters=False, size=size).array[..., :3].astype(int)
+                assert (rgb[..., 0] - rgb[..., 1] > 40).any(), (which, size, k)
+
+
+@needs_vulkan
+def test_colors_are_those_asked_for():
+    rows = [np.array([[0, y, 0], [40, y, 0]]) for y in np.arange(0, 20, 0.02)]
+    t = Tractogram(Streamlines.from_list(rows), np.eye(4), (40, 20, 1))
+    one = snapshot(t, view="axial", colors=(0.7, 0.5, 0.2), letters=False, size=(160, 120)).array[60, 80, :3]
+    np.testing.assert_allclose(one, np.array([0.7, 0.5, 0.2]) * 255, atol=6)
+    each = snapshot(t, view="axial", colors=np.tile([[0.1, 0.6, 0.9]], (len(t), 1)), letters=False, size=(160, 120)).array[60, 80, :3]
+    np.testing.assert_allclose(each, np.array([0.1, 0.6, 0.9]) * 255, atol=6)
+    by_direction = snapshot(t, view="axial", letters=False, size=(160, 120)).array[60, 80, :3]
+    np.testing.assert_allclose(by_direction, [255, 0, 0], atol=6)
+    with pytest.raises(ValueError, match="one color a streamline"):
+        snapshot(t, colors=np.zeros((3, 3)))
+
+
+@needs_vulkan
+def test_ragged_empty_and_lone_streamlines_are_drawn_without_joining():
+    parts = [np.array([[0, 0, 0], [10, 0, 0]]), np.empty((0, 3)), np.array([[5.0, 5, 0]]), np.array([[0, 10, 0], [5, 10, 0], [10, 10, 0]])]
+    t = Tractogram(Streamlines.from_list(parts), np.eye(4), (11, 11, 1))
+    rgb = snapshot(t, view="axial", colors="red", letters=False, size=(200, 200)).array[..., :3].astype(int)
+    red = rgb[..., 0] - rgb[..., 1] > 40
+    assert red[:30].any() and red[-30:].any() and not red[40:160].any()  # nothing between the two rows
+    dots = Tractogram(Streamlines.from_list(parts[1:3]), np.eye(4), (11, 11, 1))
+    snapshot(dots, Volume(np.ones((11, 11, 1), np.float32), np.eye(4)))
+
+
+@needs_vulkan
+def test_a_snapshot_is_written_whole(tmp_path):
+    still = snapshot(wavy(3), path=tmp_path / "a.png", size=(120, 90))
+    assert Image.open(tmp_path / "a.png").size == (120, 90) == Image.open(io.BytesIO(still.png)).size
+    assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
+
+
+@needs_vulkan
+def test_many_snapshots_do_not_pile_up():
+    import psutil
+
+    t = wavy(200)
+    for _ in range(3):
+        snapshot(t, size=(200, 150))
+    before = psutil.Process().memory_info().rss
+    for _ in range(12):
+        snapshot(t, size=(200, 150))
+    assert psutil.Process().memory_info().rss - before < 60e6
+
+
+def test_what_cannot_be_drawn_is_named():
+    with pytest.raises(TypeError, match="cannot draw a str"):
+        snapshot("bundles.trk")
+    with pytest.raises(TypeError, match="cannot draw a dict"):
+        snapshot([{"a": wavy(1)}])
+    with pytest.raises(ValueError, match="none of axial"):
+        view(wavy(1), view="oblique")
+    with pytest.raises(ValueError, match="nothing to frame"):
+        snapshot()
+    with pytest.raises(ValueError, match="neither one number"):
+        snapshot(wavy(1), position=(1, 2))
+
+
+def test_lists_are_flattened_and_parts_counted():
+    shown = view([wavy(30), [wavy(50)]], live=False, max_streamlines=40, size=(80, 60))
+    assert (shown.shown, shown.total, shown.canvas) == (70, 80, None)
+    assert repr(shown) == "View(70 of 80 streamlines, still)"
+
+
+@needs_vulkan
+def test_in_a_notebook_a_view_is_two_outputs_and_shows_itself_once_a_cell():
+    """In a kernel, without a browser: what a saved notebook holds."""
+    nbformat, nbclient = (pytest.importorskip(m) for m in ("nbformat", "nbclient"))
+    cells = ["""import numpy as np
+from tractkit.scene import view
+from tractkit.streamlines import Streamlines
+from tractkit.tractogram import Tractogram
+t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye(4), (10, 10, 10))""",
+             "v = view(t, size=(120, 90))\nv", "v", "view(t, live=False, size=(120, 90));"]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
+    _, made, again, still = (c.outputs for c in notebook.cells)
+    for outputs in (made, again):
+        assert [set(o["data"]) - {"text/plain"} for o in outputs] == [{"application/vnd.jupyter.widget-view+json"}, {"image/png"}]
+        assert outputs[0]["data"]["text/plain"] == "View(1 of 1 streamlines, live)"
+    assert [set(o["data"]) for o in still] == [{"image/png", "text/plain"}]
+    assert " at 0x" not in str(notebook)
+
+
+# --- without a driver
+
+ERRORS = ("Request adapter failed (3): Validation Error\n\nCaused by: no suitable adapter",
+          "Request device failed (3): Validation Error  Caused by: Unsupported features were requested: FLOAT32_FILTERABLE")
+
+
+@pytest.fixture
+def fresh_answer():
+    vulkan_available.cache_clear()
+    yield
+    vulkan_available.cache_clear()
+
+
+@pytest.mark.parametrize("message", ERRORS)
+def test_without_a_driver_one_sentence_and_a_still(message, capsys, fresh_answer):
+    background = Volume(np.ones(SHAPE, np.float32), AFFINES["LAS anisotropic"])
+    with patch.object(window.ShowManager, "__init__", side_effect=RuntimeError(message)) as tried:
+        shown = view(wavy(3), background, wavy(2), size=(200, 150))
+        assert capsys.readouterr().out == NO_VULKAN + "\n"
+        assert shown.canvas is None and shown.still.array.shape == (150, 200, 4)
+        assert view(background, view="coronal").still.array.std() > 0
+        assert isinstance(snapshot(wavy(3), view="sagittal"), Still)
+    assert tried.call_count == 1  # a second window would fail in another way
+    assert all(word in NO_VULKAN for word in ("apt install mesa-vulkan-drivers", "dnf install mesa-vulkan-drivers",
+                                              "VK_DRIVER_FILES", "VK_ICD_FILENAMES"))
+    assert NO_VULKAN.count(". ") == 0  # one sentence
+
+
+def test_other_errors_are_not_hidden(fresh_answer):
+    with patch.object(window.ShowManager, "__init__", side_effect=RuntimeError("disk on fire")), pytest.raises(RuntimeError, match="fire"):
+        snapshot(wavy(1))
+
+
+def test_a_process_without_a_driver(tmp_path):
+    """The real thing: a child that the loader shows no driver to."""
+    code = f"""
+import numpy as np
+from tractkit.scene import snapshot, view, vulkan_available
+from tractkit.streamlines import Streamlines
+from tractkit.tractogram import Tractogram
+assert not vulkan_available()
+t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye(4), (10, 10, 10))
+snapshot(t, path={str(tmp_path / "a.png")!r}, size=(200, 150))
+snapshot(t, size=(50, 50))
+"""
+    nothing = dict(VK_DRIVER_FILES="/nonexistent", VK_ICD_FILENAMES="/nonexistent", __EGL_VENDOR_LIBRARY_FILENAMES="/nonexistent")
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **nothing}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(NO_VULKAN) == 1  # once a process
+    assert Image.open(tmp_path / "a.png").size == (200, 150)

@@ -1,0 +1,146 @@
+"""Build the HTML documentation into _docs/html, without a network: `make docs`.
+
+The pages are the notebooks as they are stored, the texts at the root of the checkout, and one API page a module:
+signatures with the comments beside their parameters, and docstrings, read from the exported source without
+importing it."""
+
+import ast
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+from tools.export import generated_modules, public_names  # noqa: E402
+
+SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
+TEXTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+
+
+def markdown(text: str) -> str:
+    """A docstring as Markdown: what looks like HTML outside of code stays text."""
+    return "".join(part if part.startswith("`") else part.replace("<", "&lt;") for part in re.split(r"(`[^`]*`)", text))
+
+
+def signature(node: Definition, lines: list[str]) -> str:
+    """The lines of a definition before its body, decorators and comments included."""
+    first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+    body = node.body[0]
+    end = min([body.lineno, *(d.lineno for d in getattr(body, "decorator_list", []))])
+    if end == node.lineno:  # all on one line
+        return lines[first - 1].strip()
+    block = lines[first - 1 : end - 1]
+    indent = len(block[0]) - len(block[0].lstrip())
+    return "\n".join(line[indent:] for line in block).rstrip()
+
+
+def fields(node: ast.ClassDef, lines: list[str]) -> str:
+    """The annotated attributes of a class body, each with its comment: what a dataclass is made of."""
+    chosen = [lines[n.lineno - 1 : n.end_lineno] for n in node.body if isinstance(n, ast.AnnAssign)]
+    return "\n".join(line for block in chosen for line in block)
+
+
+def describe(node: Definition, lines: list[str], prefix: str = "", level: int = 2) -> str:
+    """The API entry of a function, or of a class with its public methods."""
+    code = signature(node, lines)
+    if isinstance(node, ast.ClassDef) and (attributes := fields(node, lines)):
+        code += "\n" + attributes
+    parts = [f"{'#' * level} `{prefix}{node.name}`", f"```python\n{code}\n```", markdown(ast.get_docstring(node) or "")]
+    if isinstance(node, ast.ClassDef):
+        for method in node.body:
+            if isinstance(method, ast.FunctionDef | ast.AsyncFunctionDef):
+                setter = any(isinstance(d, ast.Attribute) for d in method.decorator_list)
+                if method.name == "__init__" or not (method.name.startswith("_") or setter):
+                    parts.append(describe(method, lines, f"{node.name}.", level + 1))
+    return "\n\n".join(filter(None, parts))
+
+
+def api_page(path: Path, root: Path = ROOT) -> str:
+    """The API page of one exported module."""
+    text = path.read_text(encoding="utf-8")
+    lines, tree, names = text.splitlines(), ast.parse(text), public_names(path)
+    module = ".".join(path.relative_to(root / "tractkit").with_suffix("").parts)
+    notebook = re.search(r"nbs/(\S+\.ipynb)", text)
+    parts = [f"# {module}", markdown(ast.get_docstring(tree) or "")]
+    if notebook:
+        parts.append(f"Argued and shown in [its notebook](../nbs/{notebook.group(1)}).")
+    described = set()
+    for node in tree.body:
+        if isinstance(node, Definition) and node.name in names:
+            parts.append(describe(node, lines))
+            described.add(node.name)
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            named = [n.id for target in targets for n in ast.walk(target) if isinstance(n, ast.Name) and n.id in names]
+            if named:
+                source = "\n".join(lines[node.lineno - 1 : node.end_lineno])
+                parts.append(f"## {', '.join(f'`{name}`' for name in named)}\n\n```python\n{source}\n```")
+                described.update(named)
+    parts += [f"## `{name}`\n\nTaken over from another place." for name in names if name not in described]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def page_of_notebook(path: Path) -> str:
+    """A notebook for readers: without nbdev's directives, and without the cells that say hide."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    shown = []
+    for cell in notebook["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            if re.search(r"^#\|\s*(hide|default_exp)\b", source, re.MULTILINE):
+                continue
+            source = re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE)
+        cell["source"] = source
+        shown.append(cell)
+    return json.dumps({**notebook, "cells": shown})
+
+
+def toctree(caption: str, pages: list[str]) -> str:
+    """A toctree for the side bar; empty without pages."""
+    entries = "\n".join(pages)
+    return f":::{{toctree}}\n:hidden:\n:caption: {caption}\n:maxdepth: 1\n\n{entries}\n:::" if pages else ""
+
+
+def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
+    """Write all pages into `source`, laid out as the checkout is, so that links between them hold."""
+    shutil.rmtree(source, ignore_errors=True)
+    (source / "nbs").mkdir(parents=True)
+    (source / "api").mkdir()
+    (source / "_static").mkdir()
+    shutil.copy(root / "tools" / "docs" / "conf.py", source)
+    shutil.copy(root / "tools" / "docs" / "wide.css", source / "_static")
+    notebooks = sorted(p for p in (root / "nbs").glob("*.ipynb") if p.stem != "index")
+    for path in notebooks:
+        (source / "nbs" / path.name).write_text(page_of_notebook(path), encoding="utf-8")
+    if (root / "nbs" / "images").is_dir():
+        shutil.copytree(root / "nbs" / "images", source / "nbs" / "images")
+    modules = {".".join(p.relative_to(root / "tractkit").with_suffix("").parts): p for p in generated_modules(root)}
+    for name, path in modules.items():
+        (source / "api" / f"{name}.md").write_text(api_page(path, root), encoding="utf-8")
+    for name in TEXTS:
+        shutil.copy(root / name, source)
+    pages = [p.name for p in notebooks]
+    trees = [
+        toctree("Tutorials", [f"nbs/{p}" for p in pages if p.startswith("9")]),
+        toctree("The project", TEXTS),
+        toctree("The rooms, in reading order", [f"nbs/{p}" for p in pages if not p.startswith("9")]),
+        toctree("API", [f"api/{name}.md" for name in modules]),
+    ]
+    readme = (root / "README.md").read_text(encoding="utf-8")
+    (source / "index.md").write_text("\n\n".join([readme, *filter(None, trees)]) + "\n", encoding="utf-8")
+
+
+def main() -> int:
+    gather()
+    code = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", str(SOURCE), str(HTML)]).returncode
+    if code == 0:
+        print(f"{len(list(HTML.rglob('*.html')))} pages: {(HTML / 'index.html').relative_to(ROOT)}")
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

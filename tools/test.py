@@ -1,0 +1,41 @@
+"""Everything that `make test` checks, phase by phase; all of them run, whatever fails.
+
+FULL=1 adds the long repetitions. pytest comes last: its closing count and the line on real data end the run."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PYTHON = sys.executable
+PHASES = [
+    ("ruff", ["-m", "ruff", "check", "nbs", "tractkit", "tests", "tools", "benchmarks", "setup.py"]),
+    ("types", ["-m", "mypy"]),
+    ("export: nbs/ and tractkit/ agree", ["tools/check_notebooks.py", "--export"]),
+    ("notebooks: each in its own process", ["tools/check_notebooks.py", "--run"]),
+    ("pytest", ["-m", "pytest"]),
+]
+
+
+def main() -> int:
+    full = os.environ.get("FULL") == "1"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    failed = []
+    print(f"tests: {'FULL=1, with' if full else 'the short run, without'} the long repetitions", flush=True)
+    for number, (name, command) in enumerate(PHASES, 1):
+        print(f"\n== {number}/{len(PHASES)} {name}", flush=True)
+        began = time.perf_counter()
+        code = subprocess.run([PYTHON, *command], cwd=ROOT, env=environment).returncode
+        if code:
+            failed.append(f"{name} (exit code {code})")
+        if number < len(PHASES):
+            print(f"   {'FAILED' if code else 'passed'} after {time.perf_counter() - began:.1f} s", flush=True)
+    if failed:
+        print("\nFAILED: " + "; ".join(failed), flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
