@@ -9,7 +9,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tractkit import cli
+from tractkit import cli, demo
 from tractkit.cli import main
 from tractkit.phantom import sample_subjects
 from tractkit.tractogram import Tractogram
@@ -43,7 +43,11 @@ def words(folder, **other):
 @pytest.fixture
 def refused(tmp_path, capsys, monkeypatch):
     """Run `tractkit demo` on words that must be refused: its one line of complaint. Nothing may be left behind."""
+    def stop(*args):
+        raise KeyboardInterrupt  # what is not refused is not run for minutes
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo, "_do", stop)
 
     def run(*args) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -199,12 +203,14 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
     monkeypatch.setattr(cli.subprocess, "call", lambda words: called.append(words) or 0)
     monkeypatch.setattr(cli, "find_spec", lambda name: object())
     names = [p.name for p in cli.resources.files("tractkit.tutorials").iterdir() if p.name.endswith(".ipynb")]
-    for _ in range(2):
+    assert names
+    for before, now in (("", "{"), ("changed by me", "changed by me")):
+        if before:
+            for name in names:
+                (tmp_path / "mine" / name).write_text(before)
         with pytest.raises(SystemExit) as ended:
             main(["lab", "--folder", str(tmp_path / "mine")])
         assert ended.value.code == 0
-        for name in names:
-            (tmp_path / "mine" / name).write_text("changed by me")
-    assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == sorted(names)
-    assert all((tmp_path / "mine" / name).read_text() == "changed by me" for name in names)
+        assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == sorted(names)
+        assert all((tmp_path / "mine" / name).read_text().startswith(now) for name in names)
     assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][3].startswith(str(tmp_path / "mine"))
