@@ -71,7 +71,7 @@ def start(words: list[str], cwd: Path) -> subprocess.Popen:
 def wait_for(process: subprocess.Popen, happened) -> None:
     while not happened():
         assert process.poll() is None, process.communicate()[1][-3000:]
-        time.sleep(0.02)
+        time.sleep(0.05)
 
 
 def nb_batches(folder: Path) -> int:
