@@ -1,7 +1,8 @@
 """Packed operations and tractogram files against what they replace. Run: python benchmarks/streamlines.py
 
-Every line is a ratio of times, reference / ours, from interleaved pairs in this process, one thread each, files
-in the page cache: the median and the middle 80 %. Above 1, ours is faster.
+Every line is a ratio of CPU times, reference / ours, from interleaved pairs in this process, one thread each,
+files in the page cache: the median and the middle 80 %. Above 1, ours is faster. trx-python maps the positions
+and leaves them in scanner space; ours also checks them and brings them to voxel space.
 """
 
 import os

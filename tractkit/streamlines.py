@@ -350,7 +350,7 @@ def _resample_map(points, offsets, step, nb_points, A) -> tuple:
     _, _, left, weight = _resample(points, offsets, step, nb_points, A, True)
     return left, left + (weight > 0), weight
 
-# %% ../nbs/03_streamlines.ipynb #e238f8cb
+# %% ../nbs/03_streamlines.ipynb #8539e445
 @njit(nogil=True, cache=True)
 def _resample(points, offsets, step, nb_points, A, want_map):
     """Two passes: how many points there will be, then the points."""
@@ -365,7 +365,7 @@ def _resample(points, offsets, step, nb_points, A, want_map):
             elif m > 1:
                 m = 1 + max(1, int(np.floor(length / step + .5)))
         new[i + 1] = new[i] + m
-    out, segments = np.empty((new[n], 3), np.float32), np.empty(_longest(new) + 1, np.int64)
+    out, segments = np.empty((new[n], 3), np.float32), np.empty(_longest(new) + 1, np.int32)
     left, weight = np.empty(want_map * new[n], np.int64), np.empty(want_map * new[n], np.float32)
     o = out.ravel()
     for i in range(n):
@@ -386,8 +386,9 @@ def _walk(p, arcs, out, left, weight, segments):
     spacing = arcs[last] / max(1, m - 1)
     segments[:m] = 0
     if spacing > 0:
+        rate = (m - 1) / arcs[last]
         for j in range(1, last):
-            segments[min(int(arcs[j] * ((m - 1) / arcs[last])) + 1, m)] = j
+            segments[min(int(arcs[j] * rate) + 1, m)] = j
     j = 0
     for k in range(m):
         j = max(j, segments[k]) if k < m - 1 else last
