@@ -13,7 +13,8 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 import pytest
 import torch
-from helpers_training import Fit, Points, fit, log_without_time, same_states, toy_model
+from helpers_data import make_file
+from helpers_training import Fit, Points, fit, log_without_time, same_states, streamline_trainer, toy_model
 from torch import nn
 
 from tractkit.models.base import load_model
@@ -147,6 +148,23 @@ def test_child_classes_may_replace_the_steps(tmp_path):
 
     fit(tmp_path, kind=Own, max_epochs=1).train_and_validate()
     assert calls == ["epoch", *["run", "fix"] * 6, "run", "run", "best"]
+
+
+def test_streamlines_under_noise_are_seen_and_answered_for(tmp_path):
+    """The model sees the noisy streamline, features and directions; the answer is the direction of the other one."""
+    data, _ = make_file(tmp_path / "data", n_subjects=3, n=12, points=(12, 20))
+    trainer = streamline_trainer(data, tmp_path)
+    loader, seen = trainer.batch_loader, {}
+    batch = loader.load_batch_streamlines(trainer.batch_sampler.plan(0)[0])
+    forward, loss = trainer.model.forward, trainer.model.compute_loss
+    trainer.model.forward = lambda inputs, b: (seen.update(inputs=inputs, points=b.points), forward(inputs, b))[1]
+    trainer.model.compute_loss = lambda o, t, average_results: (seen.update(targets=t), loss(o, t, average_results))[1]
+    trainer.run_one_batch(batch)
+    noisy, to_answer = loader.add_noise_streamlines_forward(batch), loader.add_noise_streamlines_loss(batch)
+    assert not torch.equal(noisy.points, batch.points) and not torch.equal(to_answer.points, batch.points)
+    assert torch.equal(seen["points"], noisy.points)
+    assert torch.equal(seen["inputs"], loader.load_batch_inputs(noisy.points, noisy))
+    assert torch.equal(seen["targets"].directions, trainer.model.targets(to_answer).directions)
 
 
 # -- best, stopping
