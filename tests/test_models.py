@@ -245,7 +245,7 @@ def test_outputs_depend_on_the_past_only_and_on_no_neighbour(options):
 
 def test_unknown_starts_are_undirected():
     batch = make_batch([5, 0, 1, 4], known=0.5)
-    batch.first_known = torch.tensor([True, False, False, False])
+    batch.first_known = torch.tensor([True, True, False, False])
     targets = Learn2Track(3).targets(batch)
     assert targets.undirected.nonzero().flatten().tolist() == [5, 6]
     assert (targets.directions == 0).all(1).nonzero().flatten().tolist() == [4, 5, 9]

@@ -81,8 +81,9 @@ def finish(children, name, **job):
 def kill_at_random(children, name, rng, **job):
     """Start a training, kill it a while after a batch drawn at random. Returns the step it had come to."""
     pid = children.start(name, **job)
-    after, at = children.step(name), rng.randrange(BATCHES)
-    while children.step(name) < min(after + 1 + at, BATCHES - 1) and Path(f"/proc/{pid}").exists():
+    until = children.step(name)
+    until += rng.randint(1, max(1, (BATCHES - until) // 2))
+    while children.step(name) < until and Path(f"/proc/{pid}").exists():
         time.sleep(0.001)
     time.sleep(rng.random() * 0.03)
     try:

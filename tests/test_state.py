@@ -131,7 +131,7 @@ def test_moving_to_the_same_device_changes_nothing(trained):
 
 def test_what_it_looks_like(trained):
     text, page = repr(trained), trained._repr_html_()
-    assert "epoch 3, batch 0, step 12" in text and "best" in text
+    assert "2 epochs done (step 12)" in text and "best" in text
     assert "<svg" in page and "object at 0x" not in page and page.count("<div") == page.count("</div>")
     assert TrainerState.create(toy_model())._repr_html_().count("<svg") == 0
     assert sparkline({"red": ([1, 2], [float("nan"), float("nan")])}) == ""

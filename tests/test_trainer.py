@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import threading
@@ -12,7 +13,8 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 import pytest
 import torch
-from helpers_training import Fit, Points, fit, log_without_time, same_states, toy_model
+from helpers_data import make_file
+from helpers_training import Fit, Points, fit, log_without_time, same_states, streamline_trainer, toy_model
 from torch import nn
 
 from tractkit.models.base import load_model
@@ -47,6 +49,8 @@ def test_it_does_what_a_plain_loop_does(whole):
             nn.functional.mse_loss(model(x), y).backward()
             optimizer.step()
     trainer = fit(whole.folder.parent, "plain", model=toy_model(0.0))
+    for p in trainer.model.parameters():
+        p.grad = torch.ones_like(p)  # left over from something else
     trainer.train_and_validate()
     for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True):
         assert torch.equal(a, b)
@@ -144,6 +148,23 @@ def test_child_classes_may_replace_the_steps(tmp_path):
 
     fit(tmp_path, kind=Own, max_epochs=1).train_and_validate()
     assert calls == ["epoch", *["run", "fix"] * 6, "run", "run", "best"]
+
+
+def test_streamlines_under_noise_are_seen_and_answered_for(tmp_path):
+    """The model sees the noisy streamline, features and directions; the answer is the direction of the other one."""
+    data, _ = make_file(tmp_path / "data", n_subjects=3, n=12, points=(12, 20))
+    trainer = streamline_trainer(data, tmp_path)
+    loader, seen = trainer.batch_loader, {}
+    batch = loader.load_batch_streamlines(trainer.batch_sampler.plan(0)[0])
+    forward, loss = trainer.model.forward, trainer.model.compute_loss
+    trainer.model.forward = lambda inputs, b: (seen.update(inputs=inputs, points=b.points), forward(inputs, b))[1]
+    trainer.model.compute_loss = lambda o, t, average_results: (seen.update(targets=t), loss(o, t, average_results))[1]
+    trainer.run_one_batch(batch)
+    noisy, to_answer = loader.add_noise_streamlines_forward(batch), loader.add_noise_streamlines_loss(batch)
+    assert not torch.equal(noisy.points, batch.points) and not torch.equal(to_answer.points, batch.points)
+    assert torch.equal(seen["points"], noisy.points)
+    assert torch.equal(seen["inputs"], loader.load_batch_inputs(noisy.points, noisy))
+    assert torch.equal(seen["targets"].directions, trainer.model.targets(to_answer).directions)
 
 
 # -- best, stopping
@@ -301,9 +322,13 @@ def test_setting_a_run_back(whole, tmp_path):
     trainer.listeners.append(lambda event, t: early.append(t.state.snapshot()) if event == "batch" and t.state.global_step == 5 and t.state.batch == 5 else None)
     trainer.train_and_validate()
     back = fit(tmp_path)
+    back.listeners.append(lambda event, t: t.stop() if event == "started" else None)
     with pytest.warns(UserWarning, match="set back from step 18 to 5"):
         back.train_and_validate(early[0])
-    assert_equal_runs(back, whole)
+    again = fit(tmp_path)
+    assert again.checkpoints.steps()[-1] == back.state.global_step < 8
+    again.train_and_validate()
+    assert_equal_runs(again, whole)
 
 
 def test_a_damaged_newest_checkpoint_costs_little(whole, tmp_path):
@@ -476,6 +501,39 @@ def test_numbers_that_are_not_finite_stop_before_the_weights(tmp_path):
             trainer.train_and_validate()
         assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
         assert same_states(TrainerState.load(trainer.folder, model=toy_model()), trainer.state) == [] and trainer.state.global_step == 4
+
+
+def test_a_half_done_update_is_not_saved(whole, tmp_path):
+    class Breaks(Fit):
+        def back_propagation(self, loss):
+            norm = super().back_propagation(loss)
+            if self.state.global_step == 8:
+                raise MemoryError("out of memory, after the weights were changed")
+            return norm
+
+    trainer = fit(tmp_path, kind=Breaks, checkpoint_every_batches=3)
+    with pytest.raises(MemoryError):
+        trainer.train_and_validate()
+    assert trainer.checkpoints.steps()[-1] == 6
+    again = fit(tmp_path)
+    again.train_and_validate()
+    assert_equal_runs(again, whole)
+
+
+def test_workers_ignore_the_keyboard(whole, tmp_path):
+    """An interrupt from the keyboard reaches all processes of the group."""
+    trainer, killed = fit(tmp_path, num_workers=2), []
+
+    def interrupt_workers(event, t):
+        if event == "batch" and t.state.global_step in (3, 8):
+            for worker in multiprocessing.active_children():
+                os.kill(worker.pid, signal.SIGINT)
+                killed.append(worker.pid)
+
+    trainer.listeners.append(interrupt_workers)
+    trainer.train_and_validate()
+    assert len(killed) == 4
+    assert_equal_runs(trainer, whole)
 
 
 def test_a_full_disk_is_reported_and_costs_only_what_was_not_saved(whole, tmp_path, monkeypatch):

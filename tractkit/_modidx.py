@@ -752,6 +752,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tractkit.state.TrainerState.load_state_dict': ( 'state.html#trainerstate.load_state_dict',
                                                                                  'tractkit/state.py'),
                                 'tractkit.state.TrainerState.nb_parameters': ('state.html#trainerstate.nb_parameters', 'tractkit/state.py'),
+                                'tractkit.state.TrainerState.position': ('state.html#trainerstate.position', 'tractkit/state.py'),
                                 'tractkit.state.TrainerState.save': ('state.html#trainerstate.save', 'tractkit/state.py'),
                                 'tractkit.state.TrainerState.snapshot': ('state.html#trainerstate.snapshot', 'tractkit/state.py'),
                                 'tractkit.state.TrainerState.state_dict': ('state.html#trainerstate.state_dict', 'tractkit/state.py'),

@@ -72,7 +72,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}: {a} -> {b}")
     return found
 
-# %% ../nbs/33_state.ipynb #2353ac67
+# %% ../nbs/33_state.ipynb #e2245e1a
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -198,6 +198,12 @@ class TrainerState:
         return self
 
     @property
+    def position(self) -> str:
+        """Where training is, in words."""
+        within = f" and {self.batch} batches" if self.batch else ""
+        return f"{self.epoch} epochs{within} done (step {self.global_step:,})"
+
+    @property
     def nb_parameters(self) -> int:
         return sum(p.numel() for p in self.model.parameters())
 
@@ -210,8 +216,7 @@ class TrainerState:
 
     def __repr__(self) -> str:
         best = f"best {self.best['loss']:.4g} in epoch {self.best['epoch'] + 1}" if self.best else "no epoch finished"
-        return (f"TrainerState({type(self.model).__name__}, {self.nb_parameters:,} parameters; epoch {self.epoch + 1}, "
-                f"batch {self.batch}, step {self.global_step:,}; {best})")
+        return f"TrainerState({type(self.model).__name__}, {self.nb_parameters:,} parameters; {self.position}; {best})"
 
     def _repr_html_(self) -> str:
         return state_card(self)
@@ -220,18 +225,19 @@ class TrainerState:
 _PLAIN = ("seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
           "finished", "run_id", "parent", "time")
 
-# %% ../nbs/33_state.ipynb #8886fd31
+# %% ../nbs/33_state.ipynb #addc8f20
 def sparkline(
     curves: Mapping[str, tuple[Any, Any]],  # colour -> (x, y), sequences of numbers
     width: int = 260,
     height: int = 56,
 ) -> str:        # inline SVG
-    """Small curves without axes, on one scale; what is not finite is left out."""
+    """Small curves without axes, on one logarithmic scale; what is not finite or not positive is left out."""
     kept = {}
     for color, (x, y) in curves.items():
-        ok = np.isfinite(y)
+        x, y = np.asarray(x, dtype=float), np.asarray(y, dtype=float)
+        ok = np.isfinite(y) & (y > 0)
         if ok.any():
-            kept[color] = np.asarray(x, dtype=float)[ok], np.asarray(y, dtype=float)[ok]
+            kept[color] = x[ok], np.log10(y[ok])
     if not kept:
         return ""
     xs, ys = (np.concatenate([c[k] for c in kept.values()]) for k in (0, 1))
@@ -253,7 +259,7 @@ def state_card(state: TrainerState) -> str:  # HTML
     lines = sparkline({"#3b7dd8": state.curve.arrays(), "#e07b39": (steps, valid)})
     last = state.epochs[-1] if state.epochs else {}
     minutes = sum(state.time.values()) / 60
-    facts = [("position", f"epoch {state.epoch + 1}, batch {state.batch:,} (step {state.global_step:,})"),
+    facts = [("position", state.position),
              ("last epoch", ", ".join(f"{k.replace('_', ' ')} {last[k]:.4g}" for k in ("train_loss", "valid_loss") if k in last) or "none yet"),
              ("best", f"{state.best['loss']:.4g} in epoch {state.best['epoch'] + 1}" if state.best else "none yet"),
              ("size", f"{state.nb_parameters:,} parameters, {state.optimizer_name}"),
@@ -266,5 +272,5 @@ def state_card(state: TrainerState) -> str:  # HTML
               '<span style="color:#e07b39">&#9644;</span> validation</div>') if lines else ""
     return (f'<div style="display:flex;gap:28px;flex-wrap:wrap;align-items:center;padding:10px 14px;max-width:760px;'
             f'border:1px solid rgba(128,128,128,.35);border-radius:6px"><div><div style="font-weight:600;margin-bottom:4px">'
-            f'{html.escape(type(state.model).__name__)}</div><table style="border:0;background:none">{rows}</table></div>'
+            f'{html.escape(type(state.model).__name__)}</div><table style="border:0;background:none;color:inherit;margin:0">{rows}</table></div>'
             f'<div>{lines}{legend}</div></div>')
