@@ -33,7 +33,7 @@ from .volume import Volume
 if TYPE_CHECKING:
     from tractkit.dwi import DWI
 
-# %% ../nbs/07_plots.ipynb #5b9b1046
+# %% ../nbs/07_plots.ipynb #5c15ff75
 DARK, LIGHT = "#0c1014", "#dfe5ec"  # behind anatomy; text upon it
 
 
@@ -51,18 +51,36 @@ class Picture(Figure):
 
 
 def encode_png(
-    pixels: np.ndarray,  # (H, W, 3) or (H, W, 4) uint8
-    bits: int = 6,       # kept of each colour channel: 6 looks the same and takes half of the bytes of 8
+    pixels: np.ndarray,  # (H, W, 3) or (H, W, 4) uint8; alpha is dropped
+    small: bool = True,  # at most 256 colors, chosen for this picture: looks the same in a third of the bytes
 ) -> bytes:
-    """The bytes of a PNG file, small enough to live in a notebook; alpha is dropped."""
-    rgb = np.asarray(pixels)[..., :3]
-    if bits < 8:  # to the nearest of evenly spaced values, black and white among them
-        top = (1 << bits) - 1
-        table = np.rint(np.rint(np.arange(256) / 255 * top) / top * 255).astype(np.uint8)
-        rgb = table[rgb]
+    """The bytes of a PNG file; small ones let a notebook with ten pictures stay light."""
+    image = Image.fromarray(np.ascontiguousarray(np.asarray(pixels)[..., :3]))
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(rgb)).save(buffer, format="png", compress_level=7)
+    (_with_palette(image) if small else image).save(buffer, format="png", compress_level=9 if small else 6)
     return buffer.getvalue()
+
+
+def _with_palette(image: Image.Image) -> Image.Image:
+    """Reduced to 256 colors; a color that is rare but its own counts more than its share, and where the nearest
+    color is not near, dots of two colors take its place."""
+    exact = image.getcolors(256)
+    if exact:
+        return image.quantize(256)
+    rgb = np.asarray(image)
+    coarse, counts = np.unique(rgb.reshape(-1, 3) >> 2, axis=0, return_counts=True)
+    pool = np.repeat(coarse * 4 + 2, np.ceil(np.sqrt(counts)).astype(int), axis=0).astype(np.uint8)
+    palette = Image.fromarray(pool[None]).quantize(256, kmeans=2)
+    nearest = image.quantize(palette=palette, dither=Image.Dither.NONE)
+    dotted = image.quantize(palette=palette, dither=Image.Dither.FLOYDSTEINBERG)
+    far = np.abs(np.asarray(nearest.convert("RGB")).astype(int) - rgb).max(-1) > 8
+    ids = np.where(far, np.asarray(dotted), np.asarray(nearest))
+    colors = np.array(nearest.getpalette()).reshape(-1, 3)
+    background = np.bincount(ids.ravel()).argmax()  # kept exactly
+    colors[background] = np.median(rgb[ids == background], axis=0)
+    out = Image.fromarray(ids)
+    out.putpalette(colors.astype(np.uint8).tobytes())
+    return out
 
 
 def save_figure(
@@ -118,7 +136,7 @@ def _spread(values: Sequence[float], gap: float) -> np.ndarray:
     out[order] = flat
     return out
 
-# %% ../nbs/07_plots.ipynb #d4859185
+# %% ../nbs/07_plots.ipynb #7d5bb8ee
 def plot_losses(
     history,                                       # {name: y or (x, y)}, or records with epoch, train_loss, valid_loss
     baselines: Mapping[str, float] | None = None,  # horizontal lines: name -> loss
@@ -134,7 +152,8 @@ def plot_losses(
     x and y differ in length."""
     curves, levels = _as_curves(history), dict(baselines or {})
     figure = _picture(*size, "white")
-    ax = figure.add_axes((0.085, 0.115, 0.735, 0.85))
+    width, height = size
+    ax = figure.add_axes((70 / width, 50 / height, 1 - 212 / width, 1 - 66 / height))
     labels = []  # (y, text, colour)
     best = best or next((name for name in curves if name.lower().startswith("valid")), None)
     for (name, (x, y)), color in zip(curves.items(), _cycle(_CURVE_COLORS), strict=False):
@@ -155,7 +174,7 @@ def _cycle(colors):
     while True:
         yield from colors
 
-# %% ../nbs/07_plots.ipynb #e60144c5
+# %% ../nbs/07_plots.ipynb #5200654f
 def _mark_best(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, xlabel: str) -> None:
     """A ring and a number at the lowest point."""
     k = int(np.argmin(y))
@@ -189,7 +208,7 @@ def _finish_curves(ax: Axes, ys, levels, labels, xlabel: str, ylabel: str) -> No
         heights = [to_axes.transform((0, y))[1] for y, _, _ in labels]
         labels = [(y, textwrap.fill(text, 16), color) for y, text, color in labels]
         lines = max(text.count("\n") + 1 for _, text, _ in labels)
-        for height, (_, text, color) in zip(_spread(heights, 0.02 + 0.038 * lines), labels, strict=True):
+        for height, (_, text, color) in zip(_spread(heights, (6 + 15.5 * lines) / ax.bbox.height), labels, strict=True):
             ax.text(1.012, height, text, transform=ax.transAxes, color=color, fontsize=11, va="center")
 
 # %% ../nbs/07_plots.ipynb #dc927d73
@@ -460,7 +479,7 @@ def _draw_streamlines(ax: Axes, tractogram: Tractogram, plane: str, position: fl
                                      alpha=alpha, capstyle="round", zorder=3), autolim=False)
     return len(ids)
 
-# %% ../nbs/07_plots.ipynb #698f2f65
+# %% ../nbs/07_plots.ipynb #72a38b43
 def plot_comparison(
     tractograms: Mapping[str, Tractogram],       # title -> streamlines; one panel each, in equal frames
     background: Volume | None = None,            # the slice behind them
@@ -474,6 +493,7 @@ def plot_comparison(
     channel: int = 0,                            # of the background
     window: tuple[float, float] | None = None,   # background values drawn black and white
     frame: np.ndarray | None = None,             # (2, 3) rasmm corners; None: the background's `content_box`, or all points
+    linewidth: float | None = None,              # points; None: 0.9, or 0.6 in small panels
     width: int = 800,                            # pixels
     height: int | None = None,                   # pixels of a panel, without its title; None: as the frame asks for
 ) -> Picture:
@@ -497,7 +517,7 @@ def plot_comparison(
             _draw_slice(ax, background, plane, position, frame, channel, window, brightness=0.55)
         color = colors.get(title) if isinstance(colors, Mapping) else colors
         drawn = _draw_streamlines(ax, tractogram, plane, position, slab, color, max_streamlines,
-                                  linewidth=0.9 if size > 400 else 0.6, alpha=0.75)
+                                  linewidth=linewidth or (0.9 if size > 400 else 0.6), alpha=0.75)
         _decorate(ax, plane, bar=k == 0, ball=k == len(axes) - 1 and color is None)
         _write_title(ax, title, drawn, len(tractogram))
     return figure
@@ -557,7 +577,7 @@ def _to_world(directions: np.ndarray, affine: np.ndarray) -> np.ndarray:
     """Unit vectors along voxel axes turned to world axes."""
     return directions @ (affine[:3, :3] / voxel_sizes(affine)).T
 
-# %% ../nbs/07_plots.ipynb #80647cbe
+# %% ../nbs/07_plots.ipynb #805d4d1f
 def plot_signal_and_fodf(
     dwi: "DWI",                              # the diffusion series
     fodf: Volume,                            # (X, Y, Z, k) spherical harmonics, DIPY's descoteaux07 basis, voxel axes
@@ -600,7 +620,7 @@ def plot_signal_and_fodf(
     _draw_glyph(axes[1], lobes / per_lobe, vertices, sphere.faces, plane, frame)
     _draw_samples(axes[0], attenuation / per_signal, _to_world(bvecs, affine), plane)
     lines = np.zeros((0, 3)) if directions is None else np.asarray(directions, float)
-    for ax, name, note in ((axes[0], "signal", "a disc across each fibre; dots: as measured"),
+    for ax, name, note in ((axes[0], "signal", "a disc across each fibre" + "; dots: as measured" * (width > 640)),
                            (axes[1], "fODF", "a lobe along each fibre")):
         _draw_directions(ax, _to_world(lines, affine), plane)
         _decorate(ax, plane, bar=False, ball=ax is axes[1])

@@ -51,7 +51,7 @@ def _segments(
     return gfx.Line(gfx.Geometry(positions=streamlines.points[ends], colors=colors),
                     gfx.LineThinSegmentMaterial(color_mode="vertex"))
 
-# %% ../nbs/08_scene.ipynb #3fccfb9d
+# %% ../nbs/08_scene.ipynb #c063ade7
 def _slices(
     volume: Volume,
     position: np.ndarray,             # (3,) rasmm where the planes cross
@@ -79,9 +79,7 @@ def _slices(
         child.material.plane = tuple(normal)
         child.material.map = gfx.TextureMap(gfx.Texture(shades, dim=1), wrap="clamp")
         child.material.alpha_test = 0.3
-        child.render_order = -1
-        if behind:
-            child.material.depth_test = False
+        child.render_order = -1  # before all lines
         child.visible = plane in planes
     return slicer
 
@@ -256,7 +254,7 @@ def _open(content: _Content, size: tuple[int, int], kind: str, pixel_ratio: int)
     _aim_camera(camera, np.concatenate([content.outline, *(m[None] for m in marks)]), content.view, size[0] / size[1])
     return manager, shown
 
-# %% ../nbs/08_scene.ipynb #d4083314
+# %% ../nbs/08_scene.ipynb #93cde034
 NO_VULKAN = (
     "No Vulkan driver was found, so matplotlib draws this still; for the real view run "
     "`apt install mesa-vulkan-drivers` (Debian, Ubuntu) or `dnf install mesa-vulkan-drivers` (Fedora), or, without "
@@ -264,9 +262,9 @@ NO_VULKAN = (
 )
 
 
-def _is_no_driver(error: RuntimeError) -> bool:
-    """Whether wgpu says that it found no adapter, or only one that cannot do what the slices need."""
-    return str(error).startswith(("Request adapter failed", "Request device failed"))
+def _is_no_driver(error: Exception) -> bool:
+    """Whether wgpu says that it found no adapter, or only one that cannot do what the slices need; or says so again."""
+    return str(error).startswith(("Request adapter failed", "Request device failed", "'Shared' object has no attribute '_device'"))
 
 
 @lru_cache(maxsize=1)
@@ -274,13 +272,13 @@ def vulkan_available() -> bool:
     """Whether FURY can draw on this machine: a window is opened once, and the answer kept."""
     try:
         window.ShowManager(size=(8, 8), window_type="offscreen").close()
-    except RuntimeError as error:
+    except (RuntimeError, AttributeError) as error:
         if not _is_no_driver(error):
             raise
         return False
     return True
 
-# %% ../nbs/08_scene.ipynb #2f18d929
+# %% ../nbs/08_scene.ipynb #6d9ac55a
 class Still:
     """A finished picture: shows itself in a notebook, is written by `save`, becomes pixels by `.array`."""
 
@@ -292,8 +290,8 @@ class Still:
 
     @property
     def png(self) -> bytes:
-        """The bytes of a PNG file."""
-        return encode_png(self.array)
+        """The bytes of a PNG file, every pixel as it is."""
+        return encode_png(self.array, small=False)
 
     def save(
         self,
@@ -304,7 +302,7 @@ class Still:
             temporary.write_bytes(self.png)
 
     def _repr_png_(self) -> bytes:
-        return self.png
+        return encode_png(self.array)
 
     def __repr__(self):
         return f"Still({self.array.shape[1]} x {self.array.shape[0]} pixels)"
