@@ -11,7 +11,6 @@ from .policy import Constant as Constant
 from .control import Control as Control
 from .models.directions import CosineRegression as CosineRegression
 from .runlog import Curve as Curve
-from .plots import DARK as DARK
 from .dwi import DWI as DWI
 from .files import DataError as DataError
 from .demo import Demo as Demo
@@ -27,7 +26,6 @@ from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
 from .phantom import LAYOUTS as LAYOUTS
-from .plots import LIGHT as LIGHT
 from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .loader import MIN_PART as MIN_PART
@@ -35,7 +33,6 @@ from .dataset import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
-from .scene import NO_VULKAN as NO_VULKAN
 from .space import Origin as Origin
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets

@@ -552,6 +552,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tractkit.plots._spread': ('plots.html#_spread', 'tractkit/plots.py'),
                                 'tractkit.plots._subset': ('plots.html#_subset', 'tractkit/plots.py'),
                                 'tractkit.plots._to_world': ('plots.html#_to_world', 'tractkit/plots.py'),
+                                'tractkit.plots._with_palette': ('plots.html#_with_palette', 'tractkit/plots.py'),
                                 'tractkit.plots._write_strip': ('plots.html#_write_strip', 'tractkit/plots.py'),
                                 'tractkit.plots._write_title': ('plots.html#_write_title', 'tractkit/plots.py'),
                                 'tractkit.plots.color_ball': ('plots.html#color_ball', 'tractkit/plots.py'),

@@ -111,6 +111,7 @@ ball = (np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T < 1
 things = Tractogram(Streamlines.from_list(lines), np.diag([2, 2, 2, 1.]), ball.shape), Volume(ball, np.diag([2, 2, 2, 1.]))"""
 
 
+@pytest.mark.full
 def test_a_person_turns_a_view(lab):
     from tractkit.scene import vulkan_available
 
