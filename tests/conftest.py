@@ -25,7 +25,12 @@ NEEDS = {
 }
 
 
+# Files that take minutes, longest first: where files run side by side, none of these may be the last to begin.
+LONG = ["test_promise.py", "test_demo.py", "test_panel_browser.py", "test_trainer.py"]
+
+
 def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
     answers: dict[str, bool] = {}
     for item in items:
         for marker, (can_run, reason) in NEEDS.items():

@@ -10,12 +10,14 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTHON = sys.executable
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 PHASES = [
     ("ruff", ["-m", "ruff", "check", "nbs", "tractkit", "tests", "tools", "benchmarks", "setup.py"]),
     ("types", ["-m", "mypy"]),
     ("export: nbs/ and tractkit/ agree", ["tools/check_notebooks.py", "--export"]),
     ("notebooks: each in its own process", ["tools/check_notebooks.py", "--run"]),
-    ("pytest", ["-m", "pytest"]),
+    # Files side by side; conftest.py puts the longest first.
+    ("pytest", ["-m", "pytest", "-n", str(min(4, CORES)), "--dist", "loadfile", "--no-loadscope-reorder"]),
 ]
 
 
