@@ -51,6 +51,23 @@ def test_import_is_cheap():
     assert ours - bare < 0.3, f"import tractkit takes {ours:.2f} s, {ours / bare:.1f} times the bare interpreter's {bare:.2f} s"
 
 
+@pytest.mark.parametrize("taken", [False, True])
+def test_compiled_code_has_a_place_where_nothing_can_be_written(tmp_path, taken):
+    """os.access stands for a file system that is read-only, which root cannot be shown."""
+    if taken:
+        (tmp_path / f"tractkit-numba-{os.getuid()}").mkdir(mode=0o777)
+        (tmp_path / f"tractkit-numba-{os.getuid()}").chmod(0o777)
+    code = "import os; os.access = lambda *a: False; import tractkit; print(os.environ['NUMBA_CACHE_DIR'])"
+    env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
+    run = subprocess.run([sys.executable, "-c", code], env=env | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True)
+    folder = Path(run.stdout.strip())
+    assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
+    assert (folder.name != f"tractkit-numba-{os.getuid()}") == taken
+    usual = subprocess.run([sys.executable, "-c", "import os, tractkit; print('NUMBA_CACHE_DIR' in os.environ)"], env=env,
+                           capture_output=True, text=True, check=True)
+    assert usual.stdout.strip() == "False"
+
+
 def test_unknown_name_says_so():
     import tractkit
 
