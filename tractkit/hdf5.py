@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HDF5_FORMAT', 'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5', 'add_subject']
 
-# %% ../nbs/10_hdf5.ipynb #f97c4cba
+# %% ../nbs/10_hdf5.ipynb #44dd875e
 import hashlib
 import json
 import os
@@ -14,7 +14,7 @@ import shutil
 import signal
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -41,7 +41,7 @@ from .streamlines import resample_nb_points, resample_step
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/10_hdf5.ipynb #9ef6adb0
+# %% ../nbs/10_hdf5.ipynb #263671ba
 HDF5_FORMAT = 1
 _ALIGNED: dict[str, Any] = {"alignment_threshold": 1, "alignment_interval": 64}
 
@@ -68,10 +68,12 @@ def _checksum(arrays: Mapping[str, Any], affine: np.ndarray) -> str:
 
 def _write_group(parent: h5py.Group, name: str, arrays: dict[str, np.ndarray], attrs: dict[str, Any], sources: list, **storage) -> None:
     group = parent.create_group(name)
-    for key, array in arrays.items():
-        group.create_dataset(key, data=array, **storage)
-    group.attrs.update(attrs)
-    group.attrs["tractkit_checksum"] = _checksum(arrays, attrs["affine"])
+    with ThreadPoolExecutor(1) as thread:  # hashing lets other threads run
+        checksum = thread.submit(_checksum, arrays, attrs["affine"])
+        for key, array in arrays.items():
+            group.create_dataset(key, data=array, **storage)
+        group.attrs.update(attrs)
+        group.attrs["tractkit_checksum"] = checksum.result()
     group.attrs["tractkit_version"], group.attrs["tractkit_sources"] = _version(), json.dumps(sources)
 
 
@@ -149,7 +151,7 @@ def part_ids(
     start, stop = (round(n * p) for p in part)
     return np.sort(permutation(fold(seed, "parts", subject), n)[start:stop])
 
-# %% ../nbs/10_hdf5.ipynb #2a3dd24a
+# %% ../nbs/10_hdf5.ipynb #d7b7612d
 @dataclass(frozen=True)
 class _Job:
     """One subject to write, under one name or several."""
@@ -167,20 +169,24 @@ def _write_subject(h5: h5py.File, job: _Job, step: Callable[[str], None]) -> Non
     for entry in job.entries:
         h5.create_group(entry.name)
     for name, source in job.sources.items():
-        record = source.provenance(job.root)
-        if isinstance(source.group, VolumeGroup):
-            volume = load_volume_group(source)
-            _write_volume(h5[job.entries[0].name], name, volume, record, job.options.compression)
-            for entry in job.entries[1:]:
-                h5[entry.name][name] = h5[job.entries[0].name][name]
-            if job.intermediate:
-                volume.save(job.intermediate / job.subject / f"{name}.nii.gz")
-        else:
-            _write_parts(h5, job, name, source, record)
+        with ThreadPoolExecutor(1) as thread:
+            record = thread.submit(source.provenance, job.root)  # while the files are read
+            if isinstance(source.group, VolumeGroup):
+                _write_linked(h5, job, name, load_volume_group(source), record.result())
+            else:
+                _write_parts(h5, job, name, source, record.result)
         step(f"{job.subject}/{name}")
 
 
-def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, record: list) -> None:
+def _write_linked(h5: h5py.File, job: _Job, name: str, volume: Volume, record: list) -> None:
+    _write_volume(h5[job.entries[0].name], name, volume, record, job.options.compression)
+    for entry in job.entries[1:]:
+        h5[entry.name][name] = h5[job.entries[0].name][name]
+    if job.intermediate:
+        volume.save(job.intermediate / job.subject / f"{name}.nii.gz")
+
+
+def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, record: Callable[[], list]) -> None:
     t, removed = load_streamlines_group(source, remove_invalid=job.options.remove_invalid)
     connectivity = load_connectivity(source, (t.affine, t.dimensions))
     for entry in job.entries:
@@ -189,7 +195,7 @@ def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, reco
         if not len(chosen):
             raise DataError("no streamline", subject=entry.name, group=name, fix="Check the file, or enlarge the share")
         chosen = job.options.apply(chosen)
-        _write_streamlines(h5[entry.name], name, chosen, ids, removed, record, connectivity)
+        _write_streamlines(h5[entry.name], name, chosen, ids, removed, record(), connectivity)
         if job.intermediate:
             suffix = ".trx" if chosen.dps or chosen.dpp or chosen.groups else ".trk"
             chosen.save(job.intermediate / entry.name / f"{name}{suffix}")
