@@ -366,7 +366,7 @@ def neighborhood_vectors(
         offsets = offsets[offsets.any(axis=1)]
     return (np.concatenate([np.zeros((1, 3)), offsets]) * resolution + 0.0).astype(np.float32)  # + 0.0: no -0.0
 
-# %% ../nbs/02_volume.ipynb #772f7c75
+# %% ../nbs/02_volume.ipynb #e9238017
 _BROKEN = (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError)  # what a damaged file raises
 
 
@@ -412,14 +412,19 @@ def _interleaved(path: Path, image) -> np.ndarray:
     has them one after the other, and to unpack all and then turn them would need both."""
     x, y, z = image.shape[:3]
     data = np.empty((x, y, z, image.shape[3] if len(image.shape) == 4 else 1), np.float32)
-    block = np.empty((min(data.shape[3], max(1, 2**23 // (4 * x * y * z))), z, y, x), "<f4")
-    with open(path, "rb") as f:
+    width = min(data.shape[3], max(1, 2**23 // (4 * x * y * z)))
+    blocks = [np.empty((width, z, y, x), "<f4") for _ in range(2)]  # one is filled while the other is put in place
+    firsts = range(0, data.shape[3], width)
+    with open(path, "rb") as f, ThreadPoolExecutor(1) as thread:
         pieces = _inflated(f)
         rest = _take(pieces, memoryview(b""), memoryview(bytearray(image.dataobj.offset)))
-        for first in range(0, data.shape[3], len(block)):
-            some = block[:data.shape[3] - first]
-            rest = _take(pieces, rest, memoryview(some.reshape(-1).view(np.uint8)))
-            _interleave(some, data, first)
+        wanted = [blocks[k % 2][:data.shape[3] - first] for k, first in enumerate(firsts)]
+        rests = thread.submit(_take, pieces, rest, wanted[0].reshape(-1).view(np.uint8).data)
+        for k, first in enumerate(firsts):
+            rest = rests.result()
+            if k + 1 < len(firsts):
+                rests = thread.submit(_take, pieces, rest, wanted[k + 1].reshape(-1).view(np.uint8).data)
+            _interleave(wanted[k], data, first)
         for _ in pieces:  # to the end of the file, where its checksum is
             pass
     return data.reshape(image.shape)
