@@ -335,10 +335,10 @@ def two_subjects(tmp_path):
     return {"training": ["a 0.5", "b"], "validation": ["a 0.5"], "testing": []}
 
 
-@pytest.mark.parametrize("options", [{"one_file_per_subject": True}, {"processes": 2}, {"processes": 2, "one_file_per_subject": True}])
+@pytest.mark.parametrize("options", [{"one_file_per_subject": True, "nb_points": np.int64(9)}, {"processes": 2}, {"processes": 2, "one_file_per_subject": True}])
 def test_however_it_is_written_the_content_is_the_same(tmp_path, options):
     splits = two_subjects(tmp_path)
-    one = create_hdf5(tmp_path, tmp_path / "one.hdf5", RICH, splits, progress=False)
+    one = create_hdf5(tmp_path, tmp_path / "one.hdf5", RICH, splits, progress=False, nb_points=options.get("nb_points"))
     other = create_hdf5(tmp_path, tmp_path / "other.hdf5", RICH, splits, progress=False, **options)
     assert contents(one) == contents(other) and hdf5_fingerprint(one) == hdf5_fingerprint(other)
     names = {p.name for p in tmp_path.iterdir()} - {"a", "b", "c", "one.hdf5", "other.hdf5"}

@@ -287,6 +287,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tractkit.hdf5._folder': ('hdf5.html#_folder', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._in_children': ('hdf5.html#_in_children', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._jobs': ('hdf5.html#_jobs', 'tractkit/hdf5.py'),
+                               'tractkit.hdf5._json': ('hdf5.html#_json', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._linked': ('hdf5.html#_linked', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._open_unlocked': ('hdf5.html#_open_unlocked', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._start_child': ('hdf5.html#_start_child', 'tractkit/hdf5.py'),

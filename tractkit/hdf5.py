@@ -234,7 +234,7 @@ def _folder(
 def _subjects_folder(path: Path) -> Path:
     return path.with_name(f"{path.stem}_subjects")
 
-# %% ../nbs/10_hdf5.ipynb #df82b2df
+# %% ../nbs/10_hdf5.ipynb #d43299ed
 class _Stopped(Exception):
     """A child was asked to stop."""
 
@@ -288,11 +288,12 @@ def _in_children(jobs: Sequence[_Job], folder: Path, processes: int, *args) -> I
 
 def _copy_subject(h5: h5py.File, file: Path, job: _Job) -> None:
     """From a file of one subject; as a whole, or linked volumes would be copied twice."""
+    passing = f".{secrets.token_hex(8)}"  # no subject is called that
     with h5py.File(file, "r") as source:
-        h5.copy(source["/"], "copied")
+        h5.copy(source["/"], passing)
     for entry in job.entries:
-        h5.move(f"copied/{entry.name}", entry.name)
-    del h5["copied"]
+        h5.move(f"{passing}/{entry.name}", entry.name)
+    del h5[passing]
 
 # %% ../nbs/10_hdf5.ipynb #0253fe95
 def create_hdf5(
@@ -391,7 +392,7 @@ def _linked(h5: h5py.File, file: Path, folder: str, entries: Sequence[SplitEntry
     with h5py.File(file, "r") as written:
         return _checksums(written)
 
-# %% ../nbs/10_hdf5.ipynb #7ff3bd8a
+# %% ../nbs/10_hdf5.ipynb #856f3026
 def _checksums(h5: h5py.File) -> dict[str, str]:
     """Of all groups, by subject/group; computes those of a file that has none."""
     if "tractkit_checksums" in h5.attrs:
@@ -407,6 +408,10 @@ def _fingerprint(h5: h5py.File) -> str:
     return hashlib.blake2b("\n".join(lines).encode(), digest_size=16).hexdigest()
 
 
+def _json(value: Any) -> str:
+    return json.dumps(value, default=lambda v: v.item() if isinstance(v, np.generic) else dict(v))
+
+
 def _write_root(h5: h5py.File, config: Mapping, placed: Mapping[str, Sequence[SplitEntry]], options: _Options,
                 checksums: dict[str, str] | None = None) -> None:
     names = h5py.string_dtype()
@@ -419,7 +424,7 @@ def _write_root(h5: h5py.File, config: Mapping, placed: Mapping[str, Sequence[Sp
         value = getattr(options, key)
         h5.attrs[key] = "Not defined by user" if value is None else value
     h5.attrs["tractkit_format"] = HDF5_FORMAT
-    h5.attrs["tractkit_config"], h5.attrs["tractkit_options"] = json.dumps(dict(config)), json.dumps(asdict(options))
+    h5.attrs["tractkit_config"], h5.attrs["tractkit_options"] = _json(dict(config)), _json(asdict(options))
     if checksums is not None:
         h5.attrs["tractkit_checksums"] = json.dumps(checksums)
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
