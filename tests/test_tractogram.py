@@ -315,7 +315,7 @@ def test_not_a_tractogram(tmp_path, kind):
         path.write_bytes(content)
         with pytest.raises(DataError, match=f"a.{kind}"):
             Tractogram.load(path, reference=(np.eye(4), (2, 2, 2)))
-    for name in ("a.vtk", "a", "a.trk.gz"):
+    for name in ("a.ply", "a", "a.trk.gz"):
         with pytest.raises(DataError, match=".trk, .tck, .trx"):
             Tractogram.load(tmp_path / name)
         with pytest.raises(DataError, match=".trk, .tck, .trx"):
@@ -512,6 +512,29 @@ def test_concatenate():
         concatenate_tractograms([t, make(GRIDS["oblique"])])
     with pytest.raises(DataError, match="part 1 has dps"):
         concatenate_tractograms([t, make(GRIDS["LAS"], bare=True)])
+
+
+def test_what_dipy_reads(tmp_path):
+    t = make(GRIDS["oblique"], bare=True)
+    save_tractogram(t.to_sft(), str(tmp_path / "a.dpy"), bbox_valid_check=False)
+    back = Tractogram.load(tmp_path / "a.dpy", reference=t)
+    assert np.array_equal(back.streamlines.offsets, t.streamlines.offsets) and back.dimensions == t.dimensions
+    assert np.allclose(back.streamlines.points, t.streamlines.points, atol=1e-4)
+    with pytest.raises(DataError, match="does not know its grid"):
+        Tractogram.load(tmp_path / "a.dpy")
+    (tmp_path / "b.dpy").write_bytes((tmp_path / "a.dpy").read_bytes()[:900])
+    with pytest.raises(DataError, match="b.dpy: cannot be read as .dpy"):
+        Tractogram.load(tmp_path / "b.dpy", reference=t)
+    with pytest.raises(DataError, match="only read"):
+        t.save(tmp_path / "c.dpy")
+
+
+@pytest.mark.parametrize("kind", ["vtk", "vtp", "fib"])
+def test_what_dipy_reads_only_with_vtk(tmp_path, kind):
+    t = make(GRIDS["oblique"], bare=True)
+    (tmp_path / f"a.{kind}").write_text("# vtk DataFile Version 3.0\n")
+    with pytest.raises(DataError, match=f"a.{kind}: DIPY cannot read .{kind} with the packages that are installed"):
+        Tractogram.load(tmp_path / f"a.{kind}", reference=t)
 
 
 def test_html_is_safe_and_short():

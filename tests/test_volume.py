@@ -361,3 +361,22 @@ def test_real_volumes(tmp_path):
         np.testing.assert_array_equal(again.affine, plain.affine)
         np.testing.assert_array_equal(again.header.get_sform(), plain.get_sform())
         np.testing.assert_array_equal(again.data, volume.data)
+
+
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 4, 3, 1), (37, 18, 5, 7), (96, 96, 60, 5)])
+def test_gzip_of_floats_as_nibabel_reads_it(tmp_path, shape):
+    """Blocks of features (the last shape has several), several gzips in one file, zeros after the end, big-endian."""
+    data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii.gz")
+    raw = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
+    (tmp_path / "parts.nii.gz").write_bytes(b"".join(gzip.compress(raw[a:a + len(raw) // 3 + 1]) for a in range(0, len(raw), len(raw) // 3 + 1)))
+    (tmp_path / "zeros.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes() + bytes(2**19))
+    nib.save(nib.Nifti1Image(data.astype(">f4"), np.eye(4), nib.Nifti1Header(endianness=">")), tmp_path / "big.nii.gz")
+    for name in ("a", "parts", "zeros", "big"):
+        v = Volume.load(tmp_path / f"{name}.nii.gz")
+        assert v.data.flags.c_contiguous and v.data.dtype == np.float32 and np.array_equal(v.data, data), name
+    whole = (tmp_path / "a.nii.gz").read_bytes()
+    for bad in (whole[:-4], whole[:-9], whole[:len(whole) // 2], whole[:-8] + bytes(4) + whole[-4:], gzip.compress(raw[:-5])):
+        (tmp_path / "bad.nii.gz").write_bytes(bad)
+        with pytest.raises(DataError, match="bad.nii.gz: (its data cannot be read|cannot be read as NIfTI)"):
+            Volume.load(tmp_path / "bad.nii.gz")

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['Volume', 'neighborhood_vectors']
 
-# %% ../nbs/02_volume.ipynb #7ef13f3d
+# %% ../nbs/02_volume.ipynb #96d86cfc
 import gzip
 import os
 import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -365,7 +366,7 @@ def neighborhood_vectors(
         offsets = offsets[offsets.any(axis=1)]
     return (np.concatenate([np.zeros((1, 3)), offsets]) * resolution + 0.0).astype(np.float32)  # + 0.0: no -0.0
 
-# %% ../nbs/02_volume.ipynb #8fe194de
+# %% ../nbs/02_volume.ipynb #e9238017
 _BROKEN = (ImageFileError, HeaderDataError, EOFError, OSError, zlib.error, ValueError)  # what a damaged file raises
 
 
@@ -386,7 +387,9 @@ def _load(path: Path, dtype, check_finite: bool) -> Volume:
         raise DataError(f"holds {image.get_data_dtype()}, not real numbers", file=file)
     affine = check_affine(image.affine, file=file)
     try:
-        if file.endswith(".gz") and isinstance(image, nib.Nifti1Image):
+        if file.endswith(".gz") and isinstance(image, nib.Nifti1Image) and _is_plain(image, dtype):
+            data = _interleaved(path, image)
+        elif file.endswith(".gz") and isinstance(image, nib.Nifti1Image):
             with gzip.open(file) as stream:
                 data = _numbers(type(image).from_stream(stream), dtype)
                 while stream.read(1 << 20):  # to the end of the file, where its checksum is
@@ -397,6 +400,75 @@ def _load(path: Path, dtype, check_finite: bool) -> Volume:
         raise DataError(f"its data cannot be read ({e})", file=file, fix="The file is truncated or damaged: copy it again") from e
     volume = Volume(_as_type(data, dtype, file), affine, file, image.header)
     return volume.check_finite() if check_finite else volume
+
+
+def _is_plain(image, dtype) -> bool:
+    """Whether float32 is wanted and stored, without scaling."""
+    return dtype == np.float32 and image.dataobj.dtype == np.dtype("<f4") and (image.dataobj.slope, image.dataobj.inter) == (1, 0)
+
+
+def _interleaved(path: Path, image) -> np.ndarray:
+    """The floats of a .nii.gz, features last, with a few features at a time in memory beside the result: a NIfTI
+    has them one after the other, and to unpack all and then turn them would need both."""
+    x, y, z = image.shape[:3]
+    data = np.empty((x, y, z, image.shape[3] if len(image.shape) == 4 else 1), np.float32)
+    width = min(data.shape[3], max(1, 2**23 // (4 * x * y * z)))
+    blocks = [np.empty((width, z, y, x), "<f4") for _ in range(2)]  # one is filled while the other is put in place
+    firsts = range(0, data.shape[3], width)
+    with open(path, "rb") as f, ThreadPoolExecutor(1) as thread:
+        pieces = _inflated(f)
+        rest = _take(pieces, memoryview(b""), memoryview(bytearray(image.dataobj.offset)))
+        wanted = [blocks[k % 2][:data.shape[3] - first] for k, first in enumerate(firsts)]
+        rests = thread.submit(_take, pieces, rest, wanted[0].reshape(-1).view(np.uint8).data)
+        for k, first in enumerate(firsts):
+            rest = rests.result()
+            if k + 1 < len(firsts):
+                rests = thread.submit(_take, pieces, rest, wanted[k + 1].reshape(-1).view(np.uint8).data)
+            _interleave(wanted[k], data, first)
+        for _ in pieces:  # to the end of the file, where its checksum is
+            pass
+    return data.reshape(image.shape)
+
+
+def _inflated(f) -> Iterator[bytes]:
+    """What a gzip file holds, piece by piece; EOFError or zlib.error if it is damaged. zlib does all the work, so
+    other threads run meanwhile."""
+    inflate = zlib.decompressobj(31)
+    while piece := f.read(2**18):
+        while piece:
+            if inflate.eof:  # another gzip follows the first, or zeros pad the file
+                piece = piece.lstrip(b"\0")
+                inflate = zlib.decompressobj(31) if piece else inflate
+            if out := inflate.decompress(piece):
+                yield out
+            piece = inflate.unused_data if inflate.eof and piece else b""
+    if not inflate.eof:
+        raise EOFError("compressed file ended before its end was marked")
+
+
+def _take(pieces: Iterator[bytes], rest: memoryview, out: memoryview) -> memoryview:
+    """Fill `out` with what was left and what comes; what is left now."""
+    at = 0
+    while at < len(out):
+        if not len(rest):
+            rest = memoryview(next(pieces, b""))
+            if not len(rest):
+                raise EOFError(f"{len(out) - at} bytes of data are missing")
+        n = min(len(rest), len(out) - at)
+        out[at:at + n] = rest[:n]
+        at, rest = at + n, rest[n:]
+    return rest
+
+
+@numba.njit(nogil=True, cache=True)
+def _interleave(block, data, first):
+    """data[x, y, z, first + c] = block[c, z, y, x], in tiles that stay in the cache."""
+    for y in range(data.shape[1]):
+        for x0 in range(0, data.shape[0], 16):
+            for z in range(data.shape[2]):
+                for c in range(len(block)):
+                    for x in range(x0, min(x0 + 16, data.shape[0])):
+                        data[x, y, z, first + c] = block[c, z, y, x]
 
 
 def _numbers(image, dtype) -> np.ndarray:
