@@ -152,14 +152,33 @@ def test_from_many_threads(made):
         assert all(pool.map(work, range(60)))
 
 
-def test_pickled_while_another_thread_holds_the_lock(made):
-    dataset = MultiSubjectDataset(made[0], lazy=True).load_data()
-    done = threading.Event()
-    with dataset._file.lock:
-        thread = threading.Thread(target=lambda: (pickle.loads(pickle.dumps(dataset)).training_set[0].streamlines["streamlines"].get(0), done.set()))
-        thread.start()
-        assert done.wait(30)
-    thread.join()
+def test_forked_while_another_thread_reads(made):
+    """No lock that a thread held at the time of the fork is waited for in the child."""
+    dataset = MultiSubjectDataset(made[0], lazy=True, cache_size=1).load_data()
+    stop = threading.Event()
+
+    def keep_reading():
+        while not stop.is_set():
+            for i in range(3):
+                s = dataset.subject(f"sub-{i}")
+                s.streamlines["streamlines"].get([0])
+                s.volumes["input"].volume.data.sum()
+
+    thread = threading.Thread(target=keep_reading)
+    thread.start()
+    try:
+        expected = None
+        for _ in range(5):
+            queue = mp.get_context("fork").Queue()
+            process = mp.get_context("fork").Process(target=_read, args=(dataset, [3, 1], queue))
+            process.start()
+            points, total = queue.get(timeout=60)
+            process.join(60)
+            expected = points if expected is None else expected
+            assert process.exitcode == 0 and np.array_equal(points, expected)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_few_open_files(made):

@@ -5,8 +5,9 @@ from .sampler import BatchIDSampler as BatchIDSampler
 from .sampler import BatchIds as BatchIds
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
-from .dataset import ByteCache as ByteCache
+from .storage import ByteCache as ByteCache
 from .checkpoint import Checkpoints as Checkpoints
+from .dataset import Connectivity as Connectivity
 from .policy import Constant as Constant
 from .control import Control as Control
 from .models.directions import CosineRegression as CosineRegression
@@ -28,6 +29,7 @@ from .models.layers import KeyedDropout as KeyedDropout
 from .phantom import LAYOUTS as LAYOUTS
 from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
+from .storage import LocalFile as LocalFile
 from .loader import MIN_PART as MIN_PART
 from .dataset import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
@@ -41,9 +43,11 @@ from .policy import PerEpoch as PerEpoch
 from .phantom import PhantomSettings as PhantomSettings
 from .phantom import PhantomSubject as PhantomSubject
 from .plots import Picture as Picture
+from .storage import Place as Place
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
+from .storage_remote import RemoteFile as RemoteFile
 from .dwi import Response as Response
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
@@ -94,6 +98,7 @@ from .tracking import check_limits as check_limits
 from .tracking import check_seeds as check_seeds
 from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
+from .storage import chunk_ranges as chunk_ranges
 from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
 from .scoring import compare_tractograms as compare_tractograms
@@ -109,6 +114,7 @@ from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .hdf5 import create_hdf5 as create_hdf5
 from .sampler import cut_batches as cut_batches
+from .storage_remote import data_file as data_file
 from .files import data_folder as data_folder
 from .demo import demo_settings as demo_settings
 from .demo import demo_trainer as demo_trainer
@@ -142,12 +148,14 @@ from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
+from .storage import open_unlocked as open_unlocked
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
 from .panel import panel_of as panel_of
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
+from .storage import place_of as place_of
 from .plots import plot_comparison as plot_comparison
 from .plots import plot_losses as plot_losses
 from .plots import plot_signal_and_fodf as plot_signal_and_fodf
