@@ -7,7 +7,7 @@ from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .storage import ByteCache as ByteCache
 from .checkpoint import Checkpoints as Checkpoints
-from .dataset import Connectivity as Connectivity
+from .contents import Connectivity as Connectivity
 from .policy import Constant as Constant
 from .control import Control as Control
 from .models.directions import CosineRegression as CosineRegression
@@ -31,7 +31,7 @@ from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .storage import LocalFile as LocalFile
 from .loader import MIN_PART as MIN_PART
-from .dataset import MRIData as MRIData
+from .contents import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
@@ -47,11 +47,13 @@ from .storage import Place as Place
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
+from .contents import ReadVolume as ReadVolume
 from .storage_remote import RemoteFile as RemoteFile
 from .dwi import Response as Response
+from .contents import Rows as Rows
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
-from .dataset import SFTData as SFTData
+from .contents import SFTData as SFTData
 from .hdf5 import SPLITS as SPLITS
 from .scoring import Scores as Scores
 from .dwi import ShInfo as ShInfo
@@ -127,6 +129,8 @@ from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
+from .contents import find_streamlines as find_streamlines
+from .contents import find_volume as find_volume
 from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
@@ -142,6 +146,7 @@ from .dwi import load_sh as load_sh
 from .cli import main as main
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
+from .contents import make_streamlines as make_streamlines
 from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
