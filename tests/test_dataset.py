@@ -20,6 +20,7 @@ from tractkit.files import DataError, data_folder
 from tractkit.hdf5 import create_hdf5
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
+from tractkit.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +343,18 @@ def test_file_of_dwi_ml(lazy):
         assert got.points.dtype == np.float32 and np.allclose(got.points, source.streamlines.points, atol=1e-4)
         assert np.allclose(sft.lengths_mm, source.lengths_mm, rtol=1e-4)
         assert np.allclose(sft.dps["weight"], source.dps["weight"], atol=1e-6)
+        connectivity = sft.connectivity
+        assert (connectivity.type, connectivity.nb_blocs.tolist()) == ("from_blocs", [4, 4, 4]) and connectivity.matrix.shape == (64, 64)
+        assert np.array_equal(connectivity.matrix, np.load(sample / f"source/ready/sub-{i}/conn.npy"))
+        assert np.array_equal(sft.nb_points, source.streamlines.nb_points) and sft.dps["weight"].shape == (60, 1)
+        ids = [7, 50, 7, 0]  # lazy, dps and a list of ids: an error in dwi_ml
+        dipy = sft.as_sft(ids)
+        assert np.allclose(dipy.data_per_streamline["weight"], source.dps["weight"][ids], atol=1e-6)
+        assert np.allclose(dipy.streamlines.get_data(), source[ids].rasmm().points, atol=1e-3)
+        mask = dataset.subject(f"sub-{i}").volumes["wm_mask"].volume
+        assert np.array_equal(mask.data[..., 0] > 0, Volume.load(sample / f"source/ready/sub-{i}/wm.nii.gz").data > 0)
+        stored = h5py.File(sample / "data.hdf5")[f"sub-{i}/input/data"][()]
+        assert np.array_equal(dataset.subject(f"sub-{i}").volumes["input"].volume.data, stored)
     assert len(dataset.fingerprint()) == 32
 
 
