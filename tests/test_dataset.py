@@ -17,7 +17,7 @@ from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, w
 
 from tractkit.dataset import ByteCache, MultiSubjectDataset
 from tractkit.files import DataError, data_folder
-from tractkit.hdf5 import create_hdf5
+from tractkit.hdf5 import add_subject, create_hdf5
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
 from tractkit.volume import Volume
@@ -672,3 +672,22 @@ def test_memory_of_a_pass_does_not_grow_with_the_file(tmp_path):
         peaks.append(int(done.stdout))
         sizes.append(os.path.getsize(tmp_path / f"{n}.hdf5") // 1024)
     assert peaks[1] - peaks[0] < 0.03 * (sizes[1] - sizes[0])
+
+
+@pytest.mark.parametrize("symlink", [False, True])
+def test_a_subject_is_added_under_an_open_dataset(tmp_path, symlink):
+    """A file for each subject, as `create_hdf5` and `add_subject` write them; the master is replaced, the subjects are not."""
+    path, sources = make_file(tmp_path, one_file_per_subject=True)
+    dataset = MultiSubjectDataset(path, lazy=True).load_data()
+    new = make_subject(tmp_path / "sub-9", np.random.default_rng(9))
+    add_subject(path, tmp_path, "sub-9", "testing", progress=False)
+    if symlink:
+        (tmp_path / "elsewhere").mkdir()
+        path = tmp_path / "elsewhere/link.hdf5"
+        path.symlink_to(tmp_path / "data.hdf5")
+    again = MultiSubjectDataset(path, lazy=True).load_data()
+    assert again.testing_set.subjects == ["sub-2", "sub-9"] and dataset.testing_set.subjects == ["sub-2"]
+    for data in (dataset, again, pickle.loads(pickle.dumps(dataset))):
+        for name, source in sources.items():
+            assert np.allclose(data.subject(name).streamlines["streamlines"].get([4]).points, source.streamlines[4], atol=1e-4)
+    assert np.allclose(again.subject("sub-9").streamlines["streamlines"].get().points, new.streamlines.points, atol=1e-4)

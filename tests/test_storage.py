@@ -424,6 +424,17 @@ def test_links_stay_in_their_folder(remote):
     assert isinstance(file, RemoteFile)
 
 
+def test_a_question_may_swallow_errors(remote):
+    """What it made of a block that was not there is no answer."""
+    def question(h5):
+        try:
+            return h5["rows"][4000].tolist()
+        except OSError:
+            return None
+
+    assert data_file(remote[0], block_size=512).ask(question) == remote[1][4000].tolist()
+
+
 def test_hdf5_never_waits_for_the_network(remote, monkeypatch):
     """While blocks are fetched another thread can use h5py, and this one holds none of its locks."""
     file = data_file(remote[0], block_size=512)

@@ -207,7 +207,7 @@ _start_anew()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_start_anew)
 
-# %% ../nbs/09_storage.ipynb #9dbec45c
+# %% ../nbs/09_storage.ipynb #9f6a04d0
 class LocalFile:
     """A data file on this machine. Usable from any thread and process; open where and while it is used."""
 
@@ -293,4 +293,4 @@ class LocalFile:
 
     def sibling(self, name: str) -> "LocalFile":
         """The file that an external link in this one means."""
-        return LocalFile(os.path.join(os.path.dirname(self.path), name))
+        return LocalFile(os.path.join(os.path.dirname(os.path.realpath(self.path)), name))
