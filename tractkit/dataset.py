@@ -224,6 +224,8 @@ class SFTData:
         self.lengths_mm = lengths_mm                        # (n,) float64
         self.dps = dps                                      # name → (n, k)
         self._offsets, self._points = offsets, points
+        self.dpp_keys: tuple[str, ...] = ()                 # data per point there is
+        self.groups: dict[str, np.ndarray] = {}             # name → (m,) int64 streamline ids
 
     def __len__(self) -> int:
         return len(self._offsets) - 1
