@@ -114,6 +114,7 @@ from .plots import content_box as content_box
 from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
+from .streamlines import copy_runs as copy_runs
 from .hdf5 import create_hdf5 as create_hdf5
 from .plan import cut_batches as cut_batches
 from .files import data_folder as data_folder

@@ -115,6 +115,7 @@ NAMES = {
     "content_points": "plots",
     "conversion_affine": "space",
     "convert_points": "space",
+    "copy_runs": "streamlines",
     "create_hdf5": "hdf5",
     "cut_batches": "plan",
     "data_folder": "files",

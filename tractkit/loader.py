@@ -5,11 +5,11 @@
 # %% auto #0
 __all__ = ['MIN_PART', 'StreamlinesBatchLoader', 'BatchLoaderSeveralInputs', 'BatchLoaderOneInput']
 
-# %% ../nbs/13_loader.ipynb #c9f6354e
+# %% ../nbs/13_loader.ipynb #5f93c9e9
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,65 +21,66 @@ from .files import DataError
 from .inputs import GroupInputs
 from .keyed import fold, fold_ids, normal, uniform
 from .space import voxel_sizes
-from .streamlines import PointMap, Streamlines, compress as compress_streamlines, concatenate_streamlines
-from .streamlines import resample_nb_points, resample_step, reverse, split
+from .streamlines import PointMap, Streamlines, compress as compress_streamlines, copy_runs
+from .streamlines import resample_nb_points, resample_step
 from .volume import Neighborhood
 
-# %% ../nbs/13_loader.ipynb #adc0f9ac
+# %% ../nbs/13_loader.ipynb #aa39bd8b
 MIN_PART = 6  # points of a part, the shared cut point included
 
 
 @dataclass(frozen=True)
-class _Piece:
-    """The streamlines of one subject in a batch."""
+class _Pieces:
+    """The streamlines of a batch as runs of the points of wholes: where each begins, and in which sense it goes."""
 
-    streamlines: Streamlines
-    source: np.ndarray       # (n,) which of the ids asked for
-    parts: np.ndarray        # (n,) 0 whole, 1, 2
-    reversed: np.ndarray     # (n,) bool
-    incoming: np.ndarray     # (n, 3) voxel: what leads to the first point
-    cuts: np.ndarray         # (n,) where the whole was cut; -1: it was not
-    maps: list[PointMap]     # where points came from, step after step
+    source: np.ndarray    # (n,) which of the streamlines before
+    parts: np.ndarray     # (n,) 0 whole, 1, 2
+    reversed: np.ndarray  # (n,) bool
+    cuts: np.ndarray      # (n,) where the whole was cut; -1: it was not
+    first: np.ndarray     # (n,) the point of its subject it begins with
+    step: np.ndarray      # (n,) 1, or -1 if reversed
+    offsets: np.ndarray   # (n + 1,) in the new points
+    before: np.ndarray    # (n, 2) two points of its subject: the segment that leads to the first point
+
+    def rows(self, r: slice) -> np.ndarray:
+        """The old point that each new point of the streamlines `r` is."""
+        counts = np.diff(self.offsets[r.start:r.stop + 1])
+        k = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return np.repeat(self.first[r], counts) + k * np.repeat(self.step[r], counts)
+
+
+_fold = lru_cache(maxsize=4096)(fold)  # a batch asks for a few keys of each subject, the next batch for the same
 
 
 def _augment(
-    s: Streamlines,
-    keys: dict[str, np.ndarray],  # operation → (n,) uint64, a key for each streamline
+    low: np.ndarray,              # (m,) the first point of each streamline, of its subject's
+    n: np.ndarray,                # (m,) points of each
+    keys: dict[str, np.ndarray],  # operation → (m,) uint64, a key for each streamline
     split_ratio: float,
     reverse_ratio: float,
-) -> _Piece:
-    n, maps = s.nb_points, []
+) -> _Pieces:
     room = np.maximum(n - 2 * (MIN_PART - 1), 0)  # places where a cut leaves two parts
     flags = (uniform(keys["split"], 0) < split_ratio) & (room > 0)
     at = MIN_PART - 1 + (uniform(keys["split"], 1, dtype=np.float64) * room).astype(np.int64)
-    source = np.repeat(np.arange(len(s)), 1 + flags)
+    source = np.repeat(np.arange(len(n)), 1 + flags)
     second = np.r_[False, source[1:] == source[:-1]][:len(source)]
     parts = np.where(flags[source], 1 + second, 0)
     turned = uniform(keys["reverse"][source], parts) < reverse_ratio
-    new = s
-    if flags.any():
-        new, came = split(new, at, flags)
-        maps.append(came)
-    if turned.any():
-        new, came = reverse(new, turned)
-        maps.append(came)
-    cuts = np.where(flags, at, -1)[source]
-    return _Piece(new, source, parts, turned, _incoming(s, source, parts, turned, at[source]), cuts, maps)
+    low, high, cut = low[source], (low + n - 1)[source], (low + at)[source]
+    begin, end, step = np.where(parts == 2, cut, low), np.where(parts == 1, cut, high), np.where(turned, -1, 1)
+    first = np.where(turned, end, begin)
+    offsets = np.concatenate([[0], np.cumsum(end - begin + 1)])
+    return _Pieces(source, parts, turned, np.where(flags, at, -1)[source], first, step, offsets, _before(first, step, low, high))
 
 
-def _incoming(whole: Streamlines, source: np.ndarray, parts: np.ndarray, turned: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """(n, 3) voxel: the segment that leads to each first point. At the end of a whole streamline, where
-    there is none, the first segment itself; zero for fewer than two points."""
-    low, high = whole.offsets[source], whole.offsets[source + 1] - 1
-    first = np.where(turned, np.where(parts == 1, low + at, high), np.where(parts == 2, low + at, low))
-    sense = np.where(turned, -1, 1)
-    at_end = (first - sense < low) | (first - sense > high)
-    a, b = np.where(at_end, first, first - sense), np.where(at_end, first + sense, first)
-    out, some = np.zeros((len(source), 3), np.float32), high > low
-    out[some] = whole.points[b[some]] - whole.points[a[some]]
-    return out
+def _before(first: np.ndarray, step: np.ndarray, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n, 2) the segment that leads to each first point. At the end of a whole streamline, where there is none, the
+    first segment itself; one point twice for fewer than two points."""
+    at_end = (first - step < low) | (first - step > high)
+    a, b = np.where(at_end, first, first - step), np.where(at_end, first + step, first)
+    return np.where((high > low)[:, None], np.stack([a, b], 1), 0)
 
-# %% ../nbs/13_loader.ipynb #4c51e152
+# %% ../nbs/13_loader.ipynb #b3c10650
 def _one_of(**options: float | None) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) > 1:
@@ -94,16 +95,15 @@ def _noise_size(voxels: float, mm: float | None) -> tuple[float, bool]:
     return (voxels, False) if mm is None else (mm, True)
 
 
-def _ranges(counts: list[int]) -> list[slice]:
-    stops = np.cumsum(counts).tolist()
-    return [slice(b - n, b) for n, b in zip(counts, stops, strict=True)]
+def _ranges(edges: np.ndarray) -> list[slice]:
+    return [slice(a, b) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
     """One row per streamline or point: (n,) becomes (n, 1)."""
     return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
-# %% ../nbs/13_loader.ipynb #218f2f1a
+# %% ../nbs/13_loader.ipynb #71b57cbe
 class StreamlinesBatchLoader:
     """Turns the sampler's ids into a StreamlineBatch.
 
@@ -184,7 +184,7 @@ class StreamlinesBatchLoader:
         return found
 
     def _keys(self, epoch: int, subject: str, operation: str, ids: np.ndarray) -> np.ndarray:
-        return fold_ids(fold(self.rng, epoch, subject, operation), ids)
+        return fold_ids(_fold(self.rng, epoch, subject, operation), ids)
 
     def load_batch_streamlines(
         self,
@@ -198,41 +198,42 @@ class StreamlinesBatchLoader:
         epoch = epoch if training else 0
         if not batch_ids:  # of the first subject, no streamlines: the same tensors as ever, with no rows
             batch_ids = [(self._subjects()[0].name, np.zeros(0, np.int64))]
-        resampling, loaded = self._resampling(), []
+        loaded, resampling = [], self._resampling()
         for subject, ids in batch_ids:
             sft = self.dataset.subject(subject).streamlines[self.streamline_group_name]
-            stored = whole = sft.get(ids)
-            maps = []
-            if resampling:
-                whole, came = resampling[0](stored, affine=sft.affine)
-                maps.append(came)
-            keys = {op: self._keys(epoch, subject, op, ids) for op in ("split", "reverse")}
-            piece = _augment(whole, keys, self.split_ratio * training, self.reverse_ratio * training)
-            loaded.append(_Loaded(subject, np.asarray(ids), sft, piece, stored.nb_points, whole.nb_points, [*maps, *piece.maps]))
-        return self._pack(loaded, epoch, training, () if resampling is None else (resampling[1],))
+            stored = sft.get(ids)
+            whole, came = (stored, None) if resampling is None else resampling[0](stored, affine=sft.affine)
+            loaded.append(_Loaded(subject, np.asarray(ids), sft, stored.nb_points, whole, came))
+        keys = {op: np.concatenate([self._keys(epoch, x.subject, op, x.ids) for x in loaded]) for op in ("split", "reverse", "known")}
+        low, n = (np.concatenate([f(x.whole) for x in loaded]) for f in (lambda s: s.offsets[:-1], lambda s: s.nb_points))
+        pieces = _augment(low, n, keys, self.split_ratio * training, self.reverse_ratio * training)
+        return self._pack(loaded, n, pieces, keys["known"], epoch, training, () if resampling is None else (resampling[1],))
 
-    def _pack(self, loaded: list["_Loaded"], epoch: int, training: bool, operations: tuple[str, ...]) -> StreamlineBatch:
-        pieces, affines = [x.piece for x in loaded], np.stack([x.sft.affine for x in loaded])
-        sources = [p.source for p in pieces]
-        scale = np.concatenate([np.broadcast_to(voxel_sizes(a), (len(i), 3)) for a, i in zip(affines, sources, strict=True)]).astype(np.float32)
-        draws = [uniform(self._keys(epoch, x.subject, "known", x.ids[x.piece.source]), x.piece.parts) for x in loaded]
-        incoming = np.concatenate([p.incoming for p in pieces]) * scale
+    def _pack(self, loaded: list["_Loaded"], n: np.ndarray, pieces: _Pieces, keys: np.ndarray, epoch: int, training: bool,
+              operations: tuple[str, ...]) -> StreamlineBatch:
+        affines, source = np.stack([x.sft.affine for x in loaded]), pieces.source
+        edges = np.searchsorted(source, np.cumsum([0, *(len(x.ids) for x in loaded)]))  # where subjects begin, after splits
+        ranges, point_ranges = _ranges(edges), _ranges(pieces.offsets[edges])
+        points, incoming = np.empty((pieces.offsets[-1], 3), np.float32), np.zeros((len(source), 3), np.float32)
+        for x, r in zip(loaded, ranges, strict=True):
+            copy_runs(x.whole.points, pieces.first[r], pieces.step[r], pieces.offsets[r.start:r.stop + 1], points)
+            if len(x.whole.points):
+                incoming[r] = np.subtract(*x.whole.points[pieces.before[r].T[::-1]])
+        scale = np.repeat(np.stack([voxel_sizes(a) for a in affines]), np.diff(edges), axis=0).astype(np.float32)
+        incoming *= scale
         norm = np.linalg.norm(incoming, axis=1, keepdims=True)
-        known = (np.concatenate(draws) < self.known_start_ratio) & (norm[:, 0] > 0)
+        known = (uniform(keys[source], pieces.parts) < self.known_start_ratio) & (norm[:, 0] > 0)
         previous = np.where(known[:, None], incoming / np.where(norm > 0, norm, 1), 0)
-        s = concatenate_streamlines([p.streamlines for p in pieces])
-        tensors = dict(points=s.points, offsets=s.offsets, streamline_ids=np.concatenate([x.ids[x.piece.source] for x in loaded]),
-                       parts=np.concatenate([p.parts for p in pieces]), reversed=np.concatenate([p.reversed for p in pieces]),
-                       cuts=np.concatenate([p.cuts for p in pieces]), previous=previous.astype(np.float32), first_known=known,
-                       voxel_sizes=scale, stored_points=np.concatenate([x.stored[x.piece.source] for x in loaded]),
-                       whole_points=np.concatenate([x.whole[x.piece.source] for x in loaded]))
-        dps = {k: np.concatenate([_rows(np.asarray(x.sft.dps[k])[x.ids[x.piece.source]]) for x in loaded]) for k in self.dps_keys}
-        per_point = [x.dpp() for x in loaded] if self.dpp_keys else []
+        tensors = dict(points=points, offsets=pieces.offsets, streamline_ids=np.concatenate([x.ids for x in loaded])[source],
+                       parts=pieces.parts, reversed=pieces.reversed, cuts=pieces.cuts, previous=previous.astype(np.float32),
+                       first_known=known, voxel_sizes=scale, stored_points=np.concatenate([x.stored for x in loaded])[source],
+                       whole_points=n[source])
+        dps = {k: np.concatenate([_rows(np.asarray(x.sft.dps[k])[x.ids]) for x in loaded])[source] for k in self.dps_keys}
+        per_point = [x.dpp(pieces.rows(r)) for x, r in zip(loaded, ranges, strict=True)] if self.dpp_keys else []
         dpp = {k: np.concatenate([_rows(values[k]) for values in per_point]) for k in self.dpp_keys}
         as_tensors = [{k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in (tensors, dps, dpp)]
         return StreamlineBatch(**as_tensors[0], dps=as_tensors[1], dpp=as_tensors[2], subjects=[x.subject for x in loaded],
-                               subject_ranges=_ranges([len(i) for i in sources]),
-                               point_ranges=_ranges([len(p.streamlines.points) for p in pieces]),
+                               subject_ranges=ranges, point_ranges=point_ranges,
                                affines=affines, epoch=epoch, training=training, operations=operations)
 
     def load_batch_groups(
@@ -275,22 +276,19 @@ class StreamlinesBatchLoader:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """What became of one subject's ids."""
+    """What was loaded of one subject."""
 
     subject: str
     ids: np.ndarray
     sft: Any
-    piece: _Piece
-    stored: np.ndarray  # points of each id in the file
-    whole: np.ndarray   # and after resampling
-    maps: list[PointMap]
+    stored: np.ndarray      # points of each id in the file
+    whole: Streamlines      # resampled
+    came: PointMap | None   # and where their points came from
 
-    def dpp(self) -> dict[str, np.ndarray]:
-        """Data per point of the piece."""
+    def dpp(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Data per point of the resampled streamlines, at the points `rows`."""
         values = self.sft.get_dpp(self.ids)
-        for came in self.maps:
-            values = {key: came.apply(value) for key, value in values.items()}
-        return values
+        return {key: (value if self.came is None else self.came.apply(value))[rows] for key, value in values.items()}
 
 # %% ../nbs/13_loader.ipynb #91ad9d42
 class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
