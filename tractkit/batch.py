@@ -180,7 +180,7 @@ def _provenance_of(batch: StreamlineBatch, i: int) -> Provenance:
              *[[key, _numbers(value[i])] for key, value in batch.dps.items()]]
     return Provenance(["", ""], rows, f"streamline {i} of {len(batch)}")
 
-# %% ../nbs/13_batch.ipynb #580e2f20
+# %% ../nbs/13_batch.ipynb #a322db92
 def _picture(batch: StreamlineBatch, width: int = 230, height: int = 170, most: int = 120) -> str:
     """At most `most` streamlines as SVG, in mm along the two longest axes."""
     s = batch.streamlines()
@@ -197,7 +197,7 @@ def _picture(batch: StreamlineBatch, width: int = 230, height: int = 170, most: 
     for line in lines:
         across, up = 5 + (line[:, x] - low[x]) * scale, height - 5 - (line[:, y] - low[y]) * scale
         way = np.abs(np.diff(line, axis=0)).sum(axis=0)
-        red, green, blue = (60 + 195 * way / max(float(way.max()), 1e-6)).astype(int)
+        red, green, blue = (20 + 215 * way / max(float(np.linalg.norm(way)), 1e-6)).astype(int)  # seen on white and on black
         color = f"rgb({red},{green},{blue})"
         places = " ".join(f"{a:.0f},{b:.0f}" for a, b in zip(across, up, strict=True))
         drawn.append(f"<polyline points='{places}' fill='none' stroke='{color}' stroke-width='1'/>"
