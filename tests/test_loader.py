@@ -1,20 +1,37 @@
 """loader: the same augmentation in any batch and worker, nothing lost, the right signal under each point."""
 
+import contextlib
+import dataclasses
+import tracemalloc
+from unittest import mock
+
 import numpy as np
 import pytest
 import torch
-from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines
+from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 from torch.utils.data import DataLoader
 
 from tractkit.dataset import MultiSubjectDataset
+from tractkit.feeding import Feeder
 from tractkit.files import DataError
 from tractkit.hdf5 import create_hdf5
-from tractkit.loader import MIN_PART, BatchLoaderOneInput, StreamlinesBatchLoader, sample_trilinear
+from tractkit.inputs import GroupInputs, sample_nearest, sample_trilinear
+from tractkit.loader import MIN_PART, BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
+from tractkit.models.base import build_model, load_model, save_model
+from tractkit.models.learn2track import Learn2Track
 from tractkit.sampler import BatchIDSampler
 from tractkit.space import voxel_sizes
 from tractkit.streamlines import Streamlines, resample_step
+from tractkit.tracking import Tracker, _Ground
 from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.trainer import TrainerOneInput
+from tractkit.volume import Neighborhood, Volume
+
+
+def on_tensors():
+    """Take the way of other devices on this one."""
+    return mock.patch.object(GroupInputs, "_by_kernel", GroupInputs._by_gathering)
+
 
 AUGMENT = dict(split_ratio=0.5, reverse_ratio=0.5, noise_gaussian_size_forward=0.1, noise_gaussian_size_loss=0.2)
 
@@ -227,8 +244,8 @@ def test_volume_and_streamlines_on_different_grids(tmp_path):
     loader = BatchLoaderOneInput(MultiSubjectDataset(path).load_data(), None, "input", "streamlines")
     batch = loader.load_batch_streamlines([("a", np.arange(20))])
     assert np.allclose(loader.load_batch_inputs(batch.points, batch), t.rasmm().points, atol=3e-3)
-    there = loader._sample_there(loader.dataset.subject("a").volumes["input"], batch.points, np.linalg.inv(t.affine) @ half)
-    assert np.allclose(there, t.rasmm().points, atol=3e-3)
+    with on_tensors():
+        assert np.allclose(loader.load_batch_inputs(batch.points, batch), t.rasmm().points, atol=3e-3)
 
 
 @pytest.mark.gpu
@@ -284,12 +301,13 @@ def test_points_outside_by_policy(made):
     for outside in ("clamp", "zero", "error"):
         loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", outside=outside)
         if outside == "error":
-            with pytest.raises(DataError, match="outside"):
-                loader.load_batch_inputs(far, batch)
-            with pytest.raises(DataError, match="outside"):
-                loader._sample_there(dataset.subject("sub-0").volumes["input"], far, None)
+            for path in (on_tensors, contextlib.nullcontext):
+                with pytest.raises(DataError, match="sub-0/input: point 0 of .* is outside the box"), path():
+                    loader.load_batch_inputs(far, batch)
         else:
             assert bool((loader.load_batch_inputs(far, batch) == 0).all()) == (outside == "zero")
+            with on_tensors():
+                assert bool((loader.load_batch_inputs(far, batch) == 0).all()) == (outside == "zero")
 
 
 def test_batch_moves_and_prints(made):
@@ -300,3 +318,379 @@ def test_batch_moves_and_prints(made):
     assert len(batch) == len(batch.streamline_ids) and "sub-0" in repr(batch) and "at 0x" not in repr(batch)
     assert torch.equal(batch.ids, torch.from_numpy(batch.streamlines().ids))
     assert len(random_lines(np.random.default_rng(0), 3)) == 3
+
+
+# ---- sharing, workers ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("world_size", [2, 5])
+def test_shards_change_nothing(made, world_size):
+    """What the ranks load together is what one process loads, bit for bit; a rank without streamlines loads none."""
+    dataset, _ = made
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=0.8, **AUGMENT)
+    plan = BatchIDSampler(dataset, "streamlines", 31).plan(3)
+    seen = 0
+    for i in range(len(plan)):
+        whole = by_streamline(loader, loader.load_batch_streamlines(plan[i]))
+        parts = [loader.load_batch_streamlines(plan.shard(r, world_size)[i]) for r in range(world_size)]
+        together = {k: v for part in parts for k, v in by_streamline(loader, part).items()}
+        assert same(whole, together) and {part.epoch for part in parts} == {3}
+        seen += sum(len(part) == 0 for part in parts)
+        for part in parts:
+            assert loader.load_batch_inputs(part.points, part).shape == (len(part.points), 3)
+    assert seen or world_size == 2  # the last batch is small
+
+
+def test_no_streamlines(made):
+    loader = BatchLoaderOneInput(made[0], None, "input", "streamlines", step_size=1, **AUGMENT)
+    batch = loader.load_batch_streamlines([])
+    full = loader.load_batch_streamlines([("sub-0", np.arange(3))])
+    assert len(batch) == 0 and batch.points.shape == (0, 3) and batch.offsets.tolist() == [0] and batch.dps["bundle"].shape == (0, 1)
+    for name in ("points", "offsets", "streamline_ids", "parts", "reversed", "previous", "first_known", "cuts"):
+        assert getattr(batch, name).dtype == getattr(full, name).dtype
+    assert len(loader.add_noise_streamlines_forward(batch)) == 0 and loader.load_batch_inputs(batch.points, batch).shape == (0, 3)
+    assert len(batch.provenance()) == 0 and "0" in repr(batch) and "<table" in batch._repr_html_()
+
+
+START = [("fork", 1), ("fork", 2), ("spawn", 2), ("forkserver", 1)]
+START_FULL = [(m, n) for m in ("fork", "spawn", "forkserver") for n in (1, 2, 4)]
+
+
+@pytest.mark.parametrize("method, workers", START + [pytest.param(m, n, marks=pytest.mark.full) for m, n in START_FULL if (m, n) not in START])
+def test_dwi_ml_9_workers_do_not_share_their_draws(made, method, workers):
+    """There, each worker has a copy of the generator: the same noise in each, and other numbers for other workers."""
+    dataset = MultiSubjectDataset(made[0].path, lazy=workers == 2).load_data()
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=0.8, **AUGMENT)
+    plans = {size: BatchIDSampler(dataset, "streamlines", size).plan(4) for size in (6, 11)}
+    here = {k: v for batch in plans[11] for k, v in by_streamline(loader, loader.load_batch_streamlines(batch)).items()}
+    feeder = Feeder(loader.load_batch_streamlines, workers, prefetch=1 + workers, context=method)
+    try:
+        for plan in plans.values():
+            with feeder.batches(plan, epoch=4) as batches:
+                there = [by_streamline(loader, batch) for batch in batches]
+            assert len(there) == len(plan) and same(here, {k: v for part in there for k, v in part.items()})
+    finally:
+        feeder.close()
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 7])
+def test_prefetching_changes_nothing(made, prefetch):
+    dataset, _ = made
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=0.8, **AUGMENT)
+    plan = BatchIDSampler(dataset, "streamlines", 9).plan(2)
+    with Feeder(loader.load_batch_streamlines, prefetch=prefetch).batches(plan, 2, epoch=2) as batches:
+        for k, batch in enumerate(batches):
+            assert same(by_streamline(loader, batch), by_streamline(loader, loader.load_batch_streamlines(plan[2 + k])))
+            np.random.default_rng(k).normal(size=3)  # what others draw is nobody's business
+            torch.rand(3)
+
+
+# ---- data beside the streamlines -----------------------------------------------------------------------------
+
+
+class WithDpp:
+    """An SFTData that has data per point: the point's own coordinates, and its number."""
+
+    dpp_keys = ("xyz", "number")
+
+    def __init__(self, sft, groups=None):
+        self._sft, self.groups = sft, groups or {}
+
+    def __getattr__(self, name):
+        return getattr(self.__dict__["_sft"], name)
+
+    def __len__(self):
+        return len(self._sft)
+
+    def get_dpp(self, ids):
+        s = self._sft.get(ids)
+        return {"xyz": s.points.copy(), "number": (np.arange(len(s.points)) - s.offsets[s.ids])[:, None].astype(np.float32)}
+
+
+@pytest.fixture
+def with_dpp(made):
+    dataset = MultiSubjectDataset(made[0].path).load_data()
+    for s in [*dataset.training_set, *dataset.validation_set, *dataset.testing_set]:
+        s.streamlines["streamlines"] = WithDpp(s.streamlines["streamlines"], {"even": np.arange(0, 30, 2), s.name: np.arange(3)})
+    return dataset
+
+
+@pytest.mark.parametrize("options", [{}, {"step_size": 0.7}, {"nb_points": 15}, {"compress": 0.002}])
+def test_data_per_point_follow_split_reverse_and_resampling(with_dpp, options):
+    loader = StreamlinesBatchLoader(with_dpp, None, "streamlines", split_ratio=0.6, reverse_ratio=0.5, **options)
+    batch = loader.load_batch_streamlines([("sub-0", np.array([3, 1, 20, 7])), ("sub-1", np.arange(30))])
+    assert batch.reversed.any() and (batch.parts > 0).any()
+    assert torch.allclose(batch.dpp["xyz"], batch.points, atol=1e-4) and batch.dpp["number"].shape == (len(batch.points), 1)
+    turned = torch.stack([batch.dpp["number"][a] > batch.dpp["number"][b - 1] for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)])
+    assert torch.equal(turned[:, 0], batch.reversed)
+    assert torch.equal(batch.dps["bundle"][:, 0].long(), batch.streamline_ids)  # both parts have their streamline's
+    assert StreamlinesBatchLoader(with_dpp, None, "streamlines", dpp_keys=["number"], dps_keys=[]).load_batch_streamlines(
+        [("sub-0", np.arange(3))]).dpp.keys() == {"number"}
+    with pytest.raises(DataError, match="sub-0/streamlines: no data per point fa; there are xyz, number"):
+        StreamlinesBatchLoader(with_dpp, None, "streamlines", dpp_keys=["fa"])
+    with pytest.raises(DataError, match="no data per streamline fa; there are bundle"):
+        StreamlinesBatchLoader(with_dpp, None, "streamlines", dps_keys=["fa"])
+
+
+def test_groups_of_a_batch(with_dpp):
+    loader = StreamlinesBatchLoader(with_dpp, None, "streamlines", split_ratio=1)
+    batch = loader.load_batch_streamlines([("sub-0", np.array([0, 1, 4])), ("sub-1", np.array([2, 9]))])
+    groups = loader.load_batch_groups(batch)
+    assert groups["even"].tolist() == [k % 2 == 0 for k in batch.streamline_ids.tolist()]
+    of = [batch.subject_of(i) for i in range(len(batch))]
+    assert groups["sub-1"].tolist() == [name == "sub-1" and k < 3 for name, k in zip(of, batch.streamline_ids.tolist(), strict=True)]
+
+
+def test_provenance_says_what_was_done(made):
+    dataset, sources = made
+    loader = StreamlinesBatchLoader(dataset, None, "streamlines", step_size=0.5, split_ratio=0.5, reverse_ratio=0.5, noise_gaussian_size_forward=0.1)
+    batch = loader.load_batch_streamlines([("sub-0", np.arange(9)), ("sub-1", np.array([4, 2]))], epoch=7)
+    table = batch.provenance()
+    assert len(table) == len(batch)
+    for i, row in enumerate(table):
+        name, k = row["subject"], int(row["streamline"])
+        source = sources[name].streamlines[k]
+        assert name == batch.subject_of(i) and k == batch.streamline_ids[i] and row["bundle"] == str(k)
+        assert row["points"] == f"{batch.nb_points[i]} of {len(source)} stored" and (row["sense"] == "reversed") == bool(batch.reversed[i])
+        whole = resample_step(Streamlines.from_list([source]), 0.5, sources[name].affine)[0][0]
+        assert batch.whole_points[i] == len(whole)
+        if batch.parts[i]:
+            at = int(batch.cuts[i])
+            part = whole[:at + 1] if batch.parts[i] == 1 else whole[at:]
+            part = part[::-1] if batch.reversed[i] else part
+            a, b = batch.offsets[i:i + 2].tolist()
+            assert np.allclose(batch.points[a:b], part, atol=1e-4)
+    one = int((batch.parts == 2).nonzero()[0])
+    text = repr(loader.add_noise_streamlines_forward(batch).provenance(one))
+    for words in ("resampled to a step of 0.5 mm", "noise of 0.1 voxels (forward)", f"at point {int(batch.cuts[one])}", "part 2 of 2", "epoch       7, training"):
+        assert words in text
+    assert "<table" in batch.provenance(one)._repr_html_() and "0x" not in text
+    with pytest.raises(IndexError):
+        batch.provenance(len(batch))
+
+
+def test_html_of_a_batch(made):
+    loader = StreamlinesBatchLoader(made[0], None, "streamlines")
+    batch = loader.load_batch_streamlines([("sub-0", np.arange(30)), ("sub-1", np.arange(30))])
+    batch.subjects[1] = "<b>"
+    page = batch._repr_html_()
+    assert page.count("<polyline") == 60 and "&lt;b&gt;" in page and "<b>" not in page and "sub-0 (30)" in page and len(page) < 40_000
+
+
+# ---- inputs: neighbourhoods, several groups, policies --------------------------------------------------------
+
+
+@pytest.mark.parametrize("how, function", [("trilinear", sample_trilinear), ("nearest", sample_nearest)])
+@pytest.mark.parametrize("outside", ["clamp", "zero"])
+@pytest.mark.parametrize("shape", [(7, 5, 6, 3), (1, 4, 1, 2), (2, 2, 2, 1)])
+def test_tensors_equal_the_kernel_with_neighborhoods(how, function, outside, shape):
+    rng = np.random.default_rng(0)
+    volume = Volume(rng.normal(size=shape).astype(np.float32), np.diag([2, 2, 3, 1]))
+    points = rng.uniform(-3, 9, (400, 3)).astype(np.float32)
+    points[:40] = np.round(points[:40]) + 0.5
+    for around in (Neighborhood("axes", 2, 0.7), Neighborhood("grid", 1, resolution_mm=1.3)):
+        vectors = around.vectors(volume.voxel_sizes)
+        expected = volume.sample(points, how, outside, neighborhood=vectors)
+        assert expected.shape == (400, around.nb_points * shape[3])
+        args = torch.from_numpy(volume.data), torch.from_numpy(points), outside, torch.from_numpy(vectors)
+        assert np.allclose(function(*args), expected, atol=1e-5)
+        with mock.patch.dict("tractkit.inputs._SLICE", {"cpu": 37}):
+            assert np.allclose(function(*args), expected, atol=1e-5)
+    with pytest.raises(ValueError, match="outside is 'wrap'"):
+        function(*args[:2], "wrap")
+    with pytest.raises(DataError, match=r"point \d+ of 400.* or its neighborhood is outside the box of"):
+        function(*args[:2], "error", args[3])
+
+
+@pytest.mark.parametrize("kind", ["axes", "grid"])
+@pytest.mark.parametrize("path", [contextlib.nullcontext, on_tensors])
+def test_neighborhood_of_inputs(made, kind, path):
+    """[current, neighbours], features fastest: the world coordinates of each point of the neighbourhood."""
+    dataset, sources = made
+    options = dict(neighborhood_type=kind, neighborhood_radius=1, neighborhood_resolution_mm=0.5)
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", **options)
+    batch = loader.load_batch_streamlines([("sub-0", np.arange(30)), ("sub-1", np.arange(30))])
+    with path():
+        inputs = loader.load_batch_inputs(batch.points, batch)
+    assert inputs.shape == (len(batch.points), loader.neighborhood.nb_points * 3)
+    for name, r in zip(batch.subjects, batch.point_ranges, strict=True):
+        affine = sources[name].affine
+        vectors = loader.neighborhood.vectors(voxel_sizes(affine))
+        assert np.allclose(np.linalg.norm((vectors * voxel_sizes(affine))[1:7], axis=1).min(), 0.5, atol=1e-5)
+        for k, vector in enumerate(vectors):
+            inside = np.clip(batch.points[r].numpy() + vector, 0, np.array(SHAPE) - 1)
+            world = Streamlines(inside, [0, len(inside)]).transform(affine).points
+            assert np.allclose(inputs[r][:, 3 * k:3 * k + 3], world, atol=3e-3)
+
+
+def test_the_neighborhood_is_the_models(made):
+    dataset, _ = made
+    model = Learn2Track(3, rnn_layer_sizes=(4,), neighborhood_type="axes", neighborhood_radius=1, neighborhood_resolution=0.5)
+    assert BatchLoaderOneInput(dataset, model, "input", "streamlines").neighborhood == Neighborhood("axes", 1, 0.5)
+    assert BatchLoaderOneInput(dataset, model, "input", "streamlines", neighborhood_type="axes", neighborhood_radius=1,
+                               neighborhood_resolution=0.5).inputs["input"].input_size == 21
+    with pytest.raises(ValueError, match="leave it to the model"):
+        BatchLoaderOneInput(dataset, model, "input", "streamlines", neighborhood_type="grid", neighborhood_radius=1, neighborhood_resolution=0.5)
+    for options, message in [({"neighborhood_type": "axes"}, "neighborhood_radius"), ({"neighborhood_type": "axes", "neighborhood_radius": 1}, "resolution"),
+                             ({"neighborhood_type": "ball", "neighborhood_radius": 1, "neighborhood_resolution": 1}, "'axes' or 'grid'"),
+                             ({"neighborhood_type": "axes", "neighborhood_radius": 1, "neighborhood_resolution": 1, "neighborhood_resolution_mm": 1}, "one of")]:
+        with pytest.raises(ValueError, match=message):
+            BatchLoaderOneInput(dataset, None, "input", "streamlines", **options)
+        with pytest.raises(ValueError, match=message):
+            Learn2Track(3, **options)
+    again = build_model("Learn2Track", model.hyperparameters)
+    assert again.neighborhood == model.neighborhood and model.hyperparameters["neighborhood_type"] == "axes"
+    assert "neighborhood_type" not in Learn2Track(3).hyperparameters
+
+
+def test_trains_and_tracks_with_a_neighborhood(tmp_path, made):
+    """The tracker shows the model, at the same points, what the loader showed it."""
+    dataset, _ = made
+    model = Learn2Track(3, rnn_layer_sizes=(6,), step_size=2.0, neighborhood_type="axes", neighborhood_radius=1, neighborhood_resolution_mm=1)
+    sampler = BatchIDSampler(dataset, "streamlines", 40)
+    loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", outside="zero")
+    TrainerOneInput(model, tmp_path, "run", sampler, loader, max_epochs=1, num_threads=1, device="cpu", progress=False).train_and_validate()
+    save_model(model, tmp_path / "model")
+    model = load_model(tmp_path / "model")
+    assert model.neighborhood == Neighborhood("axes", 1, resolution_mm=1)
+    seen = []
+    volume = dataset.subject("sub-0").volumes["input"].volume
+    mask = Volume(np.ones(SHAPE, bool), volume.affine)
+    tracker = Tracker(model, volume, mask, min_length=0, theta=180, max_length=20, outside="zero")
+    step = tracker._model.step
+    tracker._model.step = lambda inputs, previous, state: (seen.append(inputs.clone()), step(inputs, previous, state))[1]
+    seeds = np.array([[0.2, 5, 4], [7, 5, 8.4]], np.float32)  # at the rim: neighbours are outside
+    t = tracker.track(seeds, progress=False)
+    batch = dataclasses.replace(loader.load_batch_streamlines([("sub-0", np.arange(1))]), points=torch.from_numpy(seeds), point_ranges=[slice(0, 2)])
+    assert len(t) and torch.equal(seen[0], loader.load_batch_inputs(batch.points, batch)) and seen[0].shape == (2, 21)
+    assert (seen[0] == 0).any()
+    clamped = Tracker(model, volume, mask, min_length=0)._ground.features(batch.points)
+    assert not torch.equal(clamped, seen[0])
+    there = _Ground(volume, mask.data, torch.device("cpu"), "zero", model.neighborhood)
+    there.data = torch.from_numpy(volume.data)
+    assert torch.allclose(there.features(batch.points), seen[0], atol=1e-3)
+    with pytest.raises(ValueError, match="outside"):
+        Tracker(model, volume, mask, outside="wrap")
+
+
+def test_several_inputs(tmp_path):
+    rng = np.random.default_rng(0)
+    t = make_subject(tmp_path / "a", rng, n=20)
+    labels = Volume(rng.integers(0, 5, SHAPE).astype(np.float32), t.affine)
+    labels.save(tmp_path / "a/labels.nii.gz")
+    config = {**CONFIG, "labels": {"type": "volume", "files": ["labels.nii.gz"], "standardization": "none"}}
+    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", config, {"training": ["a"]}, progress=False)).load_data()
+    loader = BatchLoaderSeveralInputs(dataset, None, ["input", "labels"], "streamlines", interpolation={"input": "trilinear", "labels": "nearest"})
+    batch = loader.load_batch_streamlines([("a", np.arange(20))])
+    found = loader.load_batch_inputs(batch.points, batch)
+    one = BatchLoaderOneInput(dataset, None, "input", "streamlines").load_batch_inputs(batch.points, batch)
+    assert found.keys() == {"input", "labels"} and torch.equal(found["input"], one)
+    x, y, z = np.floor(batch.points.numpy() + 0.5).astype(int).T
+    assert np.array_equal(found["labels"][:, 0], labels.data[x, y, z])
+    with on_tensors():
+        assert np.array_equal(loader.load_batch_inputs(batch.points, batch)["labels"][:, 0], labels.data[x, y, z])
+    for groups, options in (("input", {}), ([], {}), (["input", "labels"], {"interpolation": {"input": "nearest"}}), (["input"], {"interpolation": "cubic"})):
+        with pytest.raises(ValueError, match="input_group_names|interpolation"):
+            BatchLoaderSeveralInputs(dataset, None, groups, "streamlines", **options)
+
+
+@pytest.mark.parametrize("path", [contextlib.nullcontext, on_tensors])
+def test_temporaries_are_bounded(tmp_path, path):
+    """Sampling needs its output and at most as much again (NumPy's memory; tensors' on the CPU by their peak)."""
+    rng = np.random.default_rng(0)
+    t = make_subject(tmp_path / "a", rng, n=2)
+    Volume(rng.normal(size=(*SHAPE, 28)).astype(np.float32), t.affine).save(tmp_path / "a/xyz.nii.gz")
+    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines")
+    batch = loader.load_batch_streamlines([("a", np.arange(1))])
+    points = torch.rand(400_000, 3, generator=torch.Generator().manual_seed(0)) * 8
+    batch = dataclasses.replace(batch, points=points, point_ranges=[slice(0, len(points))])
+    with path(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        tracemalloc.start()
+        out = loader.load_batch_inputs(points, batch)
+        _, numpy_peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    now, peak = 0, 0
+    for event in profile.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    assert out.nbytes <= peak and peak + numpy_peak <= 2 * out.nbytes
+
+
+# ---- what goes wrong in dwi_ml -------------------------------------------------------------------------------
+
+
+def test_dwi_ml_1_no_half_voxel_shift(made):
+    """There, corner coordinates are floored as if they were centers: a ramp comes out half a voxel off."""
+    dataset, sources = made
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines")
+    batch = loader.load_batch_streamlines([("sub-0", np.arange(30))])
+    found = loader.load_batch_inputs(batch.points, batch).numpy()
+    world = sources["sub-0"].rasmm().points  # the volume holds its own world coordinates
+    assert np.abs(found - world).max() < 3e-3 < np.linalg.norm(sources["sub-0"].affine[:3, :3] @ [0.5, 0.5, 0.5]) / 10
+    ramp = Volume(np.arange(8, dtype=np.float32)[:, None, None] * np.ones((8, 2, 2), np.float32), np.eye(4))
+    corner = np.float32([[3.5, 1, 1]])
+    assert ramp.sample(corner - 0.5)[0, 0] == 3 and sample_trilinear(torch.from_numpy(ramp.data[..., None]), torch.from_numpy(corner - 0.5)) == 3
+
+
+def test_dwi_ml_2_splits_delete_nothing_and_validation_is_as_stored(tmp_path):
+    """There, streamlines of up to 12 points chosen for a split vanish; and validation is split and reversed, too."""
+    rng = np.random.default_rng(0)
+    t = make_subject(tmp_path / "a", rng, n=4)
+    t = Tractogram(Streamlines.from_list([random_lines(rng, 1, points=(n, n + 1))[0] for n in (8, 12, 13, 30)]), t.affine, SHAPE, dps={"bundle": np.zeros(4)})
+    t.save(tmp_path / "a/lines.trk")
+    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
+    loader = StreamlinesBatchLoader(dataset, None, "streamlines", split_ratio=1, reverse_ratio=1)
+    batch = loader.load_batch_streamlines([("a", np.arange(4))])
+    assert np.bincount(batch.streamline_ids, weights=batch.nb_points - (batch.parts == 2).long()).tolist() == [8, 12, 13, 30]
+    valid = loader.load_batch_streamlines([("a", np.arange(4))], training=False)
+    assert valid.nb_points.tolist() == [8, 12, 13, 30] and np.allclose(valid.points, t.streamlines.points, atol=1e-4)
+
+
+def test_dwi_ml_11_outside_is_a_policy(made):
+    """There, trilinear clips in silence and nearest wraps a negative index around to the other side."""
+    volume = Volume(np.arange(8, dtype=np.float32)[:, None, None] * np.ones((8, 2, 2), np.float32), np.eye(4))
+    data, low = torch.from_numpy(volume.data[..., None]), np.float32([[-1.2, 0, 0]])
+    for how, function in (("nearest", sample_nearest), ("trilinear", sample_trilinear)):
+        for outside in ("clamp", "zero"):
+            assert volume.sample(low, how, outside)[0, 0] == function(data, torch.from_numpy(low), outside)[0, 0] == 0
+            assert volume.sample(-low + 7, how, outside)[0, 0] == function(data, torch.from_numpy(-low + 7), outside)[0, 0] == 7 * (outside == "clamp")
+        for sample in (lambda p, how=how: volume.sample(p.numpy(), how, "error"), lambda p, function=function: function(data, p, "error")):
+            with pytest.raises(DataError, match="outside the box"):
+                sample(torch.from_numpy(low))
+
+
+@pytest.mark.parametrize("settings", [{"nb_points": 7}, {"compress": 0.3}, {"step_size": 1.1}])
+def test_dwi_ml_17_a_models_points_are_the_loaders(made, settings):
+    """There, a model with nb_points is an AttributeError in the loader."""
+    dataset, sources = made
+    model = Learn2Track(3, rnn_layer_sizes=(4,), **{"step_size": None, **settings})
+    assert settings.items() <= model.hyperparameters.items() and settings.items() <= build_model("Learn2Track", model.hyperparameters).hyperparameters.items()
+    found = StreamlinesBatchLoader(dataset, model, "streamlines").load_batch_streamlines([("sub-0", np.arange(30))])
+    asked = StreamlinesBatchLoader(dataset, None, "streamlines", **settings).load_batch_streamlines([("sub-0", np.arange(30))])
+    assert torch.equal(found.points, asked.points) and len(found.points) != len(sources["sub-0"].streamlines.points)
+    if "nb_points" in settings:
+        assert (found.nb_points == 7).all()
+    with pytest.raises(ValueError, match="one of step_size, nb_points and compress"):
+        Learn2Track(3, step_size=1.0, nb_points=7)
+
+
+@pytest.mark.parametrize("sizes", [(2.0001, 2, 2), (1, 2, 3.5)])
+def test_dwi_ml_19_voxels_need_not_be_cubes(tmp_path, sizes):
+    """There, voxels of 2.0001 mm raise. Steps, directions and neighbourhoods are in mm, whatever the voxels."""
+    affine = np.diag([*sizes, 1.0])
+    (tmp_path / "a").mkdir()
+    world_volume(affine).save(tmp_path / "a/xyz.nii.gz")
+    line = np.float32([[1, 1, 1]]) + np.linspace(0, 1, 40)[:, None] * np.float32([8, 6, 4])
+    Tractogram(Streamlines.from_list([line]), affine, SHAPE, dps={"bundle": np.zeros(1)}).save(tmp_path / "a/lines.trk")
+    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
+    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=0.5, known_start_ratio=1, neighborhood_type="axes",
+                                 neighborhood_radius=1, neighborhood_resolution_mm=0.5)
+    batch = loader.load_batch_streamlines([("a", np.arange(1))])
+    steps = np.linalg.norm(np.diff(batch.points.numpy() * sizes, axis=0), axis=1)
+    assert np.allclose(steps, steps.mean(), rtol=1e-3) and steps.mean() == pytest.approx(0.5, rel=0.02)
+    way = (line[1] - line[0]) * sizes
+    assert np.allclose(batch.previous[0], way / np.linalg.norm(way), atol=1e-4)
+    around = loader.load_batch_inputs(batch.points, batch).reshape(-1, 7, 3)
+    assert np.allclose(torch.linalg.norm(around[:, 1:] - around[:, :1], dim=2), 0.5, atol=1e-3)

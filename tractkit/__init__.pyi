@@ -2,8 +2,9 @@
 
 from .phantom import BUNDLES as BUNDLES
 from .sampler import BatchIDSampler as BatchIDSampler
-from .sampler import BatchIds as BatchIds
+from .plan import BatchIds as BatchIds
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
+from .loader import BatchLoaderSeveralInputs as BatchLoaderSeveralInputs
 from .scoring import BundleScores as BundleScores
 from .storage import ByteCache as ByteCache
 from .checkpoint import Checkpoints as Checkpoints
@@ -22,6 +23,7 @@ from .policy import Exponential as Exponential
 from .feeding import Feeder as Feeder
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
+from .inputs import GroupInputs as GroupInputs
 from .sources import GroupSources as GroupSources
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
@@ -36,6 +38,9 @@ from .contents import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
+from .sampler import NO_GROUP as NO_GROUP
+from .volume import Neighborhood as Neighborhood
+from .inputs import OUTSIDE as OUTSIDE
 from .space import Origin as Origin
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
@@ -45,9 +50,10 @@ from .phantom import PhantomSettings as PhantomSettings
 from .phantom import PhantomSubject as PhantomSubject
 from .plots import Picture as Picture
 from .storage import Place as Place
-from .sampler import Plan as Plan
+from .plan import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
+from .batch import Provenance as Provenance
 from .contents import ReadVolume as ReadVolume
 from .storage_remote import RemoteFile as RemoteFile
 from .dwi import Response as Response
@@ -58,6 +64,7 @@ from .contents import SFTData as SFTData
 from .sources import SPLITS as SPLITS
 from .scoring import Scores as Scores
 from .dwi import ShInfo as ShInfo
+from .plan import Shard as Shard
 from .space import Space as Space
 from .sources import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
@@ -66,7 +73,7 @@ from .tracking import StepModel as StepModel
 from .models.layers import StepNoise as StepNoise
 from .scene import Still as Still
 from .control import Stopped as Stopped
-from .loader import StreamlineBatch as StreamlineBatch
+from .batch import StreamlineBatch as StreamlineBatch
 from .scoring import StreamlineClasses as StreamlineClasses
 from .streamlines import Streamlines as Streamlines
 from .loader import StreamlinesBatchLoader as StreamlinesBatchLoader
@@ -116,8 +123,9 @@ from .plots import content_box as content_box
 from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
+from .streamlines import copy_runs as copy_runs
 from .hdf5 import create_hdf5 as create_hdf5
-from .sampler import cut_batches as cut_batches
+from .plan import cut_batches as cut_batches
 from .storage_remote import data_file as data_file
 from .files import data_folder as data_folder
 from .demo import demo_settings as demo_settings
@@ -185,8 +193,9 @@ from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
 from .demo import run_demo as run_demo
+from .inputs import sample_nearest as sample_nearest
 from .phantom import sample_subjects as sample_subjects
-from .loader import sample_trilinear as sample_trilinear
+from .inputs import sample_trilinear as sample_trilinear
 from .checkpoint import save_checkpoint as save_checkpoint
 from .plots import save_figure as save_figure
 from .models.base import save_model as save_model

@@ -53,7 +53,7 @@ class _Ahead:
             except queue.Empty:
                 self._thread.join(0.002)
 
-# %% ../nbs/28_feeding.ipynb #2ba83e2d
+# %% ../nbs/28_feeding.ipynb #eaf80b2b
 class _Order:
     """What the workers are to do next; a `batch_sampler` that is filled anew for each pass."""
 
@@ -65,6 +65,19 @@ class _Order:
 
     def __len__(self) -> int:
         return len(self.items)
+
+
+class _Items(Sequence):
+    """A stretch of a plan, looked up as it is used."""
+
+    def __init__(self, plan: Sequence, where: range, epoch: int, training: bool):
+        self.plan, self.where, self.epoch, self.training = plan, where, epoch, training
+
+    def __len__(self) -> int:
+        return len(self.where)
+
+    def __getitem__(self, i: Any) -> tuple:
+        return self.plan[self.where[i]], self.epoch, self.training
 
 
 class _Same:
@@ -88,7 +101,7 @@ class _Make:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../nbs/28_feeding.ipynb #f3807fa3
+# %% ../nbs/28_feeding.ipynb #913d3895
 class Feeder:
     """Makes the batches of a plan, in its order, ahead of the loop that uses them."""
 
@@ -118,7 +131,7 @@ class Feeder:
         training: bool = True,
     ) -> Iterator[Iterable]:
         """A context with an iterator over the batches; leaving it stops the making. One at a time."""
-        items = [(plan[i], epoch, training) for i in range(start, len(plan) if stop is None else stop)]
+        items = _Items(plan, range(start, len(plan) if stop is None else stop), epoch, training)
         if self.num_workers:
             yield self._from_workers(items)
         elif self.prefetch:

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['StepModel', 'seeds_from_mask', 'dilate_mask', 'TrackingReport', 'Tracker', 'check_limits', 'check_seeds']
 
-# %% ../nbs/40_tracking.ipynb #f2769b2d
+# %% ../nbs/40_tracking.ipynb #4ebf2e6c
 import copy
 import math
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
@@ -20,13 +20,13 @@ from tqdm.auto import tqdm
 
 from .files import DataError
 from .keyed import fold, fold_ids, uniform
-from .loader import sample_trilinear
+from .inputs import sample_trilinear
 from .models.directions import unit
 from .streamlines import Streamlines
 from .tractogram import Tractogram
-from .volume import Volume
+from .volume import Neighborhood, Volume
 
-# %% ../nbs/40_tracking.ipynb #98e566a1
+# %% ../nbs/40_tracking.ipynb #a84b2dc0
 class StepModel(Protocol):
     """What a `Tracker` needs of a model: a direction for each of n growing tips, given a state it keeps itself."""
 
@@ -39,6 +39,7 @@ class StepModel(Protocol):
     def step(self, inputs: Tensor, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
         """(n, nb_features) and (n, 3) unit voxmm or zero -> (n, 3) directions, voxmm, and the new state.
 
+        A model with a `neighborhood` gets the features of each of its points, side by side, as in training.
         A zero direction ends the streamline."""
 
     def select_state(self, state: Any, ids: Tensor) -> Any:
@@ -136,12 +137,15 @@ class _Paths:
         slot = (np.arange(counts.sum()) - first - np.repeat(steps[1], counts)) % self.slots
         return self.points.cpu().numpy()[np.repeat(ids, counts), slot], counts
 
-# %% ../nbs/40_tracking.ipynb #97b6e35a
+# %% ../nbs/40_tracking.ipynb #2b4c51e2
 class _Ground:
     """Signal and mask under points, on one device."""
 
-    def __init__(self, volume: Volume, inside: np.ndarray, device: torch.device):
-        self.volume, self.device = volume, device
+    def __init__(self, volume: Volume, inside: np.ndarray, device: torch.device, outside: Any = "clamp",
+                 neighborhood: Neighborhood | None = None):
+        self.volume, self.device, self.outside = volume, device, outside
+        self.around = None if neighborhood is None else neighborhood.vectors(volume.voxel_sizes)
+        self.vectors = None if self.around is None else torch.from_numpy(self.around).to(device)
         self.inside = torch.from_numpy(np.ascontiguousarray(inside)).to(device)
         self.size = torch.tensor(inside.shape, device=device)
         self.data: Tensor | None = None
@@ -150,10 +154,10 @@ class _Ground:
             self.data = torch.from_numpy(data).to(device)
 
     def features(self, points: Tensor) -> Tensor:
-        """(n, C) float32, trilinear."""
+        """(n, C) float32, trilinear; with a neighborhood, that of each of its points, features fastest."""
         if self.data is None:
-            return torch.from_numpy(self.volume.sample(points.numpy(), outside="clamp"))
-        return sample_trilinear(self.data, points)
+            return torch.from_numpy(self.volume.sample(points.numpy(), outside=self.outside, neighborhood=self.around))
+        return sample_trilinear(self.data, points, self.outside, self.vectors)
 
     def holds(self, points: Tensor) -> Tensor:
         """(n,) bool: the nearest voxel exists and is in the mask."""
@@ -162,7 +166,7 @@ class _Ground:
         x, y, z = torch.minimum(voxel.clamp(min=0), self.size - 1).T
         return self.inside[x, y, z] & exists
 
-# %% ../nbs/40_tracking.ipynb #04b28620
+# %% ../nbs/40_tracking.ipynb #e0256d33
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
 
@@ -181,6 +185,7 @@ class Tracker:
         max_length: float = 200.0,         # mm, both halves together; growth stops there
         seed: int = 0,                     # of the seeds drawn when `track` is given none
         batch_size: int | None = None,     # seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere
+        outside: Literal["clamp", "zero", "error"] = "clamp",  # what a neighborhood sees beyond the volume: as in training
         device: str | torch.device | None = None,  # None: where the model is
     ):
         _check_grids(model, volume, mask)
@@ -199,7 +204,9 @@ class Tracker:
         self._model = model
         if isinstance(model, torch.nn.Module):
             self._model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
-        self._ground = _Ground(volume, _mask_array(mask), self.device)
+        if outside not in ("clamp", "zero", "error"):
+            raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
+        self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None))
         self._stride = torch.tensor(self.step_size / volume.voxel_sizes, dtype=torch.float32, device=self.device)
 
     def track(

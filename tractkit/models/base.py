@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TractographyModel', 'register_model', 'build_model', 'save_model', 'load_model']
 
-# %% ../../nbs/22_models.base.ipynb #124d16ec
+# %% ../../nbs/22_models.base.ipynb #c3066c74
 import json
 import os
 from collections.abc import Mapping
@@ -21,19 +21,36 @@ from torch import nn
 from .._names import NAMES
 from ..files import DataError, atomic_path
 from .directions import Targets, point_directions
+from ..volume import Neighborhood
 
-# %% ../../nbs/22_models.base.ipynb #7ef91e3c
+# %% ../../nbs/22_models.base.ipynb #ce6448b7
 class TractographyModel(nn.Module):
-    """Base of models that predict directions. A child gives `forward`, `compute_loss`, `init_state` and `step`."""
+    """Base of models that predict directions. A child gives `forward`, `compute_loss`, `init_state` and `step`.
+
+    The loader and the tracker ask the model how streamlines are resampled and what is seen around each point, so that
+    they agree. A child that takes these settings hands them on; those that are set are hyperparameters."""
 
     def __init__(
         self,
         step_size: float | None = None,  # mm between points the model is trained and tracks with; None: as stored
+        *,
+        nb_points: int | None = None,    # or this many points on every streamline
+        compress: float | None = None,   # or compressed to this, mm
+        neighborhood_type: str | None = None,  # "axes" or "grid": inputs from around each point; None: of the point alone
+        neighborhood_radius: int | None = None,
+        neighborhood_resolution: float | None = None,     # voxels
+        neighborhood_resolution_mm: float | None = None,  # or mm
         **hyperparameters: Any,          # what the child was built with; plain values
     ):
         super().__init__()
-        self.step_size = step_size
-        self.hyperparameters: dict[str, Any] = json.loads(json.dumps({"step_size": step_size, **hyperparameters}))
+        if sum(x is not None for x in (step_size, nb_points, compress)) > 1:
+            raise ValueError("a model has one of step_size, nb_points and compress")
+        self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
+        around = dict(neighborhood_type=neighborhood_type, neighborhood_radius=neighborhood_radius,
+                      neighborhood_resolution=neighborhood_resolution, neighborhood_resolution_mm=neighborhood_resolution_mm)
+        self.neighborhood = Neighborhood.from_settings(**around)  # type: ignore[arg-type]
+        rest = {k: v for k, v in {"nb_points": nb_points, "compress": compress, **around}.items() if v is not None}
+        self.hyperparameters: dict[str, Any] = json.loads(json.dumps({"step_size": step_size, **rest, **hyperparameters}))
 
     def forward(self, inputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """(P, C) features under the points of `batch` to (P, ...) outputs."""

@@ -16,7 +16,7 @@ from .base import TractographyModel, register_model
 from .directions import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
 
-# %% ../../nbs/23_models.learn2track.ipynb #46bc6de8
+# %% ../../nbs/23_models.learn2track.ipynb #613c24e1
 @register_model
 class Learn2Track(TractographyModel):
     """LSTM or GRU layers on [features, previous direction] at each point, and a direction getter.
@@ -25,7 +25,7 @@ class Learn2Track(TractographyModel):
 
     def __init__(
         self,
-        nb_features: int,                           # C of the inputs
+        nb_features: int,                           # C of the volume; a neighborhood sees so many at each of its points
         rnn_key: str = "lstm",                      # or "gru"
         rnn_layer_sizes: Sequence[int] = (100, 100),
         dropout: float = 0.0,                       # between recurrent layers
@@ -37,8 +37,9 @@ class Learn2Track(TractographyModel):
         step_size: float | None = 1.0,              # mm
         *,
         seed: int = 1234,                           # of the first weights; no hyperparameter
+        **of_inputs: Any,                           # neighborhood_type and the like, nb_points: see TractographyModel
     ):
-        super().__init__(step_size, nb_features=nb_features, rnn_key=rnn_key, rnn_layer_sizes=list(rnn_layer_sizes),
+        super().__init__(step_size, **of_inputs, nb_features=nb_features, rnn_key=rnn_key, rnn_layer_sizes=list(rnn_layer_sizes),
                          dropout=dropout, nb_previous_dirs=nb_previous_dirs, use_skip_connection=use_skip_connection,
                          use_layer_normalization=use_layer_normalization, dg_key=dg_key, dg_dropout=dg_dropout)
         if dg_key != CosineRegression.key:
@@ -47,7 +48,8 @@ class Learn2Track(TractographyModel):
             raise ValueError(f"nb_previous_dirs must be 0 or 1, not {nb_previous_dirs}")
         self.nb_features, self.nb_previous_dirs = nb_features, nb_previous_dirs
         with torch.device("meta"):  # no values yet: none are drawn from torch's global generator
-            self.rnn = StackedRNN(nb_features + 3 * nb_previous_dirs, rnn_layer_sizes, rnn_key, dropout,
+            seen = nb_features * (self.neighborhood.nb_points if self.neighborhood else 1)
+            self.rnn = StackedRNN(seen + 3 * nb_previous_dirs, rnn_layer_sizes, rnn_key, dropout,
                                   use_skip_connection, use_layer_normalization)
             self.direction_getter = CosineRegression(self.rnn.output_size, dg_dropout)
         self.to_empty(device="cpu")

@@ -1,0 +1,79 @@
+"""feeding: the batches of a plan in its order, from any place in it, whoever makes them; looked up as they are used."""
+
+import os
+import time
+
+import pytest
+import torch
+
+from tractkit.feeding import Feeder
+
+
+class CountingPlan:
+    """Batch i is [i]; remembers what was asked for."""
+
+    def __init__(self, n):
+        self.n, self.asked = n, []
+
+    def __len__(self):
+        return self.n
+
+    def __getitem__(self, i):
+        self.asked.append(i)
+        return [i]
+
+
+def load(ids, *, epoch, training):
+    if ids[0] == 99:
+        raise OSError("disk gone")
+    time.sleep(0.02 * (ids[0] % 3 == 0))  # some take longer; the order is the plan's all the same
+    return torch.tensor([ids[0], epoch, training, os.getpid()])
+
+
+@pytest.mark.parametrize("options", [dict(prefetch=0), dict(prefetch=1), dict(prefetch=5), dict(num_workers=1), dict(num_workers=2, prefetch=3),
+                                     dict(num_workers=2, context="spawn"), dict(num_workers=2, context="forkserver")])
+def test_in_order_from_anywhere_again_and_again(options):
+    feeder = Feeder(load, **options)
+    try:
+        for start, stop, epoch, training in ((0, None, 0, True), (7, None, 2, False), (3, 5, 1, True), (12, None, 0, True)):
+            with feeder.batches(CountingPlan(12), start, stop, epoch=epoch, training=training) as batches:
+                found = [b.tolist() for b in batches]
+            assert [f[:3] for f in found] == [[i, epoch, training] for i in range(start, stop or 12)]
+            assert all((f[3] != os.getpid()) == bool(options.get("num_workers")) for f in found)
+        with feeder.batches(CountingPlan(12)) as batches:  # left early, and used again
+            assert next(iter(batches))[0] == 0
+        with feeder.batches(CountingPlan(12), 4, 6) as batches:
+            assert [int(b[0]) for b in batches] == [4, 5]
+    finally:
+        feeder.close()
+
+
+@pytest.mark.parametrize("options", [dict(prefetch=0), dict(prefetch=3), dict(num_workers=1, prefetch=3)])
+def test_the_plan_is_looked_up_as_it_is_used(options):
+    plan, feeder = CountingPlan(1000), Feeder(load, **options)
+    try:
+        with feeder.batches(plan, 10) as batches:
+            for k, _ in enumerate(batches):
+                if k == 4:
+                    break
+        assert plan.asked == list(range(10, 10 + len(plan.asked))) and 5 <= len(plan.asked) <= 12
+    finally:
+        feeder.close()
+
+
+@pytest.mark.parametrize("options", [dict(prefetch=0), dict(), dict(num_workers=1)])
+def test_an_error_comes_where_it_belongs(options):
+    feeder, got = Feeder(load, **options), []
+    try:
+        with pytest.raises(OSError, match="disk gone"), feeder.batches([[1], [2], [99], [4]]) as batches:
+            for batch in batches:
+                got.append(int(batch[0]))
+        assert got == [1, 2]
+    finally:
+        feeder.close()
+
+
+def test_bad_settings():
+    for options in (dict(num_workers=-1), dict(prefetch=-1)):
+        with pytest.raises(ValueError, match="negative"):
+            Feeder(load, **options)
