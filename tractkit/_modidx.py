@@ -102,6 +102,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tractkit.contents._Found': ('contents.html#_found', 'tractkit/contents.py'),
                                    'tractkit.contents._all_points': ('contents.html#_all_points', 'tractkit/contents.py'),
                                    'tractkit.contents._centered': ('contents.html#_centered', 'tractkit/contents.py'),
+                                   'tractkit.contents._columns': ('contents.html#_columns', 'tractkit/contents.py'),
                                    'tractkit.contents._make_connectivity': ('contents.html#_make_connectivity', 'tractkit/contents.py'),
                                    'tractkit.contents._native': ('contents.html#_native', 'tractkit/contents.py'),
                                    'tractkit.contents._offsets_of': ('contents.html#_offsets_of', 'tractkit/contents.py'),

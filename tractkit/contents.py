@@ -22,7 +22,7 @@ from .streamlines import Streamlines
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/11_contents.ipynb #8c27bd21
+# %% ../nbs/11_contents.ipynb #eb1ac05f
 _File = LocalFile | RemoteFile
 
 
@@ -57,8 +57,15 @@ def _native(array: np.ndarray) -> np.ndarray:
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
+_MOST_COMPRESSED = 2000  # gzip makes of zeros a thousandth
+
+
 def _rows_of(file: _File, data: h5py.Dataset) -> Rows:
+    if not isinstance(data, h5py.Dataset) or data.shape is None:
+        raise DataError(f"{data.name} is no array", file=file.path)
     place = place_of(data)
+    if place is None and data.nbytes > 2**20 + _MOST_COMPRESSED * data.id.get_storage_size():
+        raise DataError(f"{data.name} should hold {data.nbytes:,} bytes, of which few were ever written", file=file.path, fix="Create the file again")
     if place is not None and place.stop > file.size:
         raise DataError(f"{data.name} should end at byte {place.stop}, the file at {file.size}", file=file.path, fix="It was truncated: create it again")
     return Rows(file, data.name, place, data.dtype, data.shape, (file.path, int(h5py.h5o.get_info(data.id).addr)), tuple(chunk_ranges(data)))
@@ -152,7 +159,7 @@ class Connectivity:
     nb_blocs: np.ndarray | None = None   # (1,) or (3,): into how many blocs the volume is cut
     labels: np.ndarray | None = field(default=None, repr=False)  # (X, Y, Z): the region of each voxel
 
-# %% ../nbs/11_contents.ipynb #195ed129
+# %% ../nbs/11_contents.ipynb #8a705826
 class SFTData:
     """The streamlines of a subject: how many, how long, what is known of each, and their points when asked for.
 
@@ -218,7 +225,7 @@ class SFTData:
         for key, data in self._dpp.items():
             if isinstance(data, Rows):
                 try:
-                    found[key] = data.read(starts, stops)
+                    found[key] = _columns(data.read(starts, stops))
                 except DataError as e:
                     raise self._placed(e, data.file) from e
             elif ids is None:
@@ -319,7 +326,7 @@ def _offsets_of(found: _Found) -> np.ndarray:
         raise DataError(f"offsets and lengths do not fit each other or the {points.shape[0]} points (lengths add up to {offsets[-1]})")
     return offsets
 
-# %% ../nbs/11_contents.ipynb #6a38bf45
+# %% ../nbs/11_contents.ipynb #4a634987
 def make_streamlines(found: _Found, subject: str, name: str, lazy: bool) -> SFTData:
     """Check what was found. Raises DataError without saying where."""
     space, origin = str(found.attrs["space"]), str(found.attrs["origin"])
@@ -327,7 +334,7 @@ def make_streamlines(found: _Found, subject: str, name: str, lazy: bool) -> SFTD
         raise DataError(f"is stored in space {space!r} with origin {origin!r}, not in vox with corner or center")
     offsets, affine = _offsets_of(found), check_affine(found.attrs["affine"])
     n, dimensions = len(offsets) - 1, np.asarray(found.attrs["dimensions"])
-    if dimensions.shape != (3,) or dimensions.dtype.kind not in "iuf" or not (dimensions >= 1).all():
+    if dimensions.shape != (3,) or dimensions.dtype.kind not in "iuf" or not (dimensions >= 1).all() or (dimensions % 1).any():
         raise DataError(f"dimensions are {dimensions}, not three numbers of voxels")
     on_disk = _DiskPoints(found.points, _ORIGIN_SHIFT[origin])
     points: Streamlines | _DiskPoints = on_disk if lazy else _all_points(on_disk, offsets)
@@ -338,14 +345,14 @@ def make_streamlines(found: _Found, subject: str, name: str, lazy: bool) -> SFTD
         raise DataError("euclidean lengths are not all numbers of mm")
     dps = {key: _table(f"data per streamline {key!r}", value, n, "streamlines") for key, value in found.dps.items()}
     for key, rows in found.dpp.items():
-        if len(rows.shape) != 2 or rows.shape[0] != offsets[-1] or rows.dtype.kind not in "biuf":
+        if len(rows.shape) not in (1, 2) or rows.shape[0] != offsets[-1] or rows.dtype.kind not in "biuf":
             raise DataError(f"data per point {key!r} is {rows.dtype} of shape {rows.shape}, not a row of numbers for each of {offsets[-1]} points")
     for key, ids in found.groups.items():
         if ids.ndim != 1 or ids.dtype.kind not in "iu" or (ids < 0).any() or (ids >= n).any():
             raise DataError(f"group {key!r} does not hold ids of {n} streamlines")
     return SFTData(
         name, subject, affine, dimensions, offsets, np.asarray(lengths_mm, np.float64), points, dps=dps,
-        dpp={key: rows if lazy else rows() for key, rows in found.dpp.items()},
+        dpp={key: rows if lazy else _columns(rows()) for key, rows in found.dpp.items()},
         groups={key: ids.astype(np.int64) for key, ids in found.groups.items()}, connectivity=_make_connectivity(found))
 
 
@@ -353,8 +360,12 @@ def _all_points(points: _DiskPoints, offsets: np.ndarray) -> Streamlines:
     return points.read(offsets[:1], offsets[-1:], offsets)
 
 
+def _columns(rows: np.ndarray) -> np.ndarray:
+    return rows[:, None] if rows.ndim == 1 else rows
+
+
 def _table(what: str, rows: np.ndarray, n: int, unit: str) -> np.ndarray:
-    rows = _native(rows[:, None] if rows.ndim == 1 else rows)
+    rows = _native(_columns(rows))
     if rows.ndim != 2 or len(rows) != n or rows.dtype.kind not in "biuf":
         raise DataError(f"{what} has {len(rows) if rows.ndim else 0} rows of {rows.dtype} for {n} {unit}")
     return rows

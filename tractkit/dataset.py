@@ -75,7 +75,7 @@ class MultisubjectSubset:
     def __repr__(self) -> str:
         return f"MultisubjectSubset({self.name}: {', '.join(self._subjects) or 'no subject'})"
 
-# %% ../nbs/11_dataset.ipynb #eda74b2e
+# %% ../nbs/11_dataset.ipynb #08718a85
 _File = LocalFile | RemoteFile
 
 
@@ -85,8 +85,17 @@ def _root(h5: h5py.File) -> dict[str, Any]:
     missing = [split for split in SPLITS if f"{split}_subjs" not in attrs]
     if missing:
         raise DataError(f"attribute '{missing[0]}_subjs' is missing", fix="Create it with tractkit.create_hdf5")
-    if attrs.get("tractkit_format", HDF5_FORMAT) > HDF5_FORMAT:
-        raise DataError(f"format {attrs['tractkit_format']} is later than {HDF5_FORMAT}", fix="Update tractkit")
+    version = attrs.get("tractkit_format", HDF5_FORMAT)
+    if not isinstance(version, (int, np.integer)) or version > HDF5_FORMAT:
+        raise DataError(f"format {version!r} is no number up to {HDF5_FORMAT}", fix="Update tractkit")
+    for split in SPLITS:
+        if not isinstance(attrs[f"{split}_subjs"], np.ndarray):
+            raise DataError(f"attribute '{split}_subjs' is no list of names", fix="Create it with tractkit.create_hdf5")
+    for key in ("step_size", "nb_points", "compress"):
+        value = attrs.get(key)
+        if value is not None and not isinstance(value, (str, np.number)):
+            raise DataError(f"attribute {key!r} is {value!r}, not a number", fix="Create it with tractkit.create_hdf5")
+        attrs[key] = value.item() if isinstance(value, np.number) else None
     return attrs
 
 
@@ -120,22 +129,29 @@ def _look_at_group(file: _File, group: Any, subject: str, name: str) -> tuple[st
 def _look_at_subject(file: _File, parent: h5py.Group, subject: str, chosen: dict[str, set[str] | None]) -> _Look:
     """What is known of a subject's groups without reading points and voxels."""
     found: _Look = {}
+    if not isinstance(parent, h5py.Group):
+        raise DataError("is no group", file=file.path, subject=subject)
     wanted = set().union(*(names or () for names in chosen.values()))
     if absent := [name for name in sorted(wanted) if name not in list(parent)]:
         raise DataError(f"no such group; there are {', '.join(parent)}", file=file.path, subject=subject, group=absent[0])
     for name in parent:
         if link := _link(parent, name):
             found[name] = "link", link
-        elif _is_wanted(getattr(parent[name], "attrs", {}).get("type"), name, chosen):
-            found[name] = _look_at_group(file, parent[name], subject, name)
+            continue
+        try:
+            group = parent[name]
+        except (KeyError, OSError, RuntimeError) as e:
+            raise DataError(f"cannot be found ({e})", file=file.path, subject=subject, group=name) from e
+        if _is_wanted(group.attrs.get("type"), name, chosen):
+            found[name] = _look_at_group(file, group, subject, name)
     return found
 
 
 def _is_wanted(kind: Any, name: str, chosen: dict[str, set[str] | None]) -> bool:
-    names = chosen.get(kind)
+    names = chosen.get(kind) if isinstance(kind, str) else None
     return names is None or name in names
 
-# %% ../nbs/11_dataset.ipynb #21c16f1a
+# %% ../nbs/11_dataset.ipynb #2a6fc0ec
 class MultiSubjectDataset:
     """The subjects of an HDF5 file written by `create_hdf5` or by dwi_ml.
 
@@ -161,8 +177,7 @@ class MultiSubjectDataset:
         except DataError as e:
             raise DataError(e.problem, file=e.file or self.path, fix=e.fix) from e
         self._names = {split: [str(s) for s in root[f"{split}_subjs"]] for split in SPLITS}
-        made = {k: root.get(k) for k in ("step_size", "nb_points", "compress")}
-        numbers = {k: None if v is None or isinstance(v, str) else v.item() for k, v in made.items()}
+        numbers = {k: root[k] for k in ("step_size", "nb_points", "compress")}
         self.step_size: float | None = numbers["step_size"]  # mm, if the file was made with one; so are the next
         self.nb_points: int | None = numbers["nb_points"]
         self.compress: float | None = numbers["compress"]    # mm
