@@ -504,7 +504,7 @@ def _write_root(h5: h5py.File, config: Any, placed: dict[str, list[SplitEntry]],
     h5.attrs["tractkit_format"] = HDF5_FORMAT
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #8dd7221e
+# %% ../nbs/10_hdf5.ipynb #c5700765
 def _open_unlocked(path: str | os.PathLike) -> h5py.File:
     """Without a lock; if this process has the file open already with one, HDF5 wants the same way again."""
     for locking in (False, None):
@@ -535,10 +535,13 @@ def open_hdf5(path: str | os.PathLike) -> h5py.File:
     except OSError as e:
         fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
         raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e
-    version = h5.attrs.get("tractkit_format", HDF5_FORMAT)
-    missing = [split for split in SPLITS if f"{split}_subjs" not in h5.attrs]
-    if missing or version > HDF5_FORMAT:
+    try:
+        version = h5.attrs.get("tractkit_format", HDF5_FORMAT)
+        missing = [split for split in SPLITS if f"{split}_subjs" not in h5.attrs]
+        if missing or not isinstance(version, (int, np.integer)) or version > HDF5_FORMAT:
+            problem = f"attribute '{missing[0]}_subjs' is missing" if missing else f"format {version!r} is not {HDF5_FORMAT} or earlier"
+            raise DataError(problem, file=path, fix="Create it with tractkit.create_hdf5" if missing else "Update tractkit")
+    except Exception as e:  # of a damaged file h5py raises many kinds, which all mean this
         h5.close()
-        problem = f"attribute '{missing[0]}_subjs' is missing" if missing else f"format {version} is later than {HDF5_FORMAT}"
-        raise DataError(problem, file=path, fix="Create it with tractkit.create_hdf5" if missing else "Update tractkit")
+        raise e if isinstance(e, DataError) else DataError(f"cannot be read ({e})", file=path, fix="It is damaged: create it again") from e
     return h5

@@ -186,7 +186,7 @@ def _not_finite(data: h5py.Dataset) -> tuple[int, tuple[int, ...]]:
             count += int(bad.sum())
     return count, first
 
-# %% ../nbs/11_hdf5_check.ipynb #faf49a12
+# %% ../nbs/11_hdf5_check.ipynb #0f012fd6
 def _grid_faults(group: h5py.Group, sizes: str) -> Iterator[_Fault]:
     """The affine, and what was derived from it."""
     try:
@@ -194,11 +194,12 @@ def _grid_faults(group: h5py.Group, sizes: str) -> Iterator[_Fault]:
     except DataError as e:
         yield _fault("@affine", e.problem)
         return
-    if sizes in group.attrs and not np.allclose(group.attrs[sizes], voxel_sizes(affine), rtol=1e-3):
-        yield _remark(f"@{sizes}", f"is {np.asarray(group.attrs[sizes]).tolist()}, the affine's are {voxel_sizes(affine).round(4).tolist()} mm",
-                      "Nothing here reads it; the affine counts")
-    if "voxel_order" in group.attrs and str(group.attrs["voxel_order"]) != voxel_order(affine):
-        yield _remark("@voxel_order", f"is {group.attrs['voxel_order']!r}, the affine's is {voxel_order(affine)!r}", "Nothing here reads it; the affine counts")
+    stored, expected = np.asarray(group.attrs.get(sizes, voxel_sizes(affine))), voxel_sizes(affine)
+    if stored.dtype.kind not in "iuf" or stored.shape != (3,) or not np.allclose(stored, expected, rtol=1e-3):
+        yield _remark(f"@{sizes}", f"is {stored.tolist()}, the affine's are {expected.round(4).tolist()} mm", "Nothing here reads it: the affine counts")
+    order = group.attrs.get("voxel_order", voxel_order(affine))
+    if str(order) != voxel_order(affine):
+        yield _remark("@voxel_order", f"is {order!r}, the affine's is {voxel_order(affine)!r}", "Nothing here reads it: the affine counts")
 
 
 def _volume_faults(group: h5py.Group) -> Iterator[_Fault]:
@@ -446,17 +447,21 @@ def check_group(
         found.append(Finding("error", subject, name, "", f"cannot be read ({type(e).__name__}: {e})", _AGAIN))
     return found
 
-# %% ../nbs/11_hdf5_check.ipynb #15a55ddf
-def _names(h5: h5py.File, split: str) -> list[str]:
-    return [s.decode() if isinstance(s, bytes) else str(s) for s in np.atleast_1d(h5.attrs[f"{split}_subjs"])]
-
-
-def _split_findings(h5: h5py.File) -> Iterator[Finding]:
-    """The lists of subjects against the subjects."""
+# %% ../nbs/11_hdf5_check.ipynb #3dfae649
+def _root_findings(h5: h5py.File) -> Iterator[Finding]:
+    """The attributes of the whole file; the lists of subjects against the subjects."""
+    for key in ("step_size", "nb_points", "compress"):
+        made = h5.attrs.get(key, "")
+        if not isinstance(made, str) and (np.shape(made) or np.asarray(made).dtype.kind not in "iuf" or not made > 0):
+            yield Finding("error", "", "", f"@{key}", f"is {made!r}, neither a positive number nor words", _AGAIN)
     listed: dict[str, list[str]] = {}
     for split in SPLITS:
-        for name in _names(h5, split):
-            listed.setdefault(name, []).append(split)
+        names = h5.attrs[f"{split}_subjs"]
+        if np.ndim(names) != 1 or isinstance(names, h5py.Empty) or not (len(names) == 0 or all(isinstance(s, (str, bytes)) for s in names)):
+            yield Finding("error", "", "", f"@{split}_subjs", f"is {names!r}, not a list of names", _AGAIN)
+            continue
+        for name in names:
+            listed.setdefault(name.decode(errors="replace") if isinstance(name, bytes) else str(name), []).append(split)
     for name, splits in listed.items():
         if name not in h5 and not isinstance(h5.get(name, getlink=True), (h5py.ExternalLink, h5py.SoftLink)):
             yield Finding("error", name, "", f"@{splits[0]}_subjs", "lists a subject that is not in the file", _AGAIN)
@@ -481,17 +486,16 @@ def _open_subject(h5: h5py.File, name: str) -> h5py.Group | Finding:
             return Finding("error", name, "", "", f"lies in {link.filename}, which cannot be opened", "Put that file back beside this one, or add the subject again")
         return Finding("error", name, "", "", f"cannot be opened ({type(e).__name__}: {e})", _AGAIN)
 
-# %% ../nbs/11_hdf5_check.ipynb #62172909
+# %% ../nbs/11_hdf5_check.ipynb #15f3ae9e
 def _volumes_of(subject: h5py.Group) -> dict[str, tuple[np.ndarray, tuple]]:
     """Affine and 3-D shape of the volumes that have them."""
     grids = {}
     for name in subject:
         try:
-            grids[name] = check_affine(subject[name].attrs["affine"]), tuple(subject[name]["data"].shape[:3])
-            if subject[name].attrs["type"] != "volume":
-                del grids[name]
+            if subject[name].attrs["type"] == "volume" and subject[name]["data"].ndim in (3, 4):
+                grids[name] = check_affine(subject[name].attrs["affine"]), tuple(subject[name]["data"].shape[:3])
         except Exception:  # reported with the group itself
-            grids.pop(name, None)
+            pass
     return grids
 
 
@@ -507,7 +511,7 @@ def _compared(kinds: dict[str, dict[str, Any]]) -> Iterator[Finding]:
             if n != features[first]:
                 yield Finding("error", name, group, "data", f"has {n} features, {first} has {features[first]}: no model takes both", _AGAIN)
 
-# %% ../nbs/11_hdf5_check.ipynb #c8806bfc
+# %% ../nbs/11_hdf5_check.ipynb #25179b6b
 def validate_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
     *,
@@ -524,7 +528,7 @@ def validate_hdf5(
         return HDF5Report(os.fspath(path), (Finding("error", "", "", "", e.problem, e.fix or ""),))
     with h5, tqdm(total=len(h5), unit="subject", disable=not progress) as bar:
         try:
-            findings = list(_split_findings(h5))
+            findings = list(_root_findings(h5))
         except Exception as e:
             return HDF5Report(os.fspath(path), (Finding("error", "", "", "", f"cannot be read ({type(e).__name__}: {e})", _AGAIN),))
         kinds: dict[str, dict[str, Any]] = {}

@@ -221,7 +221,7 @@ class HDF5Description:
 
 _GROUP_HEADINGS = ("group", "holds", "voxels", "stored", "made from")
 
-# %% ../nbs/11_hdf5_tools.ipynb #a8e63a25
+# %% ../nbs/11_hdf5_tools.ipynb #c11fc309
 def _about(h5: h5py.File, path: Path, facts: dict[str, dict[str, _GroupFacts]], splits: dict[str, list[str]], files: set[str]) -> dict[str, str]:
     attrs = h5.attrs
     version = attrs.get("tractkit_format")
@@ -253,6 +253,8 @@ def describe_hdf5(
             for name in h5:
                 try:
                     subject = h5[name]
+                    if not isinstance(subject, h5py.Group):
+                        raise TypeError("is no group")
                     facts[name] = {group: _facts_of(subject, group) for group in subject}
                     files.add(os.path.abspath(subject.file.filename))
                 except Exception as e:  # a link that leads nowhere, or no group
@@ -366,17 +368,17 @@ def _placed(path: Path, subject: str | None = None, group: str | None = None) ->
     except Exception as e:  # h5py raises many kinds for a damaged file
         raise DataError(f"cannot be extracted ({type(e).__name__}: {e})", file=path, subject=subject, group=group, fix="See validate_hdf5") from e
 
-# %% ../nbs/11_hdf5_tools.ipynb #a6952b63
+# %% ../nbs/11_hdf5_tools.ipynb #d308923b
 def extract_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
     out: str | os.PathLike,   # folder; in it a folder for each subject, with a file for each group
     *,
-    subjects: Sequence[str] | str | None = None,  # None: all of them
-    groups: Sequence[str] | str | None = None,
+    subjects: Sequence[str] | str | None = None,  # only these; None: all of them
+    groups: Sequence[str] | str | None = None,    # only these; None: all of them
     tractogram: str = ".trx",                     # or ".trk", which holds no groups of streamlines
-    repair: Sequence[str] | str = (),             # names from REPAIRS; what is done is reported as a warning
+    repair: Sequence[str] | str = (),             # what to mend, and report: offsets, nan, checksum; see REPAIRS
     overwrite: bool = False,                      # replace files that exist
-    progress: bool = True,
+    progress: bool = True,                        # show a progress bar
 ) -> list[Path]:
     """Write the groups of a data file as NIfTI and tractograms, and return the files.
 
