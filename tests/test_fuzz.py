@@ -243,7 +243,7 @@ TRX_ENTRIES = {
                     lambda b: b.replace(b'"DIMENSIONS"', b'"DIMENSION"'), lambda b: b.replace(b'"DIMENSIONS": [14', b'"DIMENSIONS": [null'), lambda b: b.replace(b"DIMENSIONS\": [14", b"DIMENSIONS\": [1e400"),
                     lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": "many"'), lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": 1e400'), lambda b: b"[" * 100_000],
     "positions.3.float32": [lambda b: b[:-4], lambda b: b[:-12], lambda b: b"", lambda b: b + bytes(12)],
-    "offsets.uint64": [lambda b: b[:-8], lambda b: b[8:], lambda b: bytes(len(b)), lambda b: b[::-1], lambda b: b"\xff" * len(b), lambda b: b + b[-8:], lambda b: b[:3]],
+    "offsets.uint64": [lambda b: b[:-16], lambda b: b[8:], lambda b: bytes(len(b)), lambda b: b[::-1], lambda b: b"\xff" * len(b), lambda b: b + b[-8:], lambda b: b[:3]],
     "dps/bundle.float32": [lambda b: b[:-4], lambda b: b[:-1], lambda b: b""],
     "dpv/fa.float32": [lambda b: b[:-4], lambda b: b""],
     "groups/left.uint32": [lambda b: b"\xff" * len(b), lambda b: b[:-1], lambda b: (99).to_bytes(4, "little")],

@@ -1,13 +1,11 @@
 """hdf5: what is written is what was read, laid out as dwi_ml's, or nothing at all."""
 
-import json
 import warnings
 
 import h5py
 import nibabel as nib
 import numpy as np
 import pytest
-import yaml
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 
 import tractkit.hdf5 as module
@@ -17,9 +15,6 @@ from tractkit.hdf5 import (
     hdf5_fingerprint,
     open_hdf5,
     part_ids,
-    read_config,
-    read_splits,
-    standardize,
 )
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
@@ -83,84 +78,6 @@ def test_several_files_are_stacked_and_joined(tmp_path):
         assert np.array_equal(h5["a/input/data"][..., 3], fa)
         assert h5["a/streamlines/data_per_streamline/bundle"][-4:, 0].tolist() == [5, 6, 7, 8]
         assert len(h5["a/streamlines/lengths"]) == len(t) + 4
-
-
-@pytest.mark.parametrize("mode", ["all", "independent", "per_file", "none"])
-@pytest.mark.parametrize("masked", [True, False])
-def test_standardization(tmp_path, mode, masked):
-    rng = np.random.default_rng(4)
-    (tmp_path / "a").mkdir()
-    one, two = rng.normal(3, 2, (*SHAPE, 2)), rng.normal(50, 9, (*SHAPE, 3))
-    one[:3] = two[:, :2] = 0
-    masks = [rng.random(SHAPE) > 0.8 for _ in range(2)]
-    for name, data in {"one": one, "two": two, "m0": masks[0].astype(np.uint8), "m1": masks[1].astype(np.uint8)}.items():
-        Volume(np.asarray(data, np.float32 if data.dtype == float else np.uint8), np.eye(4)).save(tmp_path / f"a/{name}.nii.gz")
-    group = {"type": "volume", "files": ["one.nii.gz", "two.nii.gz"], "standardization": mode}
-    if masked:
-        group["std_mask"] = ["m0.nii.gz", "m1.nii.gz"]
-    with h5py.File(create_hdf5(tmp_path, tmp_path / "x.hdf5", {"v": group}, {"training": ["a"]}, progress=False)) as h5:
-        got = h5["a/v/data"][:]
-
-    def z(x, axis):
-        inside = x[masks[0] | masks[1]] if masked else x[(x != 0).all(-1)]
-        return (x - inside.mean(axis)) / inside.std(axis)
-
-    both = np.concatenate([one, two], -1)
-    expected = {"all": lambda: z(both, None), "independent": lambda: z(both, 0), "none": lambda: both,
-                "per_file": lambda: np.concatenate([z(one, None), z(two, None)], -1)}[mode]()
-    assert np.allclose(got, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_flat_feature_does_not_divide_by_zero():
-    out = standardize(np.full((3, 3, 3, 1), 5, np.float32), None)
-    assert np.isfinite(out).all() and (out == 0).all()
-    with pytest.raises(DataError, match="no voxel"):
-        standardize(np.zeros((3, 3, 3, 1), np.float32), None)
-
-
-@pytest.mark.parametrize("bad, message", [
-    ({"input": {"type": "volume", "files": "a", "standardization": "all", "std_maks": "m"}}, "Did you mean 'std_mask'"),
-    ({"s": {"type": "streamlines", "files": "a", "dps_key": "m"}}, "Did you mean 'dps_keys'"),
-    ({"s": {"type": "stream", "files": "a"}}, "'volume' or 'streamlines'"),
-    ({"s": {"type": "streamlines"}}, "'files' is missing"),
-    ({"s": {"type": "streamlines", "files": [3]}}, "list of names"),
-    ({"v": {"type": "volume", "files": "a"}}, "'standardization' is None"),
-    ({"a/b": {"type": "streamlines", "files": "a"}}, "no name for a group"),
-    ({}, "no group"),
-])
-def test_bad_config(bad, message):
-    with pytest.raises(DataError, match=message):
-        read_config(bad)
-
-
-def test_config_files(tmp_path):
-    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(CONFIG))
-    assert read_config(tmp_path / "c.json") == read_config(tmp_path / "c.yaml") == read_config(CONFIG)
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(DataError, match="bad.json.*no valid json"):
-        read_config(tmp_path / "bad.json")
-    with pytest.raises(DataError, match="none.yaml"):
-        read_config(tmp_path / "none.yaml")
-
-
-def test_splits(tmp_path):
-    for name in ("a", "b", "c d"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "train.txt").write_text("a 0.5\nc d\n")
-    (tmp_path / "valid.txt").write_bytes(b"a 0.5\r\n\n")
-    (tmp_path / "test.txt").write_text("")
-    placed = read_splits([tmp_path / f"{s}.txt" for s in ("train", "valid", "test")], tmp_path)
-    assert [e.name for e in placed["training"]] == ["a_training", "c d"] and placed["testing"] == []
-    assert placed["validation"][0].part == (0.5, 1.0)
-    for splits, message in [({"training": ["a"], "validation": ["a"]}, "listed twice"), ({"training": ["a", "a"]}, "listed twice"),
-                            ({"training": ["a 0.7"], "testing": ["a 0.7"]}, "add up to 1.4"), ({"training": ["x"]}, "no such folder"),
-                            ({"training": ["a 0.7"], "testing": ["a"]}, "listed twice"), ({"training": ["a 2"]}, "share of 2"),
-                            ({"training": ["a 0.5"], "validation": ["a 0.5"], "testing": ["a 0.1"]}, "add up to 1.1"),
-                            ({"training": ["a"], "testing": ["a 0.1"]}, "listed twice"), ({"training": [" "]}, "no such folder"),
-                            ({"train": ["a"]}, "Did you mean 'training'"), ({}, "no subject")]:
-        with pytest.raises(DataError, match=message):
-            read_splits(splits, tmp_path)
 
 
 def test_parts_of_one_subject(tmp_path):
@@ -305,33 +222,37 @@ def test_open_says_what_is_wrong(tmp_path):
 
 @pytest.mark.real
 @pytest.mark.skipif(data_folder() is None, reason="TRACTKIT_DATA is not set")
-def test_same_as_dwi_ml(tmp_path):
-    """The sample's sources give the sample: names, kinds, shapes, values; float32 instead of float64."""
+@pytest.mark.parametrize("options", [{}, {"one_file_per_subject": True}])
+def test_same_as_dwi_ml(tmp_path, options):
+    """The sample's sources give the sample: every dataset and attribute, their kinds, shapes and values; points
+    float32 instead of float64."""
     sample = data_folder() / "dwi_ml_sample"
-    config = json.loads((sample / "source/config.json").read_text())
-    for key in ("connectivity_matrix", "connectivity_nb_blocs"):  # not yet
-        del config["streamlines"][key]
     lists = [sample / f"source/{s}.txt" for s in ("train", "valid", "test")]
-    path = create_hdf5(sample / "source/ready", tmp_path / "x.hdf5", config, lists, progress=False)
+    path = create_hdf5(sample / "source/ready", tmp_path / "x.hdf5", sample / "source/config.json", lists, progress=False, **options)
     with h5py.File(path) as ours, h5py.File(sample / "data.hdf5") as theirs:
-        assert set(theirs.attrs) <= set(ours.attrs)
-        for key in ("training_subjs", "validation_subjs", "testing_subjs", "step_size"):
-            assert list(ours.attrs[key]) == list(theirs.attrs[key])
-        names: list[str] = []
-        theirs.visit(names.append)
-        for name in names:
-            if "connectivity" in name:
-                continue
-            a, b = ours[name], theirs[name]
-            assert type(a) is type(b)
-            for key, value in b.attrs.items():
-                if "connectivity" not in key:
-                    mine = a.attrs[key]
-                    assert np.asarray(mine).dtype.kind == np.asarray(value).dtype.kind and np.shape(mine) == np.shape(value), (name, key)
-                    assert np.allclose(mine, value) if np.asarray(value).dtype.kind in "fi" else mine == value
-            if isinstance(b, h5py.Dataset):
-                assert a.shape == b.shape and a.dtype.kind == b.dtype.kind
-                assert np.allclose(a[:], b[:], rtol=1e-4, atol=1e-4), name
+        compared = [compare_items(ours, theirs, skip=("data_and_time", "chosen_subjs"))]
+        assert sorted(ours.attrs["chosen_subjs"]) == sorted(theirs.attrs["chosen_subjs"])  # dwi_ml has them in the order of a set
+        theirs.visit(lambda name: compared.append(compare_items(ours[name], theirs[name])))
+        assert len(compared) == 1 + 3 * (1 + 2 + 2 + 8)
+        extra = []
+        for subject in theirs:
+            ours[subject].visit(lambda name, of=theirs[subject]: None if name in of else extra.append(name))
+        assert not extra  # nothing that dwi_ml does not know, in a file that asks for nothing else
+        assert ours["sub-1/streamlines/data"].dtype == np.float32 and theirs["sub-1/streamlines/data"].dtype == np.float64
+
+
+def compare_items(ours, theirs, skip=()):
+    """Everything that `theirs` has is in `ours`: same kind, type, shape and value."""
+    assert type(ours) is type(theirs), theirs.name
+    for key in theirs.attrs.keys() - set(skip):
+        mine, other = ours.attrs[key], theirs.attrs[key]
+        assert type(mine) is type(other) and np.asarray(mine).dtype == np.asarray(other).dtype and np.shape(mine) == np.shape(other), (theirs.name, key)
+        assert ours.attrs.get_id(key).dtype == theirs.attrs.get_id(key).dtype
+        assert np.allclose(mine, other, rtol=1e-5) if np.asarray(other).dtype.kind in "fi" else np.array_equal(mine, other), (theirs.name, key)
+    if isinstance(theirs, h5py.Dataset):
+        assert ours.shape == theirs.shape and ours.chunks == theirs.chunks and ours.compression == theirs.compression
+        assert ours.dtype == theirs.dtype or (theirs.name.endswith("streamlines/data") and ours.dtype.kind == theirs.dtype.kind), theirs.name
+        assert np.array_equal(ours[()], theirs[()]) if theirs.dtype.kind in "bi" else np.allclose(ours[()], theirs[()], rtol=1e-5, atol=2e-5), theirs.name
 
 
 def test_random_lines_stay_inside():

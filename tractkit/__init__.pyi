@@ -22,6 +22,7 @@ from .feeding import Feeder as Feeder
 from .hdf5_check import Finding as Finding
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
+from .sources import GroupSources as GroupSources
 from .hdf5_tools import HDF5Description as HDF5Description
 from .hdf5_check import HDF5Report as HDF5Report
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
@@ -52,11 +53,11 @@ from .dwi import Response as Response
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
 from .dataset import SFTData as SFTData
-from .hdf5 import SPLITS as SPLITS
+from .sources import SPLITS as SPLITS
 from .scoring import Scores as Scores
 from .dwi import ShInfo as ShInfo
 from .space import Space as Space
-from .hdf5 import SplitEntry as SplitEntry
+from .sources import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
 from .trainer import Status as Status
 from .tracking import StepModel as StepModel
@@ -67,7 +68,7 @@ from .loader import StreamlineBatch as StreamlineBatch
 from .scoring import StreamlineClasses as StreamlineClasses
 from .streamlines import Streamlines as Streamlines
 from .loader import StreamlinesBatchLoader as StreamlinesBatchLoader
-from .hdf5 import StreamlinesGroup as StreamlinesGroup
+from .sources import StreamlinesGroup as StreamlinesGroup
 from .dataset import SubjectData as SubjectData
 from .demo import SubjectFiles as SubjectFiles
 from .control import T as T
@@ -86,8 +87,9 @@ from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
 from .scene import View as View
 from .volume import Volume as Volume
-from .hdf5 import VolumeGroup as VolumeGroup
+from .sources import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
+from .hdf5 import add_subject as add_subject
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
@@ -128,6 +130,7 @@ from .models.layers import draws_from_torch as draws_from_torch
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
 from .hdf5_tools import extract_hdf5 as extract_hdf5
+from .sources import find_sources as find_sources
 from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
@@ -138,9 +141,13 @@ from .hdf5_check import html_table as html_table
 from .models.layers import initialize_weights as initialize_weights
 from .dwi import largest_sh_order as largest_sh_order
 from .checkpoint import load_checkpoint as load_checkpoint
+from .sources import load_config as load_config
+from .sources import load_connectivity as load_connectivity
 from .dwi import load_dwi as load_dwi
 from .models.base import load_model as load_model
 from .dwi import load_sh as load_sh
+from .sources import load_streamlines_group as load_streamlines_group
+from .sources import load_volume_group as load_volume_group
 from .cli import main as main
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
@@ -166,8 +173,8 @@ from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
 from .keyed import random_bits as random_bits
-from .hdf5 import read_config as read_config
-from .hdf5 import read_splits as read_splits
+from .sources import read_config as read_config
+from .sources import read_splits as read_splits
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
@@ -189,7 +196,7 @@ from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot
 from .state import sparkline as sparkline
 from .streamlines import split as split
-from .hdf5 import standardize as standardize
+from .sources import standardize as standardize
 from .state import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .streamlines import take as take

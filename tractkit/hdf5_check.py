@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['Finding', 'text_table', 'html_table', 'HDF5Report', 'check_group', 'validate_hdf5']
 
-# %% ../nbs/11_hdf5_check.ipynb #cf172f68
+# %% ../nbs/11_hdf5_check.ipynb #bb620cd1
 import html
+import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
-# %% ../nbs/11_hdf5_check.ipynb #c8629c4b
+# %% ../nbs/11_hdf5_check.ipynb #2719cc41
 from .files import DataError
-from .hdf5 import SPLITS, group_checksum, open_hdf5
+from .hdf5 import group_checksum, open_hdf5
+from .sources import SPLITS
 from .space import apply_affine, check_affine, voxel_order, voxel_sizes
 
 # %% ../nbs/11_hdf5_check.ipynb #4803432d
@@ -511,7 +513,7 @@ def _compared(kinds: dict[str, dict[str, Any]]) -> Iterator[Finding]:
             if n != features[first]:
                 yield Finding("error", name, group, "data", f"has {n} features, {first} has {features[first]}: no model takes both", _AGAIN)
 
-# %% ../nbs/11_hdf5_check.ipynb #25179b6b
+# %% ../nbs/11_hdf5_check.ipynb #35e3b2c4
 def validate_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
     *,
@@ -521,34 +523,37 @@ def validate_hdf5(
 
     Raises DataError only if there is no such file: a file that cannot be opened at all is a finding too."""
     try:
-        h5 = open_hdf5(path)
+        h5 = open_hdf5(path, whole=False)
     except DataError as e:
         if not Path(path).is_file():
             raise
         return HDF5Report(os.fspath(path), (Finding("error", "", "", "", e.problem, e.fix or ""),))
-    with h5, tqdm(total=len(h5), unit="subject", disable=not progress) as bar:
+    with h5:
         try:
-            findings = list(_root_findings(h5))
+            names, findings = list(h5), list(_root_findings(h5))
         except Exception as e:
             return HDF5Report(os.fspath(path), (Finding("error", "", "", "", f"cannot be read ({type(e).__name__}: {e})", _AGAIN),))
         kinds: dict[str, dict[str, Any]] = {}
         seen: set[tuple] = set()  # groups that several subjects link to are read once
-        for name in h5:
-            bar.set_postfix_str(name)
+        for name in tqdm(names, unit="subject", disable=not progress):
             subject = _open_subject(h5, name)
             if isinstance(subject, Finding):
                 findings.append(subject)
             else:
                 kinds[name] = {}
                 findings += _subject_findings(subject, name, kinds[name], seen)
-            bar.update()
+                findings += _repeated_findings(h5, subject, name)
         findings += _compared(kinds)
-        return HDF5Report(os.fspath(path), tuple(findings), len(h5), sum(map(len, kinds.values())))
+        return HDF5Report(os.fspath(path), tuple(findings), len(names), sum(map(len, kinds.values())))
 
 
 def _subject_findings(subject: h5py.Group, name: str, kinds: dict[str, Any], seen: set[tuple]) -> Iterator[Finding]:
-    volumes = _volumes_of(subject)
-    for group in subject:
+    try:
+        volumes, names = _volumes_of(subject), list(subject)
+    except Exception as e:
+        yield Finding("error", name, "", "", f"cannot be read ({type(e).__name__}: {e})", _AGAIN)
+        return
+    for group in names:
         try:
             item, kinds[group] = subject[group], None
             where = h5py.h5o.get_info(item.id)
@@ -560,3 +565,14 @@ def _subject_findings(subject: h5py.Group, name: str, kinds: dict[str, Any], see
         if (where.fileno, where.addr) not in seen:
             seen.add((where.fileno, where.addr))
             yield from check_group(item, name, group, volumes)
+
+# %% ../nbs/11_hdf5_check.ipynb #b18a0e9f
+def _repeated_findings(h5: h5py.File, subject: h5py.Group, name: str) -> Iterator[Finding]:
+    try:
+        repeated = json.loads(h5.attrs.get("tractkit_checksums", "{}"))
+        for group in subject:
+            known = repeated.get(f"{name}/{group}")
+            if known is not None and known != subject[group].attrs.get("tractkit_checksum"):
+                yield Finding("error", name, group, "@tractkit_checksums", "of the file is not that of the subject: it is another subject's, or was made anew", "Add the subject again")
+    except Exception as e:
+        yield Finding("error", name, "", "@tractkit_checksums", f"cannot be read ({type(e).__name__}: {e})", _AGAIN)

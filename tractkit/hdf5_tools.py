@@ -23,15 +23,16 @@ import nibabel as nib
 import numpy as np
 from tqdm.auto import tqdm
 
-# %% ../nbs/11_hdf5_tools.ipynb #98b24d5a
+# %% ../nbs/11_hdf5_tools.ipynb #8553eb41
 from .files import DataError, atomic_path
-from .hdf5 import SPLITS, open_hdf5
+from .hdf5 import open_hdf5
 from .hdf5_check import Finding, check_group, html_table, text_table
+from .sources import SPLITS
 from .space import check_affine, voxel_order, voxel_sizes
 from .streamlines import Streamlines
 from .tractogram import Tractogram
 
-# %% ../nbs/11_hdf5_tools.ipynb #5de9cf77
+# %% ../nbs/11_hdf5_tools.ipynb #30944662
 @dataclass(frozen=True)
 class _GroupFacts:
     """What the header of one group says."""
@@ -46,6 +47,7 @@ class _GroupFacts:
     stored: str = ""              # dtype and how it is stored
     nbytes: int = 0               # on disk
     key: tuple = ()               # where it is: equal for links to one group
+    sources: tuple[tuple[str, int], ...] = ()  # files it was made from, and their bytes then
     problem: str = ""
 
 
@@ -81,7 +83,7 @@ def _streamlines_facts(group: h5py.Group) -> dict[str, Any]:
     return {"shape": tuple(int(d) for d in group.attrs["dimensions"]), "nb_points": len(group["data"]), "extras": tuple(extras),
             "lengths_mm": lengths[()].astype(float) if known else np.full(n, np.nan)}
 
-# %% ../nbs/11_hdf5_tools.ipynb #03500786
+# %% ../nbs/11_hdf5_tools.ipynb #da08edbf
 def _facts_of(subject: h5py.Group, name: str) -> _GroupFacts:
     try:
         group = subject[name]
@@ -89,7 +91,8 @@ def _facts_of(subject: h5py.Group, name: str) -> _GroupFacts:
         facts = {"volume": _volume_facts, "streamlines": _streamlines_facts}[kind](group)
         sizes: list[int] = []
         group.visititems(lambda _, item: sizes.append(item.id.get_storage_size()) if isinstance(item, h5py.Dataset) else None)
-        return _GroupFacts(kind, grid=_grid_of(group), stored=_storage_of(group["data"]), nbytes=sum(sizes), key=(info.fileno, info.addr), **facts)
+        sources = tuple((str(f["file"]), int(f["size"])) for f in json.loads(group.attrs.get("tractkit_sources", "[]")))
+        return _GroupFacts(kind, sources=sources, grid=_grid_of(group), stored=_storage_of(group["data"]), nbytes=sum(sizes), key=(info.fileno, info.addr), **facts)
     except Exception as e:  # whatever h5py raises for a damaged file: the page shows the rest
         return _GroupFacts("damaged", problem=f"{type(e).__name__}: {e}")
 
@@ -221,7 +224,7 @@ class HDF5Description:
 
 _GROUP_HEADINGS = ("group", "holds", "voxels", "stored", "made from")
 
-# %% ../nbs/11_hdf5_tools.ipynb #c11fc309
+# %% ../nbs/11_hdf5_tools.ipynb #4aaecb48
 def _about(h5: h5py.File, path: Path, facts: dict[str, dict[str, _GroupFacts]], splits: dict[str, list[str]], files: set[str]) -> dict[str, str]:
     attrs = h5.attrs
     version = attrs.get("tractkit_format")
@@ -230,12 +233,14 @@ def _about(h5: h5py.File, path: Path, facts: dict[str, dict[str, _GroupFacts]], 
     made = {"resampled to": attrs.get("step_size"), "points each": attrs.get("nb_points"), "compressed to": attrs.get("compress")}
     shaped = [f"{k} {_plain(v)}{'' if k == 'points each' else ' mm'}" for k, v in made.items() if v is not None and not isinstance(_plain(v), str)]
     disk = sum(os.path.getsize(f) for f in files)
+    sources = dict(source for groups in facts.values() for f in groups.values() for source in f.sources)
     return {"format": "dwi_ml" if version is None else f"tractkit {_plain(version)}",
             **({"written by": f"tractkit {', '.join(makers)}"} if makers else {}),
             "made": str(_plain(attrs.get("data_and_time", "at an unknown time"))),
             "subjects": ", ".join(f"{len(names)} {split}" for split, names in splits.items()),
             "on disk": _size(disk) + (f" in {len(files)} files" if len(files) > 1 else ""),
             "points": ", ".join(shaped) or "as in the sources",
+            **({"sources": f"{len(sources)} files of {_size(sum(sources.values()))}"} if sources else {}),
             **({"fingerprint": str(_plain(attrs["tractkit_fingerprint"]))[:12]} if "tractkit_fingerprint" in attrs else {})}
 
 
@@ -245,7 +250,7 @@ def describe_hdf5(
     """What is in a data file, from its headers.
 
     Raises DataError if it cannot be opened; groups that are damaged are shown as such."""
-    with open_hdf5(path) as h5:
+    with open_hdf5(path, whole=False) as h5:
         try:
             splits = {split: [str(_plain(s)) for s in np.atleast_1d(h5.attrs[f"{split}_subjs"])] for split in SPLITS}
             facts: dict[str, dict[str, _GroupFacts]] = {}
@@ -368,7 +373,7 @@ def _placed(path: Path, subject: str | None = None, group: str | None = None) ->
     except Exception as e:  # h5py raises many kinds for a damaged file
         raise DataError(f"cannot be extracted ({type(e).__name__}: {e})", file=path, subject=subject, group=group, fix="See validate_hdf5") from e
 
-# %% ../nbs/11_hdf5_tools.ipynb #d308923b
+# %% ../nbs/11_hdf5_tools.ipynb #4833240d
 def extract_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
     out: str | os.PathLike,   # folder; in it a folder for each subject, with a file for each group
@@ -392,7 +397,7 @@ def extract_hdf5(
         if value not in known:
             raise ValueError(f"{value!r} is none of {', '.join(known)}")
     written: list[Path] = []
-    with open_hdf5(path) as h5:
+    with open_hdf5(path, whole=False) as h5:
         with _placed(path):
             parts = _parts(h5, path, _chosen(h5, subjects, "subject"), groups, tractogram)
             there = [out / s / name for s, _, part in parts for name in part.files() if (out / s / name).exists()]

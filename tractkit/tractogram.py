@@ -26,7 +26,7 @@ from .files import DataError, atomic_path
 from .space import Origin, Space, check_affine, conversion_affine, voxel_order, voxel_sizes
 from .streamlines import PointMap, Streamlines, concatenate_streamlines, take
 
-# %% ../nbs/04_tractogram.ipynb #7070d1ec
+# %% ../nbs/04_tractogram.ipynb #1ad2e72d
 @dataclass(frozen=True, eq=False, repr=False)
 class Tractogram:
     """Streamlines in voxel space, center origin, with their grid and the data that goes with them.
@@ -55,12 +55,12 @@ class Tractogram:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike,  # .trk, .tck or .trx (also an unzipped .trx folder)
+        path: str | os.PathLike,  # .trk, .tck, .trx (also unzipped), or one that DIPY reads: .dpy, .vtk, .vtp, .fib
         reference=None,           # grid: path of an image, .trk or .trx; Volume; Tractogram; image; (affine, dimensions)
     ) -> "Tractogram":
         """Read a tractogram; nothing is dropped.
 
-        A .tck does not know its grid and needs `reference`. A .trk or .trx does; there a reference must agree
+        A .tck, and what DIPY reads, does not know its grid and needs `reference`. A .trk or .trx does; there a reference must agree
         with the file, or fills in a grid that the file left at 1×1×1. Raises DataError for a missing,
         truncated or contradictory file."""
         return _load(Path(path), reference)
@@ -482,14 +482,28 @@ def _plain(name: str) -> str:
         raise DataError(f".trx makes a file name of {name!r}, which cannot hold dots and slashes", fix="Rename it")
     return name
 
-# %% ../nbs/04_tractogram.ipynb #243af1b2
-_FORMATS: dict[str, tuple[Callable, Callable]] = {
-    ".trk": (_read_trk, _write_trk), ".tck": (_read_tck, _write_tck), ".trx": (_read_trx, _write_trx)}
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError,
+# %% ../nbs/04_tractogram.ipynb #637a94c3
+def _read_by_dipy(path: Path, grid: _Grid | None) -> Tractogram:
+    if grid is None:
+        raise DataError(f"a {path.suffix} does not know its grid", fix="Give reference=, such as the image it was made on")
+    from dipy.io.streamline import load_tractogram
+    header = (grid[0], np.array(grid[1], np.int16), voxel_sizes(grid[0]).astype(np.float32), voxel_order(grid[0]))
+    try:
+        sft = load_tractogram(str(path), header, bbox_valid_check=False)
+    except (ImportError, AttributeError, NameError) as e:  # what DIPY gives for a package that it lacks
+        raise DataError(f"DIPY cannot read {path.suffix} with the packages that are installed ({e})",
+                        fix="Convert it to .trk, where DIPY has VTK and FURY 0.12") from e
+    return _from_sft(sft)
+
+# %% ../nbs/04_tractogram.ipynb #46a41512
+_FORMATS: dict[str, tuple[Callable, Callable | None]] = {
+    ".trk": (_read_trk, _write_trk), ".tck": (_read_tck, _write_tck), ".trx": (_read_trx, _write_trx),
+    **dict.fromkeys((".dpy", ".vtk", ".vtp", ".fib"), (_read_by_dipy, None))}
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, OverflowError, RecursionError, MemoryError,
                 zipfile.BadZipFile, zlib.error, HeaderError, NibabelDataError)
 
 
-def _format_of(path: Path) -> tuple[Callable, Callable]:
+def _format_of(path: Path) -> tuple[Callable, Callable | None]:
     if path.suffix.lower() not in _FORMATS:
         raise DataError(f"no tractogram format is called {path.suffix!r}", file=path,
                         fix=f"Use one of {', '.join(_FORMATS)}")
@@ -514,6 +528,8 @@ def _load(path: Path, reference) -> Tractogram:
 
 def _save(t: Tractogram, path: Path) -> None:
     write = _format_of(path)[1]
+    if write is None:
+        raise DataError(f"{path.suffix} is only read", file=path, fix="Save as .trx, .trk or .tck")
     missing = {".trk": ("groups",), ".tck": ("dps", "dpp", "groups")}.get(path.suffix.lower(), ())
     for what in missing:
         if getattr(t, what):
