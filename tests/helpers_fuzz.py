@@ -353,17 +353,16 @@ def cut(raw: bytes, share: float) -> bytes:
     return raw[:int(len(raw) * share)]
 
 
-def flip(raw: bytes, places: list[tuple[float, int]]) -> bytes:
+def flip(raw: bytes, places: list[tuple[int, int]]) -> bytes:
     """Some bits of some bytes turned over."""
     out = bytearray(raw)
-    for share, bits in places:
-        out[min(int(len(out) * share), len(out) - 1)] ^= bits
+    for at, bits in places:
+        out[at] ^= bits
     return bytes(out)
 
 
-def blank(raw: bytes, share: float, length: int, value: int) -> bytes:
+def blank(raw: bytes, at: int, length: int, value: int) -> bytes:
     """A stretch of one value, as a disk that lost a sector."""
-    at = int(len(raw) * share)
     return raw[:at] + bytes([value]) * len(raw[at:at + length]) + raw[at + length:]
 
 
@@ -430,8 +429,8 @@ def use_dataset(path: str, lazy: bool) -> str:
 
 
 def use_tools(path: str) -> dict:
-    from tractkit.hdf5_tools import describe_hdf5, extract_hdf5
     from tractkit.hdf5_check import validate_hdf5
+    from tractkit.hdf5_tools import describe_hdf5, extract_hdf5
 
     def extract() -> str:
         with tempfile.TemporaryDirectory() as out:

@@ -139,7 +139,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
             del h5["sub-0/input/data"]
             data = h5["sub-0/input"].create_dataset("data", (x, 100, 100, 10), np.float32)
             for i in range(x):
-                data[i] = i
+                data[i] = np.full(data.shape[1:], i, np.float32)
             h5["sub-0/input"].attrs.update({"nb_features": 10, "tractkit_checksum": group_checksum(h5["sub-0/input"])})
         code = (f"import resource; from tractkit.hdf5_check import validate_hdf5; r = validate_hdf5({str(path)!r}, progress=False);"
                 "assert r.ok, r; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
@@ -236,7 +236,7 @@ def test_describe(good):
     assert page.splits == {"training": ["sub-0"], "validation": ["sub-1"], "testing": ["sub-2"]} and page.groups == ["input", "streamlines"]
     assert np.array_equal(page.lengths_mm("streamlines"), lengths)
     for text in (repr(page), page._repr_html_()):
-        for word in (f"{len(lengths):,} streamlines, {n_points:,} points", f"{np.median(lengths):.0f} mm", "14 × 11 × 9", "dps bundle, weight", "dpp fa",
+        for word in (f"{len(lengths):,} streamlines, {n_points:,} points", f"median {np.median(lengths):.0f} mm", "14 × 11 × 9", "dps bundle, weight", "dpp fa",
                      "groups left, none", "connectivity 8 × 8 from blocs", "float32, contiguous", "xyz.nii.gz", "1 training, 1 validation, 1 testing", "tractkit 1"):
             assert word in text, word
     assert "<svg" in page._repr_html_()

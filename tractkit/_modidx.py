@@ -379,6 +379,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.hdf5_tools._GroupFacts': ('hdf5_tools.html#_groupfacts', 'tractkit/hdf5_tools.py'),
                                      'tractkit.hdf5_tools._Part': ('hdf5_tools.html#_part', 'tractkit/hdf5_tools.py'),
                                      'tractkit.hdf5_tools._Part.__init__': ('hdf5_tools.html#_part.__init__', 'tractkit/hdf5_tools.py'),
+                                     'tractkit.hdf5_tools._Part._save_group': ( 'hdf5_tools.html#_part._save_group',
+                                                                                'tractkit/hdf5_tools.py'),
                                      'tractkit.hdf5_tools._Part._save_tractogram': ( 'hdf5_tools.html#_part._save_tractogram',
                                                                                      'tractkit/hdf5_tools.py'),
                                      'tractkit.hdf5_tools._Part.files': ('hdf5_tools.html#_part.files', 'tractkit/hdf5_tools.py'),

@@ -43,7 +43,7 @@ class Finding:
         return DataError(" ".join(filter(None, (self.place, self.problem))), file=file, subject=self.subject or None,
                          group=self.group or None, fix=self.fix or None)
 
-# %% ../nbs/11_hdf5_check.ipynb #3f1e3ff8
+# %% ../nbs/11_hdf5_check.ipynb #a141d41d
 def text_table(
     headings: Sequence[str],
     rows: Iterable[Sequence[str]],
@@ -62,7 +62,7 @@ def html_table(
 ) -> str:
     """The same for a notebook: no colours of its own, so that it can be read in a light and a dark one."""
     def row(cells, tag):
-        style = f'style="text-align:left;vertical-align:top;padding:.2em .8em;overflow-wrap:anywhere;white-space:pre-line"'
+        style = 'style="text-align:left;vertical-align:top;padding:.2em .8em;overflow-wrap:break-word;white-space:pre-line"'
         return "<tr>" + "".join(f"<{tag} {style}>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
 
     above = f'<caption style="text-align:left;font-weight:bold;padding:.2em .8em">{html.escape(caption)}</caption>' if caption else ""
@@ -159,7 +159,7 @@ def _storage(data: h5py.Dataset, place: str) -> Iterator[_Fault]:
         elif start + data.nbytes > size:
             yield _fault(place, f"ends at byte {start + data.nbytes:,} of a file of {size:,}", f"It was truncated: {_AGAIN.lower()}")
 
-# %% ../nbs/11_hdf5_check.ipynb #640d8c38
+# %% ../nbs/11_hdf5_check.ipynb #6bbb1692
 _PIECE = 2**23  # bytes in memory at a time
 
 
@@ -180,7 +180,8 @@ def _pieces(data: h5py.Dataset) -> Iterator[tuple[tuple[int, ...], np.ndarray]]:
 
 def _not_finite(data: h5py.Dataset) -> tuple[int, tuple[int, ...]]:
     """How many values are NaN or infinite, and where the first is."""
-    count, first = 0, ()
+    count = 0
+    first: tuple[int, ...] = ()
     for start, block in _pieces(data) if data.dtype.kind == "f" else ():
         bad = ~np.isfinite(block)
         if bad.any():
@@ -225,12 +226,12 @@ def _volume_faults(group: h5py.Group) -> Iterator[_Fault]:
             yield _fault(f"data{list(first)}", f"{count:,} of {data.size:,} values are NaN or infinite, the first is here",
                          "Replace them in the source, with numpy.nan_to_num for instance, and create the file again")
 
-# %% ../nbs/11_hdf5_check.ipynb #659fcb0a
+# %% ../nbs/11_hdf5_check.ipynb #5a1b6efa
 _SPACES = ("Space.VOX", "vox")
 _SHIFTS = {"Origin.TRACKVIS": -0.5, "corner": -0.5, "trackvis": -0.5, "Origin.NIFTI": 0.0, "center": 0.0, "nifti": 0.0}
 
 
-def _first(wrong: np.ndarray) -> int:
+def _first(wrong: Any) -> int:
     return int(np.argmax(wrong))
 
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['REPAIRS', 'HDF5Description', 'describe_hdf5', 'extract_hdf5']
 
-# %% ../nbs/11_hdf5_tools.ipynb #dd33ff81
+# %% ../nbs/11_hdf5_tools.ipynb #8221748b
 import ast
 import html
 import json
@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from .space import check_affine, voxel_order, voxel_sizes
 from .streamlines import Streamlines
 from .tractogram import Tractogram
 
-# %% ../nbs/11_hdf5_tools.ipynb #30944662
+# %% ../nbs/11_hdf5_tools.ipynb #36e54ccb
 @dataclass(frozen=True)
 class _GroupFacts:
     """What the header of one group says."""
@@ -78,8 +78,8 @@ def _streamlines_facts(group: h5py.Group) -> dict[str, Any]:
         extras.append(f"connectivity {' × '.join(map(str, group['connectivity_matrix'].shape))} {kind}")
     if group.attrs.get("tractkit_removed", 0):
         extras.append(f"{group.attrs['tractkit_removed']:,} invalid left out")
-    lengths = group["euclidean_lengths"] if "euclidean_lengths" in group else None
-    known = lengths is not None and lengths.shape == (n,) and lengths.dtype.kind == "f"
+    lengths = group["euclidean_lengths"] if "euclidean_lengths" in group else group["lengths"]
+    known = lengths.shape == (n,) and lengths.dtype.kind == "f"
     return {"shape": tuple(int(d) for d in group.attrs["dimensions"]), "nb_points": len(group["data"]), "extras": tuple(extras),
             "lengths_mm": lengths[()].astype(float) if known else np.full(n, np.nan)}
 
@@ -119,7 +119,7 @@ def _said(config: dict) -> str:
 
     return "; ".join(words(v) if k == "files" else f"{k.replace('_', ' ')} {words(v)}" for k, v in config.items() if k != "type" and v not in (None, [], ()))
 
-# %% ../nbs/11_hdf5_tools.ipynb #9722d20f
+# %% ../nbs/11_hdf5_tools.ipynb #75f60fa7
 _SHOWN = 30  # subjects of a split on the page
 
 
@@ -141,7 +141,7 @@ def _mm(lengths: np.ndarray) -> str:
     if not len(known):
         return "lengths unknown"
     low, middle, high = np.quantile(known, [.05, .5, .95])
-    return f"{middle:.0f} mm, 90 % within {low:.0f} to {high:.0f}"
+    return f"median {middle:.0f} mm, 90 % in {low:.0f} to {high:.0f}"
 
 
 def _bars(lengths: np.ndarray) -> str:
@@ -153,7 +153,7 @@ def _bars(lengths: np.ndarray) -> str:
     bars = "".join(f'<rect x="{5 * k}" y="{24 - 24 * h / heights.max():.1f}" width="4" height="{24 * h / heights.max():.1f}"/>' for k, h in enumerate(heights) if h)
     return f'<svg width="120" height="25" role="img" aria-label="histogram of lengths" style="fill:currentColor;opacity:.6;display:block">{bars}</svg>'
 
-# %% ../nbs/11_hdf5_tools.ipynb #5af70353
+# %% ../nbs/11_hdf5_tools.ipynb #1fee744d
 @dataclass(frozen=True)
 class HDF5Description:
     """What is in a data file: a page in a notebook, text in a terminal."""
@@ -208,7 +208,7 @@ class HDF5Description:
 
     def __repr__(self) -> str:
         about = "\n".join(f"  {k:12}  {v}" for k, v in self.about.items())
-        groups = [(g.replace("\n", "; ") for g in self._group_row(group)) for group in self.groups]
+        groups = [[cell.replace("\n", "; ") for cell in self._group_row(group)] for group in self.groups]
         return "\n\n".join([f"{Path(self.path).name}\n{about}", text_table(_GROUP_HEADINGS, groups), text_table(("split", "subject", *self.groups), self._subject_rows())])
 
     def _repr_html_(self) -> str:
@@ -312,7 +312,7 @@ def _save_nifti(path: Path, data: np.ndarray, affine: np.ndarray) -> None:
     data = data.astype({"?": np.uint8, "e": np.float32}.get(data.dtype.char, data.dtype), copy=False)
     nib.save(nib.Nifti1Image(data, affine, dtype=data.dtype), path)
 
-# %% ../nbs/11_hdf5_tools.ipynb #ba090f32
+# %% ../nbs/11_hdf5_tools.ipynb #f489e449
 class _Part:
     """A group on its way out: which files it becomes, and what goes into them."""
 
@@ -327,6 +327,9 @@ class _Part:
         t = self.tractogram[0]
         (replace(t, groups={}) if self.suffix == ".trk" else t).save(path)
 
+    def _save_group(self, key: str, path: Path) -> None:
+        np.save(path, self.tractogram[0].groups[key])
+
     def files(self) -> dict[str, Callable[[Path], Any]]:
         """Names of files, each with what writes it; nothing is read before that is called."""
         g, name = self.group, self.name
@@ -335,7 +338,7 @@ class _Part:
         files: dict[str, Callable[[Path], Any]] = {f"{name}{self.suffix}": self._save_tractogram}
         for key in g.get("groups", ()) if self.suffix == ".trk" else ():
             _check_name(key, "group of streamlines")
-            files[f"{name}_group_{key}.npy"] = lambda path, key=key: np.save(path, self.tractogram[0].groups[key])
+            files[f"{name}_group_{key}.npy"] = partial(self._save_group, key)
         if "source_ids" in g:
             files[f"{name}_source_ids.npy"] = lambda path: np.save(path, g["source_ids"][()][self.tractogram[1]])
         if "connectivity_matrix" in g:
@@ -373,7 +376,7 @@ def _placed(path: Path, subject: str | None = None, group: str | None = None) ->
     except Exception as e:  # h5py raises many kinds for a damaged file
         raise DataError(f"cannot be extracted ({type(e).__name__}: {e})", file=path, subject=subject, group=group, fix="See validate_hdf5") from e
 
-# %% ../nbs/11_hdf5_tools.ipynb #4833240d
+# %% ../nbs/11_hdf5_tools.ipynb #91ddae61
 def extract_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
     out: str | os.PathLike,   # folder; in it a folder for each subject, with a file for each group
@@ -417,7 +420,7 @@ def extract_hdf5(
 
 
 def _parts(h5: h5py.File, path: Path, subjects: list[str], groups: Sequence[str] | str | None, suffix: str) -> list[tuple[str, dict, _Part]]:
-    parts = []
+    parts: list[tuple[str, dict, _Part]] = []
     for subject in subjects:
         with _placed(path, subject):
             found = h5[subject]
