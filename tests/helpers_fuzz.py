@@ -230,7 +230,7 @@ def _register() -> None:
         damage(f"{what} is text", "error")(change(path, lambda v: np.array([b"x"] * len(v))))
         damage(f"{what} is 3-D", "error")(change(path, lambda v: v[..., None]))
         damage(f"{what} is a scalar", "error")(change(path, lambda v: v[0, 0]))
-        damage(f"{what} is NaN", "loads")(change(path, lambda v: v * np.nan))
+        damage(f"{what} is NaN", "loads" if what == "dps" else "any")(change(path, lambda v: v * np.nan))
         damage(f"{what} is flat", "same")(change(path, lambda v: v[:, 0]))
         damage(f"{what} is big-endian", "same")(change(path, lambda v: v.astype(">f4")))
 
@@ -312,7 +312,7 @@ def _register() -> None:
         del h5[subject]
         h5[subject] = np.zeros(3)
 
-    @damage("the subject is in a file that is gone", "error", "subject")
+    @damage("the subject is in a file that is gone", "error", "root")
     def _(h5, subject):
         del h5[subject]
         h5[subject] = h5py.ExternalLink("gone/x.hdf5", f"/{subject}")
@@ -413,6 +413,8 @@ def use_dataset(path: str, lazy: bool) -> str:
             digest.update(f"{subject.name} {name} {sft.nb_points.tolist()}".encode() + s.points.tobytes() + sft.affine.tobytes())
             sft.get([len(sft) - 1, 0] if len(sft) else [])
             t = sft.as_tractogram(slice(0, 3))
+            if getattr(sft, "dpp_keys", ()):
+                sft.get_dpp([0])
             for key, values in sorted(t.dps.items()):
                 digest.update(key.encode() + values.astype("<f4").tobytes())
             for mri in subject.volumes.values():
