@@ -231,7 +231,7 @@ def _register() -> None:
         damage(f"{what} is 3-D", "error")(change(path, lambda v: v[..., None]))
         damage(f"{what} is a scalar", "error")(change(path, lambda v: v[0, 0]))
         damage(f"{what} is NaN", "loads" if what == "dps" else "any")(change(path, lambda v: v * np.nan))
-        damage(f"{what} is flat", "same")(change(path, lambda v: v[:, 0]))
+        damage(f"{what} is flat", "same" if what == "dps" else "any")(change(path, lambda v: v[:, 0]))
         damage(f"{what} is big-endian", "same")(change(path, lambda v: v.astype(">f4")))
 
         @damage(f"{what} is a group", "error")

@@ -5,19 +5,22 @@ import multiprocessing as mp
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import h5py
 import numpy as np
 import pytest
-from helpers_data import CONFIG, SHAPE, make_file, make_subject, world_volume
+from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 
 from tractkit.dataset import ByteCache, MultiSubjectDataset
 from tractkit.files import DataError, data_folder
 from tractkit.hdf5 import create_hdf5
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
+from tractkit.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -152,14 +155,33 @@ def test_from_many_threads(made):
         assert all(pool.map(work, range(60)))
 
 
-def test_pickled_while_another_thread_holds_the_lock(made):
-    dataset = MultiSubjectDataset(made[0], lazy=True).load_data()
-    done = threading.Event()
-    with dataset._file.lock:
-        thread = threading.Thread(target=lambda: (pickle.loads(pickle.dumps(dataset)).training_set[0].streamlines["streamlines"].get(0), done.set()))
-        thread.start()
-        assert done.wait(30)
-    thread.join()
+def test_forked_while_another_thread_reads(made):
+    """No lock that a thread held at the time of the fork is waited for in the child."""
+    dataset = MultiSubjectDataset(made[0], lazy=True, cache_size=1).load_data()
+    stop = threading.Event()
+
+    def keep_reading():
+        while not stop.is_set():
+            for i in range(3):
+                s = dataset.subject(f"sub-{i}")
+                s.streamlines["streamlines"].get([0])
+                s.volumes["input"].volume.data.sum()
+
+    thread = threading.Thread(target=keep_reading)
+    thread.start()
+    try:
+        expected = None
+        for _ in range(5):
+            queue = mp.get_context("fork").Queue()
+            process = mp.get_context("fork").Process(target=_read, args=(dataset, [3, 1], queue))
+            process.start()
+            points, total = queue.get(timeout=60)
+            process.join(60)
+            expected = points if expected is None else expected
+            assert process.exitcode == 0 and np.array_equal(points, expected)
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_few_open_files(made):
@@ -321,4 +343,332 @@ def test_file_of_dwi_ml(lazy):
         assert got.points.dtype == np.float32 and np.allclose(got.points, source.streamlines.points, atol=1e-4)
         assert np.allclose(sft.lengths_mm, source.lengths_mm, rtol=1e-4)
         assert np.allclose(sft.dps["weight"], source.dps["weight"], atol=1e-6)
+        connectivity = sft.connectivity
+        assert (connectivity.type, connectivity.nb_blocs.tolist()) == ("from_blocs", [4, 4, 4]) and connectivity.matrix.shape == (64, 64)
+        assert np.array_equal(connectivity.matrix, np.load(sample / f"source/ready/sub-{i}/conn.npy"))
+        assert np.array_equal(sft.nb_points, source.streamlines.nb_points) and sft.dps["weight"].shape == (60, 1)
+        ids = [7, 50, 7, 0]  # lazy, dps and a list of ids: an error in dwi_ml
+        dipy = sft.as_sft(ids)
+        assert np.allclose(dipy.data_per_streamline["weight"], source.dps["weight"][ids], atol=1e-6)
+        assert np.allclose(dipy.streamlines.get_data(), source[ids].rasmm().points, atol=1e-3)
+        mask = dataset.subject(f"sub-{i}").volumes["wm_mask"].volume
+        assert np.array_equal(mask.data[..., 0] > 0, Volume.load(sample / f"source/ready/sub-{i}/wm.nii.gz").data > 0)
+        stored = h5py.File(sample / "data.hdf5")[f"sub-{i}/input/data"][()]
+        assert np.array_equal(dataset.subject(f"sub-{i}").volumes["input"].volume.data, stored)
     assert len(dataset.fingerprint()) == 32
+
+
+# ---- what goes with streamlines --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def rich(made, tmp_path_factory):
+    """The file with data per point, groups, two kinds of connectivity, a second and a compressed volume group."""
+    path = shutil.copy(made[0], tmp_path_factory.mktemp("rich") / "rich.hdf5")
+    with h5py.File(path, "a") as h5:
+        for i, name in enumerate(("sub-0", "sub-1", "sub-2")):
+            g, n = h5[f"{name}/streamlines"], len(made[1][name])
+            points = made[1][name].streamlines.points
+            g["data_per_point/x"], g["data_per_point/xyz"] = points[:, :1], points.astype(np.float32)
+            g["groups/left"], g["groups/none"] = np.arange(0, n, 3), np.zeros(0, np.int64)
+            g["connectivity_matrix"] = np.eye(8, dtype=bool)
+            g.attrs["connectivity_matrix_type"] = "from_labels" if i else "from_blocs"
+            if i:
+                g["connectivity_label_volume"] = np.full(SHAPE, i, np.int16)
+            else:
+                g.attrs["connectivity_nb_blocs"] = [2, 2, 2]
+            for copy, options in (("mask", {}), ("gzip", {"compression": "gzip"}), ("lzf", {"compression": "lzf", "shuffle": True})):
+                v = h5.create_group(f"{name}/{copy}")
+                v.attrs.update(h5[f"{name}/input"].attrs)
+                v.create_dataset("data", data=h5[f"{name}/input/data"][..., :1] if copy == "mask" else h5[f"{name}/input/data"][()], **options)
+    return path, made[1]
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("ids", [None, 4, [9, 2, 2, -1], slice(1, 9, 2), []])
+def test_all_that_goes_with_streamlines(rich, lazy, ids):
+    dataset = MultiSubjectDataset(rich[0], lazy=lazy).load_data()
+    for name, source in rich[1].items():
+        sft = dataset.subject(name).streamlines["streamlines"]
+        rows = np.arange(len(source))[slice(None) if ids is None else slice(0) if ids == [] else ids].reshape(-1)
+        assert sft.dpp_keys == ("x", "xyz") and sft.dps["bundle"].shape == (len(source), 1)
+        dpp, points = sft.get_dpp(ids), sft.get(ids).points
+        assert np.allclose(dpp["xyz"], points, atol=1e-4) and np.array_equal(dpp["x"], dpp["xyz"][:, :1])
+        t = sft.as_tractogram(ids)
+        assert t.dps["bundle"][:, 0].tolist() == rows.tolist() and np.array_equal(t.dpp["xyz"], dpp["xyz"])
+        assert sft.groups["left"].dtype == np.int64 and sft.groups["left"].tolist() == list(range(0, len(source), 3))
+        assert t.groups["left"].tolist() == [i for i, r in enumerate(rows) if r % 3 == 0] and len(t.groups["none"]) == 0
+        if len(rows):
+            with pytest.warns(UserWarning, match="cannot hold groups"):
+                dipy = sft.as_sft(ids)
+            assert np.allclose(dipy.data_per_streamline["bundle"][:, 0], rows) and np.allclose(dipy.data_per_point["x"].get_data(), dpp["x"])
+            assert np.allclose(dipy.streamlines.get_data(), source[rows].rasmm().points, atol=1e-3)
+            dipy.to_vox(), dipy.to_center()
+            assert np.allclose(dipy.streamlines.get_data(), points, atol=1e-3)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_connectivity(rich, made, lazy):
+    dataset = MultiSubjectDataset(rich[0], lazy=lazy).load_data()
+    blocs, labels = (dataset.subject(f"sub-{i}").streamlines["streamlines"].connectivity for i in (0, 1))
+    assert (blocs.type, blocs.nb_blocs.tolist(), blocs.labels) == ("from_blocs", [2, 2, 2], None)
+    assert (labels.type, labels.nb_blocs) == ("from_labels", None) and labels.labels.shape == SHAPE and (labels.labels == 1).all()
+    assert blocs.matrix.dtype == bool and blocs.matrix.sum() == 8
+    assert MultiSubjectDataset(made[0]).load_data().training_set[0].streamlines["streamlines"].connectivity is None
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+def test_points_are_no_millimetres(tmp_path, lazy):
+    """dwi_ml's lazy lengths are mm, and the number of points is counted from them."""
+    path, sources = make_file(tmp_path, points=(20, 60))
+    for name, t in sources.items():
+        sft = MultiSubjectDataset(path, lazy=lazy).load_data().subject(name).streamlines["streamlines"]
+        assert sft.nb_points.tolist() == [len(s) for s in t.streamlines] and sft.nb_points.sum() == len(sft.get().points)
+        world = [np.linalg.norm(np.diff(s, axis=0), axis=1).sum() for s in t.rasmm()]
+        assert np.allclose(sft.lengths_mm, world, rtol=1e-3) and not np.allclose(sft.lengths_mm, sft.nb_points, rtol=.05)
+
+
+def test_lengths_are_counted_where_the_file_has_none(tmp_path, made):
+    path = shutil.copy(made[0], tmp_path / "x.hdf5")
+    with h5py.File(path, "a") as h5:
+        del h5["sub-0/streamlines/euclidean_lengths"]
+    for lazy in (False, True):
+        sft = MultiSubjectDataset(path, lazy=lazy).load_data().training_set[0].streamlines["streamlines"]
+        assert np.allclose(sft.lengths_mm, made[1]["sub-0"].lengths_mm, atol=1e-3)
+
+
+@pytest.mark.parametrize("lazy", [False, True])
+@pytest.mark.parametrize("cache_size", [None, 0, 1])
+def test_several_volume_groups(rich, lazy, cache_size):
+    dataset = MultiSubjectDataset(rich[0], lazy=lazy, cache_size=cache_size).load_data(volume_groups=["input", "gzip", "lzf", "mask"])
+    for name, source in rich[1].items():
+        v = dataset.subject(name).volumes
+        assert np.allclose(v["input"].volume.data, world_volume(source.affine).data, atol=1e-3)
+        for copy in ("gzip", "lzf"):
+            assert np.array_equal(v[copy].volume.data, v["input"].volume.data) and v[copy].key != v["input"].key
+        assert v["mask"].shape == (*SHAPE, 1) and np.array_equal(v["mask"].volume.data, v["input"].volume.data[..., :1])
+    assert len(dataset._cache) == (0 if not lazy else {None: 12, 0: 0, 1: 1}[cache_size])
+    only = MultiSubjectDataset(rich[0], lazy=lazy).load_data(load_training=False, subj_id="sub-1", volume_groups="mask", streamline_groups=[])
+    assert [len(s) for s in (only.training_set, only.validation_set, only.testing_set)] == [0, 1, 0]
+    assert list(only.validation_set[0].volumes) == ["mask"] and only.validation_set[0].streamlines == {}
+
+
+@pytest.mark.parametrize("what", ["x rows", "x of text", "left past the end", "left negative", "left of floats", "no blocs", "no labels", "type",
+                                  "lengths nan", "dimensions"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_damage_beside_streamlines(tmp_path, rich, what, lazy):
+    path = shutil.copy(rich[0], tmp_path / "x.hdf5")
+    with h5py.File(path, "a") as h5:
+        name = "sub-1" if what == "no labels" else "sub-0"
+        g = h5[f"{name}/streamlines"]
+        new = {"x rows": np.zeros((5, 1)), "x of text": "text", "left past the end": [30], "left negative": [-1], "left of floats": [.5]}
+        if what in new:
+            key = f"data_per_point/{what[0]}" if what[0] == "x" else "groups/left"
+            del g[key]
+            g[key] = new[what]
+        elif what == "lengths nan":
+            g["euclidean_lengths"][3] = np.nan
+        elif what == "no labels":
+            del g["connectivity_label_volume"]
+        elif what == "no blocs":
+            del g.attrs["connectivity_nb_blocs"]
+        elif what == "type":
+            g.attrs["connectivity_matrix_type"] = "from_nowhere"
+        else:
+            g.attrs["dimensions"] = [14, 11]
+    with pytest.raises(DataError) as e:
+        MultiSubjectDataset(path, lazy=lazy).load_data()
+    assert (e.value.file, e.value.subject, e.value.group) == (str(path), name, "streamlines")
+
+
+# ---- a file for each subject -----------------------------------------------------------------------------------
+
+
+def split_file(path, folder, how="subject"):
+    """The same data, with links: to a file for each subject, or for each group, or to a file at its root."""
+    (folder / "parts").mkdir(parents=True)
+    with h5py.File(path) as whole, h5py.File(folder / "data.hdf5", "w") as master:
+        master.attrs.update(whole.attrs)
+        for name in whole:
+            if how == "subject":
+                with h5py.File(folder / f"parts/{name}.hdf5", "w") as one:
+                    whole.copy(name, one)
+                master[name] = h5py.ExternalLink(f"parts/{name}.hdf5", f"/{name}")
+            elif how == "root":
+                with h5py.File(folder / f"parts/{name}.hdf5", "w") as one:
+                    for group in whole[name]:
+                        whole[name].copy(group, one)
+                master[name] = h5py.ExternalLink(f"parts/{name}.hdf5", "/")
+            else:
+                for group in whole[name]:
+                    with h5py.File(folder / f"parts/{name}-{group}.hdf5", "w") as one:
+                        whole[name].copy(group, one, "here")
+                    master.require_group(name)[group] = h5py.ExternalLink(f"parts/{name}-{group}.hdf5", "/here")
+    return folder / "data.hdf5"
+
+
+@pytest.mark.parametrize("how", ["subject", "root", "group"])
+@pytest.mark.parametrize("lazy", [False, True])
+def test_linked_files(rich, tmp_path, how, lazy, monkeypatch):
+    path = split_file(rich[0], tmp_path / "split", how)
+    monkeypatch.chdir(tmp_path)
+    dataset = MultiSubjectDataset(os.path.relpath(path), lazy=lazy).load_data(volume_groups=["input", "gzip"])
+    whole = MultiSubjectDataset(rich[0]).load_data()
+    monkeypatch.chdir("/")
+    shutil.copytree(tmp_path / "split", tmp_path / "moved")  # links are relative
+    for data in (dataset, MultiSubjectDataset(tmp_path / "moved/data.hdf5", lazy=lazy).load_data()):
+        keys = set()
+        for name in rich[1]:
+            a, b = data.subject(name), whole.subject(name)
+            assert np.array_equal(a.streamlines["streamlines"].get([3, 1]).points, b.streamlines["streamlines"].get([3, 1]).points)
+            assert np.array_equal(a.streamlines["streamlines"].get_dpp()["x"], b.streamlines["streamlines"].get_dpp()["x"])
+            for group in ("input", "gzip"):
+                assert np.array_equal(a.volumes[group].volume.data, b.volumes[group].volume.data)
+                keys.add(a.volumes[group].key)
+        assert len(keys) == 6  # equal places of different files are different volumes
+    assert set(dataset.training_set[0].volumes) == {"input", "gzip"}
+    assert dataset.fingerprint() == whole.fingerprint()
+
+
+def test_linked_file_missing_or_damaged(rich, tmp_path):
+    path = split_file(rich[0], tmp_path / "split")
+    dataset = MultiSubjectDataset(path, lazy=True).load_data()
+    part = tmp_path / "split/parts/sub-1.hdf5"
+    os.truncate(part, 3000)
+    with pytest.raises(DataError, match="changed since|truncated") as e:
+        dataset.subject("sub-1").streamlines["streamlines"].get()
+    assert (e.value.file, e.value.subject) == (str(part), "sub-1")
+    dataset.subject("sub-0").streamlines["streamlines"].get()  # the others are well
+    for happens, problem in ((lambda: None, "truncated or no HDF5"), (part.unlink, "cannot be opened")):
+        happens()
+        with pytest.raises(DataError, match=problem) as e:
+            MultiSubjectDataset(path).load_data()
+        assert (e.value.file, e.value.subject) == (str(part), "sub-1")
+        MultiSubjectDataset(path).load_data(load_validation=False)
+
+
+MANY_FILES = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+import numpy as np
+from tractkit.dataset import MultiSubjectDataset
+from torch.utils.data import DataLoader
+
+dataset = MultiSubjectDataset(sys.argv[1], lazy=True, cache_size=2).load_data()
+names = dataset.training_set.subjects
+
+def points(name):
+    s = dataset.subject(name)
+    s.volumes["input"].volume
+    return float(s.streamlines["streamlines"].get([1, 3]).points.sum())
+
+for workers in (0, 2):
+    found = {name: points(name) for name in names}
+    loaded = [x for batch in DataLoader(names, batch_size=7, num_workers=workers, collate_fn=lambda b: [points(n) for n in b]) for x in batch]
+    assert loaded == [found[n] for n in names]
+print(len(found), len(set(found.values())))
+"""
+
+
+def test_two_hundred_files_with_64_handles(made, tmp_path):
+    parts = tmp_path / "parts"
+    parts.mkdir()
+    names = [f"many-{i}" for i in range(200)]
+    with h5py.File(made[0]) as whole, h5py.File(tmp_path / "data.hdf5", "w") as master:
+        master.attrs.update(whole.attrs)
+        master.attrs["training_subjs"] = np.array(names, dtype=h5py.string_dtype())
+        master.attrs["validation_subjs"] = master.attrs["testing_subjs"] = np.array([], dtype=h5py.string_dtype())
+        with h5py.File(tmp_path / "one.hdf5", "w") as one:
+            whole.copy("sub-0", one, "s")
+        for i, name in enumerate(names):
+            shutil.copy(tmp_path / "one.hdf5", parts / f"{name}.hdf5")
+            with h5py.File(parts / f"{name}.hdf5", "a") as one:
+                one["s/streamlines/data"][0:] += np.float32(i / 1000)
+            master[name] = h5py.ExternalLink(f"parts/{name}.hdf5", "/s")
+    done = subprocess.run([sys.executable, "-c", MANY_FILES, str(tmp_path / "data.hdf5")], capture_output=True, text=True, timeout=300)
+    assert done.stdout.split() == ["200", "200"], done.stderr[-2000:]
+
+
+# ---- workers and threads ---------------------------------------------------------------------------------------
+
+
+class Collate:
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __call__(self, items):
+        out = []
+        for name, ids in items:
+            s = self.dataset.subject(name)
+            out.append((s.streamlines["streamlines"].get(ids).points, float(s.volumes["gzip"].volume.data.sum())))
+        return out
+
+
+@pytest.mark.parametrize("method, workers", [("fork", 1), ("fork", 2), ("spawn", 1), ("forkserver", 2)])
+def test_dataloader_workers_beside_a_reading_thread(rich, method, workers):
+    from torch.utils.data import DataLoader
+
+    dataset, eager = (MultiSubjectDataset(rich[0], lazy=lazy, cache_size=0).load_data() for lazy in (True, False))
+    rng, stop, wrong = np.random.default_rng(0), threading.Event(), []
+    items = [(f"sub-{i % 3}", rng.integers(0, 30, 10)) for i in range(24)]
+    expected = Collate(eager)(items)
+
+    def keep_reading():
+        while not stop.is_set():
+            for (points, total), (p, t) in zip(Collate(dataset)(items[:3]), expected, strict=False):
+                if not np.array_equal(points, p) or total != t:
+                    wrong.append(1)
+
+    thread = threading.Thread(target=keep_reading)
+    thread.start()
+    try:
+        loader = DataLoader(items, batch_size=4, collate_fn=Collate(dataset), num_workers=workers, multiprocessing_context=method, timeout=100)
+        got = [x for batch in loader for x in batch]
+    finally:
+        stop.set()
+        thread.join(60)
+    assert not wrong and not thread.is_alive() and len(got) == len(items)
+    assert all(np.array_equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(got, expected, strict=True))
+
+
+EPOCH = """
+import os, sys
+import numpy as np
+from tractkit.dataset import MultiSubjectDataset
+
+def anonymous():
+    with open("/proc/self/status") as f:
+        return next(int(line.split()[1]) for line in f if line.startswith("RssAnon"))
+
+dataset = MultiSubjectDataset(sys.argv[1], lazy=True, cache_size=1).load_data()
+peak = 0
+for name in dataset.training_set.subjects:
+    s = dataset.subject(name)
+    data = s.streamlines["streamlines"]
+    for i in range(0, len(data), 200):
+        s.volumes["input"].volume.data.sum() + data.get(np.arange(i, min(i + 200, len(data)))).points.sum()
+        peak = max(peak, anonymous())
+print(peak)
+"""
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+def test_memory_of_a_pass_does_not_grow_with_the_file(tmp_path):
+    shape, peaks, sizes = (64, 64, 64, 8), [], []  # 8 MB a volume
+    volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    lines = random_lines(np.random.default_rng(0), 1000, shape[:3], points=(50, 100))
+    for n in (4, 12):
+        with h5py.File(tmp_path / f"{n}.hdf5", "w") as h5:
+            h5.attrs.update({f"{split}_subjs": np.array([f"s{i}" for i in range(n)] if split == "training" else [], dtype=h5py.string_dtype())
+                             for split in ("training", "validation", "testing")})
+            for i in range(n):
+                v, g = h5.create_group(f"s{i}/input"), h5.create_group(f"s{i}/streamlines")
+                v["data"], g["data"], g["offsets"], g["lengths"] = volume, lines.points + .5, lines.offsets[:-1], lines.nb_points
+                g["euclidean_lengths"] = lines.lengths()
+                v.attrs.update(type="volume", affine=np.eye(4))
+                g.attrs.update(type="streamlines", affine=np.eye(4), space="Space.VOX", origin="Origin.TRACKVIS", dimensions=shape[:3])
+        done = subprocess.run([sys.executable, "-c", EPOCH, str(tmp_path / f"{n}.hdf5")], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        peaks.append(int(done.stdout))
+        sizes.append(os.path.getsize(tmp_path / f"{n}.hdf5") // 1024)
+    assert peaks[1] - peaks[0] < 0.03 * (sizes[1] - sizes[0])
