@@ -414,7 +414,7 @@ def use_dataset(path: str, lazy: bool) -> str:
             sft.get([len(sft) - 1, 0] if len(sft) else [])
             t = sft.as_tractogram(slice(0, 3))
             if getattr(sft, "dpp_keys", ()):
-                sft.get_dpp([0])
+                sft.get_dpp([0] if len(sft) else [])
             for key, values in sorted(t.dps.items()):
                 digest.update(key.encode() + values.astype("<f4").tobytes())
             for mri in subject.volumes.values():
@@ -510,11 +510,11 @@ def serve() -> None:
                 json.dump(exercise(job), out)
             os._exit(0)
         os.close(write)
-        print(json.dumps(_wait(child, read)), flush=True)
+        print(json.dumps(_wait(child, read, job.get("limit", LIMIT))), flush=True)
 
 
-def _wait(child: int, read: int) -> dict:
-    text, end = b"", time.monotonic() + LIMIT
+def _wait(child: int, read: int, limit: float) -> dict:
+    text, end = b"", time.monotonic() + limit
     while (left := end - time.monotonic()) > 0:
         if select.select([read], [], [], left)[0]:
             part = os.read(read, 1 << 16)
@@ -526,7 +526,7 @@ def _wait(child: int, read: int) -> dict:
     os.close(read)
     _, status = os.waitpid(child, 0)
     if left <= 0:
-        return {"fate": f"hangs: not done after {LIMIT} s"}
+        return {"fate": f"hangs: not done after {limit} s"}
     return json.loads(text) if os.WIFEXITED(status) and not os.WEXITSTATUS(status) else {"fate": f"crashes: status {status}, signal {status & 127}"}
 
 
@@ -539,7 +539,7 @@ class Server:
                                          stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent)
         assert self._process.stdout.readline().strip() == "ready"
 
-    def ask(self, **job: str) -> dict:
+    def ask(self, **job) -> dict:
         self._process.stdin.write(json.dumps(job) + "\n")
         self._process.stdin.flush()
         return json.loads(self._process.stdout.readline())

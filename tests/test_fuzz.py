@@ -103,7 +103,7 @@ PENDING = dict.fromkeys([
     "a terabyte of points with lengths to match", "dimensions are [1.5, 2, 3]", "a terabyte of voxels that is not there",
     "streamlines is a soft link to itself", "input is a soft link to itself", "the subject is a dataset", "training_subjs are empty",
     "validation_subjs are empty", "testing_subjs are empty", "the step size is (3,) array([0,", "the step size is None Empty(dty",
-    "there is no streamline", "streamlines has type Empty(dtype=dtype('float32'))", "input has type Empty(dtype=dtype('float32'))",
+    "streamlines has type Empty(dtype=dtype('float32'))", "input has type Empty(dtype=dtype('float32'))",
     "streamlines is a soft link to nothing", "input is a soft link to nothing", "the format is () 'one'", "the format is (2, 2) array([[1",
     "the format is None Empty(dty", "the format is () nan",
 ], UNREAD)
@@ -177,6 +177,17 @@ def test_damaged_bytes(data, good, server, scratch):
     result = ask(server, scratch, kind="hdf5", path=str(path))
     if outcome(result, digest) != "same":
         assert errors_of(result), f"reads differently, but validate finds nothing: {result['eager']}"
+
+
+@pytest.mark.full
+@pytest.mark.xfail(strict=True, reason="HDF5 2.0.0 itself does not come back from a heap of words with such a size")
+def test_damaged_heap(good, server, tmp_path):
+    """The one damage known to hang: libhdf5 walks a heap by sizes that it does not check."""
+    _, raw, _, _ = good
+    path = tmp_path / "x.hdf5"
+    for at, _ in heap_sizes(raw)[1:12]:
+        path.write_bytes(flip(raw, [(at + 12 + k, 255) for k in range(4)]))
+        ask(server, tmp_path, kind="hdf5", path=str(path), limit=5)
 
 
 # ---- tractograms ---------------------------------------------------------------------------------------------
