@@ -43,7 +43,7 @@ def good(tmp_path_factory, server):
 
 
 def headers(path: Path) -> list[int]:
-    """Bytes that are no values of a dataset, nor sizes in the heaps of words (`test_damaged_heap`)."""
+    """Bytes that are no values of a dataset, nor lengths of words (`test_length_of_a_word`)."""
     raw, taken = path.read_bytes(), np.zeros(path.stat().st_size, bool)
 
     def take(_, item):
@@ -52,22 +52,16 @@ def headers(path: Path) -> list[int]:
 
     with h5py.File(path) as h5:
         h5.visititems(take)
-    for at, size in heap_sizes(raw):
-        taken[at:at + size] = True
+    for at in word_lengths(raw):
+        taken[at:at + 4] = True
     return np.flatnonzero(~taken).tolist()
 
 
-def heap_sizes(raw: bytes) -> list[tuple[int, int]]:
-    """Where the heaps for words of attributes keep how long each word is."""
-    found = []
-    for heap in (at for at in range(0, len(raw), 8) if raw[at:at + 4] == b"GCOL"):
-        found.append((heap, 16))
-        at, end = heap + 16, heap + int.from_bytes(raw[heap + 8:heap + 16], "little")
-        while at + 16 <= end and raw[at:at + 2] != b"\0\0":
-            found.append((at, 16))
-            at += 16 + -(-int.from_bytes(raw[at + 8:at + 16], "little") // 8) * 8
-        found.append((at, 16))
-    return found
+def word_lengths(raw: bytes) -> list[int]:
+    """Where attributes that are words say how long they are: before the address of the heap that holds them."""
+    heaps = (at for at in range(0, len(raw), 8) if raw[at:at + 4] == b"GCOL")
+    places = (at - 4 for heap in heaps for at in range(4, len(raw) - 8) if raw[at:at + 8] == heap.to_bytes(8, "little"))
+    return sorted(places)
 
 
 def digest_of(folder: Path) -> str:
@@ -107,6 +101,7 @@ PENDING = dict.fromkeys([
     "streamlines is a soft link to nothing", "input is a soft link to nothing", "the format is () 'one'", "the format is (2, 2) array([[1",
     "the format is None Empty(dty", "the format is () nan",
 ], UNREAD)
+PENDING |= dict.fromkeys(["streamlines has an affine of huge voxels"], "the loader does not yet say whose streamlines cannot be resampled")
 
 
 def damaged(name: str, subject: str, good: Path, folder: Path) -> Path:
@@ -130,7 +125,7 @@ def check_damage(name: str, subject: str, good, server, folder: Path) -> None:
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=PENDING[name])) if name in PENDING
                                   else pytest.param(name, marks=pytest.mark.full) for name in HDF5_DAMAGE])
 def test_each_damage(name, good, server, tmp_path):
-    check_damage(name, "sub-1", good, server, tmp_path)
+    check_damage(name, "sub-0" if "huge voxels" in name else "sub-1", good, server, tmp_path)  # sub-0 is in the batch
 
 
 @pytest.fixture(scope="module")
@@ -180,14 +175,13 @@ def test_damaged_bytes(data, good, server, scratch):
 
 
 @pytest.mark.full
-@pytest.mark.xfail(strict=True, reason="HDF5 2.0.0 itself does not come back from a heap of words with such a size")
-def test_damaged_heap(good, server, tmp_path):
-    """The one damage known to hang: libhdf5 walks a heap by sizes that it does not check."""
+@pytest.mark.xfail(strict=True, reason="HDF5 2.0.0 itself does not come back from an attribute of words that says it is 4 GB long")
+def test_length_of_a_word(good, server, tmp_path):
+    """The one damage known to hang a reader."""
     _, raw, _, _ = good
     path = tmp_path / "x.hdf5"
-    for at, _ in heap_sizes(raw)[1:12]:
-        path.write_bytes(flip(raw, [(at + 12 + k, 255) for k in range(4)]))
-        ask(server, tmp_path, kind="hdf5", path=str(path), limit=5)
+    path.write_bytes(blank(raw, word_lengths(raw)[0], 4, 255))
+    ask(server, tmp_path, kind="hdf5", path=str(path), limit=5)
 
 
 # ---- tractograms ---------------------------------------------------------------------------------------------
