@@ -163,6 +163,7 @@ def damaged_bytes(draw, raw: bytes, places: list[int]):
     return flip(raw, [(k, draw(bits)) for k in at])
 
 
+@pytest.mark.xfail(FULL, strict=True, reason="the dataset lets a KeyError of h5py through where the header of a group is damaged")
 @given(data=st.data())
 @settings(repeatable, max_examples=CASES // 4)
 def test_damaged_bytes(data, good, server, scratch):
