@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nibabel as nib
 import numpy as np
@@ -214,3 +215,171 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
         assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == sorted(names)
         assert all((tmp_path / "mine" / name).read_text().startswith(now) for name in names)
     assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][3].startswith(str(tmp_path / "mine"))
+
+
+# ---- tractkit hdf5 -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    from helpers_data import make_file
+
+    return make_file(tmp_path_factory.mktemp("data"))[0]
+
+
+@pytest.fixture
+def say(capsys):
+    """Run a command: exit code, output, and lines of complaint."""
+    def run(*words):
+        code = main(["hdf5", *map(str, words)])
+        out, err = capsys.readouterr()
+        return code, out, [line for line in err.splitlines() if line.startswith("tractkit")]
+
+    return run
+
+
+def complaint(answer) -> str:
+    code, out, lines = answer
+    assert code == 2 and out == "" and len(lines) == 1, answer
+    return lines[0]
+
+
+def test_hdf5_create(data, say, tmp_path):
+    import json
+
+    import h5py
+    from helpers_data import CONFIG
+
+    root, out = data.parent, tmp_path / "new.hdf5"
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "train.txt").write_text("sub-0\nsub-1\n")
+    words = ["create", root, out, tmp_path / "config.json", "--training", tmp_path / "train.txt", "--testing", "sub-2", "--no-progress"]
+    assert say(*words) == (0, f"{out}\n", [])
+    with h5py.File(out) as h5:
+        assert list(h5.attrs["training_subjs"]) == ["sub-0", "sub-1"] and list(h5.attrs["testing_subjs"]) == ["sub-2"]
+        assert h5.attrs["step_size"] == "Not defined by user"
+    assert f"{out}: exists already" in complaint(say(*words))
+    for option, key, value in (["--step-size", "1.5"], "step_size", 1.5), (["--nb-points", "12"], "nb_points", 12), (["--compress"], "compress", 0.01), (["--compress", "0.2"], "compress", 0.2):
+        assert say(*words, "-f", *option)[0] == 0
+        with h5py.File(out) as h5:
+            assert h5.attrs[key] == value
+    assert "at most one" in complaint(say(*words, "-f", "--compress", "--nb-points", "3"))
+    assert "sub-9" in complaint(say("create", root, tmp_path / "none.hdf5", tmp_path / "config.json", "--training", "sub-9", "--no-progress"))
+    assert not (tmp_path / "none.hdf5").exists()
+
+
+def test_hdf5_what_is_left_out_is_said(data, say, tmp_path):
+    from helpers_data import CONFIG, make_subject
+
+    t = make_subject(tmp_path / "a", np.random.default_rng(0), n=5)
+    points = t.streamlines.points.copy()
+    points[0] += 90
+    Tractogram(type(t.streamlines)(points, t.streamlines.offsets), t.affine, t.dimensions, t.dps).save(tmp_path / "a/lines.trk")
+    (tmp_path / "c.yaml").write_text(str(CONFIG))
+    words = ["create", tmp_path, tmp_path / "x.hdf5", tmp_path / "c.yaml", "--training", "a", "--no-progress"]
+    assert "1 of 5 streamlines" in complaint(say(*words))
+    code, out, notes = say(*words, "--remove-invalid")
+    assert code == 0 and len(notes) == 1 and notes[0].startswith("tractkit: note: ") and "1 of 5 streamlines" in notes[0]
+
+
+def test_hdf5_add(monkeypatch, say, tmp_path):
+    import tractkit.hdf5 as room
+
+    monkeypatch.setattr(room, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
+    assert say("add", "x.hdf5", "root", "sub-7", "testing", "--no-progress") == (0, "x.hdf5 root sub-7 testing False\n", [])
+
+
+def test_hdf5_add_for_real(data, say, tmp_path):
+    from helpers_data import CONFIG
+
+    (tmp_path / "c.yaml").write_text(str(CONFIG))
+    out = tmp_path / "x.hdf5"
+    assert say("create", data.parent, out, tmp_path / "c.yaml", "--training", "sub-0", "--one-file-per-subject", "--no-progress")[0] == 0
+    assert say("add", out, data.parent, "sub-1", "testing", "--no-progress")[:2] == (0, f"{out}\n")
+    assert say("validate", out, "--strict", "--no-progress")[0] == 0
+    assert "sub-1" in complaint(say("add", out, data.parent, "sub-1", "testing", "--no-progress"))
+
+
+def test_hdf5_validate(data, say, tmp_path):
+    import h5py
+
+    assert say("validate", data, "--no-progress") == (0, "data.hdf5: all is well in 6 groups of 3 subjects\n", [])
+    bad = shutil.copy(data, tmp_path / "bad.hdf5")
+    with h5py.File(bad, "a") as h5:
+        h5.attrs["testing_subjs"] = []
+    assert [say("validate", bad, "--no-progress", *more)[0] for more in ([], ["--strict"])] == [0, 1]
+    with h5py.File(bad, "a") as h5:
+        h5["sub-1/streamlines/offsets"][1] = -5
+    code, out, lines = say("validate", bad, "--no-progress")
+    assert code == 1 and "offsets[1]" in out and lines == []
+    assert "none.hdf5" in complaint(say("validate", tmp_path / "none.hdf5"))
+
+
+def test_hdf5_describe(data, say, tmp_path):
+    code, out, lines = say("describe", data)
+    assert (code, lines) == (0, []) and "streamlines" in out and "1 training, 1 validation, 1 testing" in out
+    assert "none.hdf5" in complaint(say("describe", tmp_path / "none.hdf5"))
+
+
+def test_hdf5_extract(data, say, tmp_path):
+    import h5py
+
+    words = ["extract", data, tmp_path / "out", "--subjects", "sub-0", "sub-2", "--groups", "streamlines", "--tractogram", ".trk", "--no-progress"]
+    code, out, lines = say(*words)
+    assert (code, lines) == (0, []) and out.split() == [str(tmp_path / "out" / s / "streamlines.trk") for s in ("sub-0", "sub-2")]
+    assert "exists already" in complaint(say(*words)) and say(*words, "--overwrite")[0] == 0
+    bad = shutil.copy(data, tmp_path / "bad.hdf5")
+    with h5py.File(bad, "a") as h5:
+        h5["sub-1/streamlines/offsets"][1] = -5
+    assert "sub-1/streamlines: offsets[1] is -5" in complaint(say("extract", bad, tmp_path / "mended", "--subjects", "sub-1", "--no-progress"))
+    code, _, notes = say("extract", bad, tmp_path / "mended", "--subjects", "sub-1", "--repair", "offsets", "nan", "--no-progress", "-f")
+    assert code == 0 and len(notes) == 1 and "offsets are taken from the lengths" in notes[0]
+    assert "'all' is none of" in complaint(say("extract", bad, tmp_path / "more", "--repair", "all", "--no-progress"))
+
+
+@pytest.mark.parametrize("command", ["create", "add", "extract"])
+def test_hdf5_every_keyword_has_an_option_with_help(command):
+    import inspect
+    import re
+
+    import tractkit.hdf5 as room
+    from tractkit.cli import parser
+    from tractkit.hdf5_tools import extract_hdf5
+
+    function = {"create": room.create_hdf5, "add": room.add_subject, "extract": extract_hdf5}[command]
+    commands = parser("hdf5")._subparsers._group_actions[0].choices["hdf5"]._subparsers._group_actions[0].choices
+    options = {action.dest: action for action in commands[command]._actions}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY:
+            assert options[name].default == parameter.default and len(options[name].help) > 8, name
+            assert all(re.fullmatch(r"-f|--[a-z-]+", flag) for flag in options[name].option_strings)
+
+
+def test_hdf5_help_is_quick_to_find(capsys):
+    code = ("import sys; from tractkit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+            "sys.exit(bool({'torch', 'h5py', 'matplotlib', 'dipy', 'numba'} & set(sys.modules)))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and "hdf5" in done.stdout
+    with pytest.raises(SystemExit) as ended:
+        main(["hdf5"])
+    assert ended.value.code == 2
+
+
+# ---- the tutorial's kernel -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path, capfd):
+    import nbformat
+
+    source = "import sys; print('hello', file=sys.stderr)" if good else "raise ValueError('a real error')"
+    (tmp_path / "90_tutorial.phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])))
+    monkeypatch.setattr(demo.resources, "files", lambda name: tmp_path)
+    run = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(own=False))
+    if good:
+        demo._html(run, print)
+        assert "hello" in (tmp_path / "tutorial.html").read_text()
+    else:
+        with pytest.raises(Exception, match="a real error"):
+            demo._html(run, print)
+    assert capfd.readouterr() == ("", "")

@@ -21,10 +21,13 @@ from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
 from .policy import Exponential as Exponential
 from .feeding import Feeder as Feeder
+from .hdf5_check import Finding as Finding
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
 from .inputs import GroupInputs as GroupInputs
 from .sources import GroupSources as GroupSources
+from .hdf5_tools import HDF5Description as HDF5Description
+from .hdf5_check import HDF5Report as HDF5Report
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .keyed import KEYED_VERSION as KEYED_VERSION
@@ -54,6 +57,7 @@ from .plan import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
 from .batch import Provenance as Provenance
+from .hdf5_tools import REPAIRS as REPAIRS
 from .contents import ReadVolume as ReadVolume
 from .storage_remote import RemoteFile as RemoteFile
 from .dwi import Response as Response
@@ -105,6 +109,7 @@ from .files import atomic_path as atomic_path
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
+from .hdf5_check import check_group as check_group
 from .tracking import check_limits as check_limits
 from .tracking import check_seeds as check_seeds
 from .demo import check_subject as check_subject
@@ -132,6 +137,7 @@ from .demo import demo_settings as demo_settings
 from .demo import demo_trainer as demo_trainer
 from .scoring import density_map as density_map
 from .state import describe_environment as describe_environment
+from .hdf5_tools import describe_hdf5 as describe_hdf5
 from .state import describe_model as describe_model
 from .state import differences as differences
 from .tracking import dilate_mask as dilate_mask
@@ -139,6 +145,7 @@ from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
+from .hdf5_tools import extract_hdf5 as extract_hdf5
 from .sources import find_sources as find_sources
 from .contents import find_streamlines as find_streamlines
 from .contents import find_volume as find_volume
@@ -148,6 +155,7 @@ from .keyed import fold_ids as fold_ids
 from .control import folder_lock as folder_lock
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
+from .hdf5_check import html_table as html_table
 from .models.layers import initialize_weights as initialize_weights
 from .dwi import largest_sh_order as largest_sh_order
 from .checkpoint import load_checkpoint as load_checkpoint
@@ -214,6 +222,7 @@ from .sources import standardize as standardize
 from .state import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .streamlines import take as take
+from .hdf5_check import text_table as text_table
 from .keyed import torch_seed as torch_seed
 from .baselines import track_dipy as track_dipy
 from .baselines import track_oracle as track_oracle
@@ -221,6 +230,7 @@ from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .checkpoint import unpack_tree as unpack_tree
 from .models.layers import use_generator as use_generator
+from .hdf5_check import validate_hdf5 as validate_hdf5
 from .plots import value_window as value_window
 from .scene import view as view
 from .space import voxel_order as voxel_order

@@ -10,7 +10,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -496,7 +495,6 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     name = "91_tutorial.real.ipynb" if demo.settings.own else "90_tutorial.phantom.ipynb"
     try:
         import nbformat
-        from jupyter_client.manager import KernelManager
         from nbclient import NotebookClient
         from nbconvert import HTMLExporter
     except ImportError:
@@ -504,8 +502,9 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
         return
     source = resources.files("tractkit.tutorials").joinpath(name)
     notebook = nbformat.reads(source.read_text(encoding="utf-8"), as_version=4)
-    manager = KernelManager(kernel_cmd=[sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"])
-    client = NotebookClient(notebook, km=manager, timeout=1800, resources={"metadata": {"path": str(demo.folder)}})
+    # The kernel's warning about its socket is not for whoever waits here; errors, its own too, are shown.
+    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+                            resources={"metadata": {"path": str(demo.folder)}})
     client.execute(env={**os.environ, "TRACTKIT_DEMO": str(demo.folder.resolve())})
     page, _ = HTMLExporter().from_notebook_node(notebook)
     with atomic_path(demo.folder / "tutorial.html") as temporary:

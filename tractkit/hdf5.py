@@ -451,24 +451,30 @@ def hdf5_fingerprint(
         return str(h5.attrs.get("tractkit_fingerprint") or _fingerprint(h5))
 
 
-def open_hdf5(path: str | os.PathLike) -> h5py.File:
+def open_hdf5(
+    path: str | os.PathLike,
+    *,
+    whole: bool = True,  # refuse a file that links to files of subjects which are not there
+) -> h5py.File:
     """Open a data file for reading, without taking a lock.
 
-    Raises DataError if it is missing, no HDF5, has no lists of subjects, comes from a later tractkit, or links to
-    a subject's file that is not there."""
+    Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
     try:
         h5 = _open_unlocked(path)
     except OSError as e:
         fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
         raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e
-    format_, missing = h5.attrs.get("tractkit_format", HDF5_FORMAT), [s for s in SPLITS if f"{s}_subjs" not in h5.attrs]
-    lost = [link.filename for link in _external_links(h5) if not (Path(path).resolve().parent / link.filename).is_file()]
-    if missing or lost or format_ > HDF5_FORMAT:
-        h5.close()
+    try:
+        format_, missing = h5.attrs.get("tractkit_format", HDF5_FORMAT), [s for s in SPLITS if f"{s}_subjs" not in h5.attrs]
+        lost = [link.filename for link in _external_links(h5) if not (Path(path).resolve().parent / link.filename).is_file()] if whole else []
         if lost:
             raise DataError(f"links to {lost[0]}, which is not there", file=path, fix="Keep the folder of subjects beside the file")
-        problem = f"attribute '{missing[0]}_subjs' is missing" if missing else f"format {format_} is later than {HDF5_FORMAT}"
-        raise DataError(problem, file=path, fix="Create it with tractkit.create_hdf5" if missing else "Update tractkit")
+        if missing or not isinstance(format_, (int, np.integer)) or format_ > HDF5_FORMAT:
+            problem = f"attribute '{missing[0]}_subjs' is missing" if missing else f"format {format_!r} is not {HDF5_FORMAT} or earlier"
+            raise DataError(problem, file=path, fix="Create it with tractkit.create_hdf5" if missing else "Update tractkit")
+    except Exception as e:  # of a damaged file h5py raises many kinds, which all mean that it cannot be read
+        h5.close()
+        raise e if isinstance(e, DataError) else DataError(f"cannot be read ({e})", file=path, fix="It is damaged: create it again") from e
     return h5
 
 

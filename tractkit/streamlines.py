@@ -320,7 +320,7 @@ def resample_step(
     """Points at equal arc length, max(1, round(length / step_mm)) segments each (halves round up).
 
     End points are exact. Empty and one-point streamlines stay as they are. Raises ValueError unless
-    step_mm > 0."""
+    step_mm > 0, DataError if a streamline would have over a million points."""
     if not (np.isfinite(step_mm) and step_mm > 0):
         raise ValueError(f"step_mm must be a positive number of mm, not {step_mm}")
     return _resampled(s, float(step_mm), 0, affine)
@@ -342,7 +342,11 @@ def resample_nb_points(
 
 def _resampled(s, step, nb_points, affine) -> tuple[Streamlines, PointMap]:
     arguments = s.points, s.offsets, step, nb_points, _linear_part(affine)
-    points, offsets, _, _ = _resample(*arguments, False)
+    try:
+        points, offsets, _, _ = _resample(*arguments, False)
+    except (ValueError, MemoryError) as e:
+        raise DataError(f"at steps of {step:g} a streamline has over a million points, or all have more than fit in memory",
+                        fix="Check the affine, whose voxels may be far too large, and the step") from e
     return Streamlines.unchecked(points, offsets), PointMap.later(partial(_resample_map, *arguments), np.arange(len(s)))
 
 
@@ -363,6 +367,8 @@ def _resample(points, offsets, step, nb_points, A, want_map):
             if nb_points > 0:
                 m = nb_points
             elif m > 1:
+                if not length / step < 1e6:
+                    raise ValueError("too many points")
                 m = 1 + max(1, int(np.floor(length / step + .5)))
         new[i + 1] = new[i] + m
     out, segments = np.empty((new[n], 3), np.float32), np.empty(_longest(new) + 1, np.int32)

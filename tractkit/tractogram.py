@@ -499,7 +499,7 @@ def _read_by_dipy(path: Path, grid: _Grid | None) -> Tractogram:
 _FORMATS: dict[str, tuple[Callable, Callable | None]] = {
     ".trk": (_read_trk, _write_trk), ".tck": (_read_tck, _write_tck), ".trx": (_read_trx, _write_trx),
     **dict.fromkeys((".dpy", ".vtk", ".vtp", ".fib"), (_read_by_dipy, None))}
-_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError,
+_READ_ERRORS = (OSError, ValueError, KeyError, TypeError, IndexError, EOFError, OverflowError, RecursionError, MemoryError,
                 zipfile.BadZipFile, zlib.error, HeaderError, NibabelDataError)
 
 
