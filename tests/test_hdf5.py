@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -174,6 +175,30 @@ def test_options_for_points(tmp_path):
             assert check(h5["sub-0/streamlines/lengths"][:], sources["sub-0"].streamlines.nb_points)
     with pytest.raises(ValueError, match="at most one"):
         create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-0"]}, overwrite=True, step_size=1, nb_points=3)
+
+
+@pytest.mark.parametrize("options", [
+    {"step_size": 0}, {"step_size": -1.0}, {"step_size": np.nan}, {"step_size": np.inf}, {"step_size": "1"}, {"step_size": True},
+    {"nb_points": 1}, {"nb_points": 12.0}, {"compress": -0.1}, {"compress": np.inf}, {"seed": 1.5}, {"compression": "zip"}])
+def test_bad_numbers_are_refused_before_anything_is_read(tmp_path, options):
+    (name, value), = options.items()
+    with pytest.raises(ValueError, match=rf"^{name} (must be|is) .*not {re.escape(repr(value))}$"):
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["nobody"]}, **options)
+
+
+def test_folders_given_as_files(tmp_path):
+    (tmp_path / "out").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="out: is a folder"):
+            create_hdf5(tmp_path, tmp_path / "out", CONFIG, {"training": ["a"]}, overwrite=overwrite)
+    with pytest.raises(DataError, match="out: is a folder"):
+        open_hdf5(tmp_path / "out")
+
+
+def test_errors_name_the_config_file(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"input": {**CONFIG["input"], "std_maks": "m"}}))
+    with pytest.raises(DataError, match="c.json.*unknown key 'std_maks'"):
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", tmp_path / "c.json", {"training": ["a"]})
 
 
 def test_fingerprint(tmp_path):

@@ -89,6 +89,24 @@ def test_config_files(tmp_path):
         read_config(tmp_path / "bad.json")
     with pytest.raises(DataError, match="none.yaml"):
         read_config(tmp_path / "none.yaml")
+    with pytest.raises(DataError, match="c.json.*no group"):
+        read_config([1], tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("suffix, text", [
+    ("json", '{"a": {"type": "volume"}, "a": {"type": "streamlines"}}'), ("json", '{"b": {"a": 1, "a": 2}}'),
+    ("yaml", "a: {type: volume}\na: {type: streamlines}"), ("yaml", "b:\n  a: 1\n  a: 2")])
+def test_a_name_twice_in_a_config_is_an_error(tmp_path, suffix, text):
+    """Both parsers would keep the last."""
+    (tmp_path / f"c.{suffix}").write_text(text)
+    with pytest.raises(DataError, match=f"c.{suffix}.*'a' is there twice"):
+        read_config(tmp_path / f"c.{suffix}")
+
+
+def test_yaml_may_share_settings(tmp_path):
+    (tmp_path / "c.yaml").write_text("one: &v {type: volume, files: a, standardization: none}\ntwo: {<<: *v, files: b, standardization: all}\n")
+    assert read_config(tmp_path / "c.yaml") == read_config({
+        "one": {"type": "volume", "files": "a", "standardization": "none"}, "two": {"type": "volume", "files": "b", "standardization": "all"}})
 
 
 def test_splits(tmp_path):
@@ -105,8 +123,13 @@ def test_splits(tmp_path):
                             ({"training": ["a 0.7"], "testing": ["a"]}, "listed twice"), ({"training": ["a 2"]}, "share of 2"),
                             ({"training": ["a 0.5"], "validation": ["a 0.5"], "testing": ["a 0.1"]}, "add up to 1.1"),
                             ({"training": ["a"], "testing": ["a 0.1"]}, "listed twice"), ({"training": [" "]}, "no such folder"),
-                            ({"train": ["a"]}, "Did you mean 'training'"), ({}, "no subject")]:
+                            ({"train": ["a"]}, "Did you mean 'training'"), ({}, "no subject"),
+                            ({"training": [3]}, "entry of the splits is 3"), ({"training": [("a", 0.5, 1)]}, "entry of the splits is \\('a', 0.5, 1"),
+                            ({"training": [("a", "0.5")]}, "entry of the splits is"), ({"training": [["a", None]], "testing": [(None, 0.5)]}, "splits is \\(None")]:
         with pytest.raises(DataError, match=message):
+            read_splits(splits, tmp_path)
+    for splits in ("abc", ["a", "b"], None):
+        with pytest.raises(ValueError, match="needs three lists"):
             read_splits(splits, tmp_path)
 
 

@@ -112,7 +112,14 @@ def _write_streamlines(parent: h5py.Group, name: str, t: Tractogram, source_ids:
         "voxel_order": voxel_order(t.affine), **connectivity[1], "tractkit_removed": removed}, sources)
     parent[name].require_group("data_per_streamline")
 
-# %% ../nbs/10_hdf5.ipynb #20bd25b3
+# %% ../nbs/10_hdf5.ipynb #3294ed83
+def _check_number(name: str, value: Any, kind: type, fits: Callable[[Any], bool], what: str) -> None:
+    """Refuse a setting before anything is read."""
+    right = isinstance(value, (int, np.integer) if kind is int else (int, float, np.number)) and not isinstance(value, bool)
+    if value is not None and not (right and fits(value)):
+        raise ValueError(f"{name} must be {what}, not {value!r}")
+
+
 @dataclass(frozen=True)
 class _Options:
     """How subjects are processed; kept in the file, for those that are added later."""
@@ -128,6 +135,10 @@ class _Options:
     def __post_init__(self):
         if sum(v is not None for v in (self.step_size, self.nb_points, self.compress)) > 1:
             raise ValueError("give at most one of step_size, nb_points and compress")
+        _check_number("step_size", self.step_size, float, lambda mm: 0 < mm < np.inf, "a number of mm above 0")
+        _check_number("nb_points", self.nb_points, int, lambda n: n >= 2, "a whole number, at least 2")
+        _check_number("compress", self.compress, float, lambda mm: 0 <= mm < np.inf, "a number of mm, at least 0")
+        _check_number("seed", self.seed, int, lambda seed: True, "a whole number")
         if self.compression not in (None, "gzip", "lzf"):
             raise ValueError(f"compression is None, 'gzip' or 'lzf', not {self.compression!r}")
 
@@ -295,7 +306,7 @@ def _copy_subject(h5: h5py.File, file: Path, job: _Job) -> None:
         h5.move(f"{passing}/{entry.name}", entry.name)
     del h5[passing]
 
-# %% ../nbs/10_hdf5.ipynb #0253fe95
+# %% ../nbs/10_hdf5.ipynb #735de3b3
 def create_hdf5(
     root: str | os.PathLike,              # folder with one folder per subject
     out: str | os.PathLike,               # the file to write
@@ -320,14 +331,18 @@ def create_hdf5(
     All headers are checked first; the file appears at `out` only when it is complete, so Ctrl-C leaves nothing.
     Raises DataError, naming file, subject and group, for whatever is wrong with the input."""
     root, out = Path(root), Path(out)
+    if out.is_dir():
+        raise DataError("is a folder", file=out, fix="Give the name of the file to write")
     if out.exists() and not overwrite:
         raise DataError("exists already", file=out, fix="Give overwrite=True to replace it")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     options = _Options(step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
-    raw = config if isinstance(config, Mapping) else load_config(config)
+    given = isinstance(config, (str, os.PathLike))
+    raw = load_config(config) if given else config
+    groups = read_config(raw, config if given else None)
     placed = read_splits(splits, root)
-    jobs = _jobs(root, raw, placed, options)
+    jobs = _jobs(root, groups, placed, options)
     subjects = _subjects_folder(out) if one_file_per_subject else None
     with ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(out))
@@ -344,9 +359,8 @@ def create_hdf5(
     return out
 
 
-def _jobs(root: Path, config: Mapping, placed: dict[str, list[SplitEntry]], options: _Options) -> list[_Job]:
+def _jobs(root: Path, groups: Mapping[str, Any], placed: dict[str, list[SplitEntry]], options: _Options) -> list[_Job]:
     """What is to be written, with all source files found and looked at."""
-    groups = read_config(config)
     entries: dict[str, list[SplitEntry]] = {}
     for entry in (e for of_split in placed.values() for e in of_split):
         entries.setdefault(entry.subject, []).append(entry)
@@ -429,7 +443,7 @@ def _write_root(h5: h5py.File, config: Mapping, placed: Mapping[str, Sequence[Sp
         h5.attrs["tractkit_checksums"] = json.dumps(checksums)
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #b8ce955d
+# %% ../nbs/10_hdf5.ipynb #3005b30f
 def _open_unlocked(path: str | os.PathLike) -> h5py.File:
     """Without a lock; if this process has the file open already with one, HDF5 wants the same way again."""
     for locking in (False, None):
@@ -462,6 +476,8 @@ def open_hdf5(
     try:
         h5 = _open_unlocked(path)
     except OSError as e:
+        if Path(path).is_dir():
+            raise DataError("is a folder", file=path, fix="Give the data file itself") from e
         fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
         raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e
     try:
@@ -482,7 +498,7 @@ def _external_links(h5: h5py.File) -> list[h5py.ExternalLink]:
     links = (h5.get(name, getlink=True) for name in h5)
     return [link for link in links if isinstance(link, h5py.ExternalLink)]
 
-# %% ../nbs/10_hdf5.ipynb #9272ab18
+# %% ../nbs/10_hdf5.ipynb #4548ad3f
 def add_subject(
     path: str | os.PathLike,  # a file made with one_file_per_subject=True
     root: str | os.PathLike,  # folder with the subject's folder
@@ -507,7 +523,7 @@ def add_subject(
     entry = new[split][0]
     if entry.name in names:
         raise DataError("is there already", file=path, subject=entry.name, fix="Create the file again to change a subject")
-    (job,) = _jobs(root, config, new, options)
+    (job,) = _jobs(root, read_config(config), new, options)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
     with tqdm(total=len(job.sources), disable=not progress, unit="group") as bar:
         _write_subject_file(file, job, config, new, _stepper(bar))

@@ -104,7 +104,7 @@ _PARSERS = {"enforce_files_presence": _flag, "connectivity_matrix": _one_word, "
             "connectivity_nb_blocs": _blocs, "standardization": lambda value: value,
             "groups": lambda value: ("*",) if value is True else () if value is False else _words(value)}
 
-# %% ../nbs/09_sources.ipynb #8bf60e0d
+# %% ../nbs/09_sources.ipynb #af7f694a
 def _read_group(name: str, raw: Any, file: str | os.PathLike | None) -> VolumeGroup | StreamlinesGroup:
     def bad(problem, fix=None):
         return DataError(problem, file=file, group=str(name), fix=fix)
@@ -136,32 +136,50 @@ def _read_group(name: str, raw: Any, file: str | os.PathLike | None) -> VolumeGr
 
 
 def read_config(
-    config: Mapping | str | os.PathLike,  # groups by name, or a .json/.yaml file with them
+    config: Any,                             # groups by name, or a .json/.yaml file with them
+    file: str | os.PathLike | None = None,   # where the groups were read from, to be named in errors
 ) -> dict[str, VolumeGroup | StreamlinesGroup]:
     """Check a config and return its groups.
 
     Raises DataError for an unreadable file, an unknown type or key (naming the nearest known one) or no group."""
-    file = None if isinstance(config, Mapping) else config
-    raw = config if isinstance(config, Mapping) else load_config(config)
+    raw = config
+    if file is None and isinstance(config, (str, os.PathLike)):
+        file, raw = config, load_config(config)
     if not isinstance(raw, Mapping) or not raw:
         raise DataError("the config holds no group", file=file, fix="Give at least one, as {name: {'type': ...}}")
     return {name: _read_group(name, value, file) for name, value in raw.items()}
 
 
+def _each_once(pairs: Sequence[tuple[Any, Any]]) -> dict:
+    """Of two equal names both parsers keep the last and say nothing."""
+    names = [str(name) for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{max(names, key=names.count)!r} is there twice")
+    return dict(pairs)
+
+
+class _YAML(yaml.SafeLoader):
+    """YAML without repeated names."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        _each_once([(key.value, None) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"])
+        return super().construct_mapping(node, deep)
+
+
 def load_config(
     path: str | os.PathLike,  # .json; anything else is read as YAML
 ) -> Any:
-    """What a config file holds, not yet checked. Raises DataError if it cannot be read."""
+    """What a config file holds, not yet checked. Raises DataError if it cannot be read, or gives a name twice."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text, object_pairs_hook=_each_once) if path.suffix == ".json" else yaml.load(text, _YAML)
     except OSError as e:
         raise DataError("cannot read the config", file=path, fix=e.strerror) from e
     except (ValueError, yaml.YAMLError) as e:
         raise DataError(f"the config is no valid {path.suffix[1:] or 'YAML'}: {e}", file=path) from e
 
-# %% ../nbs/09_sources.ipynb #34a82dc5
+# %% ../nbs/09_sources.ipynb #b255b475
 SPLITS = ("training", "validation", "testing")
 
 
@@ -182,8 +200,8 @@ def read_splits(
 
     Raises DataError for a missing folder, a subject twice without shares, or shares that add up to over 1."""
     if not isinstance(splits, Mapping):
-        if len(splits) != 3:
-            raise ValueError(f"splits needs three lists (training, validation, testing), got {len(splits)}")
+        if not isinstance(splits, (list, tuple)) or len(splits) != 3:
+            raise ValueError(f"splits needs three lists (training, validation, testing), got {splits!r}")
         splits = dict(zip(SPLITS, splits, strict=True))
     for key in splits:
         if key not in SPLITS:
@@ -204,10 +222,12 @@ def _split_lines(value: Sequence | str | os.PathLike) -> list:
             raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
     return list(value)
 
-# %% ../nbs/09_sources.ipynb #96849dcb
+# %% ../nbs/09_sources.ipynb #2064aa2f
 def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
     """A subject and its share, from "sub-01", "sub-01 0.8" or ("sub-01", 0.8)."""
-    subject, share = (entry, None) if isinstance(entry, str) else entry
+    subject, share = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, None)
+    if not isinstance(subject, str) or not isinstance(share, (int, float, type(None))):
+        raise DataError(f"an entry of the splits is {entry!r}", fix="Give the name of a folder, or a name and a share of its streamlines")
     subject = subject.strip()
     if share is None and not (root / subject).is_dir() and " " in subject:
         head, tail = subject.rsplit(maxsplit=1)
@@ -307,7 +327,7 @@ def _image(path: Path, subject: str, group: str) -> tuple[_Grid, int]:
 def _same_grid(a: _Grid, b: _Grid) -> bool:
     return tuple(a[1]) == tuple(b[1]) and np.allclose(a[0], b[0], rtol=0, atol=1e-5)
 
-# %% ../nbs/09_sources.ipynb #0c34b635
+# %% ../nbs/09_sources.ipynb #51d6cd43
 def find_sources(
     root: str | os.PathLike,  # folder with a folder per subject
     subject: str,
@@ -338,7 +358,7 @@ class _Finder:
         for pattern in patterns:
             matches = _match(self.folder, pattern)
             error = DataError("no such file", file=self.folder / pattern.replace("{subject}", self.folder.name), subject=self.folder.name,
-                              group=name, fix="Check the config, or give enforce_files_presence=False to go without")
+                              group=name, fix="Check the config" + ("" if needed else ", or give enforce_files_presence=False to go without"))
             if not matches and (needed or (self.enforce and group.enforce_files_presence)):
                 raise error
             if not matches:
