@@ -306,7 +306,7 @@ def _copy_subject(h5: h5py.File, file: Path, job: _Job) -> None:
         h5.move(f"{passing}/{entry.name}", entry.name)
     del h5[passing]
 
-# %% ../nbs/10_hdf5.ipynb #735de3b3
+# %% ../nbs/10_hdf5.ipynb #ce63c039
 def create_hdf5(
     root: str | os.PathLike,              # folder with one folder per subject
     out: str | os.PathLike,               # the file to write
@@ -338,9 +338,9 @@ def create_hdf5(
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     options = _Options(step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
-    given = isinstance(config, (str, os.PathLike))
-    raw = load_config(config) if given else config
-    groups = read_config(raw, config if given else None)
+    file = config if isinstance(config, (str, os.PathLike)) else None
+    raw: Any = config if file is None else load_config(file)
+    groups = read_config(raw, file)
     placed = read_splits(splits, root)
     jobs = _jobs(root, groups, placed, options)
     subjects = _subjects_folder(out) if one_file_per_subject else None
