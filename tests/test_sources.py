@@ -303,7 +303,7 @@ def test_errors_name_the_place(tmp_path, what):
     nib_image(bad, t.affine, tmp_path / "a/bad.nii.gz")
     (tmp_path / "a/cut.trk").write_bytes((tmp_path / "a/lines.trk").read_bytes()[:-10])
     files, load, config = {
-        "std_mask empty": ("xyz.nii.gz", load_volume_group, {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"}),
+        "std_mask empty": ("mask.nii.gz", load_volume_group, {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"}),
         "nan in the second file": ("bad.nii.gz", load_volume_group, {"type": "volume", "files": ["xyz.nii.gz", "bad.nii.gz"], "standardization": "all"}),
         "cut tractogram": ("cut.trk", load_streamlines_group, {"type": "streamlines", "files": "cut.trk"})}[what]
     with pytest.raises(DataError) as e:
@@ -314,6 +314,40 @@ def test_errors_name_the_place(tmp_path, what):
 def nib_image(data, affine, path):
     import nibabel as nib
     nib.save(nib.Nifti1Image(data, affine), path)
+
+
+def test_a_subject_misspelt_and_a_root_that_is_not_there(tmp_path):
+    (tmp_path / "sub-01").mkdir()
+    with pytest.raises(DataError, match="no such folder. Did you mean 'sub-01'") as e:
+        read_splits({"training": ["sub-1"]}, tmp_path)
+    assert e.value.file == str(tmp_path / "sub-1") and e.value.subject == "sub-1"
+    with pytest.raises(DataError, match="no such folder. Check the root") as e:
+        read_splits({"training": ["sub-1"]}, tmp_path / "none")
+    assert e.value.file == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_errors_name_the_mask(tmp_path, damage):
+    make_subject(tmp_path / "a", np.random.default_rng(0))
+    mask = tmp_path / "a/mask.nii.gz"
+    data = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8) * (damage == "cut")
+    Volume(data.astype(np.uint8), Volume.load(tmp_path / "a/xyz.nii.gz").affine).save(mask)
+    if damage == "cut":
+        mask.write_bytes(mask.read_bytes()[:-400])
+    group = {**CONFIG["input"], "standardization": "all", "std_mask": "mask.nii.gz"}
+    with pytest.raises(DataError) as e:
+        load_volume_group(one(tmp_path, group))
+    assert (e.value.file, e.value.subject, e.value.group) == (str(mask), "a", "g")
+
+
+def test_a_tractogram_of_another_space_is_not_called_invalid_streamlines(tmp_path):
+    t = make_subject(tmp_path / "a", np.random.default_rng(0))
+    config = read_config(CONFIG)
+    far = t.affine.copy()
+    far[:3, 3] += 500
+    Tractogram(t.streamlines, far, t.dimensions, t.dps).save(tmp_path / "a/lines.trk")
+    with pytest.raises(DataError, match="30 of 30 streamlines .*Is it of another subject"):
+        load_streamlines_group(find_sources(tmp_path, "a", config)["streamlines"])
 
 
 def test_what_dipy_reads(tmp_path):

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['HDF5_FORMAT', 'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5', 'add_subject']
 
-# %% ../nbs/10_hdf5.ipynb #44dd875e
+# %% ../nbs/10_hdf5.ipynb #224294ad
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -162,7 +163,7 @@ def part_ids(
     start, stop = (round(n * p) for p in part)
     return np.sort(permutation(fold(seed, "parts", subject), n)[start:stop])
 
-# %% ../nbs/10_hdf5.ipynb #d7b7612d
+# %% ../nbs/10_hdf5.ipynb #476b3858
 @dataclass(frozen=True)
 class _Job:
     """One subject to write, under one name or several."""
@@ -204,14 +205,14 @@ def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, reco
         ids = None if entry.part is None else part_ids(len(t), entry.part, job.options.seed, job.subject)
         chosen = t if ids is None else t[ids]
         if not len(chosen):
-            raise DataError("no streamline", subject=entry.name, group=name, fix="Check the file, or enlarge the share")
+            raise DataError("no streamline", file=source.files[0], subject=entry.name, group=name, fix="Check the file, or enlarge the share")
         chosen = job.options.apply(chosen)
         _write_streamlines(h5[entry.name], name, chosen, ids, removed, record(), connectivity)
         if job.intermediate:
             suffix = ".trx" if chosen.dps or chosen.dpp or chosen.groups else ".trk"
             chosen.save(job.intermediate / entry.name / f"{name}{suffix}")
 
-# %% ../nbs/10_hdf5.ipynb #98614587
+# %% ../nbs/10_hdf5.ipynb #ae4db3ce
 @contextmanager
 def _folder(
     final: Path | None,    # None: no folder is wanted
@@ -240,6 +241,18 @@ def _folder(
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """HDF5 says at length and in several kinds of errors that a disk is full or a folder is not ours."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        said = re.search(r"errno = \d+, error message = '([^']*)'", str(e))
+        if not said:
+            raise
+        raise DataError(f"cannot be written ({said[1]})", file=path, fix="Check the space on the disk and the rights in the folder") from e
 
 
 def _subjects_folder(path: Path) -> Path:
@@ -306,7 +319,7 @@ def _copy_subject(h5: h5py.File, file: Path, job: _Job) -> None:
         h5.move(f"{passing}/{entry.name}", entry.name)
     del h5[passing]
 
-# %% ../nbs/10_hdf5.ipynb #ce63c039
+# %% ../nbs/10_hdf5.ipynb #7d44267e
 def create_hdf5(
     root: str | os.PathLike,              # folder with one folder per subject
     out: str | os.PathLike,               # the file to write
@@ -344,7 +357,7 @@ def create_hdf5(
     placed = read_splits(splits, root)
     jobs = _jobs(root, groups, placed, options)
     subjects = _subjects_folder(out) if one_file_per_subject else None
-    with ExitStack() as stack:
+    with _writing(out), ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(out))
         folder = stack.enter_context(_folder(subjects, (".hdf5",), overwrite))
         if save_intermediate:
@@ -498,14 +511,14 @@ def _external_links(h5: h5py.File) -> list[h5py.ExternalLink]:
     links = (h5.get(name, getlink=True) for name in h5)
     return [link for link in links if isinstance(link, h5py.ExternalLink)]
 
-# %% ../nbs/10_hdf5.ipynb #4548ad3f
+# %% ../nbs/10_hdf5.ipynb #12ab15f8
 def add_subject(
     path: str | os.PathLike,  # a file made with one_file_per_subject=True
     root: str | os.PathLike,  # folder with the subject's folder
     subject: str,
     split: str,               # "training", "validation" or "testing"
     *,
-    progress: bool = True,
+    progress: bool = True,    # show a progress bar
 ) -> Path:
     """Add a subject, processed as the others were. Nothing that is there is opened for writing: the subject's own
     file is written first, then the small file of links is replaced by a longer one.
@@ -525,9 +538,9 @@ def add_subject(
         raise DataError("is there already", file=path, subject=entry.name, fix="Create the file again to change a subject")
     (job,) = _jobs(root, read_config(config), new, options)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
-    with tqdm(total=len(job.sources), disable=not progress, unit="group") as bar:
+    with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group") as bar:
         _write_subject_file(file, job, config, new, _stepper(bar))
-    with atomic_path(path) as temporary:
+    with _writing(path), atomic_path(path) as temporary:
         shutil.copyfile(path, temporary)
         with h5py.File(temporary, "r+") as h5:
             checksums = _checksums(h5) | _linked(h5, file, file.parent.name, job.entries)

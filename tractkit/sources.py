@@ -222,7 +222,7 @@ def _split_lines(value: Sequence | str | os.PathLike) -> list:
             raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
     return list(value)
 
-# %% ../nbs/09_sources.ipynb #2064aa2f
+# %% ../nbs/09_sources.ipynb #971ddcbc
 def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
     """A subject and its share, from "sub-01", "sub-01 0.8" or ("sub-01", 0.8)."""
     subject, share = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, None)
@@ -236,7 +236,9 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
         except ValueError:
             pass
     if not subject or not (root / subject).is_dir() or subject in (".", "..") or Path(subject).name != subject:
-        raise DataError("no such folder", file=root / subject, subject=subject, fix="Check the lists of subjects")
+        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        raise DataError("no such folder", file=root / subject if there else root, subject=subject or None,
+                        fix=f"Did you mean {_nearest(subject, there)!r}?" if there else "Check the root, which holds a folder per subject")
     if share is not None and not 0 < share <= 1:
         raise DataError(f"a share of {share} of the streamlines", subject=subject, fix="Give one in (0, 1]")
     return subject, share
@@ -413,7 +415,7 @@ def _check_tractogram(s: GroupSources, path: Path) -> None:
         except Exception as e:
             raise s.error(f"cannot be read as a tractogram ({e})", path) from e
 
-# %% ../nbs/09_sources.ipynb #ebc89031
+# %% ../nbs/09_sources.ipynb #80d7eeab
 def load_volume_group(
     s: GroupSources,  # of a volume group
 ) -> Volume:          # (X, Y, Z, C) float32
@@ -423,7 +425,7 @@ def load_volume_group(
     group, mask = s.group, None
     assert isinstance(group, VolumeGroup) and s.grid is not None
     for path in s.masks:
-        one = Volume.load(path, dtype=np.bool_).data.reshape(s.grid[1])
+        one = _load(s, path, np.bool_).data.reshape(s.grid[1])
         mask = one if mask is None else mask | one
     data = affine = None
     ends = np.cumsum(s.widths)
@@ -441,15 +443,19 @@ def load_volume_group(
         try:
             standardize(part, mask, independent=group.standardization == "independent", out=part)
         except DataError as e:
-            raise s.error(e.problem, s.files[0], e.fix) from None
+            raise s.error(e.problem, (s.masks or s.files)[0], e.fix) from None
     return Volume(data, affine)
 
 
-def _load_finite(s: GroupSources, path: Path) -> Volume:
+def _load(s: GroupSources, path: Path, dtype: Any) -> Volume:
     try:
-        volume = Volume.load(path)
+        return Volume.load(path, dtype=dtype)
     except DataError as e:
         raise s.error(e.problem, path, e.fix) from e
+
+
+def _load_finite(s: GroupSources, path: Path) -> Volume:
+    volume = _load(s, path, np.float32)
     volume = Volume(volume.data.astype(np.float32, copy=False), volume.affine)
     bad = _not_finite(volume.data.reshape(-1))
     if bad:
@@ -517,7 +523,7 @@ def _scale(data, mean, std, out):
         for c in range(data.shape[3]):
             out[i, j, k, c] = (np.float32(data[i, j, k, c]) - mean[c]) / std[c]
 
-# %% ../nbs/09_sources.ipynb #179c90de
+# %% ../nbs/09_sources.ipynb #fd63dc49
 def load_streamlines_group(
     s: GroupSources,  # of a streamlines group
     *,
@@ -543,7 +549,7 @@ def load_streamlines_group(
         if bad.any():
             problem = f"{int(bad.sum())} of {len(t)} streamlines are empty or leave the volume"
             if not remove_invalid:
-                raise s.error(problem, path, "Give remove_invalid=True to leave them out")
+                raise s.error(problem, path, "Is it of another subject or space?" if bad.all() else "Give remove_invalid=True to leave them out")
             warnings.warn(f"{path}: {problem}; left out", stacklevel=2)
             t, removed = t[~bad], removed + int(bad.sum())
         parts.append(t)
@@ -574,7 +580,7 @@ def _invalid(t: Tractogram, grids: Iterable[_Grid]) -> np.ndarray:
             bad |= ~Tractogram(moved, affine, shape).inside()
     return bad
 
-# %% ../nbs/09_sources.ipynb #550c529e
+# %% ../nbs/09_sources.ipynb #33784916
 def load_connectivity(
     s: GroupSources,   # of a streamlines group
     grid: tuple[np.ndarray, Sequence[int]],  # affine and dimensions of its streamlines
@@ -606,11 +612,8 @@ def load_connectivity(
 
 
 def _load_labels(s: GroupSources, path: Path, grid: tuple[np.ndarray, Sequence[int]]) -> np.ndarray:
-    try:
-        volume = Volume.load(path, dtype=None)
-        volume = volume if volume.data.dtype.kind in "iu" else Volume.load(path, dtype=np.int32)
-    except DataError as e:
-        raise s.error(e.problem, path, e.fix) from e
+    volume = _load(s, path, None)
+    volume = volume if volume.data.dtype.kind in "iu" else _load(s, path, np.int32)
     if volume.data.ndim != 3 or not _same_grid((volume.affine, volume.shape3d), (grid[0], tuple(grid[1]))):
         raise s.error("its grid is not that of the streamlines", path, "Resample it, with nearest neighbours")
     if volume.data.min() < 0:
