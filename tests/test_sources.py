@@ -316,6 +316,18 @@ def nib_image(data, affine, path):
     nib.save(nib.Nifti1Image(data, affine), path)
 
 
+def test_how_grids_differ_is_said(tmp_path):
+    affine = np.diag([2., 2, 2, 1])
+    (tmp_path / "a").mkdir()
+    for name, shape, shift in (("one", SHAPE, 0), ("two", SHAPE, 3), ("three", (4, 5, 6), 0)):
+        moved = affine.copy()
+        moved[0, 3] += shift
+        Volume(np.ones(shape, np.float32), moved).save(tmp_path / f"a/{name}.nii.gz")
+    for other, how in (("two", "affines differ by up to 3"), ("three", "4 × 5 × 6 voxels, not 14 × 11 × 9")):
+        with pytest.raises(DataError, match=rf"{other}.nii.gz: a/g: its grid is not that of one.nii.gz \({how}\)"):
+            one(tmp_path, {"type": "volume", "files": ["one.nii.gz", f"{other}.nii.gz"], "standardization": "none"})
+
+
 def test_a_subject_misspelt_and_a_root_that_is_not_there(tmp_path):
     (tmp_path / "sub-01").mkdir()
     with pytest.raises(DataError, match="no such folder. Did you mean 'sub-01'") as e:

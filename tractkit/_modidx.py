@@ -943,6 +943,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tractkit.sources._blocs': ('sources.html#_blocs', 'tractkit/sources.py'),
                                   'tractkit.sources._check_tractogram': ('sources.html#_check_tractogram', 'tractkit/sources.py'),
                                   'tractkit.sources._chosen': ('sources.html#_chosen', 'tractkit/sources.py'),
+                                  'tractkit.sources._difference': ('sources.html#_difference', 'tractkit/sources.py'),
                                   'tractkit.sources._each_once': ('sources.html#_each_once', 'tractkit/sources.py'),
                                   'tractkit.sources._flag': ('sources.html#_flag', 'tractkit/sources.py'),
                                   'tractkit.sources._image': ('sources.html#_image', 'tractkit/sources.py'),

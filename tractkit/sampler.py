@@ -17,7 +17,7 @@ from .files import DataError
 from .keyed import fold, fold_ids, permutation, uniform
 from .plan import BatchIds, Plan, cut_batches
 
-# %% ../nbs/12_sampler.ipynb #92446e9e
+# %% ../nbs/12_sampler.ipynb #526abe7b
 @njit(nogil=True, cache=True)
 def _draw_subjects(logs, position, firsts, chosen):
     """The k subjects with the largest log(u) / left, of those that have something left; how many they are."""
@@ -26,7 +26,7 @@ def _draw_subjects(logs, position, firsts, chosen):
         best, most = -1, 0.0
         for s in range(len(position)):
             left = firsts[s + 1] - position[s]
-            if left > 0 and not (chosen[:k] == s).any() and (best < 0 or logs[s] / left > most):
+            if left > 0 and (best < 0 or logs[s] / left > most) and not (chosen[:k] == s).any():  # the slow test last
                 best, most = s, logs[s] / left
         if best < 0:
             return k

@@ -305,7 +305,7 @@ def _record(path: Path, name: str) -> dict[str, str | int]:
                 size += len(block)
     return {"file": name, "size": size, "blake2b": digest.hexdigest()}
 
-# %% ../nbs/09_sources.ipynb #a7d99b20
+# %% ../nbs/09_sources.ipynb #802010d6
 def _match(folder: Path, pattern: str) -> list[Path]:
     """Files (and folders called .trx) that a pattern names; hidden ones only if it says so."""
     pattern = pattern.replace("{subject}", folder.name)
@@ -329,7 +329,13 @@ def _image(path: Path, subject: str, group: str) -> tuple[_Grid, int]:
 def _same_grid(a: _Grid, b: _Grid) -> bool:
     return tuple(a[1]) == tuple(b[1]) and np.allclose(a[0], b[0], rtol=0, atol=1e-5)
 
-# %% ../nbs/09_sources.ipynb #51d6cd43
+
+def _difference(a: _Grid, b: _Grid) -> str:
+    """How two grids differ, in words."""
+    shapes = [" × ".join(map(str, shape)) for _, shape in (a, b)]
+    return f"{shapes[0]} voxels, not {shapes[1]}" if shapes[0] != shapes[1] else f"affines differ by up to {np.abs(a[0] - b[0]).max():.2g}"
+
+# %% ../nbs/09_sources.ipynb #8be897d7
 def find_sources(
     root: str | os.PathLike,  # folder with a folder per subject
     subject: str,
@@ -384,7 +390,7 @@ class _Finder:
         images = [_image(path, self.folder.name, name) for path in files + masks]
         for path, (grid, _) in zip(files + masks, images, strict=True):
             if not _same_grid(images[0][0], grid):
-                raise DataError(f"its grid is not that of {files[0].name}", file=path, subject=self.folder.name, group=name, fix="Resample it")
+                raise DataError(f"its grid is not that of {files[0].name} ({_difference(grid, images[0][0])})", file=path, subject=self.folder.name, group=name, fix="Resample it")
         return GroupSources(self.folder.name, name, group, files, masks, grid=images[0][0], widths=tuple(n for _, n in images[:len(files)]))
 
     def streamlines(self, name: str, group: StreamlinesGroup, volumes: Mapping[str, GroupSources]) -> GroupSources | None:
@@ -523,7 +529,7 @@ def _scale(data, mean, std, out):
         for c in range(data.shape[3]):
             out[i, j, k, c] = (np.float32(data[i, j, k, c]) - mean[c]) / std[c]
 
-# %% ../nbs/09_sources.ipynb #fd63dc49
+# %% ../nbs/09_sources.ipynb #5298cdbe
 def load_streamlines_group(
     s: GroupSources,  # of a streamlines group
     *,
@@ -554,7 +560,8 @@ def load_streamlines_group(
             t, removed = t[~bad], removed + int(bad.sum())
         parts.append(t)
         if not _same_grid((t.affine, t.dimensions), (parts[0].affine, parts[0].dimensions)):
-            raise s.error(f"its space is not that of {s.files[0].name}", path, "Use one group for each space")
+            how = _difference((t.affine, t.dimensions), (parts[0].affine, parts[0].dimensions))
+            raise s.error(f"its space is not that of {s.files[0].name} ({how})", path, "Use one group for each space")
     try:
         t = parts[0] if len(parts) == 1 else concatenate_tractograms(parts)
     except DataError as e:
@@ -580,7 +587,7 @@ def _invalid(t: Tractogram, grids: Iterable[_Grid]) -> np.ndarray:
             bad |= ~Tractogram(moved, affine, shape).inside()
     return bad
 
-# %% ../nbs/09_sources.ipynb #33784916
+# %% ../nbs/09_sources.ipynb #9ac6e8b7
 def load_connectivity(
     s: GroupSources,   # of a streamlines group
     grid: tuple[np.ndarray, Sequence[int]],  # affine and dimensions of its streamlines
@@ -615,7 +622,8 @@ def _load_labels(s: GroupSources, path: Path, grid: tuple[np.ndarray, Sequence[i
     volume = _load(s, path, None)
     volume = volume if volume.data.dtype.kind in "iu" else _load(s, path, np.int32)
     if volume.data.ndim != 3 or not _same_grid((volume.affine, volume.shape3d), (grid[0], tuple(grid[1]))):
-        raise s.error("its grid is not that of the streamlines", path, "Resample it, with nearest neighbours")
+        how = _difference((volume.affine, volume.data.shape), grid)
+        raise s.error(f"its grid is not that of the streamlines ({how})", path, "Resample it, with nearest neighbours")
     if volume.data.min() < 0:
         raise s.error("holds negative labels", path)
     return volume.data
