@@ -6,6 +6,8 @@ from .sampler import BatchIds as BatchIds
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
+from .hooks import Callback as Callback
+from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
 from .policy import Constant as Constant
 from .control import Control as Control
@@ -22,6 +24,7 @@ from .feeding import Feeder as Feeder
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
+from .hooks import HOOKS as HOOKS
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
@@ -33,7 +36,9 @@ from .dataset import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
+from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
+from .snags import OutOfMemory as OutOfMemory
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
@@ -57,6 +62,7 @@ from .space import Space as Space
 from .hdf5 import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
 from .control import Status as Status
+from .session import Step as Step
 from .tracking import StepModel as StepModel
 from .models.layers import StepNoise as StepNoise
 from .scene import Still as Still
@@ -71,6 +77,7 @@ from .demo import SubjectFiles as SubjectFiles
 from .control import T as T
 from .models.directions import Targets as Targets
 from .scoring import TextTable as TextTable
+from .hooks import TorchSchedule as TorchSchedule
 from .tracking import Tracker as Tracker
 from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
@@ -80,6 +87,7 @@ from .panel import TrainerLike as TrainerLike
 from .trainer import TrainerOneInput as TrainerOneInput
 from .panel import TrainerPanel as TrainerPanel
 from .settings import TrainerSettings as TrainerSettings
+from .snags import TrainerSnags as TrainerSnags
 from .state import TrainerState as TrainerState
 from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
@@ -88,6 +96,7 @@ from .scene import View as View
 from .volume import Volume as Volume
 from .hdf5 import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
+from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
@@ -157,6 +166,7 @@ from .panel import panel_of as panel_of
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
+from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
 from .plots import plot_losses as plot_losses
 from .plots import plot_signal_and_fodf as plot_signal_and_fodf
@@ -167,7 +177,7 @@ from .session import policy_name as policy_name
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
-from .steps import provenance as provenance
+from .snags import provenance as provenance
 from .keyed import random_bits as random_bits
 from .hdf5 import read_config as read_config
 from .hdf5 import read_splits as read_splits
@@ -210,6 +220,7 @@ from .scene import view as view
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
+from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
 
 __version__: str
