@@ -49,6 +49,8 @@ from .plots import Picture as Picture
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
+from .process import Post as Post
+from .process import ProcessRun as ProcessRun
 from .session import ProgressLine as ProgressLine
 from .dwi import Response as Response
 from .runlog import RunLog as RunLog
@@ -100,6 +102,7 @@ from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
+from .process import attach as attach
 from .settings import best_device as best_device
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
@@ -151,6 +154,7 @@ from .dwi import load_dwi as load_dwi
 from .models.base import load_model as load_model
 from .dwi import load_sh as load_sh
 from .cli import main as main
+from .process import main_of_process as main_of_process
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .scoring import mdf as mdf
@@ -197,6 +201,8 @@ from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
+from .process import send_object as send_object
+from .process import serve_trainer as serve_trainer
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot

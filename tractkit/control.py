@@ -27,7 +27,7 @@ except ImportError:  # Windows: a run's folder is locked within one process only
 
 T = TypeVar("T")
 
-# %% ../nbs/29_control.ipynb #2b3f509d
+# %% ../nbs/29_control.ipynb #b29b91f3
 class Gate:
     """Lets one thread own something for a while; others have their work on it done at safe moments."""
 
@@ -50,6 +50,11 @@ class Gate:
                 self._owner = None
                 self.serve()
 
+    @property
+    def waiting(self) -> bool:
+        """Whether work was handed in."""
+        return bool(self._jobs)
+
     def serve(self) -> None:
         """Do the work that was handed in. Called by the owner."""
         while self._jobs:
@@ -69,7 +74,7 @@ class Gate:
             self._jobs.append((work, result))
         return result.result()
 
-# %% ../nbs/29_control.ipynb #950e9970
+# %% ../nbs/29_control.ipynb #8440121c
 class Stopped(Exception):
     """Raised inside a loop that was asked to stop."""
 
@@ -106,6 +111,11 @@ class Control:
         """End the loop after the current batch."""
         self._stop = reason  # without the lock: a signal may come while this thread holds it
         self._set()
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop was asked to end."""
+        return self._stop is not None
 
     def _set(self, **values: Any) -> None:
         with self._changed:

@@ -51,7 +51,7 @@ class Callback(Policy):
         named = (f"{k}={getattr(f, '__name__', type(f).__name__)}" for k, f in self.hooks.items())
         return f"Callback({', '.join(named)})"
 
-# %% ../nbs/34_hooks.ipynb #a7f79f73
+# %% ../nbs/34_hooks.ipynb #911d6c7b
 class TorchSchedule(ValuePolicy):
     """A scheduler of `torch.optim.lr_scheduler` as a learning rate.
 
@@ -108,6 +108,9 @@ class TorchSchedule(ValuePolicy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._stored, self.scheduler = state, None
+
+    def __getstate__(self) -> dict[str, Any]:  # to another process: the scheduler is made anew there
+        return {**self.__dict__, "scheduler": None}
 
     def __repr__(self) -> str:
         name = getattr(self.make, "func", self.make)

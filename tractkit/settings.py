@@ -25,7 +25,7 @@ from .runlog import RunLog
 from .session import ProgressLine, Session, policy_name
 from .state import TrainerState
 
-# %% ../nbs/34_settings.ipynb #960afe83
+# %% ../nbs/34_settings.ipynb #b2eaacfe
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
@@ -99,6 +99,16 @@ class TrainerSettings(Runner):
         self._session: Session | None = None
         self._display = ProgressLine(False)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """How to train, for another process: without state, listeners and what belongs to a run."""
+        return {k: v for k, v in self.__dict__.items() if k not in _OF_THIS_PROCESS}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        Runner.__init__(self)
+        self.__dict__.update(state)
+        self.state, self.status, self.listeners = None, Status(max_epochs=self.max_epochs), []
+        self._given, self._session, self._display = None, None, ProgressLine(False)
+
     def settings(self) -> dict[str, Any]:
         """How it trains, as plain values: the content of `config.json`."""
         plain = ("weight_decay", "max_epochs", "clip_grad", "rng", "num_threads", "max_batches", "num_workers", "prefetch",
@@ -146,6 +156,10 @@ class TrainerSettings(Runner):
         if event in ("batch", "epoch"):
             status = replace(status, eta=self._display.update(*self._now()[1].progress(), status.line))
         self.status = status
+        self._notify(event)
+
+    def _notify(self, event: str) -> None:
+        """Tell the listeners."""
         for listener in list(self.listeners) if event else ():
             try:
                 listener(event, self)
@@ -157,7 +171,11 @@ class TrainerSettings(Runner):
         self._show(event, message=text, **changes)
         self._display.say(text)
 
-# %% ../nbs/34_settings.ipynb #48d6a9e2
+# %% ../nbs/34_settings.ipynb #c4f0b534
+_OF_THIS_PROCESS = {"control", "error", "_thread", "_busy", "state", "status", "listeners", "_given", "_session", "_display", "_process",
+                    "_body", "_partly", "_inside_of", "_phase", "batch", "loss"}
+
+
 def best_device() -> str:
     if torch.cuda.is_available():
         return "cuda"

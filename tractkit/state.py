@@ -81,7 +81,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}: {a} -> {b}")
     return found
 
-# %% ../nbs/33_state.ipynb #9f5f0d37
+# %% ../nbs/33_state.ipynb #208685f1
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -108,7 +108,7 @@ class TrainerState:
     def create(
         cls,
         model: nn.Module,
-        optimizer: str | Callable = "Adam",  # see `make_optimizer`
+        optimizer: str | Callable | torch.optim.Optimizer = "Adam",  # see `make_optimizer`
         seed: int = 1234,                    # of the model's noise (dropout)
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
@@ -147,7 +147,7 @@ class TrainerState:
         cls,
         path: str | os.PathLike,                   # a run's folder (its newest good checkpoint) or one checkpoint
         model: nn.Module | None = None,            # filled with the weights; None: built, if its class is registered
-        optimizer: str | Callable | None = None,   # needed again if it was not a name
+        optimizer: str | Callable | torch.optim.Optimizer | None = None,  # needed again if it was not a name
         device: torch.device | str = "cpu",
     ) -> "TrainerState":
         """Read a state. DataError if there is none or it is damaged, or its model has to be given."""
@@ -162,8 +162,8 @@ class TrainerState:
         return cls.from_tree(tree, model, optimizer, device, file=path)
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any], model: nn.Module | None = None, optimizer: str | Callable | None = None,
-                  device: torch.device | str = "cpu", file: str | os.PathLike | None = None) -> "TrainerState":
+    def from_tree(cls, tree: Mapping[str, Any], model: nn.Module | None = None,
+                  optimizer: str | Callable | torch.optim.Optimizer | None = None, device: torch.device | str = "cpu", file: str | os.PathLike | None = None) -> "TrainerState":
         """A state from a tree of `state_dict`."""
         if tree.get("format") != 1:
             raise DataError(f"a state of format {tree.get('format')}; this version reads format 1", file=file, fix="Use a version that wrote it")

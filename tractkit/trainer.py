@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #6772669f
+# %% ../nbs/34_trainer.ipynb #5050de58
 import contextlib
 import functools
 import inspect
 import json
 import math
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -24,21 +25,24 @@ from .files import atomic_path
 from .models.base import TractographyModel
 from .hooks import TorchSchedule
 from .policy import EarlyStopping
+from .process import ProcessRun, attach
 from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #bbc49ddb
+# %% ../nbs/34_trainer.ipynb #e9beaa6a
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
     The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.json`.
     A trainer on a folder that holds a run goes on with it; ValueError if that run is of other data or another model.
-    `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background."""
+    `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background, in a
+    thread or, with `start(process=True)`, in a process that outlives the kernel; `attach` finds that again."""
 
     _own_loop: Callable | None = None              # `train_and_validate` of a child class
     _body: Callable[[], Any] | None = None         # what to run in place of the epochs
     _partly = False                                # it is less than a whole training
+    _process: ProcessRun | None = None             # that trains in place of this one
 
     def train_and_validate(self, state: TrainerState | None = None) -> TrainerState:
         """Train until `max_epochs`, early stopping, or Ctrl-C (which ends after the current batch, saves and returns).
@@ -57,10 +61,54 @@ class Trainer(TrainerSteps):
             cls._own_loop = own
             cls.train_and_validate = _completed_loop(own)  # type: ignore[method-assign]
 
-    def start(self, paused: bool = False, state: TrainerState | None = None) -> None:
-        """`train_and_validate` in a thread in the background."""
+    def start(self, paused: bool = False, state: TrainerState | None = None, process: bool = False) -> None:
+        """`train_and_validate` in the background: in a thread, or in a process of its own, which goes on when the kernel ends.
+
+        A trainer for a process must be importable there: ValueError names what is not."""
+        if self.running:
+            raise RuntimeError("it is running already; wait() for it or stop() it first")
         self._given = state
+        if process:
+            with folder_lock(self.folder):
+                self.state, self._given = find_state(self, state), None
+                with self.state.gate.own():
+                    self._process = ProcessRun.launch(self, paused, before=self._leave_to_process)
         super().start(paused)
+
+    def _leave_to_process(self) -> None:
+        state = self._now()[0]
+        self.checkpoints.drop_after(state.global_step)
+        self.checkpoints.save(state.global_step, state.state_dict())
+
+    def attach(self) -> None:
+        """Take over the watch and control of the training process in this trainer's folder. RuntimeError if there is none."""
+        if self.running:
+            raise RuntimeError("it is running already; wait() for it or stop() it first")
+        self._process = attach(self.folder)
+        newest = self.checkpoints.newest()
+        if newest is None:
+            self._process = None
+            raise RuntimeError(f"the training process in {self.folder} has not begun yet: try again in a moment")
+        self.state = TrainerState.from_tree(newest[0], self.model, self.optimizer, self.device, file=newest[1])
+        super().start()
+
+    def pause(self, wait: bool = False) -> None:
+        """Rest after the current batch."""
+        return super().pause(wait) if self._process is None else self._process.pause(wait)
+
+    def resume(self) -> None:
+        """Go on after a pause."""
+        return super().resume() if self._process is None else self._process.resume()
+
+    def step(self, n: int = 1, wait: bool = True) -> None:
+        """Run `n` batches (steps, with `accumulate`), then rest; starts the loop if it is not running."""
+        return super().step(n, wait) if self._process is None else self._process.step(n, wait)
+
+    def stop(self, wait: bool = False) -> None:
+        """End after the current batch."""
+        super().stop() if self._process is None else self._process.stop()
+        if wait:
+            self.wait()
 
     def wait(self, timeout: float | None = None) -> TrainerState:
         """Wait for a training in the background to end; raises what it raised. TimeoutError if it goes on."""
@@ -71,17 +119,52 @@ class Trainer(TrainerSteps):
         """Write a checkpoint, between two batches. From any thread."""
         if self._inside:
             self._tell_epoch()
+        if (process := self._process) is not None:
+            process.save_checkpoint()
+            return self.checkpoints.path(self.checkpoints.steps()[-1])
         return self._now()[0].gate.call(self._save)
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Name to (steps, losses) of the run so far, of bounded length. Readable while training."""
         if self.state is None:
             return {}
+        if (process := self._process) is not None:
+            return process.curves()
         valid = [(r["step"], r["valid_loss"]) for r in list(self.state.epochs) if "valid_loss" in r]
         steps, losses = np.array(valid, dtype=float).reshape(-1, 2).T
         return {"training": self.state.curve.arrays(), "validation": (steps, losses)}
 
+    def _follow(self, process: ProcessRun) -> None:
+        """Show how the process stands, until it ends. The state here is brought up to its, when somebody asks and at the end."""
+        state = self._now()[0]
+        try:
+            with state.gate.own():
+                while process.running:
+                    if self.control.stopping:  # this interpreter ends, the process goes on
+                        return
+                    if (status := process.status) != self.status:
+                        self.status = status
+                        self._notify("batch")
+                    if state.gate.waiting:
+                        process.save_checkpoint()
+                        self._catch_up()
+                        state.gate.serve()
+                    time.sleep(0.05)
+                self._catch_up()
+                self.status = process.status
+        finally:
+            self._process = None
+        self._notify("ended")
+        process.raise_error()
+
+    def _catch_up(self) -> None:
+        newest = self.checkpoints.newest()
+        if newest is not None:
+            self._now()[0].load_state_dict(newest[0])
+
     def _loop(self, foreground: bool) -> None:
+        if self._process is not None:
+            return self._follow(self._process)
         self._display = ProgressLine(foreground and self.progress)
         self._show("", phase="starting", message="")
         with folder_lock(self.folder), contextlib.ExitStack() as stack:
