@@ -18,7 +18,8 @@ from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, 
 
 from tractkit.control import Gate, Status
 from tractkit.policy import Policy
-from tractkit.process import Post, ProcessRun, attach
+from tractkit.post import Post
+from tractkit.process import ProcessRun, attach
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +148,17 @@ def test_killed_it_says_so_and_goes_on_in_another_process(whole, tmp_path):
 
 
 def test_its_error_comes_to_who_waits(tmp_path):
-    trainer = fit(tmp_path, kind=FitBreaks)
-    trainer.start(process=True)
+    trainer, threads = fit(tmp_path, kind=FitBreaks, num_threads=None), torch.get_num_threads()
+    torch.set_num_threads(3)            # what is set here holds there
+    try:
+        trainer.start(process=True)
+    finally:
+        torch.set_num_threads(threads)
     with pytest.raises(RuntimeError, match="OSError: the disk is gone[^$]*compute_batch_loss"):
         trainer.wait()
     assert trainer.status.phase == "failed" and trainer.state.global_step == 7
-    assert fit(tmp_path).train_and_validate().global_step == 18
+    assert trainer.state.fingerprints["environment"]["threads"] == 3
+    assert fit(tmp_path, num_threads=3).train_and_validate().global_step == 18
 
 
 def test_what_cannot_be_imported_is_named_and_nothing_is_started(tmp_path, monkeypatch):
@@ -223,7 +229,7 @@ def test_commands_are_obeyed_in_order(tmp_path):
 def test_one_process_lives_in_a_folder(tmp_path):
     post = Post(tmp_path)
     post.clear()
-    code = "import sys; from tractkit.process import Post\nwith Post(sys.argv[1]).living(): print('in', flush=True); sys.stdin.read()"
+    code = "import sys; from tractkit.post import Post\nwith Post(sys.argv[1]).living(): print('in', flush=True); sys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     one = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     assert one.stdout.readline() == "in\n" and post.alive()

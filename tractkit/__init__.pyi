@@ -6,6 +6,7 @@ from .sampler import BatchIds as BatchIds
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
+from .shorthand import COMPLETED as COMPLETED
 from .hooks import Callback as Callback
 from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
@@ -49,7 +50,7 @@ from .plots import Picture as Picture
 from .sampler import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
-from .process import Post as Post
+from .post import Post as Post
 from .process import ProcessRun as ProcessRun
 from .session import ProgressLine as ProgressLine
 from .dwi import Response as Response
@@ -117,6 +118,10 @@ from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
+from .shorthand import complete_back as complete_back
+from .shorthand import complete_run as complete_run
+from .shorthand import complete_train as complete_train
+from .shorthand import complete_validate as complete_validate
 from .streamlines import compress as compress
 from .dwi import compute_fodf as compute_fodf
 from .dwi import compute_sh as compute_sh
@@ -201,7 +206,7 @@ from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
-from .process import send_object as send_object
+from .post import send_object as send_object
 from .process import serve_trainer as serve_trainer
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject

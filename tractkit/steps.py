@@ -5,10 +5,7 @@
 # %% auto #0
 __all__ = ['TrainerSteps', 'to_device']
 
-# %% ../nbs/34_steps.ipynb #626b84a3
-import contextlib
-import functools
-import inspect
+# %% ../nbs/34_steps.ipynb #fa5570cd
 import math
 import threading
 import time
@@ -22,101 +19,10 @@ from torch import nn
 from .hooks import OnNonFinite
 from .models.base import save_model
 from .session import Step, check_plan, weighted_mean
+from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #1acb6fe9
-def _completed_run(run: Callable) -> Callable:
-    """Gives `run_one_batch` the batch at hand, computes in the type of `amp`, and notes the loss."""
-    takes = len(inspect.signature(run).parameters) > 1
-
-    @functools.wraps(run)
-    def run_one_batch(self: "TrainerSteps", batch: Any = None) -> tuple[torch.Tensor, int]:
-        batch = self.batch if batch is None else batch
-        with torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext():
-            self.loss = run(self, batch) if takes else run(self)
-        return self.loss
-
-    return run_one_batch
-
-
-def _completed_back(back: Callable) -> Callable:
-    """Gives `back_propagation` the loss computed last, refuses one that is not finite, and notes the norm of the gradient."""
-    takes = len(inspect.signature(back).parameters) > 1
-
-    @functools.wraps(back)
-    def back_propagation(self: "TrainerSteps", loss: torch.Tensor | None = None) -> float:
-        step = self._now()[1].step
-        mean, n = self.loss
-        loss = mean if loss is None else loss
-        if step.seen == step.part:  # not yet by the method of a child class
-            step.seen += 1
-            if not math.isfinite(value := loss.item()):
-                self._not_finite(f"the loss is {value}")  # returns only if it is to be left out
-                return self._change_weights() if step.last and step.used else math.nan
-            step.losses.append((value, n))
-        norm = back(self, loss) if takes else back(self)
-        if norm is not None and math.isfinite(norm):
-            step.norm = norm
-        return norm
-
-    return back_propagation
-
-
-def _completed_train(train: Callable) -> Callable:
-    """Gives `train_one_epoch` the batches, if it asks for them, and a run around it, if there is none."""
-    takes = "batches" in inspect.signature(train).parameters
-
-    @functools.wraps(train)
-    def train_one_epoch(self: "TrainerSteps") -> float:
-        if not self._inside:
-            return self._alone(lambda: train_one_epoch(self))
-        state, session = self._now()
-        self._tell_epoch()
-        with self._told_where(), session.iterators():
-            mean = train(self, self.batches()) if takes else train(self)
-        if mean is None:
-            mean = state.loss_sum / state.loss_points if state.loss_points else math.nan
-        session.trained = state.epoch, mean
-        return mean
-
-    return train_one_epoch
-
-
-def _completed_validate(validate: Callable) -> Callable:
-    """Gives `validate_one_epoch` a run around it, and ends the epoch after it, if the epoch was trained."""
-
-    @functools.wraps(validate)
-    def validate_one_epoch(self: "TrainerSteps") -> float:
-        if not self._inside:
-            return self._alone(lambda: validate_one_epoch(self))
-        if self._validating:  # called by the one of a child class
-            return validate(self)
-        state, session = self._now()
-        if state.batch and state.batch >= session.plan("training")[1] and session.trained[0] != state.epoch:  # trained before
-            session.trained = state.epoch, state.loss_sum / state.loss_points if state.loss_points else math.nan
-        trained = session.trained[0] == state.epoch
-        losses = self.log.losses(state.epoch) if trained else []
-        if trained:
-            self._tell("validation_started", state.epoch, losses)
-        self._validating = True
-        try:
-            session.step = Step.begin(state, 1)
-            with self._told_where(), session.iterators():
-                mean = validate(self)
-            session.step = Step()
-        finally:
-            self._validating = False
-        mean = weighted_mean(session.validated)[0] if mean is None else mean
-        if trained:
-            self._end_epoch(mean, losses)
-        return mean
-
-    return validate_one_epoch
-
-_COMPLETED: dict[str, Callable] = {"run_one_batch": _completed_run, "back_propagation": _completed_back,
-                                   "train_one_epoch": _completed_train, "validate_one_epoch": _completed_validate}
-
-# %% ../nbs/34_steps.ipynb #ff5aebae
+# %% ../nbs/34_steps.ipynb #1021379f
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -126,7 +32,7 @@ class TrainerSteps(TrainerSnags):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        for name, complete in _COMPLETED.items():
+        for name, complete in COMPLETED.items():
             if name in cls.__dict__:
                 setattr(cls, name, complete(cls.__dict__[name]))
 
@@ -141,7 +47,7 @@ class TrainerSteps(TrainerSnags):
         """The mean loss of a batch, and how many points (pixels, rows) it is the mean of."""
         raise NotImplementedError(f"{type(self).__name__} needs compute_batch_loss(batch) -> (mean loss, n)")
 
-    @_completed_run
+    @complete_run
     def run_one_batch(self, batch: Any = None) -> tuple[torch.Tensor, int]:
         """From a loaded batch (default: the one at hand) to (mean loss, n), in training and in validation."""
         return self.compute_batch_loss(to_device(batch, self.device))
@@ -149,7 +55,7 @@ class TrainerSteps(TrainerSnags):
     def fix_parameters(self) -> None:
         """Called when the gradient is there and the weights are not changed yet."""
 
-    @_completed_back
+    @complete_back
     def back_propagation(self, loss: torch.Tensor | None = None) -> float:
         """Add the gradient of a loss (default: of the last batch); after the last batch of a step, change the weights.
 
@@ -194,7 +100,7 @@ class TrainerSteps(TrainerSnags):
         optimizer.zero_grad(set_to_none=True)
         return norm
 
-    @_completed_train
+    @complete_train
     def train_one_epoch(self) -> float:
         """The training batches of the epoch that are left. Returns the mean loss of the epoch."""
         for _ in self.batches():
@@ -235,7 +141,7 @@ class TrainerSteps(TrainerSnags):
                 self._end_step()
                 self._between_batches()
 
-    @_completed_validate
+    @complete_validate
     def validate_one_epoch(self) -> float:
         """The mean loss over the validation set, each batch weighted by its points; NaN if there is none."""
         session = self._now()[1]
