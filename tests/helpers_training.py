@@ -1,5 +1,6 @@
 """Small trainings for tests: a toy that fits a cubic, and Learn2Track with everything random switched on."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,18 @@ def same_states(a, b) -> list[str]:
 
 def log_without_time(log) -> list[dict]:
     return [{k: v for k, v in r.items() if k != "time"} for r in log.records()]
+
+
+class SlowPoints(Points):
+    """Takes its time: for tests that do something meanwhile."""
+
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        time.sleep(0.05)
+        return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+
+class FitBreaks(Fit):
+    def compute_batch_loss(self, batch):
+        if self.state.global_step == 7:
+            raise OSError("the disk is gone")
+        return super().compute_batch_loss(batch)

@@ -7,6 +7,9 @@ from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .loader import BatchLoaderSeveralInputs as BatchLoaderSeveralInputs
 from .scoring import BundleScores as BundleScores
 from .storage import ByteCache as ByteCache
+from .shorthand import COMPLETED as COMPLETED
+from .hooks import Callback as Callback
+from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
 from .contents import Connectivity as Connectivity
 from .policy import Constant as Constant
@@ -29,6 +32,7 @@ from .sources import GroupSources as GroupSources
 from .hdf5_tools import HDF5Description as HDF5Description
 from .hdf5_check import HDF5Report as HDF5Report
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
+from .hooks import HOOKS as HOOKS
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
@@ -44,7 +48,9 @@ from .scoring import NO_CONNECTION as NO_CONNECTION
 from .sampler import NO_GROUP as NO_GROUP
 from .volume import Neighborhood as Neighborhood
 from .inputs import OUTSIDE as OUTSIDE
+from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
+from .snags import OutOfMemory as OutOfMemory
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
@@ -57,6 +63,9 @@ from .storage import Place as Place
 from .plan import Plan as Plan
 from .streamlines import PointMap as PointMap
 from .policy import Policy as Policy
+from .post import Post as Post
+from .process import ProcessRun as ProcessRun
+from .session import ProgressLine as ProgressLine
 from .batch import Provenance as Provenance
 from .hdf5_tools import REPAIRS as REPAIRS
 from .contents import ReadVolume as ReadVolume
@@ -68,12 +77,14 @@ from .control import Runner as Runner
 from .contents import SFTData as SFTData
 from .sources import SPLITS as SPLITS
 from .scoring import Scores as Scores
+from .session import Session as Session
 from .dwi import ShInfo as ShInfo
 from .plan import Shard as Shard
 from .space import Space as Space
 from .sources import SplitEntry as SplitEntry
 from .models.layers import StackedRNN as StackedRNN
-from .trainer import Status as Status
+from .control import Status as Status
+from .session import Step as Step
 from .tracking import StepModel as StepModel
 from .models.layers import StepNoise as StepNoise
 from .scene import Still as Still
@@ -88,6 +99,7 @@ from .demo import SubjectFiles as SubjectFiles
 from .control import T as T
 from .models.directions import Targets as Targets
 from .scoring import TextTable as TextTable
+from .hooks import TorchSchedule as TorchSchedule
 from .tracking import Tracker as Tracker
 from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
@@ -96,7 +108,10 @@ from .trainer import Trainer as Trainer
 from .panel import TrainerLike as TrainerLike
 from .trainer import TrainerOneInput as TrainerOneInput
 from .panel import TrainerPanel as TrainerPanel
+from .settings import TrainerSettings as TrainerSettings
+from .snags import TrainerSnags as TrainerSnags
 from .state import TrainerState as TrainerState
+from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
 from .scene import View as View
@@ -105,14 +120,19 @@ from .sources import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
 from .augment import Wholes as Wholes
 from .hdf5 import add_subject as add_subject
+from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
+from .process import attach as attach
+from .settings import best_device as best_device
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
+from .session import check_fit as check_fit
 from .hdf5_check import check_group as check_group
 from .tracking import check_limits as check_limits
+from .session import check_plan as check_plan
 from .tracking import check_seeds as check_seeds
 from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
@@ -121,6 +141,10 @@ from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
+from .shorthand import complete_back as complete_back
+from .shorthand import complete_run as complete_run
+from .shorthand import complete_train as complete_train
+from .shorthand import complete_validate as complete_validate
 from .streamlines import compress as compress
 from .dwi import compute_fodf as compute_fodf
 from .dwi import compute_sh as compute_sh
@@ -150,6 +174,7 @@ from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
 from .hdf5_tools import extract_hdf5 as extract_hdf5
 from .sources import find_sources as find_sources
+from .session import find_state as find_state
 from .contents import find_streamlines as find_streamlines
 from .contents import find_volume as find_volume
 from .dwi import fodf_peaks as fodf_peaks
@@ -170,6 +195,7 @@ from .dwi import load_sh as load_sh
 from .sources import load_streamlines_group as load_streamlines_group
 from .sources import load_volume_group as load_volume_group
 from .cli import main as main
+from .process import main_of_process as main_of_process
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
@@ -177,6 +203,7 @@ from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
+from .session import nothing_left as nothing_left
 from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .storage import open_unlocked as open_unlocked
@@ -187,15 +214,18 @@ from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
 from .storage import place_of as place_of
+from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
 from .plots import plot_losses as plot_losses
 from .plots import plot_signal_and_fodf as plot_signal_and_fodf
 from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
 from .models.directions import point_directions as point_directions
+from .session import policy_name as policy_name
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
+from .snags import provenance as provenance
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
 from .sources import read_splits as read_splits
@@ -217,6 +247,8 @@ from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
+from .post import send_object as send_object
+from .process import serve_trainer as serve_trainer
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot
@@ -228,7 +260,9 @@ from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
 from .hdf5_check import text_table as text_table
+from .steps import to_device as to_device
 from .keyed import torch_seed as torch_seed
+from .trainer import torch_threads as torch_threads
 from .baselines import track_dipy as track_dipy
 from .baselines import track_oracle as track_oracle
 from .keyed import uniform as uniform
@@ -241,6 +275,7 @@ from .scene import view as view
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
+from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
 
 __version__: str
