@@ -69,6 +69,7 @@ from .models.blocks import PreActivation1d as PreActivation1d
 from .models.blocks import PreActivation2d as PreActivation2d
 from .models.blocks import PreActivation3d as PreActivation3d
 from .models.blocks import PreActivationND as PreActivationND
+from .session import ProgressLine as ProgressLine
 from .models.blocks import PyramidPooling as PyramidPooling
 from .models.blocks import ResBlock as ResBlock
 from .models.blocks import ResBlock1d as ResBlock1d
@@ -82,6 +83,7 @@ from .dataset import SFTData as SFTData
 from .hdf5 import SPLITS as SPLITS
 from .policy import Schedule as Schedule
 from .scoring import Scores as Scores
+from .session import Session as Session
 from .dwi import ShInfo as ShInfo
 from .models.blocks import Softmax as Softmax
 from .space import Space as Space
@@ -91,7 +93,7 @@ from .models.blocks import SplitCat as SplitCat
 from .hdf5 import SplitEntry as SplitEntry
 from .models.blocks import SplitReduce as SplitReduce
 from .models.layers import StackedRNN as StackedRNN
-from .trainer import Status as Status
+from .control import Status as Status
 from .tracking import StepModel as StepModel
 from .models.layers import StepNoise as StepNoise
 from .scene import Still as Still
@@ -117,7 +119,9 @@ from .trainer import Trainer as Trainer
 from .panel import TrainerLike as TrainerLike
 from .trainer import TrainerOneInput as TrainerOneInput
 from .panel import TrainerPanel as TrainerPanel
+from .settings import TrainerSettings as TrainerSettings
 from .state import TrainerState as TrainerState
+from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
 from .scene import View as View
@@ -127,10 +131,13 @@ from .scoring import WRONG_PATH as WRONG_PATH
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
+from .settings import best_device as best_device
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
+from .session import check_fit as check_fit
 from .tracking import check_limits as check_limits
+from .session import check_plan as check_plan
 from .tracking import check_seeds as check_seeds
 from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
@@ -161,6 +168,7 @@ from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
+from .session import find_state as find_state
 from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
@@ -180,6 +188,7 @@ from .scoring import mdf as mdf
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
+from .session import nothing_left as nothing_left
 from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .checkpoint import pack_tree as pack_tree
@@ -194,9 +203,11 @@ from .plots import plot_signal_and_fodf as plot_signal_and_fodf
 from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
 from .models.directions import point_directions as point_directions
+from .session import policy_name as policy_name
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
+from .steps import provenance as provenance
 from .keyed import random_bits as random_bits
 from .hdf5 import read_config as read_config
 from .hdf5 import read_splits as read_splits
@@ -225,7 +236,9 @@ from .hdf5 import standardize as standardize
 from .state import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .streamlines import take as take
+from .steps import to_device as to_device
 from .keyed import torch_seed as torch_seed
+from .trainer import torch_threads as torch_threads
 from .baselines import track_dipy as track_dipy
 from .baselines import track_oracle as track_oracle
 from .keyed import uniform as uniform
