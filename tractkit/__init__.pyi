@@ -3,12 +3,14 @@
 from .phantom import BUNDLES as BUNDLES
 from .sampler import BatchIDSampler as BatchIDSampler
 from .sampler import BatchIds as BatchIds
+from .batch_iter import BatchIter as BatchIter
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
 from .models.blocks import CenteredCrop as CenteredCrop
 from .checkpoint import Checkpoints as Checkpoints
 from .models.blocks import ConsistentSequential as ConsistentSequential
+from .functional import ConsoleLogger as ConsoleLogger
 from .policy import Constant as Constant
 from .control import Control as Control
 from .models.directions import CosineRegression as CosineRegression
@@ -20,6 +22,8 @@ from .demo import Demo as Demo
 from .demo import DemoSettings as DemoSettings
 from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
+from .batch_iter import EpochPlan as EpochPlan
+from .batch_iter import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
 from .feeding import Feeder as Feeder
@@ -27,7 +31,9 @@ from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
+from .batch_iter import Infinite as Infinite
 from .models.blocks import InterpolateToInput as InterpolateToInput
+from .batch_iter import Iterator as Iterator
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
 from .phantom import LAYOUTS as LAYOUTS
@@ -36,6 +42,7 @@ from .policy import LambdaEpoch as LambdaEpoch
 from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .policy import LoggerPolicy as LoggerPolicy
+from .batch_iter import Loky as Loky
 from .policy import LossStop as LossStop
 from .loader import MIN_PART as MIN_PART
 from .dataset import MRIData as MRIData
@@ -44,6 +51,7 @@ from .models.blocks import MidActivation1d as MidActivation1d
 from .models.blocks import MidActivation2d as MidActivation2d
 from .models.blocks import MidActivation3d as MidActivation3d
 from .models.blocks import MidActivationND as MidActivationND
+from .functional import ModelTrainer as ModelTrainer
 from .models.blocks import MoveAxis as MoveAxis
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
@@ -86,6 +94,7 @@ from .scoring import Scores as Scores
 from .session import Session as Session
 from .dwi import ShInfo as ShInfo
 from .models.blocks import Softmax as Softmax
+from .batch_iter import Source as Source
 from .space import Space as Space
 from .models.blocks import Split as Split
 from .models.blocks import SplitAdd as SplitAdd
@@ -93,6 +102,7 @@ from .models.blocks import SplitCat as SplitCat
 from .hdf5 import SplitEntry as SplitEntry
 from .models.blocks import SplitReduce as SplitReduce
 from .models.layers import StackedRNN as StackedRNN
+from .batch_iter import Stage as Stage
 from .control import Status as Status
 from .tracking import StepModel as StepModel
 from .models.layers import StepNoise as StepNoise
@@ -110,7 +120,9 @@ from .control import T as T
 from .policy import TQDM as TQDM
 from .models.directions import Targets as Targets
 from .scoring import TextTable as TextTable
+from .batch_iter import Threads as Threads
 from .policy import TimeProfiler as TimeProfiler
+from .functional import TorchModel as TorchModel
 from .tracking import Tracker as Tracker
 from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
@@ -129,6 +141,8 @@ from .volume import Volume as Volume
 from .hdf5 import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
 from .space import apply_affine as apply_affine
+from .batch_iter import apply_at as apply_at
+from .batch_iter import as_batch_iter as as_batch_iter
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
 from .settings import best_device as best_device
@@ -143,6 +157,9 @@ from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
 from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
+from .batch_iter import combine_batches as combine_batches
+from .batch_iter import combine_pad as combine_pad
+from .batch_iter import combine_to_arrays as combine_to_arrays
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
 from .streamlines import compress as compress
@@ -175,8 +192,11 @@ from .keyed import fold_ids as fold_ids
 from .control import folder_lock as folder_lock
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
+from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
+from .batch_iter import item_key as item_key
 from .dwi import largest_sh_order as largest_sh_order
+from .batch_iter import load_by_random_id as load_by_random_id
 from .checkpoint import load_checkpoint as load_checkpoint
 from .dwi import load_dwi as load_dwi
 from .models.base import load_model as load_model
@@ -185,12 +205,15 @@ from .cli import main as main
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .scoring import mdf as mdf
+from .functional import multi_inference_step as multi_inference_step
+from .batch_iter import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .session import nothing_left as nothing_left
 from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
+from .functional import open_log as open_log
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
 from .panel import panel_of as panel_of
@@ -208,6 +231,7 @@ from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
 from .steps import provenance as provenance
+from .batch_iter import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .hdf5 import read_config as read_config
 from .hdf5 import read_splits as read_splits
@@ -216,6 +240,8 @@ from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .streamlines import reverse as reverse
 from .demo import run_demo as run_demo
+from .batch_iter import sample as sample
+from .batch_iter import sample_args as sample_args
 from .phantom import sample_subjects as sample_subjects
 from .loader import sample_trilinear as sample_trilinear
 from .checkpoint import save_checkpoint as save_checkpoint
@@ -227,6 +253,7 @@ from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
 from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
+from .functional import set_optimizer_params as set_optimizer_params
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot
@@ -236,13 +263,19 @@ from .hdf5 import standardize as standardize
 from .state import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .streamlines import take as take
+from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
+from .functional import to_tensors as to_tensors
 from .keyed import torch_seed as torch_seed
 from .trainer import torch_threads as torch_threads
 from .baselines import track_dipy as track_dipy
 from .baselines import track_oracle as track_oracle
+from .functional import train_model as train_model
+from .functional import train_step as train_step
+from .functional import training_loss as training_loss
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
+from .batch_iter import unpack_args as unpack_args
 from .checkpoint import unpack_tree as unpack_tree
 from .models.layers import use_generator as use_generator
 from .plots import value_window as value_window
@@ -251,6 +284,7 @@ from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .plots import world_box as world_box
+from .batch_iter import zip_apply as zip_apply
 
 __version__: str
 __all__: list[str]

@@ -189,13 +189,13 @@ class LambdaEpoch(ValuePolicy):
     def __repr__(self) -> str:
         return f"LambdaEpoch({getattr(self.func, '__qualname__', 'func')})"
 
-# %% ../nbs/30_policy.ipynb #ed8706ff
+# %% ../nbs/30_policy.ipynb #5cf9ba03
 def as_value_policy(
     value: float | str | Sequence[float] | ValuePolicy,  # 0.001, [0.01, 0.001], "0.01*3 0.001", or a policy
 ) -> ValuePolicy:
     """A value policy from what people write. Raises ValueError for text it cannot read."""
     if isinstance(value, ValuePolicy) or (isinstance(value, Policy) and hasattr(value, "value")):
-        return value  # type: ignore[return-value]
+        return value
     if isinstance(value, str):
         listed: list[float] = []
         for part in value.split():
@@ -277,7 +277,7 @@ class LossStop(Policy):
     def __repr__(self) -> str:
         return f"LossStop({self.max_ratio:g})"
 
-# %% ../nbs/30_policy.ipynb #2b6a5c4a
+# %% ../nbs/30_policy.ipynb #dc57c889
 class TimeProfiler(Policy):
     """Reports after each epoch how long its steps, its validation, and what was between them took, in seconds.
 
@@ -324,7 +324,8 @@ class TQDM(Policy):
     remembers = ()
 
     def __init__(self, loss: bool = True):
-        self.loss, self.total, self._bar = loss, None, None
+        self.loss, self._bar = loss, None
+        self.total: int | None = None
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
         if self._bar is None:

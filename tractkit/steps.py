@@ -18,9 +18,11 @@ from torch import nn
 from .models.base import save_model
 from .settings import TrainerSettings
 
-# %% ../nbs/34_steps.ipynb #0858bfbe
+# %% ../nbs/34_steps.ipynb #540785be
 class TrainerSteps(TrainerSettings):
     """What is done with a batch, and in an epoch."""
+
+    epoch_metrics: Mapping[str, float] = {}  # what a child's validate_one_epoch has found beside the loss
 
     def compute_batch_loss(self, batch: Any) -> tuple[torch.Tensor, int]:
         """The mean loss of a batch, and how many points (pixels, rows) it is the mean of."""
@@ -114,7 +116,7 @@ class TrainerSteps(TrainerSettings):
 
     def _finish_epoch(self, train_loss: float, valid_loss: float, losses: Sequence[float]) -> None:
         state, session = self._now()
-        metrics = {"train_loss": train_loss} | ({"valid_loss": valid_loss} if session.plan("validation")[1] else {})
+        metrics = {"train_loss": train_loss} | ({"valid_loss": valid_loss} if session.plan("validation")[1] else {}) | dict(self.epoch_metrics)
         loss = metrics.get("valid_loss", train_loss)
         record = {"epoch": state.epoch, "step": state.global_step, **metrics, "n": state.loss_points,
                   "learning_rate": self.learning_rate.value}
