@@ -103,10 +103,26 @@ def die_in_save(point, count):
     setattr(holder, name, deadly)
 
 
-def train(folder, kind="keyed", hook="", count=0, **options):
-    core = nn.Sequential(nn.Flatten(2), nn.Linear(36, 16), nn.Dropout(.2), nn.Tanh(), KeyedDropout(.1), PyramidPooling(nn.functional.avg_pool1d, 2), nn.Linear(3, 3))
+def make_core():
+    core = nn.Sequential(nn.Flatten(2), nn.Linear(36, 16), nn.Dropout(.2), nn.Tanh(), KeyedDropout(.1),
+                         PyramidPooling(nn.functional.avg_pool1d, 2), nn.Linear(3, 3))
     initialize_weights(core, seed=1)
-    model = Weighted(core, nn.Softmax(-1), nn.CrossEntropyLoss(), torch.optim.AdamW)
+    return core
+
+
+def warm_up():
+    """What is compiled or imported when first used, before forking. No backward pass: that would start threads."""
+    images, _ = make_batches("counted").load(0)
+    core = make_core()
+    core(torch.tensor(images, dtype=torch.float32))
+    for p in core.parameters():
+        p.grad = torch.zeros_like(p)
+    nn.utils.clip_grad_norm_(core.parameters(), 1.0)
+    torch.optim.AdamW(core.parameters()).step()
+
+
+def train(folder, kind="keyed", hook="", count=0, **options):
+    model = Weighted(make_core(), nn.Softmax(-1), nn.CrossEntropyLoss(), torch.optim.AdamW)
     lr = DecreasingOnPlateau(initial=.02, multiplier=.5, patience=0, rtol=.5, atol=.5)
     images = np.stack([np.sin(np.arange(36.0).reshape(1, 6, 6) * (i + 1) / 9) for i in range(6)])
     policies = {"dies": Dies(hook, count)} if hook in Dies.__dict__ else {}
@@ -120,7 +136,7 @@ def train(folder, kind="keyed", hook="", count=0, **options):
 def main():
     tqdm.monitor_interval = 0
     tqdm.set_lock(threading.RLock())
-    make_batches().load(0)  # compiled functions are loaded before forking
+    warm_up()
     for line in sys.stdin:
         pid = os.fork()
         if pid == 0:

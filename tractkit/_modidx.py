@@ -125,6 +125,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.batch_iter._multiply': ('batch_iter.html#_multiply', 'tractkit/batch_iter.py'),
                                      'tractkit.batch_iter._pad': ('batch_iter.html#_pad', 'tractkit/batch_iter.py'),
                                      'tractkit.batch_iter._pool': ('batch_iter.html#_pool', 'tractkit/batch_iter.py'),
+                                     'tractkit.batch_iter._pool_entries': ('batch_iter.html#_pool_entries', 'tractkit/batch_iter.py'),
                                      'tractkit.batch_iter._random_apply': ('batch_iter.html#_random_apply', 'tractkit/batch_iter.py'),
                                      'tractkit.batch_iter._restart': ('batch_iter.html#_restart', 'tractkit/batch_iter.py'),
                                      'tractkit.batch_iter._sample_args': ('batch_iter.html#_sample_args', 'tractkit/batch_iter.py'),

@@ -219,7 +219,7 @@ def _start_process(func: Callable) -> None:
 def _work_there(job: tuple[int, int, Any]) -> Any:
     return _work((_THERE[0], *job))
 
-# %% ../nbs/35_batch_iter.ipynb #6a0a910b
+# %% ../nbs/35_batch_iter.ipynb #2fac9c0f
 class Iterator(Stage):
     """`transform(iterable, *args, **kwargs)` gives the items that follow from those in `iterable`, as many as it likes.
 
@@ -241,7 +241,7 @@ class ExpirationPool(Iterator):
         if min(pool_size, repetitions, iterations) < 1:
             raise ValueError(f"pool_size, repetitions and iterations must be positive, got {pool_size}, {repetitions}, {iterations}")
         super().__init__(_pool, pool_size, repetitions, iterations)
-        self.pool_size, self.name = pool_size, f"ExpirationPool({pool_size}, {repetitions}, {iterations})"
+        self.sizes, self.name = (pool_size, repetitions, iterations), f"ExpirationPool({pool_size}, {repetitions}, {iterations})"
 
 
 def _stream(transform: Callable, args: tuple, kwargs: dict, iterable: Iterable) -> AnyIterator:
@@ -249,16 +249,21 @@ def _stream(transform: Callable, args: tuple, kwargs: dict, iterable: Iterable) 
 
 
 def _pool(iterable: Iterable, pool_size: int, repetitions: int, iterations: int) -> AnyIterator:
+    return (value for value, _ in _pool_entries(iterable, pool_size, repetitions, iterations))
+
+
+def _pool_entries(iterable: Iterable, pool_size: int, repetitions: int, iterations: int) -> AnyIterator[tuple[Any, bool]]:
+    """Each item with whether this is the last time it is given."""
     pool: list[list] = []  # [item, how often it was given]
 
-    def give() -> Any:
+    def give() -> tuple[Any, bool]:
         place = int(uniform(item_key(), 0, np.float64) * len(pool))
         entry = pool[place]
         entry[1] += 1
         if entry[1] == repetitions:
             pool[place] = pool[-1]
             pool.pop()
-        return entry[0]
+        return entry[0], entry[1] == repetitions
 
     for value in iterable:
         pool.append([value, 0])
@@ -270,7 +275,7 @@ def _pool(iterable: Iterable, pool_size: int, repetitions: int, iterations: int)
     while pool:
         yield give()
 
-# %% ../nbs/35_batch_iter.ipynb #d7849361
+# %% ../nbs/35_batch_iter.ipynb #2252b56b
 class _Keyed:
     """Items that can be had by number: of a source, or of a list (which ends)."""
 
@@ -336,19 +341,22 @@ class _Pooled:
     """A pool over a keyed line: the draws are gone through, the items only loaded when they are given."""
 
     def __init__(self, line: Any, stage: ExpirationPool, key: int):
-        self.line, self.stage, self.again = line, stage, True
-        self.numbers = _Counted(lambda: stage.run(itertools.count()), key, True)
-        self._kept: OrderedDict[int, Any] = OrderedDict()
+        self.line, self.again = line, True
+        self.entries = _Counted(lambda: _pool_entries(itertools.count(), *stage.sizes), key, True)
+        self._kept: dict[int, Any] = {}  # what will be given again, by its number in the line
+        self._next = 0
 
     def items(self, numbers: Sequence[int]) -> list:
-        wanted = self.numbers.items(numbers)
-        missing = [k for k in dict.fromkeys(wanted) if k not in self._kept]
+        entries = self.entries.items(numbers)
+        if not numbers or numbers[0] != self._next:
+            self._kept.clear()
+        missing = [k for k in dict.fromkeys(k for k, _ in entries) if k not in self._kept]
         self._kept.update(zip(missing, self.line.items(missing), strict=True))
-        for k in wanted:
-            self._kept.move_to_end(k)
-        found = [self._kept[k] for k in wanted]
-        while len(self._kept) > self.stage.pool_size:
-            self._kept.popitem(last=False)
+        found = [self._kept[k] for k, _ in entries]
+        for k, last in entries:
+            if last:
+                del self._kept[k]
+        self._next = numbers[-1] + 1 if numbers else 0
         return found
 
     def behind(self, number: int) -> int:
@@ -387,7 +395,7 @@ def _line(source: Any, stages: Sequence[Stage], seed: int) -> Any:
 def _restart(stage: Iterator, line: Any, block: int) -> AnyIterator:
     return stage.run(_each(line, block))
 
-# %% ../nbs/35_batch_iter.ipynb #53f1729e
+# %% ../nbs/35_batch_iter.ipynb #515c5e9f
 def combine_batches(items: Sequence) -> tuple:
     """[(x, y), (x, y)] to ((x, x), (y, y)); an item that is no tuple or list counts as one of length 1."""
     rows = [tuple(x) if isinstance(x, (tuple, list)) else (x,) for x in items]
@@ -422,13 +430,15 @@ def combine_pad(
 def _pad(arrays: Sequence[np.ndarray], value: Any, ratio: Any) -> np.ndarray:
     if len({a.ndim for a in arrays}) > 1:
         raise ValueError(f"arrays of {sorted({a.ndim for a in arrays})} axes cannot be padded to one shape")
-    shape = np.max([a.shape for a in arrays], axis=0).astype(int)
+    if arrays[0].ndim == 0:
+        return np.array(arrays)
+    shape = np.max([a.shape for a in arrays], axis=0)
     padded = []
     for a in arrays:
         missing = shape - a.shape
         before = np.floor(missing * np.broadcast_to(ratio, missing.shape)).astype(int)
         fill = value(a) if callable(value) else value
-        padded.append(np.pad(a, list(zip(before, missing - before, strict=True)), constant_values=fill) if a.ndim else a)
+        padded.append(np.pad(a, list(zip(before, missing - before, strict=True)), constant_values=fill))
     return np.array(padded)
 
 # %% ../nbs/35_batch_iter.ipynb #d8c1c822

@@ -189,13 +189,13 @@ class LambdaEpoch(ValuePolicy):
     def __repr__(self) -> str:
         return f"LambdaEpoch({getattr(self.func, '__qualname__', 'func')})"
 
-# %% ../nbs/30_policy.ipynb #5cf9ba03
+# %% ../nbs/30_policy.ipynb #952c8e9e
 def as_value_policy(
     value: float | str | Sequence[float] | ValuePolicy,  # 0.001, [0.01, 0.001], "0.01*3 0.001", or a policy
 ) -> ValuePolicy:
     """A value policy from what people write. Raises ValueError for text it cannot read."""
     if isinstance(value, ValuePolicy) or (isinstance(value, Policy) and hasattr(value, "value")):
-        return value
+        return value  # type: ignore[return-value]
     if isinstance(value, str):
         listed: list[float] = []
         for part in value.split():
@@ -205,7 +205,7 @@ def as_value_policy(
             except ValueError:
                 raise ValueError(f"cannot read {part!r} in {value!r}; write values as '0.01*3 0.001'") from None
         return PerEpoch(listed)
-    return PerEpoch(value) if isinstance(value, (list, tuple)) else Constant(value)  # type: ignore[arg-type]
+    return PerEpoch(value) if isinstance(value, (list, tuple)) else Constant(value)
 
 # %% ../nbs/30_policy.ipynb #4cc53ce2
 class DecreasingOnPlateau(ValuePolicy):
