@@ -262,27 +262,27 @@ def test_the_pool_gives_each_item_so_many_times(pool_size, repetitions, iteratio
 
 
 def test_a_stream_is_counted_and_replayed_with_a_warning():
-    def stream():
-        yield from range(1000)
-
-    def make(): return Infinite(stream(), Iterator(lambda xs: (x for x in xs if x % 3)), batch_size=4, batches_per_epoch=5)
+    def make(): return Infinite(iter(range(1000)), Iterator(in_threes), batch_size=4, batches_per_epoch=5)
     whole = [b[0].tolist() for b in make()]
     batches = make()
     with pytest.warns(UserWarning, match="12 items of the source are drawn again"):
-        batches.seek(3)
-    assert batches.load(3)[0].tolist() == whole[3]
-    with pytest.raises(ValueError, match="cannot begin again"):
+        assert batches.load(3)[0].tolist() == whole[3]
+    with pytest.warns(UserWarning, match="8 items"), pytest.raises(ValueError, match="cannot begin again"):
         batches.load(2)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        batches.seek(4)  # the next one
-        batches.seek(3)  # was just made
-        make_batches().seek(10**6)
-    assert batches.load(3)[0].tolist() == whole[3]
+        assert batches.load(4)[0].tolist() == whole[4]  # the next one
+        assert batches.load(3)[0].tolist() == whole[3]  # was just made
+        make_batches().load(10**6)
     restarts = Infinite(range(1000), Iterator(in_threes), batch_size=4, batches_per_epoch=5)
-    first = restarts.load(7)
+    with pytest.warns(UserWarning, match="28 items"):
+        first = restarts.load(7)
     restarts._recent.clear()
-    assert restarts.load(2)[0].tolist() != first[0].tolist() and restarts.load(7)[0].tolist() == first[0].tolist()
+    with pytest.warns(UserWarning, match="8 items"):
+        assert restarts.load(2)[0].tolist() == whole[2]
+    restarts._recent.clear()
+    with pytest.warns(UserWarning, match="16 items"):
+        assert restarts.load(7)[0].tolist() == first[0].tolist()
 
 
 def in_threes(xs):
@@ -294,7 +294,7 @@ def test_finite_sources_end_with_words():
     assert [b[0].tolist() for b in batches] == [[1, 2], [3, 4], [5]]
     with pytest.raises(ValueError, match="ended before batch 3"):
         batches.load(3)
-    with pytest.raises(ValueError, match="ended before batch 3"):
+    with pytest.warns(UserWarning, match="6 items"), pytest.raises(ValueError, match="ended before batch 3"):
         Infinite(iter([1, 2, 3, 4, 5]), batch_size=2, batches_per_epoch=9).load(3)
 
 

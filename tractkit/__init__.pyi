@@ -7,7 +7,9 @@ from .batch_iter import BatchIter as BatchIter
 from .loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .scoring import BundleScores as BundleScores
 from .dataset import ByteCache as ByteCache
+from .hooks import Callback as Callback
 from .models.blocks import CenteredCrop as CenteredCrop
+from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
 from .models.blocks import ConsistentSequential as ConsistentSequential
 from .functional import ConsoleLogger as ConsoleLogger
@@ -30,6 +32,7 @@ from .feeding import Feeder as Feeder
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
+from .hooks import HOOKS as HOOKS
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .batch_iter import Infinite as Infinite
 from .models.blocks import InterpolateToInput as InterpolateToInput
@@ -56,7 +59,9 @@ from .models.blocks import MoveAxis as MoveAxis
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
+from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
+from .snags import OutOfMemory as OutOfMemory
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
@@ -104,6 +109,7 @@ from .models.blocks import SplitReduce as SplitReduce
 from .models.layers import StackedRNN as StackedRNN
 from .batch_iter import Stage as Stage
 from .control import Status as Status
+from .session import Step as Step
 from .tracking import StepModel as StepModel
 from .models.layers import StepNoise as StepNoise
 from .scene import Still as Still
@@ -123,6 +129,7 @@ from .scoring import TextTable as TextTable
 from .batch_iter import Threads as Threads
 from .policy import TimeProfiler as TimeProfiler
 from .functional import TorchModel as TorchModel
+from .hooks import TorchSchedule as TorchSchedule
 from .tracking import Tracker as Tracker
 from .tracking import TrackingReport as TrackingReport
 from .tractogram import Tractogram as Tractogram
@@ -132,6 +139,7 @@ from .panel import TrainerLike as TrainerLike
 from .trainer import TrainerOneInput as TrainerOneInput
 from .panel import TrainerPanel as TrainerPanel
 from .settings import TrainerSettings as TrainerSettings
+from .snags import TrainerSnags as TrainerSnags
 from .state import TrainerState as TrainerState
 from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
@@ -140,6 +148,7 @@ from .scene import View as View
 from .volume import Volume as Volume
 from .hdf5 import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
+from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_iter import apply_at as apply_at
 from .batch_iter import as_batch_iter as as_batch_iter
@@ -220,6 +229,7 @@ from .panel import panel_of as panel_of
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
+from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
 from .plots import plot_losses as plot_losses
 from .plots import plot_signal_and_fodf as plot_signal_and_fodf
@@ -230,7 +240,7 @@ from .session import policy_name as policy_name
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
-from .steps import provenance as provenance
+from .snags import provenance as provenance
 from .batch_iter import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .hdf5 import read_config as read_config
@@ -283,6 +293,7 @@ from .scene import view as view
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
+from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
 from .batch_iter import zip_apply as zip_apply
 

@@ -7,7 +7,7 @@ __all__ = ['item_key', 'Source', 'sample', 'load_by_random_id', 'Stage', 'Thread
            'combine_batches', 'combine_to_arrays', 'combine_pad', 'EpochPlan', 'BatchIter', 'Infinite', 'as_batch_iter',
            'unpack_args', 'multiply', 'apply_at', 'zip_apply', 'random_apply', 'sample_args']
 
-# %% ../nbs/35_batch_iter.ipynb #ff6e3b38
+# %% ../nbs/35_batch_iter.ipynb #41a6f9be
 import functools
 import hashlib
 import itertools
@@ -25,6 +25,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
+from torch.utils.data import get_worker_info
 
 from .feeding import Feeder
 from .keyed import fold, uniform
@@ -441,7 +442,7 @@ def _pad(arrays: Sequence[np.ndarray], value: Any, ratio: Any) -> np.ndarray:
         padded.append(np.pad(a, list(zip(before, missing - before, strict=True)), constant_values=fill))
     return np.array(padded)
 
-# %% ../nbs/35_batch_iter.ipynb #d8c1c822
+# %% ../nbs/35_batch_iter.ipynb #c9bab52d
 class EpochPlan(Sequence):
     """The numbers of the batches of an epoch."""
 
@@ -484,6 +485,8 @@ class BatchIter:
         with self._lock:
             if number in self._recent:
                 return self._recent[number]
+            if get_worker_info() is None:  # each of several workers has its share of the batches, and passes over the others
+                self.seek(number)
             if number == 0:  # a new run
                 self._recent.clear()
             counted = self.behind(number + 1) > 0  # before it is made: the one after it is not at hand

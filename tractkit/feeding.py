@@ -88,7 +88,7 @@ class _Make:
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
-# %% ../nbs/28_feeding.ipynb #f3807fa3
+# %% ../nbs/28_feeding.ipynb #4351e061
 class Feeder:
     """Makes the batches of a plan, in its order, ahead of the loop that uses them."""
 
@@ -118,7 +118,8 @@ class Feeder:
         training: bool = True,
     ) -> Iterator[Iterable]:
         """A context with an iterator over the batches; leaving it stops the making. One at a time."""
-        items = [(plan[i], epoch, training) for i in range(start, len(plan) if stop is None else stop)]
+        epoch_of = getattr(plan, "epoch_of", lambda i: epoch)  # a plan may be made of several epochs
+        items = [(plan[i], epoch_of(i), training) for i in range(start, len(plan) if stop is None else stop)]
         if self.num_workers:
             yield self._from_workers(items)
         elif self.prefetch:

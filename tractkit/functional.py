@@ -6,7 +6,7 @@
 __all__ = ['to_tensors', 'to_arrays', 'training_loss', 'train_step', 'set_optimizer_params', 'inference_step',
            'multi_inference_step', 'TorchModel', 'ModelTrainer', 'open_log', 'ConsoleLogger', 'train_model']
 
-# %% ../nbs/35_functional.ipynb #9425bad8
+# %% ../nbs/35_functional.ipynb #a52d6400
 import inspect
 import itertools
 import math
@@ -27,6 +27,7 @@ from .batch_iter import ExpirationPool, Infinite, Iterator, Loky, Source, Thread
 from .batch_iter import apply_at, combine_batches, combine_pad, combine_to_arrays, multiply, random_apply  # noqa: F401
 from .batch_iter import sample_args, unpack_args, zip_apply  # noqa: F401
 from .checkpoint import Checkpoints
+from .hooks import OnNonFinite, TorchSchedule
 from .policy import TQDM, Policy, ValuePolicy, as_value_policy
 from .runlog import RunLog
 from .state import TrainerState, make_optimizer
@@ -150,7 +151,7 @@ def multi_inference_step(
 
     return inference_step(*inputs, architecture=architecture, activation=activate, **options)
 
-# %% ../nbs/35_functional.ipynb #dcd64864
+# %% ../nbs/35_functional.ipynb #58a8d573
 class TorchModel:
     """An architecture with its activation, loss and optimizer. Arrays in, arrays out."""
 
@@ -172,10 +173,10 @@ class TorchModel:
         for part in (logits2pred, logits2loss):  # class weights of a loss, say
             if isinstance(part, nn.Module):
                 part.to(self.device)
-        if isinstance(optimize, torch.optim.Optimizer):
-            self.optimizer = optimize
-        else:
+        if isinstance(optimize, (str, torch.optim.Optimizer)):
             self.optimizer = make_optimizer(model_core, optimize, weight_decay=0.0)
+        else:
+            self.optimizer = optimize([p for p in model_core.parameters() if p.requires_grad])
         self._update: Callable[[torch.Tensor], Any] | None = None  # a trainer's, while it trains
 
     @property
@@ -201,7 +202,7 @@ class TorchModel:
         """The prediction for a batch, in eval mode."""
         return inference_step(*inputs, architecture=self.model_core, activation=self.logits2pred)
 
-# %% ../nbs/35_functional.ipynb #c8fed29f
+# %% ../nbs/35_functional.ipynb #5950e3fe
 class ModelTrainer(Trainer):
     """Trains a `TorchModel` on a batch iterator: `train_model`, with the buttons of a `Trainer` (start, pause, step, stop ...)."""
 
@@ -219,58 +220,62 @@ class ModelTrainer(Trainer):
         logger: Any = None,                            # such as ConsoleLogger()
         batches_per_epoch: int | None = None,          # if batch_iter does not say it
         seed: int = 1234,                              # of dropout
-        **options: Any,                                # of `Trainer`: clip_grad, num_workers, prefetch, checkpoint_every_batches ...
+        **options: Any,                                # of `Trainer`: clip_grad, accumulate, num_workers, checkpoint_every_batches ...
     ):
-        self.torch_model, self.batches, self.validate = model, as_batch_iter(batch_iter, batches_per_epoch), validate
+        self.torch_model, self.batch_iter, self.validate = model, as_batch_iter(batch_iter, batches_per_epoch), validate
         self.step_arguments = {k: _own_value(v) for k, v in (policies or {}).items()}
         rate = as_value_policy(lr)
         told = [p for p in self.step_arguments.values() if isinstance(p, Policy) and p is not rate]
         if logger is not None:
             told.append(_Report(logger, {"lr": rate, **self.step_arguments}))
         folder = _temporary(self) if checkpoints_path is None else Path(checkpoints_path).expanduser()
-        super().__init__(model.model_core, folder.parent, folder.name, self.batches, self._load, rate, 0.0, _Given(model.optimizer), n_epochs,
+        super().__init__(model.model_core, folder.parent, folder.name, self.batch_iter, self._load, rate, 0.0, model.optimizer, n_epochs,
                          device=model.device, rng=seed, policies=told, **options)
         self.checkpoints = _Nowhere() if checkpoints_path is None else Checkpoints(folder, self.checkpoints.keep)
         self.log = open_log(folder if log_path is None else Path(log_path).expanduser())
-        self._norm, self._updated = math.nan, False
         for policy in told:
             _adapt(policy, self)
 
     def _load(self, number: int, *, epoch: int, training: bool) -> "_Batch":
-        return _Batch(self.batches.load(number, epoch=epoch, training=training))
-
-    def train_one_epoch(self) -> float:
-        state, _ = self._now()
-        if state.batch < len(self.batches):
-            self.batches.seek(state.epoch * len(self.batches) + state.batch)
-        return super().train_one_epoch()
+        return _Batch(self.batch_iter.load(number, epoch=epoch, training=training))
 
     def run_one_batch(self, batch: Any) -> tuple[torch.Tensor, int]:
         """The model's step: the weights are changed in it, by the trainer's `back_propagation` or by the model itself."""
         model, session = self.torch_model, self._now()[1]
         arguments = {k: getattr(v, "value", None) if isinstance(v, Policy) else v for k, v in self.step_arguments.items()
                      if not isinstance(v, Policy) or hasattr(v, "value")}
-        session.whole, self._updated, self._norm = False, type(model).do_train_step is not TorchModel.do_train_step, math.nan
+        self._norm, self._updated, self._n = math.nan, False, _length(batch)
+        self._asked = type(model).do_train_step is TorchModel.do_train_step  # else the model may go its own way
+        session.whole = session.whole and self._asked
         model._update = self._step
         try:
-            loss = _number(model.do_train_step(*batch, lr=self.learning_rate.value, **arguments), model.loss_key)
+            loss = _number(model.do_train_step(*batch, lr=self._rate(), **arguments), model.loss_key)
         except FloatingPointError as e:
-            if self._updated and math.isfinite(self._norm):
-                raise ArithmeticError(f"{e}, after the weights were changed; the last checkpoint is good") from e
+            if self._updated or not self._asked:
+                raise ArithmeticError(f"{e}, and the weights may have been changed; the last checkpoint is good") from e
             raise
         finally:
             model._update = None
-        if self._updated and not math.isfinite(loss):
+        if not math.isfinite(loss) and (self._updated or not self._asked):
             raise ArithmeticError(f"do_train_step returned {loss} and may have changed the weights; the last checkpoint is good")
-        return torch.tensor(loss, dtype=torch.float64), _length(batch)
+        return torch.tensor(loss, dtype=torch.float64), self._n
+
+    def _rate(self) -> float:
+        """The learning rate, lowered by policies that lower it where a number is not finite."""
+        if isinstance(self.learning_rate, TorchSchedule):
+            return self.learning_rate.value
+        return self.learning_rate.value * math.prod(p.factor_now for p in self.policies if isinstance(p, OnNonFinite))
 
     def _step(self, loss: torch.Tensor) -> None:
-        if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()}")
+        """What a model's own `do_train_step` calls."""
+        step = self._now()[1].step
+        if self._updated:  # a second one for the same batch
+            step.used = []
+        self._asked, self.loss = True, (loss, self._n)
         self._norm = super().back_propagation(loss)
-        self._updated = True
+        self._updated = self._updated or math.isfinite(self._norm)
 
-    def back_propagation(self, loss: torch.Tensor) -> float:
+    def back_propagation(self, loss: torch.Tensor | None = None) -> float:
         """Nothing is left to do: the step has been made. Returns the norm of the gradient it had."""
         return self._norm
 
@@ -289,7 +294,7 @@ class ModelTrainer(Trainer):
         if not isinstance(self.checkpoints, _Nowhere):
             super().save_best_model()
 
-# %% ../nbs/35_functional.ipynb #86cc7d45
+# %% ../nbs/35_functional.ipynb #c50c7a7b
 def open_log(folder: str | Path) -> RunLog:
     """The log of a training. TensorBoard and others are views of it; this is the place to attach them."""
     return RunLog(folder)
@@ -303,19 +308,6 @@ class _Batch(tuple):
 
     def pin_memory(self) -> "_Batch":
         return self
-
-
-class _Given:
-    """Makes no optimizer, but returns the one there is."""
-
-    def __init__(self, optimizer: torch.optim.Optimizer):
-        self.optimizer = optimizer
-
-    def __call__(self, parameters: Any) -> torch.optim.Optimizer:
-        return self.optimizer
-
-    def __str__(self) -> str:
-        return type(self.optimizer).__name__
 
 
 class _Nowhere(Checkpoints):
@@ -366,7 +358,7 @@ def _metrics(found: Any) -> dict[str, float]:
         raise TypeError(f"metrics are numbers; {', '.join(map(str, wrong))} is none")
     return {str(k): float(np.asarray(to_arrays(v)).reshape(())) for k, v in found.items()}
 
-# %% ../nbs/35_functional.ipynb #32a37e58
+# %% ../nbs/35_functional.ipynb #68f08bb2
 class ConsoleLogger:
     """Prints a line for each thing it is given."""
 
@@ -409,12 +401,12 @@ def _own_value(argument: Any) -> Any:
 def _adapt(policy: Policy, trainer: ModelTrainer) -> None:
     """Give a policy what the trainer alone knows: the steps of an epoch; the other policies, if its `epoch_finished` asks for them."""
     if isinstance(policy, TQDM):
-        policy.total = len(trainer.batches)
+        policy.total = len(trainer.batch_iter)
     if "policies" in inspect.signature(policy.epoch_finished).parameters:
         others = {"lr": trainer.learning_rate, **trainer.step_arguments}
         policy.epoch_finished = partial(policy.epoch_finished, policies=others)  # type: ignore[method-assign, call-arg]
 
-# %% ../nbs/35_functional.ipynb #e0093ee9
+# %% ../nbs/35_functional.ipynb #4420020a
 def train_model(
     model: TorchModel,
     batch_iter: Iterable,                        # `Infinite`; or a list, or any iterable of batches, see `as_batch_iter`
@@ -428,6 +420,7 @@ def train_model(
     batches_per_epoch: int | None = None,        # if batch_iter does not say it
     seed: int = 1234,                            # of dropout
     progress: bool | None = None,                # a progress line; default: yes, unless there is a `TQDM` among the policies
+    gradient_accumulation_steps: int = 1,        # batches whose gradients make one step; what is left at an epoch's end makes one, too
     options: Mapping[str, Any] | None = None,    # of `Trainer`: clip_grad, num_workers, prefetch, checkpoint_every_batches ...
     **policies: Any,                             # policies; those with a value, and what is no policy, are arguments of do_train_step
 ) -> TrainerState:
@@ -437,8 +430,9 @@ def train_model(
     nothing had happened: for sources that have their items by number. Others are counted, and replayed with a warning."""
     shown = not any(isinstance(p, TQDM) for p in policies.values()) if progress is None else progress
     trainer = ModelTrainer(model, batch_iter, n_epochs, lr, log_path, checkpoints_path, validate, policies=policies, logger=logger,
-                           batches_per_epoch=batches_per_epoch, seed=seed, progress=shown, **(options or {}))
+                           batches_per_epoch=batches_per_epoch, seed=seed, progress=shown,
+                           **{"accumulate": gradient_accumulation_steps, **(options or {})})
     try:
         return trainer.train_and_validate()
     finally:
-        trainer.batches.close()
+        trainer.batch_iter.close()

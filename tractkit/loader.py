@@ -288,7 +288,7 @@ def sample_trilinear(
         out[((points < -0.5) | (points > size - 0.5)).any(dim=1)] = 0
     return out
 
-# %% ../nbs/13_loader.ipynb #16d1f362
+# %% ../nbs/13_loader.ipynb #56938253
 class BatchLoaderOneInput(StreamlinesBatchLoader):
     """A StreamlinesBatchLoader that also samples one volume group under the points.
 
@@ -323,10 +323,11 @@ class BatchLoaderOneInput(StreamlinesBatchLoader):
 
     def load_batch_inputs(
         self,
-        points: torch.Tensor,    # (P, 3) voxel, center: the batch's, or others on the same streamlines
+        points: torch.Tensor | StreamlineBatch,  # (P, 3) voxel, center: the batch's, or others on the same streamlines
         batch: StreamlineBatch,  # says whose points they are
     ) -> torch.Tensor:           # (P, C) float32 on the points' device
         """The input volumes at each point, trilinear."""
+        points = points.points if isinstance(points, StreamlineBatch) else points
         pieces = []
         for subject, r, affine in zip(batch.subjects, batch.point_ranges, batch.affines, strict=True):
             mri = self.dataset.subject(subject).volumes[self.input_group_name]

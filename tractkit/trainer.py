@@ -5,10 +5,13 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #64acb847
+# %% ../nbs/34_trainer.ipynb #6772669f
 import contextlib
+import functools
+import inspect
 import json
 import math
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -19,12 +22,13 @@ import torch
 from .control import Stopped, folder_lock
 from .files import atomic_path
 from .models.base import TractographyModel
+from .hooks import TorchSchedule
 from .policy import EarlyStopping
-from .session import ProgressLine, Session, check_fit, check_plan, find_state, nothing_left
+from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #64fd161f
+# %% ../nbs/34_trainer.ipynb #bbc49ddb
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -32,13 +36,26 @@ class Trainer(TrainerSteps):
     A trainer on a folder that holds a run goes on with it; ValueError if that run is of other data or another model.
     `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background."""
 
+    _own_loop: Callable | None = None              # `train_and_validate` of a child class
+    _body: Callable[[], Any] | None = None         # what to run in place of the epochs
+    _partly = False                                # it is less than a whole training
+
     def train_and_validate(self, state: TrainerState | None = None) -> TrainerState:
         """Train until `max_epochs`, early stopping, or Ctrl-C (which ends after the current batch, saves and returns).
 
         Without a state it goes on where this trainer, or the run in its folder, stands; else it starts."""
-        self._given = state
-        self.run()
+        if self._inside:  # called by the method of a child class
+            self._epochs()
+        else:
+            self._given = state
+            self.run()
         return self._now()[0]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if own := cls.__dict__.get("train_and_validate"):
+            cls._own_loop = own
+            cls.train_and_validate = _completed_loop(own)  # type: ignore[method-assign]
 
     def start(self, paused: bool = False, state: TrainerState | None = None) -> None:
         """`train_and_validate` in a thread in the background."""
@@ -52,6 +69,8 @@ class Trainer(TrainerSteps):
 
     def save_checkpoint(self) -> Path:
         """Write a checkpoint, between two batches. From any thread."""
+        if self._inside:
+            self._tell_epoch()
         return self._now()[0].gate.call(self._save)
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -72,26 +91,48 @@ class Trainer(TrainerSteps):
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
             stack.enter_context(torch_threads(self.num_threads or known))
             self.state, self._given = state.to(self.device), None
-            if done := nothing_left(self, state):
+            body = self._body or self._own_loop
+            if body is None and (done := nothing_left(self, state)):
                 self._say(f"Nothing left to train in {self.folder}: {done}.", "ended", phase="finished")
                 return
             check_fit(self, state)
             self._session = Session(self, state)
-            stack.callback(self._session.close)
-            stack.callback(self.log.close)
+            stack.callback(self._leave)
+            self._inside_of = threading.get_ident()
             self._begin()
-            self._end(self._epochs)
+            self._end(body or self._epochs)
+
+    def _leave(self) -> None:
+        session, self._session, self._inside_of = self._session, None, None
+        self.batch, self.loss = None, (None, 1)
+        if session is not None:
+            session.close()
+        self.log.close()
+
+    def _alone(self, what: Callable[[], float]) -> float:
+        """A method called from a cell by itself: with a run around it, that goes on afterwards."""
+        values: list[float] = []
+        self._body, self._partly = lambda: values.append(what()), True
+        try:
+            self.run()
+        finally:
+            self._body, self._partly = None, False
+        return values[0] if values else math.nan
 
     def _begin(self) -> None:
         """Before the first batch: the folder is as the state says, and a checkpoint exists."""
         state, _ = self._now()
         state.finished = None
         for i, (policy, fresh) in enumerate(zip(self.policies, self._fresh, strict=True)):
-            policy.load_state_dict(state.policies.get(f"{i} {type(policy).__name__}", fresh))
+            kept = state.policies.get(f"{i} {type(policy).__name__}")
+            policy.load_state_dict(fresh if kept is None else kept)
+            if isinstance(policy, TorchSchedule):
+                policy.attach(state.optimizer, new=kept is None)
         with atomic_path(self.folder / "config.json") as path:
             path.write_text(json.dumps(self.settings(), indent=1, default=str) + "\n", encoding="utf-8")
         self.checkpoints.drop_after(state.global_step)
         self.log.truncate(state.global_step, len(state.epochs))
+        self._tell("training_started", self)
         self._save()
         last = state.epochs[-1] if state.epochs else {}
         self._show("started", valid_loss=last.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan)
@@ -99,40 +140,68 @@ class Trainer(TrainerSteps):
             self._say(f"Going on with {self.folder} in epoch {state.epoch + 1} after batch {state.batch} (step {state.global_step}).")
 
     def _epochs(self) -> None:
-        state, session = self._now()
+        state = self._now()[0]
         while state.epoch < self.max_epochs and state.finished is None:
-            plan, stop = session.plan("training")
-            if stop == 0:
-                raise ValueError("there is nothing to train on: the epoch has no batch")
-            check_plan(state, plan)
-            try:
-                self._tell("epoch_started", state.epoch)
-                train_loss = self.train_one_epoch()
-                losses = self.log.losses(state.epoch)
-                self._tell("validation_started", state.epoch, losses)
-                self._finish_epoch(train_loss, self.validate_one_epoch(), losses)
-            except EarlyStopping as e:
-                state.finished = {"why": "early stopping", "by": getattr(e, "by", ""), "message": str(e)}
+            self.train_one_epoch()
+            self.validate_one_epoch()
+            if self.is_best:
+                self.save_best_model()
+            self._tell_epoch()
+            self._save()
 
     def _end(self, loop: Callable[[], None]) -> None:
         """Run the loop; however it ends, the state is saved if it is whole, and the status says how it ended."""
         state, session = self._now()
         try:
-            loop()
+            try:
+                loop()
+                self._tell_epoch()
+            except EarlyStopping as e:
+                state.finished = {"why": "early stopping", "by": getattr(e, "by", ""), "message": str(e)}
         except Stopped as e:
+            self._tell("training_ended", "stopped")
             self._save()
             self._say(f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; saved in {self.folder}. "
                       "Call train_and_validate() or start() again to go on.", "ended", phase="stopped")
         except Exception as e:
-            if session.whole and not any(True for _ in self.model.buffers()):  # a failed forward may have moved buffers
+            if session.step.policies is not None:  # the step was begun and did not end
+                session.step.undo(self.model)
+                state.policies = session.step.policies
+            if session.whole:
                 self._save()
+            self._tell("training_ended", "failed")
             self._show("ended", phase="failed", message=f"{type(e).__name__}: {e}")
             raise
         else:
+            if self._partly and state.finished is None:
+                self._save()
+                self._say(f"{state.position}; saved in {self.folder}.", "ended", phase="stopped")
+                return
             state.finished = state.finished or {"why": "max_epochs", "by": "", "message": f"{state.epoch} epochs"}
+            self._tell("training_ended", "finished")
             self._save()
             best = f"; best loss {state.best['loss']:.4f} in epoch {state.best['epoch'] + 1}" if state.best else ""
             self._say(f"Finished: {state.finished['message']}{best}. The run is in {self.folder}.", "ended", phase="finished")
+
+
+def _completed_loop(loop: Callable) -> Callable:
+    """Puts a run around the `train_and_validate` of a child class."""
+    signature = inspect.signature(loop)
+
+    @functools.wraps(loop)
+    def train_and_validate(self: Trainer, *args: Any, **kwargs: Any) -> TrainerState:
+        if not self._inside:
+            self._given = signature.bind(self, *args, **kwargs).arguments.get("state")
+            self._body = functools.partial(loop, self, *args, **kwargs)
+            try:
+                self.run()
+            finally:
+                self._body = None
+        else:
+            loop(self, *args, **kwargs)
+        return self._now()[0]
+
+    return train_and_validate
 
 
 @contextlib.contextmanager
