@@ -50,6 +50,7 @@ from tractkit.functional import (
     train_model,
     train_step,
 )
+from tractkit.hooks import OnNonFinite
 from tractkit.keyed import uniform
 from tractkit.models.layers import KeyedDropout, initialize_weights
 from tractkit.policy import TQDM, EarlyStopping, Exponential, LoggerPolicy, Policy, TimeProfiler
@@ -496,6 +497,69 @@ def test_a_loss_that_is_no_number_leaves_the_weights(tmp_path):
     with pytest.raises(ArithmeticError, match="may have changed the weights"):
         train_model(make_model(LosesIt), DATA, 1, .1, progress=False, checkpoints_path=tmp_path / "loses")
     assert TrainerState.load(tmp_path / "loses", line(), optimizer=torch.optim.Adam).global_step == 0
+
+
+def test_accumulation_is_the_mean_over_all_points(tmp_path):
+    """Five batches of unequal size, two to a step: three steps an epoch, the last of one batch. Also for a child's step."""
+    sizes = [4, 1, 2, 3, 2]
+    data = [(X[a:b], X[a:b] ** 2) for a, b in itertools.pairwise(np.cumsum([0, *sizes]))]
+
+    class Weighted(TorchModel):
+        calls = 0
+
+        def do_train_step(self, *inputs, lr, weights):
+            Weighted.calls += 1
+            return super().do_train_step(*inputs, lr=lr * weights)
+
+    model = make_model(Weighted, torch.optim.SGD)
+    state = train_model(model, data, 2, .1, weights=Exponential(1, .5), gradient_accumulation_steps=2, progress=False)
+    assert state.global_step == 6 and Weighted.calls == 10
+    core = line()
+    for epoch in range(2):
+        for a, b in ((0, 5), (5, 10), (10, 12)):
+            x = torch.tensor(X[a:b], dtype=torch.float32)
+            nn.functional.mse_loss(core(x), x**2).backward()
+            with torch.no_grad():
+                for p in core.parameters():
+                    p -= .1 * .5**epoch * p.grad
+                    p.grad = None
+    for a, b in zip(model.model_core.parameters(), core.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_options_of_the_trainer(tmp_path):
+    clipped = make_model(optimize=torch.optim.SGD)
+    before = [p.detach().clone() for p in clipped.model_core.parameters()]
+    train_model(clipped, DATA[:1], 1, 1.0, options={"clip_grad": 1e-3}, progress=False)
+    moved = sum(float((p.detach() - b).square().sum()) for p, b in zip(clipped.model_core.parameters(), before, strict=True)) ** 0.5
+    assert moved == pytest.approx(1e-3, rel=1e-2)
+    bad = [*DATA[:2], (X[:3], np.full((3, 1), np.nan)), DATA[3]]
+    model, rates = make_model(), []
+
+    class Notes(TorchModel):
+        def do_train_step(self, *inputs, lr):
+            rates.append(lr)
+            return super().do_train_step(*inputs, lr=lr)
+
+    model = make_model(Notes)
+    state = train_model(model, bad, 1, .1, skip=OnNonFinite(factor=.5), progress=False)
+    assert state.global_step == 4 and rates == [.1, .1, .1, .05]
+    assert all(torch.isfinite(p).all() for p in model.model_core.parameters())
+
+
+def test_two_steps_in_one(tmp_path):
+    class Twice(TorchModel):
+        def do_train_step(self, *inputs, lr):
+            super().do_train_step(*inputs, lr=lr)
+            return super().do_train_step(*inputs, lr=lr / 2)
+
+    model = make_model(Twice, torch.optim.SGD)
+    assert train_model(model, DATA, 2, .1, progress=False).global_step == 8
+    by_hand = make_model(optimize=torch.optim.SGD)
+    for x, y in DATA * 2:
+        by_hand.do_train_step(x, y, lr=.1)
+        by_hand.do_train_step(x, y, lr=.05)
+    assert same_weights(model.model_core, by_hand.model_core)
 
 
 def test_an_error_after_the_update_is_not_saved(tmp_path):
