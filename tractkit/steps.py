@@ -22,11 +22,12 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #1021379f
+# %% ../nbs/34_steps.ipynb #2becb3c1
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
     batch: Any = None        # at hand
+    epoch_metrics: Mapping[str, float] = {}  # what a child's validate_one_epoch has found beside the loss
     loss: tuple[Any, int] = (None, 1)  # (mean, n) that was computed last
     _inside_of: int | None = None  # the thread that trains
 
@@ -222,7 +223,7 @@ class TrainerSteps(TrainerSnags):
         """Write the record of an epoch; the state then stands before the next."""
         state, session = self._now()
         train_loss = session.trained[1]
-        metrics = {"train_loss": train_loss} | ({"valid_loss": valid_loss} if session.plan("validation")[1] else {})
+        metrics = {"train_loss": train_loss} | ({"valid_loss": valid_loss} if session.plan("validation")[1] else {}) | dict(self.epoch_metrics)
         loss = metrics.get("valid_loss", train_loss)
         record = {"epoch": state.epoch, "step": state.global_step, **metrics, "n": state.loss_points,
                   "learning_rate": float(state.optimizer.param_groups[0]["lr"])}
