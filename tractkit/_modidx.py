@@ -401,6 +401,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tractkit.demo._shuffled': ('demo.html#_shuffled', 'tractkit/demo.py'),
                                'tractkit.demo._split': ('demo.html#_split', 'tractkit/demo.py'),
                                'tractkit.demo._subject_of': ('demo.html#_subject_of', 'tractkit/demo.py'),
+                               'tractkit.demo._to_be_read': ('demo.html#_to_be_read', 'tractkit/demo.py'),
                                'tractkit.demo._track': ('demo.html#_track', 'tractkit/demo.py'),
                                'tractkit.demo._train': ('demo.html#_train', 'tractkit/demo.py'),
                                'tractkit.demo._where': ('demo.html#_where', 'tractkit/demo.py'),
