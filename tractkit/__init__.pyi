@@ -229,6 +229,7 @@ from .baselines import track_oracle as track_oracle
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .checkpoint import unpack_tree as unpack_tree
+from .storage import unreadable as unreadable
 from .models.layers import use_generator as use_generator
 from .hdf5_check import validate_hdf5 as validate_hdf5
 from .plots import value_window as value_window

@@ -230,6 +230,7 @@ NAMES = {
     "uniform": "keyed",
     "unit": "models.directions",
     "unpack_tree": "checkpoint",
+    "unreadable": "storage",
     "use_generator": "models.layers",
     "validate_hdf5": "hdf5_check",
     "value_window": "plots",

@@ -278,7 +278,7 @@ class SFTData:
     def __repr__(self) -> str:
         return f"SFTData({self.subject}/{self.name}: {len(self):,} streamlines, {int(self._offsets[-1]):,} points{', on disk' if self.is_lazy else ''})"
 
-# %% ../nbs/11_contents.ipynb #0df2345f
+# %% ../nbs/11_contents.ipynb #aea4c559
 _ORIGIN_SHIFT = {"Origin.TRACKVIS": -0.5, "corner": -0.5, "trackvis": -0.5, "Origin.NIFTI": 0.0, "center": 0.0, "nifti": 0.0}
 
 
@@ -298,18 +298,27 @@ class _Found:
     labels: np.ndarray | None
 
 
+def _values(data: h5py.Dataset) -> np.ndarray:
+    """All of a small array."""
+    if not isinstance(data, h5py.Dataset) or data.shape is None or data.dtype.kind not in "biuf":
+        raise DataError(f"{data.name} holds no numbers")
+    if data.nbytes > 2**20 + _MOST_COMPRESSED * data.id.get_storage_size():
+        raise DataError(f"{data.name} should hold {data.nbytes:,} bytes, of which few were ever written", fix="Create the file again")
+    return np.asarray(data[()])
+
+
 def find_streamlines(file: _File, group: h5py.Group) -> _Found:
     def optional(name: str) -> np.ndarray | None:
-        return group[name][()] if name in group else None
+        return _values(group[name]) if name in group else None
 
     def each(name: str) -> dict[str, h5py.Dataset]:
         return dict(group[name].items()) if name in group else {}
 
     return _Found(
-        _rows_of(file, group["data"]), group["offsets"][()], group["lengths"][()],
+        _rows_of(file, group["data"]), _values(group["offsets"]), _values(group["lengths"]),
         {key: group.attrs[key] for key in ("space", "origin", "affine", "dimensions")} | dict(group.attrs), optional("euclidean_lengths"),
-        {k: v[()] for k, v in each("data_per_streamline").items()}, {k: _rows_of(file, v) for k, v in each("data_per_point").items()},
-        {k: v[()] for k, v in each("groups").items()}, optional("connectivity_matrix"), optional("connectivity_label_volume"))
+        {k: _values(v) for k, v in each("data_per_streamline").items()}, {k: _rows_of(file, v) for k, v in each("data_per_point").items()},
+        {k: _values(v) for k, v in each("groups").items()}, optional("connectivity_matrix"), optional("connectivity_label_volume"))
 
 
 def _offsets_of(found: _Found) -> np.ndarray:

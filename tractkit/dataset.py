@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SubjectData', 'MultisubjectSubset', 'MultiSubjectDataset']
 
-# %% ../nbs/11_dataset.ipynb #70eb46cc
+# %% ../nbs/11_dataset.ipynb #1a38c3c7
 import hashlib
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from tqdm.auto import tqdm
 from .contents import MRIData, ReadVolume, Rows, SFTData, find_streamlines, find_volume, make_streamlines
 from .files import DataError
 from .hdf5 import HDF5_FORMAT, SPLITS, hdf5_fingerprint
-from .storage import ByteCache, LocalFile
+from .storage import ByteCache, LocalFile, unreadable
 from .storage_remote import RemoteFile, data_file
 from .streamlines import Streamlines
 from .tractogram import Tractogram
@@ -75,7 +76,7 @@ class MultisubjectSubset:
     def __repr__(self) -> str:
         return f"MultisubjectSubset({self.name}: {', '.join(self._subjects) or 'no subject'})"
 
-# %% ../nbs/11_dataset.ipynb #08718a85
+# %% ../nbs/11_dataset.ipynb #ee2b7114
 _File = LocalFile | RemoteFile
 
 
@@ -113,37 +114,40 @@ def _link(group: h5py.Group, name: str) -> tuple[str, str] | None:
 
 
 def _look_at_group(file: _File, group: Any, subject: str, name: str) -> tuple[str, Any]:
-    kind = group.attrs.get("type") if isinstance(group, h5py.Group) else None
-    try:
+    with _at(file, subject, name):
+        kind = group.attrs.get("type") if isinstance(group, h5py.Group) else None
         if kind == "volume":
             return kind, find_volume(file, group)
         if kind == "streamlines":
             return kind, find_streamlines(file, group)
         raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
-    except DataError as e:
-        raise DataError(e.problem, file=file.path, subject=subject, group=name, fix=e.fix) from e
-    except (KeyError, OSError, RuntimeError, AttributeError, TypeError) as e:
-        raise DataError(f"is incomplete or damaged ({e})", file=file.path, subject=subject, group=name, fix="Create the file again") from e
+
+
+@contextmanager
+def _at(file: _File, subject: str, group: str | None = None) -> Iterator[None]:
+    """Whatever is wrong inside is an error that says where; of a damaged file h5py raises many kinds."""
+    try:
+        yield
+    except Exception as e:
+        e = unreadable(e, file.path)
+        raise DataError(e.problem, file=e.file or file.path, subject=e.subject or subject, group=e.group or group, fix=e.fix) from e
 
 
 def _look_at_subject(file: _File, parent: h5py.Group, subject: str, chosen: dict[str, set[str] | None]) -> _Look:
     """What is known of a subject's groups without reading points and voxels."""
     found: _Look = {}
-    if not isinstance(parent, h5py.Group):
-        raise DataError("is no group", file=file.path, subject=subject)
-    wanted = set().union(*(names or () for names in chosen.values()))
-    if absent := [name for name in sorted(wanted) if name not in list(parent)]:
-        raise DataError(f"no such group; there are {', '.join(parent)}", file=file.path, subject=subject, group=absent[0])
-    for name in parent:
-        if link := _link(parent, name):
-            found[name] = "link", link
-            continue
-        try:
-            group = parent[name]
-        except (KeyError, OSError, RuntimeError) as e:
-            raise DataError(f"cannot be found ({e})", file=file.path, subject=subject, group=name) from e
-        if _is_wanted(group.attrs.get("type"), name, chosen):
-            found[name] = _look_at_group(file, group, subject, name)
+    with _at(file, subject):
+        if not isinstance(parent, h5py.Group):
+            raise DataError("is no group")
+        wanted, there = set().union(*(names or () for names in chosen.values())), list(parent)
+        if absent := sorted(wanted - set(there)):
+            raise DataError(f"no such group; there are {', '.join(there)}", group=absent[0])
+    for name in there:
+        with _at(file, subject, name):
+            if link := _link(parent, name):
+                found[name] = "link", link
+            elif _is_wanted(parent[name].attrs.get("type"), name, chosen):
+                found[name] = _look_at_group(file, parent[name], subject, name)
     return found
 
 

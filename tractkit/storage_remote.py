@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-# %% ../nbs/09_storage_remote.ipynb #8658994d
+# %% ../nbs/09_storage_remote.ipynb #b9dd2a46
 from .files import DataError
-from .storage import ByteCache, LocalFile, Place
+from .storage import ByteCache, LocalFile, Place, unreadable
 
 _T = TypeVar("_T")
 
@@ -74,7 +74,7 @@ def _fill(out: np.ndarray, pieces: tuple[np.ndarray, np.ndarray, np.ndarray], bl
         done += b - a
     return done
 
-# %% ../nbs/09_storage_remote.ipynb #9367087c
+# %% ../nbs/09_storage_remote.ipynb #94ff0570
 _STAMPS = ("size", "ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created", "generation", "Content-MD5")
 _MERGE, _REQUEST, _AT_ONCE = 2, 128, 512  # blocks: gaps fetched along, the most in a request, the most held beside the cache
 
@@ -156,9 +156,7 @@ class RemoteFile:
                     return answer
             except Exception as e:  # HDF5 makes of a missing block what it likes
                 if not picture.missing:
-                    if isinstance(e, OSError):
-                        raise DataError(f"cannot be read ({e})", file=self.path, fix="It is truncated or no HDF5 file: create it again") from e
-                    raise
+                    raise unreadable(e, self.path) from e
             known.update(self._blocks(sorted(picture.missing)))
 
     def rows(self, place: Place, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
