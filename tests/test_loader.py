@@ -11,12 +11,13 @@ import torch
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 from torch.utils.data import DataLoader
 
+from tractkit.augment import MIN_PART
 from tractkit.dataset import MultiSubjectDataset
 from tractkit.feeding import Feeder
 from tractkit.files import DataError
 from tractkit.hdf5 import create_hdf5
 from tractkit.inputs import GroupInputs, sample_nearest, sample_trilinear
-from tractkit.loader import MIN_PART, BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
+from tractkit.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from tractkit.models.base import build_model, load_model, save_model
 from tractkit.models.learn2track import Learn2Track
 from tractkit.sampler import BatchIDSampler

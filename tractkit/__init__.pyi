@@ -36,7 +36,7 @@ from .phantom import LAYOUTS as LAYOUTS
 from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .storage import LocalFile as LocalFile
-from .loader import MIN_PART as MIN_PART
+from .augment import MIN_PART as MIN_PART
 from .contents import MRIData as MRIData
 from .dataset import MultiSubjectDataset as MultiSubjectDataset
 from .dataset import MultisubjectSubset as MultisubjectSubset
@@ -52,6 +52,7 @@ from .policy import PerEpoch as PerEpoch
 from .phantom import PhantomSettings as PhantomSettings
 from .phantom import PhantomSubject as PhantomSubject
 from .plots import Picture as Picture
+from .augment import Pieces as Pieces
 from .storage import Place as Place
 from .plan import Plan as Plan
 from .streamlines import PointMap as PointMap
@@ -102,6 +103,7 @@ from .scene import View as View
 from .volume import Volume as Volume
 from .sources import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
+from .augment import Wholes as Wholes
 from .hdf5 import add_subject as add_subject
 from .space import apply_affine as apply_affine
 from .policy import as_value_policy as as_value_policy
@@ -130,6 +132,7 @@ from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .streamlines import copy_runs as copy_runs
 from .hdf5 import create_hdf5 as create_hdf5
+from .augment import cut_and_turn as cut_and_turn
 from .plan import cut_batches as cut_batches
 from .storage_remote import data_file as data_file
 from .files import data_folder as data_folder
@@ -199,6 +202,7 @@ from .sources import read_splits as read_splits
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
+from .augment import resampled as resampled
 from .streamlines import reverse as reverse
 from .demo import run_demo as run_demo
 from .inputs import sample_nearest as sample_nearest
@@ -221,6 +225,7 @@ from .streamlines import split as split
 from .sources import standardize as standardize
 from .state import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
+from .augment import stored as stored
 from .streamlines import take as take
 from .hdf5_check import text_table as text_table
 from .keyed import torch_seed as torch_seed

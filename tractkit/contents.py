@@ -159,7 +159,7 @@ class Connectivity:
     nb_blocs: np.ndarray | None = None   # (1,) or (3,): into how many blocs the volume is cut
     labels: np.ndarray | None = field(default=None, repr=False)  # (X, Y, Z): the region of each voxel
 
-# %% ../nbs/11_contents.ipynb #8a705826
+# %% ../nbs/11_contents.ipynb #eb37c518
 class SFTData:
     """The streamlines of a subject: how many, how long, what is known of each, and their points when asked for.
 
@@ -214,6 +214,16 @@ class SFTData:
             return self._points.read(starts, stops, offsets)
         except DataError as e:
             raise self._placed(e, self._points.rows.file) from e
+
+    def packed(
+        self,
+        ids: Any = None,  # as for `get`
+    ) -> tuple[Streamlines, np.ndarray]:
+        """Streamlines that hold those of `ids`, and which of them they are: what is in memory is not copied."""
+        if isinstance(self._points, Streamlines):
+            return self._points, self._ids(ids)
+        read = self.get(ids)
+        return read, np.arange(len(read))
 
     def get_dpp(
         self,

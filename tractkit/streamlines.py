@@ -311,7 +311,7 @@ class PointMap:
             new[between] += w * (array[self.right[between]] - new[between])
         return new
 
-# %% ../nbs/03_streamlines.ipynb #8bf6889c
+# %% ../nbs/03_streamlines.ipynb #c9bbf97f
 def resample_step(
     s: Streamlines,
     step_mm: float,                    # mm (the points' own unit if affine is None)
@@ -354,7 +354,19 @@ def _resample_map(points, offsets, step, nb_points, A) -> tuple:
     _, _, left, weight = _resample(points, offsets, step, nb_points, A, True)
     return left, left + (weight > 0), weight
 
-# %% ../nbs/03_streamlines.ipynb #8539e445
+# %% ../nbs/03_streamlines.ipynb #54d360ce
+@njit(nogil=True, cache=True)
+def _new_count(m, length, step, nb_points):
+    """How many points a streamline of m points, m > 0, is to have."""
+    if nb_points > 0:
+        return nb_points
+    if m < 2:
+        return m
+    if not length / step < 1e6:
+        raise ValueError("too many points")
+    return 1 + max(1, int(np.floor(length / step + .5)))
+
+
 @njit(nogil=True, cache=True)
 def _resample(points, offsets, step, nb_points, A, want_map):
     """Two passes: how many points there will be, then the points."""
@@ -363,13 +375,7 @@ def _resample(points, offsets, step, nb_points, A, want_map):
         a, b = offsets[i], offsets[i + 1]
         m = b - a
         if m > 0:
-            length = _arcs(p[3 * a:3 * b], A, arcs[a:b])
-            if nb_points > 0:
-                m = nb_points
-            elif m > 1:
-                if not length / step < 1e6:
-                    raise ValueError("too many points")
-                m = 1 + max(1, int(np.floor(length / step + .5)))
+            m = _new_count(m, _arcs(p[3 * a:3 * b], A, arcs[a:b]), step, nb_points)
         new[i + 1] = new[i] + m
     out, segments = np.empty((new[n], 3), np.float32), np.empty(_longest(new) + 1, np.int32)
     left, weight = np.empty(want_map * new[n], np.int64), np.empty(want_map * new[n], np.float32)
