@@ -199,6 +199,7 @@ from .models.directions import previous_directions as previous_directions
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
 from .sources import read_splits as read_splits
+from .storage import reading as reading
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
@@ -234,7 +235,6 @@ from .baselines import track_oracle as track_oracle
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .checkpoint import unpack_tree as unpack_tree
-from .storage import unreadable as unreadable
 from .models.layers import use_generator as use_generator
 from .hdf5_check import validate_hdf5 as validate_hdf5
 from .plots import value_window as value_window

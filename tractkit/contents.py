@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'MRIData', 'ReadVolume', 'find_volume', 'Connectivity', 'SFTData', 'find_streamlines', 'make_streamlines']
 
-# %% ../nbs/11_contents.ipynb #c4722030
+# %% ../nbs/11_contents.ipynb #0dcdd5d6
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from numba import njit
 
 from .files import DataError
 from .space import check_affine
-from .storage import ByteCache, LocalFile, Place, chunk_ranges, place_of
+from .storage import ByteCache, LocalFile, Place, chunk_ranges, place_of, reading
 from .storage_remote import RemoteFile
 from .streamlines import Streamlines
 from .tractogram import Tractogram
@@ -159,7 +159,7 @@ class Connectivity:
     nb_blocs: np.ndarray | None = None   # (1,) or (3,): into how many blocs the volume is cut
     labels: np.ndarray | None = field(default=None, repr=False)  # (X, Y, Z): the region of each voxel
 
-# %% ../nbs/11_contents.ipynb #eb37c518
+# %% ../nbs/11_contents.ipynb #b002bfbe
 class SFTData:
     """The streamlines of a subject: how many, how long, what is known of each, and their points when asked for.
 
@@ -210,10 +210,8 @@ class SFTData:
         if isinstance(self._points, Streamlines):
             return self._points if ids is None else self._points[self._ids(ids)]
         starts, stops, offsets = self._ranges(ids)
-        try:
+        with reading(self._points.rows.file.path, self.subject, self.name):
             return self._points.read(starts, stops, offsets)
-        except DataError as e:
-            raise self._placed(e, self._points.rows.file) from e
 
     def packed(
         self,
@@ -234,18 +232,13 @@ class SFTData:
         found = {}
         for key, data in self._dpp.items():
             if isinstance(data, Rows):
-                try:
+                with reading(data.file.path, self.subject, self.name):
                     found[key] = _columns(data.read(starts, stops))
-                except DataError as e:
-                    raise self._placed(e, data.file) from e
             elif ids is None:
                 found[key] = data
             else:
                 found[key] = data[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)]
         return found
-
-    def _placed(self, e: DataError, file: _File) -> DataError:
-        return DataError(e.problem, file=e.file or file.path, subject=self.subject, group=self.name, fix=e.fix)
 
     def _ids(self, ids: Any) -> np.ndarray:
         """(k,) int64, at least 0."""

@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['SubjectData', 'MultisubjectSubset', 'MultiSubjectDataset']
 
-# %% ../nbs/11_dataset.ipynb #1a38c3c7
+# %% ../nbs/11_dataset.ipynb #f71f82da
 import hashlib
 import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -22,7 +21,7 @@ from tqdm.auto import tqdm
 from .contents import MRIData, ReadVolume, Rows, SFTData, find_streamlines, find_volume, make_streamlines
 from .files import DataError
 from .hdf5 import HDF5_FORMAT, SPLITS, hdf5_fingerprint
-from .storage import ByteCache, LocalFile, unreadable
+from .storage import ByteCache, LocalFile, reading
 from .storage_remote import RemoteFile, data_file
 from .streamlines import Streamlines
 from .tractogram import Tractogram
@@ -76,7 +75,7 @@ class MultisubjectSubset:
     def __repr__(self) -> str:
         return f"MultisubjectSubset({self.name}: {', '.join(self._subjects) or 'no subject'})"
 
-# %% ../nbs/11_dataset.ipynb #ee2b7114
+# %% ../nbs/11_dataset.ipynb #5e273b0e
 _File = LocalFile | RemoteFile
 
 
@@ -114,7 +113,7 @@ def _link(group: h5py.Group, name: str) -> tuple[str, str] | None:
 
 
 def _look_at_group(file: _File, group: Any, subject: str, name: str) -> tuple[str, Any]:
-    with _at(file, subject, name):
+    with reading(file.path, subject, name):
         kind = group.attrs.get("type") if isinstance(group, h5py.Group) else None
         if kind == "volume":
             return kind, find_volume(file, group)
@@ -123,27 +122,17 @@ def _look_at_group(file: _File, group: Any, subject: str, name: str) -> tuple[st
         raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
 
 
-@contextmanager
-def _at(file: _File, subject: str, group: str | None = None) -> Iterator[None]:
-    """Whatever is wrong inside is an error that says where; of a damaged file h5py raises many kinds."""
-    try:
-        yield
-    except Exception as e:
-        e = unreadable(e, file.path)
-        raise DataError(e.problem, file=e.file or file.path, subject=e.subject or subject, group=e.group or group, fix=e.fix) from e
-
-
 def _look_at_subject(file: _File, parent: h5py.Group, subject: str, chosen: dict[str, set[str] | None]) -> _Look:
     """What is known of a subject's groups without reading points and voxels."""
     found: _Look = {}
-    with _at(file, subject):
+    with reading(file.path, subject):
         if not isinstance(parent, h5py.Group):
             raise DataError("is no group")
         wanted, there = set().union(*(names or () for names in chosen.values())), list(parent)
         if absent := sorted(wanted - set(there)):
             raise DataError(f"no such group; there are {', '.join(there)}", group=absent[0])
     for name in there:
-        with _at(file, subject, name):
+        with reading(file.path, subject, name):
             if link := _link(parent, name):
                 found[name] = "link", link
             elif _is_wanted(parent[name].attrs.get("type"), name, chosen):
@@ -155,7 +144,7 @@ def _is_wanted(kind: Any, name: str, chosen: dict[str, set[str] | None]) -> bool
     names = chosen.get(kind) if isinstance(kind, str) else None
     return names is None or name in names
 
-# %% ../nbs/11_dataset.ipynb #2a6fc0ec
+# %% ../nbs/11_dataset.ipynb #1f87307e
 class MultiSubjectDataset:
     """The subjects of an HDF5 file written by `create_hdf5` or by dwi_ml.
 
@@ -176,10 +165,7 @@ class MultiSubjectDataset:
         self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
         self._files: dict[tuple[str, str], _File] = {}
         self._cache = ByteCache(cache_bytes, cache_size)
-        try:
-            root = self._file.ask(_root)
-        except DataError as e:
-            raise DataError(e.problem, file=e.file or self.path, fix=e.fix) from e
+        root = self._file.ask(_root)
         self._names = {split: [str(s) for s in root[f"{split}_subjs"]] for split in SPLITS}
         numbers = {k: root[k] for k in ("step_size", "nb_points", "compress")}
         self.step_size: float | None = numbers["step_size"]  # mm, if the file was made with one; so are the next

@@ -29,14 +29,14 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_hdf5.ipynb #bf4ce999
+# %% ../nbs/10_hdf5.ipynb #1f0d0588
 from .files import DataError, atomic_path
 from .keyed import fold, permutation
 from .sources import (
     SPLITS, GroupSources, SplitEntry, VolumeGroup, find_sources, load_config, load_connectivity,
     load_streamlines_group, load_volume_group, read_config, read_splits)
 from .space import voxel_order, voxel_sizes
-from .storage import open_unlocked, unreadable
+from .storage import open_unlocked, reading
 from .streamlines import compress as compress_streamlines
 from .streamlines import resample_nb_points, resample_step
 from .tractogram import Tractogram
@@ -431,7 +431,7 @@ def _write_root(h5: h5py.File, config: Mapping, placed: Mapping[str, Sequence[Sp
         h5.attrs["tractkit_checksums"] = json.dumps(checksums)
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #dc51dfb1
+# %% ../nbs/10_hdf5.ipynb #7759d4ab
 def hdf5_fingerprint(
     path: str | os.PathLike,  # an HDF5 file written here or by dwi_ml
 ) -> str:                     # 32 hexadecimal digits
@@ -450,8 +450,8 @@ def open_hdf5(
     """Open a data file for reading, without taking a lock.
 
     Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
-    h5 = open_unlocked(path)
-    try:
+    with reading(os.fspath(path)), ExitStack() as undo:
+        h5 = undo.enter_context(open_unlocked(path))
         format_, missing = h5.attrs.get("tractkit_format", HDF5_FORMAT), [s for s in SPLITS if f"{s}_subjs" not in h5.attrs]
         lost = [link.filename for link in _external_links(h5) if not (Path(path).resolve().parent / link.filename).is_file()] if whole else []
         if lost:
@@ -459,9 +459,7 @@ def open_hdf5(
         if missing or not isinstance(format_, (int, np.integer)) or format_ > HDF5_FORMAT:
             problem = f"attribute '{missing[0]}_subjs' is missing" if missing else f"format {format_!r} is not {HDF5_FORMAT} or earlier"
             raise DataError(problem, file=path, fix="Create it with tractkit.create_hdf5" if missing else "Update tractkit")
-    except Exception as e:  # of a damaged file h5py raises many kinds, which all mean that it cannot be read
-        h5.close()
-        raise unreadable(e, os.fspath(path)) from e
+        undo.pop_all()  # it stays open
     return h5
 
 

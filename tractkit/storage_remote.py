@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-# %% ../nbs/09_storage_remote.ipynb #b9dd2a46
+# %% ../nbs/09_storage_remote.ipynb #818edfc3
 from .files import DataError
-from .storage import ByteCache, LocalFile, Place, unreadable
+from .storage import ByteCache, LocalFile, Place, reading
 
 _T = TypeVar("_T")
 
@@ -74,7 +74,7 @@ def _fill(out: np.ndarray, pieces: tuple[np.ndarray, np.ndarray, np.ndarray], bl
         done += b - a
     return done
 
-# %% ../nbs/09_storage_remote.ipynb #94ff0570
+# %% ../nbs/09_storage_remote.ipynb #20a51e56
 _STAMPS = ("size", "ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created", "generation", "Content-MD5")
 _MERGE, _REQUEST, _AT_ONCE = 2, 128, 512  # blocks: gaps fetched along, the most in a request, the most held beside the cache
 
@@ -150,13 +150,13 @@ class RemoteFile:
         while True:
             picture = _Picture(self.size, self.block_size, known)
             try:
-                with h5py.File(picture, "r") as h5:
+                with reading(self.path), h5py.File(picture, "r") as h5:
                     answer = question(h5)
                 if not picture.missing:
                     return answer
-            except Exception as e:  # HDF5 makes of a missing block what it likes
+            except DataError:  # HDF5 makes of a missing block what it likes
                 if not picture.missing:
-                    raise unreadable(e, self.path) from e
+                    raise
             known.update(self._blocks(sorted(picture.missing)))
 
     def rows(self, place: Place, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
