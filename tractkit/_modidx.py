@@ -1083,6 +1083,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'tractkit.storage_remote._Picture.tell': ( 'storage_remote.html#_picture.tell',
                                                                                     'tractkit/storage_remote.py'),
                                          'tractkit.storage_remote._fill': ('storage_remote.html#_fill', 'tractkit/storage_remote.py'),
+                                         'tractkit.storage_remote._open': ('storage_remote.html#_open', 'tractkit/storage_remote.py'),
                                          'tractkit.storage_remote._pieces': ('storage_remote.html#_pieces', 'tractkit/storage_remote.py'),
                                          'tractkit.storage_remote.data_file': ( 'storage_remote.html#data_file',
                                                                                 'tractkit/storage_remote.py')},
