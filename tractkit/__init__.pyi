@@ -293,6 +293,7 @@ from .batch_iter import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
 from .sources import read_splits as read_splits
+from .storage import reading as reading
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step

@@ -294,6 +294,7 @@ NAMES = {
     "random_bits": "keyed",
     "read_config": "sources",
     "read_splits": "sources",
+    "reading": "storage",
     "register_model": "models.base",
     "resample_nb_points": "streamlines",
     "resample_step": "streamlines",
