@@ -1,5 +1,6 @@
 """Small trainings for tests: a toy that fits a cubic, and Learn2Track with everything random switched on."""
 
+import time
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,13 @@ def fit(folder, name="run", kind=Fit, model=None, points=None, **options) -> Tra
     return kind(model or toy_model(), folder, name, points, points, **options)
 
 
-def streamline_trainer(data: Path, folder: Path, name="run", **options) -> TrainerOneInput:
+def streamline_trainer(data: Path, folder: Path, name="run", device_bytes=2**31, **options) -> TrainerOneInput:
     """Learn2Track with dropout, splits, reversal and noise."""
     dataset = MultiSubjectDataset(data).load_data()
     model = Learn2Track(3, rnn_layer_sizes=(10, 8), dropout=.2, dg_dropout=.1, step_size=2.0, seed=5)
     sampler = BatchIDSampler(dataset, "streamlines", 8, 8, rng=3)
     loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=4, split_ratio=.3, reverse_ratio=.5,
-                                 noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05)
+                                 noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05, device_bytes=device_bytes)
     options = dict(max_epochs=3, learning_rate=[.01, .005], clip_grad=1., patience=50, num_threads=1, device="cpu", progress=False) | options
     return TrainerOneInput(model, folder, name, sampler, loader, **options)
 
@@ -91,3 +92,18 @@ def same_states(a, b) -> list[str]:
 
 def log_without_time(log) -> list[dict]:
     return [{k: v for k, v in r.items() if k != "time"} for r in log.records()]
+
+
+class SlowPoints(Points):
+    """Takes its time: for tests that do something meanwhile."""
+
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        time.sleep(0.05)
+        return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+
+class FitBreaks(Fit):
+    def compute_batch_loss(self, batch):
+        if self.state.global_step == 7:
+            raise OSError("the disk is gone")
+        return super().compute_batch_loss(batch)

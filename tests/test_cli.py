@@ -389,12 +389,14 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
     import nbformat
 
     source = "import sys; print('hello', file=sys.stderr)" if good else "raise ValueError('a real error')"
-    (tmp_path / "90_tutorial.phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])))
+    cells = [nbformat.v4.new_code_cell(text) for text in ("#| hide\nset_up = 1", f"#| varies\n{source}")]
+    (tmp_path / "90_tutorial.phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     monkeypatch.setattr(demo.resources, "files", lambda name: tmp_path)
     run = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(own=False))
     if good:
         demo._html(run, print)
-        assert "hello" in (tmp_path / "tutorial.html").read_text()
+        page = (tmp_path / "tutorial.html").read_text()
+        assert "hello" in page and "set_up" not in page and "varies" not in page
     else:
         with pytest.raises(Exception, match="a real error"):
             demo._html(run, print)

@@ -191,7 +191,7 @@ def test_folders_given_as_files(tmp_path):
     for overwrite in (False, True):
         with pytest.raises(DataError, match="out: is a folder"):
             create_hdf5(tmp_path, tmp_path / "out", CONFIG, {"training": ["a"]}, overwrite=overwrite)
-    with pytest.raises(DataError, match="out: is a folder"):
+    with pytest.raises(DataError, match="out: cannot be opened .*It is a folder: give the data file"):
         open_hdf5(tmp_path / "out")
 
 
@@ -281,8 +281,16 @@ def test_bad_sources(tmp_path, damage):
     assert "/a/" in e.value.file and not list(tmp_path.glob("*.hdf5"))
 
 
+def test_a_file_without_streamlines_is_named(tmp_path):
+    t = make_subject(tmp_path / "a", np.random.default_rng(0))
+    t[:0].save(tmp_path / "a/lines.trk")
+    with pytest.raises(DataError, match="no streamline") as e:
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
+    assert (e.value.file, e.value.subject, e.value.group) == (str(tmp_path / "a/lines.trk"), "a", "streamlines")
+
+
 def test_open_says_what_is_wrong(tmp_path):
-    with pytest.raises(DataError, match="Check the path"):
+    with pytest.raises(DataError, match=r"none.hdf5: cannot be opened \(No such file or directory\). Check the path$"):
         open_hdf5(tmp_path / "none.hdf5")
     (tmp_path / "text.hdf5").write_text("no")
     with pytest.raises(DataError, match="no HDF5 file"):

@@ -85,7 +85,7 @@ PLACES = {  # damage -> where it is found; `@` is an attribute
     "points were never written": "data", "a terabyte of points that is not there": "data", "a terabyte of points in empty chunks": "data",
     "a terabyte of points with lengths to match": "data", "streamlines has no type": "@type", "input has type 'tensor'": "@type",
     "streamlines has an affine that is singular": "@affine", "input has an affine that is NaN": "@affine", "no origin": "@origin",
-    "dimensions are [0, 11, 9]": "@dimensions", "no dimensions": "@dimensions", "dps has too few rows": "data_per_streamline/bundle",
+    "dimensions are [0, 11, 9]": "@dimensions", "dimensions are [1.5, 2, 3]": "@dimensions", "no dimensions": "@dimensions", "dps has too few rows": "data_per_streamline/bundle",
     "dpp is text": "data_per_point/fa", "all dps is a dataset": "data_per_streamline", "ids of a group are past the end": "groups/left",
     "ids of a group are negative": "groups/left", "ids of a group are floats": "groups/left", "lengths in mm are negative": "euclidean_lengths",
     "lengths in mm are too few": "euclidean_lengths", "a connectivity matrix is not square": "connectivity_matrix",

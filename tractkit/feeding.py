@@ -53,7 +53,7 @@ class _Ahead:
             except queue.Empty:
                 self._thread.join(0.002)
 
-# %% ../nbs/28_feeding.ipynb #eaf80b2b
+# %% ../nbs/28_feeding.ipynb #c85462b8
 class _Order:
     """What the workers are to do next; a `batch_sampler` that is filled anew for each pass."""
 
@@ -71,13 +71,14 @@ class _Items(Sequence):
     """A stretch of a plan, looked up as it is used."""
 
     def __init__(self, plan: Sequence, where: range, epoch: int, training: bool):
-        self.plan, self.where, self.epoch, self.training = plan, where, epoch, training
+        self.plan, self.where, self.training = plan, where, training
+        self.epoch_of = getattr(plan, "epoch_of", lambda i: epoch)  # a plan may be made of several epochs
 
     def __len__(self) -> int:
         return len(self.where)
 
     def __getitem__(self, i: Any) -> tuple:
-        return self.plan[self.where[i]], self.epoch, self.training
+        return self.plan[self.where[i]], self.epoch_of(self.where[i]), self.training
 
 
 class _Same:

@@ -30,13 +30,14 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
-# %% ../nbs/10_hdf5.ipynb #78a4da87
+# %% ../nbs/10_hdf5.ipynb #1f0d0588
 from .files import DataError, atomic_path
 from .keyed import fold, permutation
 from .sources import (
     SPLITS, GroupSources, SplitEntry, VolumeGroup, find_sources, load_config, load_connectivity,
     load_streamlines_group, load_volume_group, read_config, read_splits)
 from .space import voxel_order, voxel_sizes
+from .storage import open_unlocked, reading
 from .streamlines import compress as compress_streamlines
 from .streamlines import resample_nb_points, resample_step
 from .tractogram import Tractogram
@@ -163,7 +164,7 @@ def part_ids(
     start, stop = (round(n * p) for p in part)
     return np.sort(permutation(fold(seed, "parts", subject), n)[start:stop])
 
-# %% ../nbs/10_hdf5.ipynb #476b3858
+# %% ../nbs/10_hdf5.ipynb #1009dc8a
 @dataclass(frozen=True)
 class _Job:
     """One subject to write, under one name or several."""
@@ -205,7 +206,8 @@ def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, reco
         ids = None if entry.part is None else part_ids(len(t), entry.part, job.options.seed, job.subject)
         chosen = t if ids is None else t[ids]
         if not len(chosen):
-            raise DataError("no streamline", file=source.files[0], subject=entry.name, group=name, fix="Check the file, or enlarge the share")
+            none = " and ".join(["no streamline", *(f"none in {path.name}" for path in source.files[1:])])
+            raise DataError(none, file=source.files[0], subject=entry.name, group=name, fix="Check the file, or enlarge the share")
         chosen = job.options.apply(chosen)
         _write_streamlines(h5[entry.name], name, chosen, ids, removed, record(), connectivity)
         if job.intermediate:
@@ -456,18 +458,7 @@ def _write_root(h5: h5py.File, config: Mapping, placed: Mapping[str, Sequence[Sp
         h5.attrs["tractkit_checksums"] = json.dumps(checksums)
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
-# %% ../nbs/10_hdf5.ipynb #3005b30f
-def _open_unlocked(path: str | os.PathLike) -> h5py.File:
-    """Without a lock; if this process has the file open already with one, HDF5 wants the same way again."""
-    for locking in (False, None):
-        try:
-            return h5py.File(path, "r", locking=locking)
-        except OSError as e:
-            if "flag values don't match" not in str(e):
-                raise
-    return h5py.File(path, "r", locking=True)
-
-
+# %% ../nbs/10_hdf5.ipynb #7759d4ab
 def hdf5_fingerprint(
     path: str | os.PathLike,  # an HDF5 file written here or by dwi_ml
 ) -> str:                     # 32 hexadecimal digits
@@ -486,14 +477,8 @@ def open_hdf5(
     """Open a data file for reading, without taking a lock.
 
     Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
-    try:
-        h5 = _open_unlocked(path)
-    except OSError as e:
-        if Path(path).is_dir():
-            raise DataError("is a folder", file=path, fix="Give the data file itself") from e
-        fix = "Check the path" if not Path(path).exists() else "It is truncated or no HDF5 file: create it again"
-        raise DataError(f"cannot be opened ({e})", file=path, fix=fix) from e
-    try:
+    with reading(os.fspath(path)), ExitStack() as undo:
+        h5 = undo.enter_context(open_unlocked(path))
         format_, missing = h5.attrs.get("tractkit_format", HDF5_FORMAT), [s for s in SPLITS if f"{s}_subjs" not in h5.attrs]
         lost = [link.filename for link in _external_links(h5) if not (Path(path).resolve().parent / link.filename).is_file()] if whole else []
         if lost:
@@ -501,9 +486,7 @@ def open_hdf5(
         if missing or not isinstance(format_, (int, np.integer)) or format_ > HDF5_FORMAT:
             problem = f"attribute '{missing[0]}_subjs' is missing" if missing else f"format {format_!r} is not {HDF5_FORMAT} or earlier"
             raise DataError(problem, file=path, fix="Create it with tractkit.create_hdf5" if missing else "Update tractkit")
-    except Exception as e:  # of a damaged file h5py raises many kinds, which all mean that it cannot be read
-        h5.close()
-        raise e if isinstance(e, DataError) else DataError(f"cannot be read ({e})", file=path, fix="It is damaged: create it again") from e
+        undo.pop_all()  # it stays open
     return h5
 
 

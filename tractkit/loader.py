@@ -253,7 +253,7 @@ class _Loaded:
         rows = pieces.rows(r, np.cumsum(n) - n, base)
         return {key: (value if came is None else came.apply(value))[rows] for key, value in values.items()}
 
-# %% ../nbs/13_loader.ipynb #91ad9d42
+# %% ../nbs/13_loader.ipynb #885df33e
 class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
     """A StreamlinesBatchLoader that also samples volume groups under the points.
 
@@ -287,7 +287,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
         if isinstance(interpolation, Mapping) and set(interpolation) != set(input_group_names):
             raise ValueError(f"interpolation is for {', '.join(interpolation)}, the groups are {', '.join(input_group_names)}")
-        cache = ByteCache(device_bytes)
+        self.device_bytes, cache = device_bytes, ByteCache(device_bytes)
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
             how: Any = interpolation[name] if isinstance(interpolation, Mapping) else interpolation
@@ -296,10 +296,11 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
 
     def load_batch_inputs(
         self,
-        points: torch.Tensor,    # (P, 3) voxel, center: the batch's, or others on the same streamlines
+        points: torch.Tensor | StreamlineBatch,  # (P, 3) voxel, center: the batch's, or others on the same streamlines
         batch: StreamlineBatch,  # says whose points they are
     ) -> Any:                    # name → (P, input size) float32 on the points' device
         """The input volumes at each point; with a neighborhood [current, neighbours], features fastest."""
+        points = points.points if isinstance(points, StreamlineBatch) else points
         return {name: inputs.sample(points, batch) for name, inputs in self.inputs.items()}
 
 
@@ -323,6 +324,6 @@ class BatchLoaderOneInput(BatchLoaderSeveralInputs):
         """Numbers in each voxel of the volume. Raises DataError if subjects differ."""
         return self.inputs[self.input_group_name].nb_features
 
-    def load_batch_inputs(self, points: torch.Tensor, batch: StreamlineBatch) -> torch.Tensor:
+    def load_batch_inputs(self, points: torch.Tensor | StreamlineBatch, batch: StreamlineBatch) -> torch.Tensor:
         """(P, input size) float32 on the points' device: the volume at each point."""
-        return self.inputs[self.input_group_name].sample(points, batch)
+        return super().load_batch_inputs(points, batch)[self.input_group_name]

@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['make_optimizer', 'describe_model', 'describe_environment', 'differences', 'TrainerState', 'sparkline', 'state_card']
 
-# %% ../nbs/33_state.ipynb #15d78851
+# %% ../nbs/33_state.ipynb #80f990ae
 import copy
 import html
+import inspect
 import math
 import os
 import platform
@@ -27,19 +28,27 @@ from .keyed import KEYED_VERSION
 from .models.base import build_model
 from .runlog import Curve
 
-# %% ../nbs/33_state.ipynb #5c37a31e
+# %% ../nbs/33_state.ipynb #cffc9122
 _OPTIMIZERS = ("Adam", "AdamW", "RAdam", "SGD")
 
 
 def make_optimizer(
     model: nn.Module,
-    optimizer: str | Callable = "Adam",  # a name, or a function of the parameters
+    optimizer: str | Callable | torch.optim.Optimizer = "Adam",  # a name, a class, a function of the parameters, or one made of them
     learning_rate: float = 1e-3,
     weight_decay: float = 0.01,
     **options: Any,                      # of torch's class, such as momentum or betas
 ) -> torch.optim.Optimizer:
     """One of torch's optimizers over the trainable parameters. ValueError for a name it does not know."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    if isinstance(optimizer, torch.optim.Optimizer):
+        if not {id(p) for g in optimizer.param_groups for p in g["params"]} <= {id(p) for p in model.parameters()}:
+            raise ValueError("the optimizer is of the parameters of another model")
+        return optimizer
+    if isinstance(optimizer, type):
+        rates = dict(lr=learning_rate, weight_decay=weight_decay)
+        known = inspect.signature(optimizer).parameters
+        return optimizer(parameters, **{k: v for k, v in rates.items() if k in known}, **options)
     if callable(optimizer):
         return optimizer(parameters)
     if optimizer not in _OPTIMIZERS:
@@ -72,7 +81,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
             found.append(f"{key}: {a} -> {b}")
     return found
 
-# %% ../nbs/33_state.ipynb #e2245e1a
+# %% ../nbs/33_state.ipynb #208685f1
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -89,6 +98,8 @@ class TrainerState:
         self.policies: dict[str, dict] = {}
         self.fingerprints: dict[str, Any] = {}               # data, plan, environment: what it was trained with
         self.finished: dict[str, str] | None = None          # {"why", "by", "message"}
+        self.scaler: dict[str, Any] = {}                     # of gradients, in mixed precision
+        self.validation: dict[str, Any] = {}                 # {"seconds": limit, "batches": how many that were}
         self.run_id, self.parent = secrets.token_hex(8), ""
         self.time = {"training": 0.0, "validation": 0.0}     # seconds; no part of what must be equal
         self.gate = Gate()
@@ -97,7 +108,7 @@ class TrainerState:
     def create(
         cls,
         model: nn.Module,
-        optimizer: str | Callable = "Adam",  # see `make_optimizer`
+        optimizer: str | Callable | torch.optim.Optimizer = "Adam",  # see `make_optimizer`
         seed: int = 1234,                    # of the model's noise (dropout)
         learning_rate: float = 1e-3,
         weight_decay: float = 0.01,
@@ -136,7 +147,7 @@ class TrainerState:
         cls,
         path: str | os.PathLike,                   # a run's folder (its newest good checkpoint) or one checkpoint
         model: nn.Module | None = None,            # filled with the weights; None: built, if its class is registered
-        optimizer: str | Callable | None = None,   # needed again if it was not a name
+        optimizer: str | Callable | torch.optim.Optimizer | None = None,  # needed again if it was not a name
         device: torch.device | str = "cpu",
     ) -> "TrainerState":
         """Read a state. DataError if there is none or it is damaged, or its model has to be given."""
@@ -151,8 +162,8 @@ class TrainerState:
         return cls.from_tree(tree, model, optimizer, device, file=path)
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any], model: nn.Module | None = None, optimizer: str | Callable | None = None,
-                  device: torch.device | str = "cpu", file: str | os.PathLike | None = None) -> "TrainerState":
+    def from_tree(cls, tree: Mapping[str, Any], model: nn.Module | None = None,
+                  optimizer: str | Callable | torch.optim.Optimizer | None = None, device: torch.device | str = "cpu", file: str | os.PathLike | None = None) -> "TrainerState":
         """A state from a tree of `state_dict`."""
         if tree.get("format") != 1:
             raise DataError(f"a state of format {tree.get('format')}; this version reads format 1", file=file, fix="Use a version that wrote it")
@@ -223,7 +234,7 @@ class TrainerState:
 
 
 _PLAIN = ("seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
-          "finished", "run_id", "parent", "time")
+          "finished", "scaler", "validation", "run_id", "parent", "time")
 
 # %% ../nbs/33_state.ipynb #addc8f20
 def sparkline(

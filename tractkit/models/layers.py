@@ -6,7 +6,7 @@
 __all__ = ['PadBuckets', 'pad_buckets', 'KeyedDropout', 'use_generator', 'draws_from_torch', 'StepNoise', 'initialize_weights',
            'StackedRNN']
 
-# %% ../../nbs/20_models.layers.ipynb #06215e68
+# %% ../../nbs/20_models.layers.ipynb #2feac3de
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,6 +17,10 @@ import torch
 from torch import nn
 
 from ..keyed import fold, torch_seed, uniform
+from .blocks import FPN, CenteredCrop, ConsistentSequential, InterpolateToInput, Lambda, MoveAxis, PyramidPooling, Reshape, Softmax  # noqa: F401
+from .blocks import MidActivation, MidActivation1d, MidActivation2d, MidActivation3d, MidActivationND, ResBlock, ResBlock1d, ResBlock2d, ResBlock3d  # noqa: F401
+from .blocks import PostActivation, PostActivation1d, PostActivation2d, PostActivation3d, PostActivationND, Split, SplitAdd, SplitCat, SplitReduce  # noqa: F401
+from .blocks import PreActivation, PreActivation1d, PreActivation2d, PreActivation3d, PreActivationND  # noqa: F401
 
 # %% ../../nbs/20_models.layers.ipynb #5bb5b170
 def _cut_by_cost(lengths: np.ndarray, overhead: float, places: int = 32) -> list[int]:
