@@ -368,6 +368,9 @@ def test_dwi_ml_7_length_mm_announces_the_batches_there_are():
         sampler = BatchIDSampler(data, "x", 450, batch_size_units=units)
         seen = list(sampler)
         assert len(sampler) == len(seen) and sum(b.nb_streamlines for b in seen) == 700
+        totals = check_plan(sampler.plan(0), data, units, 450)
+        longest = max(w.max() for w in weights(data, units).values())
+        assert totals[:-1].min() > 450 - longest, units  # full, in the unit asked for
 
 
 def test_dwi_ml_8_subjects_change_without_cycles():

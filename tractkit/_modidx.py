@@ -222,6 +222,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'tractkit.cli.parser': ('cli.html#parser', 'tractkit/cli.py')},
             'tractkit.contents': { 'tractkit.contents.Connectivity': ('contents.html#connectivity', 'tractkit/contents.py'),
                                    'tractkit.contents.MRIData': ('contents.html#mridata', 'tractkit/contents.py'),
+                                   'tractkit.contents.MRIData.__repr__': ('contents.html#mridata.__repr__', 'tractkit/contents.py'),
                                    'tractkit.contents.MRIData.nb_features': ('contents.html#mridata.nb_features', 'tractkit/contents.py'),
                                    'tractkit.contents.MRIData.shape3d': ('contents.html#mridata.shape3d', 'tractkit/contents.py'),
                                    'tractkit.contents.MRIData.volume': ('contents.html#mridata.volume', 'tractkit/contents.py'),
