@@ -174,7 +174,7 @@ def test_a_changed_setting_is_seen():
 
 def test_bad_settings():
     data = toy([5])
-    for options, error in [({"batch_size_units": "mm"}, ValueError), ({"batch_size_training": 0}, ValueError), ({"cycles": 2}, ValueError),
+    for options, error in [({"batch_size_units": "mm"}, ValueError), ({"batch_size_training": 0}, ValueError), ({"batch_size_training": "100"}, ValueError), ({"cycles": 2}, ValueError),
                            ({"rng": None}, TypeError), ({"nb_subjects_per_batch": 2, "bucket": True}, ValueError),
                            ({"nb_streamlines_per_chunk": 0}, ValueError)]:
         with pytest.raises(error):

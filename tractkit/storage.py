@@ -131,7 +131,7 @@ def chunk_ranges(dataset: h5py.Dataset) -> list[tuple[int, int]]:
     infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
     return [(i.byte_offset, i.byte_offset + i.size) for i in infos]
 
-# %% ../nbs/09_storage.ipynb #264b4113
+# %% ../nbs/09_storage.ipynb #9723c778
 def open_unlocked(path: str | os.PathLike) -> h5py.File:
     """Open an HDF5 file for reading without a lock; the same way as before if this process has it open with one.
 
@@ -157,6 +157,8 @@ def reading(
         yield
     except DataError as e:
         raise DataError(e.problem, file=e.file or file, subject=e.subject or subject, group=e.group or group, fix=e.fix) from e
+    except MemoryError as e:
+        raise DataError(f"needs more memory than there is ({e})", file=file, subject=subject, group=group, fix="Give lazy=True, or load fewer subjects") from e
     except Exception as e:
         raise DataError(f"cannot be read ({type(e).__name__}: {e})", file=file, subject=subject, group=group, fix="It is damaged: create it again") from e
 
