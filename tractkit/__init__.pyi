@@ -13,10 +13,12 @@ from .hooks import Callback as Callback
 from .models.blocks import CenteredCrop as CenteredCrop
 from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
+from .coloring import Coloring as Coloring
 from .contents import Connectivity as Connectivity
 from .models.blocks import ConsistentSequential as ConsistentSequential
 from .functional import ConsoleLogger as ConsoleLogger
 from .policy import Constant as Constant
+from .things import Contour as Contour
 from .control import Control as Control
 from .models.directions import CosineRegression as CosineRegression
 from .runlog import Curve as Curve
@@ -34,6 +36,7 @@ from .models.blocks import FPN as FPN
 from .feeding import Feeder as Feeder
 from .hdf5_check import Finding as Finding
 from .control import Gate as Gate
+from .things import Glyphs as Glyphs
 from .scoring import GroundTruth as GroundTruth
 from .inputs import GroupInputs as GroupInputs
 from .sources import GroupSources as GroupSources
@@ -52,6 +55,8 @@ from .models.blocks import Lambda as Lambda
 from .policy import LambdaEpoch as LambdaEpoch
 from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
+from .coloring import Legend as Legend
+from .things import Lines as Lines
 from .storage import LocalFile as LocalFile
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_flow import Loky as Loky
@@ -77,6 +82,7 @@ from .snags import OutOfMemory as OutOfMemory
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
+from .things import Peaks as Peaks
 from .policy import PerEpoch as PerEpoch
 from .phantom import PhantomSettings as PhantomSettings
 from .phantom import PhantomSubject as PhantomSubject
@@ -120,6 +126,7 @@ from .scoring import Scores as Scores
 from .session import Session as Session
 from .dwi import ShInfo as ShInfo
 from .plan import Shard as Shard
+from .things import Slices as Slices
 from .models.blocks import Softmax as Softmax
 from .batch_draws import Source as Source
 from .space import Space as Space
@@ -166,7 +173,7 @@ from .state import TrainerState as TrainerState
 from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
 from .policy import ValuePolicy as ValuePolicy
-from .scene import View as View
+from .viewer import View as View
 from .volume import Volume as Volume
 from .sources import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
@@ -180,6 +187,7 @@ from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
 from .process import attach as attach
 from .settings import best_device as best_device
+from .things import box_of as box_of
 from .models.base import build_model as build_model
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
@@ -193,6 +201,7 @@ from .baselines import choose_dipy_settings as choose_dipy_settings
 from .storage import chunk_ranges as chunk_ranges
 from .scoring import classify_streamlines as classify_streamlines
 from .plots import color_ball as color_ball
+from .coloring import color_streamlines as color_streamlines
 from .batch_flow import combine_batches as combine_batches
 from .batch_flow import combine_pad as combine_pad
 from .batch_flow import combine_to_arrays as combine_to_arrays
@@ -226,6 +235,7 @@ from .state import describe_model as describe_model
 from .state import differences as differences
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
+from .coloring import draw_legend as draw_legend
 from .models.layers import draws_from_torch as draws_from_torch
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
@@ -238,6 +248,7 @@ from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
 from .control import folder_lock as folder_lock
+from .things import glyph_radii as glyph_radii
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .hdf5_check import html_table as html_table
@@ -245,6 +256,7 @@ from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .batch_draws import item_key as item_key
 from .dwi import largest_sh_order as largest_sh_order
+from .viewer import link_views as link_views
 from .batch_draws import load_by_random_id as load_by_random_id
 from .checkpoint import load_checkpoint as load_checkpoint
 from .sources import load_config as load_config
@@ -259,7 +271,9 @@ from .process import main_of_process as main_of_process
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
+from .things import mask_outline as mask_outline
 from .scoring import mdf as mdf
+from .coloring import merge_legends as merge_legends
 from .functional import multi_inference_step as multi_inference_step
 from .batch_draws import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
@@ -272,9 +286,12 @@ from .functional import open_log as open_log
 from .storage import open_unlocked as open_unlocked
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
+from .coloring import palette as palette
 from .panel import panel_of as panel_of
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
+from .coloring import paste_legends as paste_legends
+from .things import peak_sticks as peak_sticks
 from .keyed import permutation as permutation
 from .storage import place_of as place_of
 from .session import plan_mark as plan_mark
@@ -328,9 +345,11 @@ from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
 from .hdf5_check import text_table as text_table
+from .things import things_to_draw as things_to_draw
 from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
 from .functional import to_tensors as to_tensors
+from .things import to_world_axes as to_world_axes
 from .keyed import torch_seed as torch_seed
 from .trainer import torch_threads as torch_threads
 from .baselines import track_dipy as track_dipy
@@ -345,9 +364,10 @@ from .checkpoint import unpack_tree as unpack_tree
 from .models.layers import use_generator as use_generator
 from .hdf5_check import validate_hdf5 as validate_hdf5
 from .plots import value_window as value_window
-from .scene import view as view
+from .viewer import view as view
 from .space import voxel_order as voxel_order
 from .space import voxel_sizes as voxel_sizes
+from .things import voxels_on_plane as voxels_on_plane
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StreamlineBatch', 'Provenance']
 
-# %% ../nbs/13_batch.ipynb #ac525d6d
+# %% ../nbs/13_batch.ipynb #4bcd7f0f
 import dataclasses
 import html
 from collections.abc import Iterator, Sequence
@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from .streamlines import Streamlines
+from .tractogram import Tractogram
 
-# %% ../nbs/13_batch.ipynb #70731e1f
+# %% ../nbs/13_batch.ipynb #f6e874a6
 @dataclass(eq=False, repr=False)
 class StreamlineBatch:
     """Packed streamlines of several subjects on one device, with where each came from."""
@@ -80,6 +81,17 @@ class StreamlineBatch:
     def streamlines(self) -> Streamlines:
         """The streamlines, voxel, center, on the CPU."""
         return Streamlines(self.points.cpu().numpy(), self.offsets.cpu().numpy())
+
+    def __view__(self) -> dict[str, Tractogram]:
+        """What `view` draws of it: the streamlines of each subject in that subject's world, by its name."""
+        s, views = self.streamlines(), dict[str, Tractogram]()
+        for name, affine, r, p in zip(self.subjects, self.affines, self.subject_ranges, self.point_ranges, strict=True):
+            part = s[r]
+            grid = np.ceil(part.points.max(0)).astype(int) + 1 if len(part.points) else np.ones(3, int)
+            views[name] = Tractogram(part, affine, tuple(int(n) for n in np.maximum(grid, 1)),
+                                     {k: v[r].cpu().numpy() for k, v in self.dps.items()},
+                                     {k: v[p].cpu().numpy() for k, v in self.dpp.items()})
+        return views
 
     def subject_of(
         self,

@@ -70,7 +70,7 @@ def _rows_of(file: _File, data: h5py.Dataset) -> Rows:
         raise DataError(f"{data.name} should end at byte {place.stop}, the file at {file.size}", file=file.path, fix="It was truncated: create it again")
     return Rows(file, data.name, place, data.dtype, data.shape, (file.path, int(h5py.h5o.get_info(data.id).addr)), tuple(chunk_ranges(data)))
 
-# %% ../nbs/11_contents.ipynb #cdcb78a4
+# %% ../nbs/11_contents.ipynb #909d7728
 @dataclass(frozen=True, eq=False)
 class MRIData:
     """A volume of a subject; `volume` is in memory, or read from the file and kept for a while."""
@@ -94,6 +94,10 @@ class MRIData:
     def volume(self) -> Volume:
         """The volume with its data."""
         return self.source if isinstance(self.source, Volume) else self.source()
+
+    def __view__(self) -> Volume:
+        """What `view` draws of it."""
+        return self.volume
 
     def __repr__(self) -> str:
         sizes = " × ".join(f"{size:.3g}" for size in voxel_sizes(self.affine))
@@ -164,7 +168,7 @@ class Connectivity:
     nb_blocs: np.ndarray | None = None   # (1,) or (3,): into how many blocs the volume is cut
     labels: np.ndarray | None = field(default=None, repr=False)  # (X, Y, Z): the region of each voxel
 
-# %% ../nbs/11_contents.ipynb #b002bfbe
+# %% ../nbs/11_contents.ipynb #a2ae3adf
 class SFTData:
     """The streamlines of a subject: how many, how long, what is known of each, and their points when asked for.
 
@@ -282,6 +286,10 @@ class SFTData:
     def as_sft(self, ids: Any = None):
         """The streamlines `ids` as DIPY's StatefulTractogram; it has no groups, and a warning says so if there are any."""
         return self.as_tractogram(ids).to_sft()
+
+    def __view__(self) -> Tractogram:
+        """What `view` draws of it."""
+        return self.as_tractogram()
 
     def __repr__(self) -> str:
         return f"SFTData({self.subject}/{self.name}: {len(self):,} streamlines, {int(self._offsets[-1]):,} points{', on disk' if self.is_lazy else ''})"

@@ -27,7 +27,7 @@ from .streamlines import Streamlines
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/11_dataset.ipynb #677f0d96
+# %% ../nbs/11_dataset.ipynb #0cc8f648
 @dataclass(frozen=True)
 class SubjectData:
     """A subject: volumes and streamlines by group name."""
@@ -35,6 +35,10 @@ class SubjectData:
     name: str
     volumes: dict[str, MRIData]
     streamlines: dict[str, SFTData]
+
+    def __view__(self) -> dict[str, MRIData | SFTData]:
+        """What `view` draws of it: the first volume, masks, peaks, and all streamlines, by group name."""
+        return {**self.volumes, **self.streamlines}
 
 
 class MultisubjectSubset:

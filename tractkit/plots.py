@@ -7,7 +7,7 @@ __all__ = ['Picture', 'encode_png', 'save_figure', 'plot_losses', 'direction_col
            'content_box', 'value_window', 'color_ball', 'plot_slice', 'plot_comparison', 'plot_streamlines',
            'plot_signal_and_fodf']
 
-# %% ../nbs/07_plots.ipynb #088c9844
+# %% ../nbs/07_plots.ipynb #3be4e9e8
 import io
 import os
 import textwrap
@@ -26,7 +26,7 @@ from PIL import Image
 
 from .files import atomic_path
 from .space import apply_affine, voxel_sizes
-from .streamlines import Streamlines, compress, segment_directions
+from .streamlines import PointMap, Streamlines, compress, segment_directions
 from .tractogram import Tractogram
 from .volume import Volume
 
@@ -440,22 +440,26 @@ def plot_slice(
     _decorate(ax, plane, ball=False)
     return figure
 
-# %% ../nbs/07_plots.ipynb #7997c821
+# %% ../nbs/07_plots.ipynb #c7e5c01c
 def _subset(n: int, limit: int | None) -> np.ndarray:
     """At most `limit` of n ids, evenly spaced, so that every stretch of the file is there in proportion."""
     return np.arange(n) if limit is None or n <= limit else np.linspace(0, n - 1, limit).round().astype(np.int64)
 
 
-def _line_colors(tractogram: Tractogram, ids: np.ndarray, colors, rasmm: Streamlines) -> np.ndarray:
-    """(points, 3) colours: by direction, one for all, or one a streamline."""
+def _line_colors(tractogram: Tractogram, ids: np.ndarray, colors, rasmm: Streamlines, picked: PointMap | None) -> np.ndarray:
+    """(points, 3) colours: by direction, one for all, one a streamline, or one a point, of which `picked` are left."""
     if colors is None:
         return direction_colors(rasmm)
     if isinstance(colors, str) or np.ndim(colors) == 1:
         return np.broadcast_to(np.asarray(to_rgb(colors), np.float32), (len(rasmm.points), 3))
     colors = np.asarray(colors, np.float32)
-    if colors.shape != (len(tractogram), 3):
-        raise ValueError(f"colors has shape {colors.shape}; one color a streamline is {(len(tractogram), 3)}")
-    return colors[ids][rasmm.ids]
+    if colors.shape == (len(tractogram), 3):
+        return colors[ids][rasmm.ids]
+    if colors.shape != (len(tractogram.streamlines.points), 3):
+        raise ValueError(f"colors has shape {colors.shape}; one color a streamline is {(len(tractogram), 3)}, a point "
+                         f"{(len(tractogram.streamlines.points), 3)}")
+    colors = colors[np.isin(tractogram.streamlines.ids, ids)]  # the ids are sorted
+    return colors if picked is None else picked.apply(colors)
 
 
 def _draw_streamlines(ax: Axes, tractogram: Tractogram, plane: str, position: float, slab: float | None, colors,
@@ -465,10 +469,11 @@ def _draw_streamlines(ax: Axes, tractogram: Tractogram, plane: str, position: fl
     ids = _subset(len(tractogram), limit)
     chosen = tractogram.streamlines[ids] if len(ids) < len(tractogram) else tractogram.streamlines
     pixel = np.ptp(ax.get_xlim()) / ax.bbox.width
+    picked = None
     if slab is None:  # no eye sees it: a fraction of the segments to draw
-        chosen, _ = compress(chosen, 0.15 * pixel, tractogram.affine)
+        chosen, picked = compress(chosen, 0.15 * pixel, tractogram.affine)
     rasmm = chosen.transform(tractogram.affine)
-    points, rgb = rasmm.points, _line_colors(tractogram, ids, colors, rasmm)
+    points, rgb = rasmm.points, _line_colors(tractogram, ids, colors, rasmm, picked)
     first = np.flatnonzero(rasmm.ids[:-1] == rasmm.ids[1:]) if len(points) > 1 else np.array([], int)
     depth = (points[first, normal] + points[first + 1, normal]) / 2
     if slab is not None:
@@ -479,7 +484,7 @@ def _draw_streamlines(ax: Axes, tractogram: Tractogram, plane: str, position: fl
                                      alpha=alpha, capstyle="round", zorder=3), autolim=False)
     return len(ids)
 
-# %% ../nbs/07_plots.ipynb #72a38b43
+# %% ../nbs/07_plots.ipynb #a162ba4f
 def plot_comparison(
     tractograms: Mapping[str, Tractogram],       # title -> streamlines; one panel each, in equal frames
     background: Volume | None = None,            # the slice behind them
@@ -487,7 +492,7 @@ def plot_comparison(
     position: float | None = None,               # of the slice: mm along the normal, rasmm; None: the middle
     *,
     slab: float | None = None,                   # mm: draw only what is within half of it from the slice; None: all
-    colors=None,                                 # None: by direction; one color; {title: color or (n, 3)}
+    colors=None,                                 # None: by direction; one color; (n, 3) or, one a point, (N, 3); {title: these}
     max_streamlines: int | None = 2000,          # per panel: evenly spaced ones, counted in the title
     columns: int | None = None,                  # None: all in one row up to three
     channel: int = 0,                            # of the background

@@ -101,9 +101,9 @@ def test_a_person_trains_with_the_panel(lab):
 
 
 VIEW = """import numpy as np
-from tractkit.scene import view
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
+from tractkit.viewer import view
 from tractkit.volume import Volume
 x = np.linspace(-1, 1, 60)
 lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1) for a in range(-8, 9, 2) for b in range(-6, 7, 2)]
