@@ -8,10 +8,12 @@ import torch
 from helpers_training import Points, fit, same_states, toy_model
 from torch import nn
 
+from tractkit.card import sparkline
 from tractkit.checkpoint import load_checkpoint, save_checkpoint
+from tractkit.describe import differences, make_optimizer
 from tractkit.files import DataError
 from tractkit.models.learn2track import Learn2Track
-from tractkit.state import TrainerState, differences, make_optimizer, sparkline
+from tractkit.state import TrainerState
 
 
 @pytest.fixture

@@ -540,10 +540,10 @@ def test_a_full_disk_is_reported_and_costs_only_what_was_not_saved(whole, tmp_pa
     trainer = fit(tmp_path, checkpoint_every_batches=3)
     save = trainer.checkpoints.save
 
-    def full(step, tree):
+    def full(step, tree, best=None):
         if step >= 9:  # and so is the attempt to save after the error
             raise OSError(28, "No space left on device")
-        return save(step, tree)
+        return save(step, tree, best)
 
     monkeypatch.setattr(trainer.checkpoints, "save", full)
     with pytest.raises(OSError, match="No space"):

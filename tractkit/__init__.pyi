@@ -13,6 +13,7 @@ from .hooks import Callback as Callback
 from .models.blocks import CenteredCrop as CenteredCrop
 from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
+from .history import Columns as Columns
 from .contents import Connectivity as Connectivity
 from .models.blocks import ConsistentSequential as ConsistentSequential
 from .functional import ConsoleLogger as ConsoleLogger
@@ -33,6 +34,7 @@ from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
 from .feeding import Feeder as Feeder
 from .hdf5_check import Finding as Finding
+from .checkpoint import FrozenTree as FrozenTree
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
 from .inputs import GroupInputs as GroupInputs
@@ -41,6 +43,7 @@ from .hdf5_tools import HDF5Description as HDF5Description
 from .hdf5_check import HDF5Report as HDF5Report
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .hooks import HOOKS as HOOKS
+from .history import History as History
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .batch_iter import Infinite as Infinite
 from .models.blocks import InterpolateToInput as InterpolateToInput
@@ -192,6 +195,7 @@ from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
 from .storage import chunk_ranges as chunk_ranges
 from .scoring import classify_streamlines as classify_streamlines
+from .describe import code_version as code_version
 from .plots import color_ball as color_ball
 from .batch_iter import combine_batches as combine_batches
 from .batch_iter import combine_pad as combine_pad
@@ -220,10 +224,10 @@ from .files import data_folder as data_folder
 from .demo import demo_settings as demo_settings
 from .demo import demo_trainer as demo_trainer
 from .scoring import density_map as density_map
-from .state import describe_environment as describe_environment
+from .describe import describe_environment as describe_environment
 from .hdf5_tools import describe_hdf5 as describe_hdf5
-from .state import describe_model as describe_model
-from .state import differences as differences
+from .describe import describe_model as describe_model
+from .describe import differences as differences
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
@@ -238,6 +242,7 @@ from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
 from .control import folder_lock as folder_lock
+from .checkpoint import freeze_tree as freeze_tree
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .hdf5_check import html_table as html_table
@@ -256,7 +261,7 @@ from .sources import load_streamlines_group as load_streamlines_group
 from .sources import load_volume_group as load_volume_group
 from .cli import main as main
 from .process import main_of_process as main_of_process
-from .state import make_optimizer as make_optimizer
+from .describe import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
 from .scoring import mdf as mdf
@@ -319,10 +324,11 @@ from .functional import set_optimizer_params as set_optimizer_params
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .scene import snapshot as snapshot
-from .state import sparkline as sparkline
+from .card import sparkline as sparkline
 from .streamlines import split as split
 from .sources import standardize as standardize
-from .state import state_card as state_card
+from .card import state_bytes as state_bytes
+from .card import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take

@@ -25,7 +25,7 @@ from .runlog import RunLog
 from .session import ProgressLine, Session, policy_name
 from .state import TrainerState
 
-# %% ../nbs/34_settings.ipynb #b2eaacfe
+# %% ../nbs/34_settings.ipynb #a33ae9f9
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
@@ -55,14 +55,15 @@ class TrainerSettings(Runner):
         accumulate: int = 1,                         # batches whose gradients make one step
         amp: str | None = None,                      # "bf16" or "fp16": compute in it where torch finds it safe
         compile: bool | dict[str, Any] = False,      # torch.compile the model; options as a dict
-        accept: Sequence[str] = (),                  # go on in spite of other "data", or another "plan" within an epoch
+        accept: Sequence[str] = (),                  # go on in spite of other "data", another "plan" within an epoch, "model" or "optimizer"
         policies: Sequence[Policy] = (),
         num_workers: int = 0,                        # processes that load batches; 0: a thread
         prefetch: int = 2,                           # batches made ahead
         num_threads: int | None = None,              # of torch, on the CPU; default: as the run had it, or as it is
         checkpoint_every_seconds: float | None = 30,
         checkpoint_every_batches: int | None = None,
-        keep_checkpoints: int = 2,
+        keep_checkpoints: int = 2,                   # the last ones; that of the best epoch is kept, too
+        save_in_background: bool = False,            # training waits for a copy of the state, not for the disk
         progress: bool = True,                       # a progress line and messages, when training in the cell
     ):
         super().__init__()
@@ -74,8 +75,8 @@ class TrainerSettings(Runner):
                 raise ValueError(f"{name} must be positive, not {value}")
         if iterations_per_epoch and max_batches_per_epoch_training:
             raise ValueError("give only one of iterations_per_epoch and max_batches_per_epoch_training")
-        if unknown := sorted(set(accept) - {"data", "plan"}):
-            raise ValueError(f"accept knows 'data' and 'plan', not {', '.join(unknown)}")
+        if unknown := sorted(set(accept) - {"data", "plan", "model", "optimizer"}):
+            raise ValueError(f"accept knows 'data', 'plan', 'model' and 'optimizer', not {', '.join(unknown)}")
         if lacking := [m for m in self.loader_methods if not hasattr(batch_loader, m)]:
             raise TypeError(f"{type(self).__name__} needs a batch_loader with {', '.join(lacking)}")
         self.model, self.batch_sampler, self.batch_loader = model, batch_sampler, batch_loader
@@ -90,7 +91,7 @@ class TrainerSettings(Runner):
         self.policies: list[Policy] = [self.learning_rate, *policies, *([Patience(patience, patience_delta)] if patience else [])]
         self.num_workers, self.prefetch, self.progress = num_workers, prefetch, progress
         self.checkpoint_every_seconds, self.checkpoint_every_batches = checkpoint_every_seconds, checkpoint_every_batches
-        self.checkpoints, self.log = Checkpoints(self.folder / "checkpoints", keep_checkpoints), RunLog(self.folder)
+        self.checkpoints, self.log = Checkpoints(self.folder / "checkpoints", keep_checkpoints, save_in_background), RunLog(self.folder)
         self.state: TrainerState | None = None
         self.status = Status(max_epochs=max_epochs)
         self.listeners: list[Callable[[str, Any], None]] = []  # listener(event, trainer), called in the training thread

@@ -30,7 +30,7 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #e9beaa6a
+# %% ../nbs/34_trainer.ipynb #3e2a4275
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -78,7 +78,8 @@ class Trainer(TrainerSteps):
     def _leave_to_process(self) -> None:
         state = self._now()[0]
         self.checkpoints.drop_after(state.global_step)
-        self.checkpoints.save(state.global_step, state.state_dict())
+        self.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
+        self.checkpoints.wait()
 
     def attach(self) -> None:
         """Take over the watch and control of the training process in this trainer's folder. RuntimeError if there is none."""
@@ -169,6 +170,7 @@ class Trainer(TrainerSteps):
         self._show("", phase="starting", message="")
         with folder_lock(self.folder), contextlib.ExitStack() as stack:
             stack.callback(self._display.close)
+            stack.callback(self.checkpoints.wait)
             state = find_state(self, self._given)
             stack.enter_context(state.gate.own())
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
@@ -213,8 +215,7 @@ class Trainer(TrainerSteps):
                 policy.attach(state.optimizer, new=kept is None)
         with atomic_path(self.folder / "config.json") as path:
             path.write_text(json.dumps(self.settings(), indent=1, default=str) + "\n", encoding="utf-8")
-        self.checkpoints.drop_after(state.global_step)
-        self.log.truncate(state.global_step, len(state.epochs))
+        state.settle(self.log, self.checkpoints)
         self._tell("training_started", self)
         self._save()
         last = state.epochs[-1] if state.epochs else {}
@@ -230,7 +231,7 @@ class Trainer(TrainerSteps):
             if self.is_best:
                 self.save_best_model()
             self._tell_epoch()
-            self._save()
+            self._save(wait=False)
 
     def _end(self, loop: Callable[[], None]) -> None:
         """Run the loop; however it ends, the state is saved if it is whole, and the status says how it ended."""
