@@ -1510,6 +1510,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tractkit.state.TrainerState.snapshot': ('state.html#trainerstate.snapshot', 'tractkit/state.py'),
                                 'tractkit.state.TrainerState.state_dict': ('state.html#trainerstate.state_dict', 'tractkit/state.py'),
                                 'tractkit.state.TrainerState.to': ('state.html#trainerstate.to', 'tractkit/state.py'),
+                                'tractkit.state._build': ('state.html#_build', 'tractkit/state.py'),
                                 'tractkit.state._eval_mode': ('state.html#_eval_mode', 'tractkit/state.py')},
             'tractkit.steps': { 'tractkit.steps.TrainerSteps': ('steps.html#trainersteps', 'tractkit/steps.py'),
                                 'tractkit.steps.TrainerSteps.__init_subclass__': ( 'steps.html#trainersteps.__init_subclass__',

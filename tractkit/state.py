@@ -30,7 +30,7 @@ from .runlog import Curve, RunLog
 
 _T = TypeVar("_T")
 
-# %% ../nbs/33_state.ipynb #c0024849
+# %% ../nbs/33_state.ipynb #8053ce8b
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -142,20 +142,17 @@ class TrainerState:
         """See `load`."""
         if tree.get("format") != 1:
             raise DataError(f"a state of format {tree.get('format')}; this version reads format 1", file=file, fix="Use a version that wrote it")
-        stored = tree["model"]
-        if model is None:
-            try:
-                model = build_model(stored["class"], stored["hyperparameters"] or {})
-            except ValueError as e:
-                raise DataError(f"this is the training of a {stored['class']}, which is no registered model", file=file,
-                                fix=f"Build it and pass it: TrainerState.load(path, model={stored['class']}(...))") from e
-        model.to(device)
         try:
+            if model is None:
+                model = _build(tree["model"])
+            model.to(device)
             made = make_optimizer(model, optimizer or tree["optimizer"]["name"])
             state = cls(model, made, optimizer if isinstance(optimizer, str) else type(made).__name__, 0)
             state.load_state_dict(tree, accept)
         except ValueError as e:
             raise DataError(getattr(e, "problem", str(e)), file=file, fix=getattr(e, "fix", "Pass model= and optimizer= as they were")) from e
+        except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
+            raise DataError(f"this is no whole state ({type(e).__name__}: {e})", file=file, fix="Use the checkpoint before it") from e
         if file is not None:
             folder = Path(file).absolute().parent
             state.checkpoints = Checkpoints(folder)
@@ -263,6 +260,15 @@ class TrainerState:
 
 _PLAIN = ("seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
           "finished", "scaler", "validation", "run_id", "parent", "time", "log_path")
+
+
+def _build(stored: Mapping[str, Any]) -> nn.Module:
+    """A registered model as it was described."""
+    try:
+        return build_model(stored["class"], stored["hyperparameters"] or {})
+    except ValueError as e:
+        raise DataError(f"this is the training of a {stored['class']}, which is no registered model",
+                        fix=f"Build it and pass it: TrainerState.load(path, model={stored['class']}(...))") from e
 
 
 @contextmanager
