@@ -259,6 +259,17 @@ def _register() -> None:
     damage("a connectivity matrix is of other blocs", "any")(attribute("streamlines", "connectivity_nb_blocs", [3, 3, 3]))
     damage("source ids are too few", "any")(change("source_ids", lambda v: v[:-1]))
 
+    for path in ("offsets", "lengths", "euclidean_lengths", "data_per_streamline/bundle", "data_per_point/fa", "groups/left", "connectivity_matrix"):
+        for what, value in {"a word": "word", "empty": h5py.Empty("f4"), "a table of words": [["a", "b"]], "a date": np.zeros(3, "V8")}.items():
+            damage(f"{path} is {what}", "error")(change(path, lambda v, value=value: value))
+
+        @damage(f"{path} is a terabyte that is not there", "error")
+        def _(h5, subject, path=path):
+            g = h5[subject]["streamlines"]
+            shape, kind = g[path].shape, g[path].dtype
+            del g[path]
+            g.create_dataset(path, (10**12 // kind.itemsize, *shape[1:]), kind, chunks=(1000, *shape[1:]))
+
     # volumes
     for name, make in {"text": lambda d: "voxels", "2-D": lambda d: d[0, 0], "5-D": lambda d: d[..., None], "complex": lambda d: d.astype(complex),
                        "empty": lambda d: d[:0], "without features": lambda d: d[..., :0], "pairs of names": lambda d: np.zeros(3, [("x", "f4"), ("y", "f4")])}.items():

@@ -92,18 +92,6 @@ def outcome(result: dict, digest: str) -> str:
 
 # ---- data files: damage by name ------------------------------------------------------------------------------
 
-UNREAD = "the dataset does not yet turn this into an error of its own that names subject and group"
-PENDING = dict.fromkeys([
-    "a terabyte of points with lengths to match", "dimensions are [1.5, 2, 3]", "a terabyte of voxels that is not there",
-    "streamlines is a soft link to itself", "input is a soft link to itself", "the subject is a dataset", "training_subjs are empty",
-    "validation_subjs are empty", "testing_subjs are empty", "the step size is (3,) array([0,", "the step size is None Empty(dty",
-    "streamlines has type Empty(dtype=dtype('float32'))", "input has type Empty(dtype=dtype('float32'))",
-    "streamlines is a soft link to nothing", "input is a soft link to nothing", "the format is () 'one'", "the format is (2, 2) array([[1",
-    "the format is None Empty(dty", "the format is () nan",
-], UNREAD)
-PENDING |= dict.fromkeys(["streamlines has an affine of huge voxels"], "the loader does not yet say whose streamlines cannot be resampled")
-
-
 def damaged(name: str, subject: str, good: Path, folder: Path) -> Path:
     path = shutil.copy(good, folder / "x.hdf5")
     with h5py.File(path, "a") as h5:
@@ -122,8 +110,8 @@ def check_damage(name: str, subject: str, good, server, folder: Path) -> None:
         assert errors_of(result), f"{got}, but validate finds nothing: {result['eager']}"
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.xfail(strict=True, reason=PENDING[name])) if name in PENDING
-                                  else pytest.param(name, marks=pytest.mark.full) for name in HDF5_DAMAGE])
+@pytest.mark.full
+@pytest.mark.parametrize("name", HDF5_DAMAGE)
 def test_each_damage(name, good, server, tmp_path):
     check_damage(name, "sub-0" if "huge voxels" in name else "sub-1", good, server, tmp_path)  # sub-0 is in the batch
 
@@ -133,7 +121,7 @@ def scratch(tmp_path_factory):
     return tmp_path_factory.mktemp("fuzz")
 
 
-@given(name=st.sampled_from([name for name in HDF5_DAMAGE if name not in PENDING]), subject=st.sampled_from(SUBJECTS))
+@given(name=st.sampled_from(sorted(HDF5_DAMAGE)), subject=st.sampled_from(SUBJECTS))
 @settings(repeatable, max_examples=CASES // 4)
 def test_damaged_values(name, subject, good, server, scratch):
     check_damage(name, subject, good, server, scratch)
@@ -163,7 +151,6 @@ def damaged_bytes(draw, raw: bytes, places: list[int]):
     return flip(raw, [(k, draw(bits)) for k in at])
 
 
-@pytest.mark.xfail(FULL, strict=True, reason="the dataset lets a KeyError of h5py through where the header of a group is damaged")
 @given(data=st.data())
 @settings(repeatable, max_examples=CASES // 4)
 def test_damaged_bytes(data, good, server, scratch):

@@ -85,7 +85,7 @@ PLACES = {  # damage -> where it is found; `@` is an attribute
     "points were never written": "data", "a terabyte of points that is not there": "data", "a terabyte of points in empty chunks": "data",
     "a terabyte of points with lengths to match": "data", "streamlines has no type": "@type", "input has type 'tensor'": "@type",
     "streamlines has an affine that is singular": "@affine", "input has an affine that is NaN": "@affine", "no origin": "@origin",
-    "dimensions are [0, 11, 9]": "@dimensions", "no dimensions": "@dimensions", "dps has too few rows": "data_per_streamline/bundle",
+    "dimensions are [0, 11, 9]": "@dimensions", "dimensions are [1.5, 2, 3]": "@dimensions", "no dimensions": "@dimensions", "dps has too few rows": "data_per_streamline/bundle",
     "dpp is text": "data_per_point/fa", "all dps is a dataset": "data_per_streamline", "ids of a group are past the end": "groups/left",
     "ids of a group are negative": "groups/left", "ids of a group are floats": "groups/left", "lengths in mm are negative": "euclidean_lengths",
     "lengths in mm are too few": "euclidean_lengths", "a connectivity matrix is not square": "connectivity_matrix",
@@ -348,6 +348,12 @@ def test_extract_refuses_to_overwrite(good, tmp_path):
     assert [p.name for p in (tmp_path / "out").rglob("*") if p.is_file()] == ["input.nii.gz"]
     extract_hdf5(good, tmp_path / "out", overwrite=True, progress=False)
     assert (tmp_path / "out/sub-1/input.nii.gz").read_bytes() != b"mine"
+
+
+def test_extract_says_when_it_cannot_write(good, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="sub-0/.*cannot be extracted .*Not a directory.*Check the space and the rights"):
+        extract_hdf5(good, tmp_path / "file", progress=False)
 
 
 def test_extract_interrupted_leaves_whole_files(good, tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import tracemalloc
 from unittest import mock
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -205,6 +206,17 @@ def test_noise(tmp_path):
     assert abs(torch.corrcoef(torch.stack([forward.ravel(), loss.ravel()]))[0, 1]) < 0.05
     assert abs(torch.corrcoef(torch.stack([forward[:-1, 0], forward[1:, 0]]))[0, 1]) < 0.05
     assert abs(torch.corrcoef(forward.T)[0, 1]) < 0.05
+
+
+def test_the_subject_with_another_number_of_features_is_named(tmp_path):
+    path, _ = make_file(tmp_path)
+    with h5py.File(path, "a") as h5:
+        data = h5["sub-1/input/data"][..., :2]
+        del h5["sub-1/input/data"]
+        h5["sub-1/input/data"] = data
+    with pytest.raises(DataError, match="has 2 features, others have 3") as e:
+        _ = BatchLoaderOneInput(MultiSubjectDataset(path).load_data(), None, "input", "streamlines").nb_features
+    assert (e.value.subject, e.value.group) == ("sub-1", "input")
 
 
 def test_inputs_are_the_world_under_the_points(made):

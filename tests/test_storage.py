@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tractkit.files import DataError
-from tractkit.storage import ByteCache, LocalFile, chunk_ranges, open_unlocked, place_of
+from tractkit.storage import ByteCache, LocalFile, chunk_ranges, open_unlocked, place_of, reading
 from tractkit.storage_remote import RemoteFile, data_file
 
 N = 5000
@@ -304,6 +304,23 @@ def test_no_hdf5(tmp_path, made, remote):
         fsspec.filesystem("memory").pipe("/cut.h5", content)
         with pytest.raises(DataError, match="truncated or no HDF5"):
             data_file("memory://cut.h5" if remote else tmp_path / "cut.h5").ask(list)
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_whatever_goes_wrong_inside_names_the_file(made, remote):
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/whole.h5", made[0].read_bytes())
+    file = data_file("memory://whole.h5" if remote else made[0])
+    with pytest.raises(DataError, match="cannot be read.*KeyError") as e:
+        file.ask(lambda h5: h5["nothing"])
+    assert e.value.file == file.path and isinstance(e.value.__cause__, KeyError)
+
+
+def test_an_error_keeps_the_place_it_knows():
+    with pytest.raises(DataError) as e, reading("f", "s", "g"):
+        raise DataError("problem", subject="other", fix="do")
+    assert (e.value.problem, e.value.file, e.value.subject, e.value.group, e.value.fix) == ("problem", "f", "other", "g", "do")
 
 
 # ---- blocks of a remote file ----------------------------------------------------------------------------------

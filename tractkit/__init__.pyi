@@ -29,7 +29,7 @@ from .demo import DemoSettings as DemoSettings
 from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
 from .batch_iter import EpochPlan as EpochPlan
-from .batch_iter import ExpirationPool as ExpirationPool
+from .batch_flow import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
 from .feeding import Feeder as Feeder
@@ -47,7 +47,7 @@ from .history import History as History
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .batch_iter import Infinite as Infinite
 from .models.blocks import InterpolateToInput as InterpolateToInput
-from .batch_iter import Iterator as Iterator
+from .batch_flow import Iterator as Iterator
 from .keyed import KEYED_VERSION as KEYED_VERSION
 from .models.layers import KeyedDropout as KeyedDropout
 from .phantom import LAYOUTS as LAYOUTS
@@ -57,7 +57,7 @@ from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .storage import LocalFile as LocalFile
 from .policy import LoggerPolicy as LoggerPolicy
-from .batch_iter import Loky as Loky
+from .batch_flow import Loky as Loky
 from .policy import LossStop as LossStop
 from .augment import MIN_PART as MIN_PART
 from .contents import MRIData as MRIData
@@ -124,7 +124,7 @@ from .session import Session as Session
 from .dwi import ShInfo as ShInfo
 from .plan import Shard as Shard
 from .models.blocks import Softmax as Softmax
-from .batch_iter import Source as Source
+from .batch_draws import Source as Source
 from .space import Space as Space
 from .models.blocks import Split as Split
 from .models.blocks import SplitAdd as SplitAdd
@@ -132,7 +132,7 @@ from .models.blocks import SplitCat as SplitCat
 from .sources import SplitEntry as SplitEntry
 from .models.blocks import SplitReduce as SplitReduce
 from .models.layers import StackedRNN as StackedRNN
-from .batch_iter import Stage as Stage
+from .batch_flow import Stage as Stage
 from .control import Status as Status
 from .session import Step as Step
 from .tracking import StepModel as StepModel
@@ -151,7 +151,7 @@ from .control import T as T
 from .policy import TQDM as TQDM
 from .models.directions import Targets as Targets
 from .scoring import TextTable as TextTable
-from .batch_iter import Threads as Threads
+from .batch_flow import Threads as Threads
 from .policy import TimeProfiler as TimeProfiler
 from .functional import TorchModel as TorchModel
 from .hooks import TorchSchedule as TorchSchedule
@@ -177,7 +177,7 @@ from .augment import Wholes as Wholes
 from .hdf5 import add_subject as add_subject
 from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
-from .batch_iter import apply_at as apply_at
+from .batch_draws import apply_at as apply_at
 from .batch_iter import as_batch_iter as as_batch_iter
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
@@ -197,9 +197,9 @@ from .storage import chunk_ranges as chunk_ranges
 from .scoring import classify_streamlines as classify_streamlines
 from .describe import code_version as code_version
 from .plots import color_ball as color_ball
-from .batch_iter import combine_batches as combine_batches
-from .batch_iter import combine_pad as combine_pad
-from .batch_iter import combine_to_arrays as combine_to_arrays
+from .batch_flow import combine_batches as combine_batches
+from .batch_flow import combine_pad as combine_pad
+from .batch_flow import combine_to_arrays as combine_to_arrays
 from .scoring import compare_tractograms as compare_tractograms
 from .scoring import comparison_table as comparison_table
 from .shorthand import complete_back as complete_back
@@ -248,10 +248,10 @@ from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .hdf5_check import html_table as html_table
 from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
-from .batch_iter import item_key as item_key
+from .batch_draws import item_key as item_key
 from .dwi import largest_sh_order as largest_sh_order
 from .weights import load_best_val as load_best_val
-from .batch_iter import load_by_random_id as load_by_random_id
+from .batch_draws import load_by_random_id as load_by_random_id
 from .checkpoint import load_checkpoint as load_checkpoint
 from .sources import load_config as load_config
 from .sources import load_connectivity as load_connectivity
@@ -269,7 +269,7 @@ from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
 from .scoring import mdf as mdf
 from .functional import multi_inference_step as multi_inference_step
-from .batch_iter import multiply as multiply
+from .batch_draws import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
@@ -297,20 +297,21 @@ from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
 from .snags import provenance as provenance
-from .batch_iter import random_apply as random_apply
+from .batch_draws import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
 from .weights import read_scalars as read_scalars
 from .sources import read_splits as read_splits
 from .weights import read_weights as read_weights
+from .storage import reading as reading
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .augment import resampled as resampled
 from .streamlines import reverse as reverse
 from .demo import run_demo as run_demo
-from .batch_iter import sample as sample
-from .batch_iter import sample_args as sample_args
+from .batch_draws import sample as sample
+from .batch_draws import sample_args as sample_args
 from .inputs import sample_nearest as sample_nearest
 from .phantom import sample_subjects as sample_subjects
 from .inputs import sample_trilinear as sample_trilinear
@@ -350,7 +351,7 @@ from .functional import train_step as train_step
 from .functional import training_loss as training_loss
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
-from .batch_iter import unpack_args as unpack_args
+from .batch_draws import unpack_args as unpack_args
 from .checkpoint import unpack_tree as unpack_tree
 from .models.layers import use_generator as use_generator
 from .hdf5_check import validate_hdf5 as validate_hdf5
@@ -361,7 +362,7 @@ from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
-from .batch_iter import zip_apply as zip_apply
+from .batch_draws import zip_apply as zip_apply
 
 __version__: str
 __all__: list[str]

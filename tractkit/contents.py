@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'MRIData', 'ReadVolume', 'find_volume', 'Connectivity', 'SFTData', 'find_streamlines', 'make_streamlines']
 
-# %% ../nbs/11_contents.ipynb #c4722030
+# %% ../nbs/11_contents.ipynb #51b62303
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,8 +15,8 @@ import numpy as np
 from numba import njit
 
 from .files import DataError
-from .space import check_affine
-from .storage import ByteCache, LocalFile, Place, chunk_ranges, place_of
+from .space import check_affine, voxel_sizes
+from .storage import ByteCache, LocalFile, Place, chunk_ranges, place_of, reading
 from .storage_remote import RemoteFile
 from .streamlines import Streamlines
 from .tractogram import Tractogram
@@ -70,7 +70,7 @@ def _rows_of(file: _File, data: h5py.Dataset) -> Rows:
         raise DataError(f"{data.name} should end at byte {place.stop}, the file at {file.size}", file=file.path, fix="It was truncated: create it again")
     return Rows(file, data.name, place, data.dtype, data.shape, (file.path, int(h5py.h5o.get_info(data.id).addr)), tuple(chunk_ranges(data)))
 
-# %% ../nbs/11_contents.ipynb #e80bbaa3
+# %% ../nbs/11_contents.ipynb #cdcb78a4
 @dataclass(frozen=True, eq=False)
 class MRIData:
     """A volume of a subject; `volume` is in memory, or read from the file and kept for a while."""
@@ -94,6 +94,11 @@ class MRIData:
     def volume(self) -> Volume:
         """The volume with its data."""
         return self.source if isinstance(self.source, Volume) else self.source()
+
+    def __repr__(self) -> str:
+        sizes = " × ".join(f"{size:.3g}" for size in voxel_sizes(self.affine))
+        where = "in memory" if isinstance(self.source, Volume) else "on disk"
+        return f"MRIData({self.subject}/{self.name}: {' × '.join(map(str, self.shape))}, voxels of {sizes} mm, {where})"
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,7 @@ class Connectivity:
     nb_blocs: np.ndarray | None = None   # (1,) or (3,): into how many blocs the volume is cut
     labels: np.ndarray | None = field(default=None, repr=False)  # (X, Y, Z): the region of each voxel
 
-# %% ../nbs/11_contents.ipynb #eb37c518
+# %% ../nbs/11_contents.ipynb #b002bfbe
 class SFTData:
     """The streamlines of a subject: how many, how long, what is known of each, and their points when asked for.
 
@@ -210,10 +215,8 @@ class SFTData:
         if isinstance(self._points, Streamlines):
             return self._points if ids is None else self._points[self._ids(ids)]
         starts, stops, offsets = self._ranges(ids)
-        try:
+        with reading(self._points.rows.file.path, self.subject, self.name):
             return self._points.read(starts, stops, offsets)
-        except DataError as e:
-            raise self._placed(e, self._points.rows.file) from e
 
     def packed(
         self,
@@ -234,18 +237,13 @@ class SFTData:
         found = {}
         for key, data in self._dpp.items():
             if isinstance(data, Rows):
-                try:
+                with reading(data.file.path, self.subject, self.name):
                     found[key] = _columns(data.read(starts, stops))
-                except DataError as e:
-                    raise self._placed(e, data.file) from e
             elif ids is None:
                 found[key] = data
             else:
                 found[key] = data[np.arange(offsets[-1]) + np.repeat(starts - offsets[:-1], stops - starts)]
         return found
-
-    def _placed(self, e: DataError, file: _File) -> DataError:
-        return DataError(e.problem, file=e.file or file.path, subject=self.subject, group=self.name, fix=e.fix)
 
     def _ids(self, ids: Any) -> np.ndarray:
         """(k,) int64, at least 0."""
@@ -288,7 +286,7 @@ class SFTData:
     def __repr__(self) -> str:
         return f"SFTData({self.subject}/{self.name}: {len(self):,} streamlines, {int(self._offsets[-1]):,} points{', on disk' if self.is_lazy else ''})"
 
-# %% ../nbs/11_contents.ipynb #0df2345f
+# %% ../nbs/11_contents.ipynb #aea4c559
 _ORIGIN_SHIFT = {"Origin.TRACKVIS": -0.5, "corner": -0.5, "trackvis": -0.5, "Origin.NIFTI": 0.0, "center": 0.0, "nifti": 0.0}
 
 
@@ -308,18 +306,27 @@ class _Found:
     labels: np.ndarray | None
 
 
+def _values(data: h5py.Dataset) -> np.ndarray:
+    """All of a small array."""
+    if not isinstance(data, h5py.Dataset) or data.shape is None or data.dtype.kind not in "biuf":
+        raise DataError(f"{data.name} holds no numbers")
+    if data.nbytes > 2**20 + _MOST_COMPRESSED * data.id.get_storage_size():
+        raise DataError(f"{data.name} should hold {data.nbytes:,} bytes, of which few were ever written", fix="Create the file again")
+    return np.asarray(data[()])
+
+
 def find_streamlines(file: _File, group: h5py.Group) -> _Found:
     def optional(name: str) -> np.ndarray | None:
-        return group[name][()] if name in group else None
+        return _values(group[name]) if name in group else None
 
     def each(name: str) -> dict[str, h5py.Dataset]:
         return dict(group[name].items()) if name in group else {}
 
     return _Found(
-        _rows_of(file, group["data"]), group["offsets"][()], group["lengths"][()],
+        _rows_of(file, group["data"]), _values(group["offsets"]), _values(group["lengths"]),
         {key: group.attrs[key] for key in ("space", "origin", "affine", "dimensions")} | dict(group.attrs), optional("euclidean_lengths"),
-        {k: v[()] for k, v in each("data_per_streamline").items()}, {k: _rows_of(file, v) for k, v in each("data_per_point").items()},
-        {k: v[()] for k, v in each("groups").items()}, optional("connectivity_matrix"), optional("connectivity_label_volume"))
+        {k: _values(v) for k, v in each("data_per_streamline").items()}, {k: _rows_of(file, v) for k, v in each("data_per_point").items()},
+        {k: _values(v) for k, v in each("groups").items()}, optional("connectivity_matrix"), optional("connectivity_label_volume"))
 
 
 def _offsets_of(found: _Found) -> np.ndarray:

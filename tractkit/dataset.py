@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SubjectData', 'MultisubjectSubset', 'MultiSubjectDataset']
 
-# %% ../nbs/11_dataset.ipynb #70eb46cc
+# %% ../nbs/11_dataset.ipynb #f71f82da
 import hashlib
 import html
 import os
@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from .contents import MRIData, ReadVolume, Rows, SFTData, find_streamlines, find_volume, make_streamlines
 from .files import DataError
 from .hdf5 import HDF5_FORMAT, SPLITS, hdf5_fingerprint
-from .storage import ByteCache, LocalFile
+from .storage import ByteCache, LocalFile, reading
 from .storage_remote import RemoteFile, data_file
 from .streamlines import Streamlines
 from .tractogram import Tractogram
@@ -75,7 +75,7 @@ class MultisubjectSubset:
     def __repr__(self) -> str:
         return f"MultisubjectSubset({self.name}: {', '.join(self._subjects) or 'no subject'})"
 
-# %% ../nbs/11_dataset.ipynb #08718a85
+# %% ../nbs/11_dataset.ipynb #5e273b0e
 _File = LocalFile | RemoteFile
 
 
@@ -113,37 +113,30 @@ def _link(group: h5py.Group, name: str) -> tuple[str, str] | None:
 
 
 def _look_at_group(file: _File, group: Any, subject: str, name: str) -> tuple[str, Any]:
-    kind = group.attrs.get("type") if isinstance(group, h5py.Group) else None
-    try:
+    with reading(file.path, subject, name):
+        kind = group.attrs.get("type") if isinstance(group, h5py.Group) else None
         if kind == "volume":
             return kind, find_volume(file, group)
         if kind == "streamlines":
             return kind, find_streamlines(file, group)
         raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
-    except DataError as e:
-        raise DataError(e.problem, file=file.path, subject=subject, group=name, fix=e.fix) from e
-    except (KeyError, OSError, RuntimeError, AttributeError, TypeError) as e:
-        raise DataError(f"is incomplete or damaged ({e})", file=file.path, subject=subject, group=name, fix="Create the file again") from e
 
 
 def _look_at_subject(file: _File, parent: h5py.Group, subject: str, chosen: dict[str, set[str] | None]) -> _Look:
     """What is known of a subject's groups without reading points and voxels."""
     found: _Look = {}
-    if not isinstance(parent, h5py.Group):
-        raise DataError("is no group", file=file.path, subject=subject)
-    wanted = set().union(*(names or () for names in chosen.values()))
-    if absent := [name for name in sorted(wanted) if name not in list(parent)]:
-        raise DataError(f"no such group; there are {', '.join(parent)}", file=file.path, subject=subject, group=absent[0])
-    for name in parent:
-        if link := _link(parent, name):
-            found[name] = "link", link
-            continue
-        try:
-            group = parent[name]
-        except (KeyError, OSError, RuntimeError) as e:
-            raise DataError(f"cannot be found ({e})", file=file.path, subject=subject, group=name) from e
-        if _is_wanted(group.attrs.get("type"), name, chosen):
-            found[name] = _look_at_group(file, group, subject, name)
+    with reading(file.path, subject):
+        if not isinstance(parent, h5py.Group):
+            raise DataError("is no group")
+        wanted, there = set().union(*(names or () for names in chosen.values())), list(parent)
+        if absent := sorted(wanted - set(there)):
+            raise DataError(f"no such group; there are {', '.join(there)}", group=absent[0])
+    for name in there:
+        with reading(file.path, subject, name):
+            if link := _link(parent, name):
+                found[name] = "link", link
+            elif _is_wanted(parent[name].attrs.get("type"), name, chosen):
+                found[name] = _look_at_group(file, parent[name], subject, name)
     return found
 
 
@@ -151,7 +144,7 @@ def _is_wanted(kind: Any, name: str, chosen: dict[str, set[str] | None]) -> bool
     names = chosen.get(kind) if isinstance(kind, str) else None
     return names is None or name in names
 
-# %% ../nbs/11_dataset.ipynb #2a6fc0ec
+# %% ../nbs/11_dataset.ipynb #1f87307e
 class MultiSubjectDataset:
     """The subjects of an HDF5 file written by `create_hdf5` or by dwi_ml.
 
@@ -172,10 +165,7 @@ class MultiSubjectDataset:
         self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
         self._files: dict[tuple[str, str], _File] = {}
         self._cache = ByteCache(cache_bytes, cache_size)
-        try:
-            root = self._file.ask(_root)
-        except DataError as e:
-            raise DataError(e.problem, file=e.file or self.path, fix=e.fix) from e
+        root = self._file.ask(_root)
         self._names = {split: [str(s) for s in root[f"{split}_subjs"]] for split in SPLITS}
         numbers = {k: root[k] for k in ("step_size", "nb_points", "compress")}
         self.step_size: float | None = numbers["step_size"]  # mm, if the file was made with one; so are the next

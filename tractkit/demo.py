@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SubjectFiles', 'check_subject', 'DemoSettings', 'demo_settings', 'demo_trainer', 'Demo', 'run_demo', 'open_demo']
 
-# %% ../nbs/52_demo.ipynb #7a905383
+# %% ../nbs/52_demo.ipynb #493eea73
 import dataclasses
 import json
 import os
@@ -461,7 +461,7 @@ def _dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     say(str(grid))
     return chosen
 
-# %% ../nbs/52_demo.ipynb #0aad79c5
+# %% ../nbs/52_demo.ipynb #f757735c
 def _report(demo: Demo) -> str:
     """Write `scores.json` and `scores.txt`; return the text."""
     results: dict = {"validation_loss": demo.losses["validation"]}
@@ -490,6 +490,14 @@ def _pictures(demo: Demo) -> None:
     save_figure(plot_comparison(three, background=background, max_streamlines=1000), demo.folder / "comparison.png")
 
 
+def _to_be_read(notebook: Any) -> Any:
+    """Without hidden cells, and without the lines that speak to nbdev."""
+    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("#| hide")]
+    for cell in notebook.cells:
+        cell.source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("#| "))
+    return notebook
+
+
 def _html(demo: Demo, say: Callable[[str], None]) -> None:
     """`tutorial.html`: the tutorial, executed on this run; needs the extra `lab`."""
     name = "91_tutorial.real.ipynb" if demo.settings.own else "90_tutorial.phantom.ipynb"
@@ -506,11 +514,11 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
                             resources={"metadata": {"path": str(demo.folder)}})
     client.execute(env={**os.environ, "TRACTKIT_DEMO": str(demo.folder.resolve())})
-    page, _ = HTMLExporter().from_notebook_node(notebook)
+    page, _ = HTMLExporter().from_notebook_node(_to_be_read(notebook))
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
-# %% ../nbs/52_demo.ipynb #26b94d2c
+# %% ../nbs/52_demo.ipynb #76d06d26
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for a person's files
     *,
@@ -576,7 +584,7 @@ def _plan(demo: Demo) -> str:
     split = ", ".join(f"{part} {' '.join(entries)}" for part, entries in demo.splits.items())
     return (f"tractkit demo: {who} -> one HDF5 -> Learn2Track, {s.max_epochs} epochs -> tracking -> scores\n"
             f"  {split}\n"
-            f"  results in {demo.folder}; about {'a minute or two' if s.batch_size < 100 else '8 minutes'} on two cores. "
+            f"  results in {demo.folder}; about {'a minute or two' if s.batch_size < 100 else 'five minutes'} on two cores. "
             "Ctrl-C at any time: the same command goes on from there.")
 
 

@@ -6,7 +6,7 @@
 __all__ = ['to_tensors', 'to_arrays', 'training_loss', 'train_step', 'set_optimizer_params', 'inference_step',
            'multi_inference_step', 'TorchModel', 'ModelTrainer', 'open_log', 'ConsoleLogger', 'train_model']
 
-# %% ../nbs/35_functional.ipynb #a52d6400
+# %% ../nbs/35_functional.ipynb #65fce2ab
 import inspect
 import itertools
 import math
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .batch_iter import as_batch_iter
-from .batch_iter import ExpirationPool, Infinite, Iterator, Loky, Source, Threads, item_key, load_by_random_id, sample  # noqa: F401
-from .batch_iter import apply_at, combine_batches, combine_pad, combine_to_arrays, multiply, random_apply  # noqa: F401
-from .batch_iter import sample_args, unpack_args, zip_apply  # noqa: F401
+from .batch_draws import Source, item_key, load_by_random_id, sample  # noqa: F401
+from .batch_draws import apply_at, multiply, random_apply, sample_args, unpack_args, zip_apply  # noqa: F401
+from .batch_flow import ExpirationPool, Iterator, Loky, Threads, combine_batches, combine_pad, combine_to_arrays  # noqa: F401
+from .batch_iter import Infinite, as_batch_iter  # noqa: F401
 from .checkpoint import Checkpoints
 from .hooks import OnNonFinite, TorchSchedule
 from .policy import TQDM, Policy, ValuePolicy, as_value_policy

@@ -401,7 +401,7 @@ def _connectivity_faults(group: h5py.Group) -> Iterator[_Fault]:
     if not faults and _not_finite(matrix)[0]:
         yield _remark("connectivity_matrix", "has values that are NaN or infinite", "Compute it again")
 
-# %% ../nbs/11_hdf5_check.ipynb #649413f8
+# %% ../nbs/11_hdf5_check.ipynb #926f5343
 def _streamlines_faults(group: h5py.Group, volumes: dict) -> Iterator[_Fault]:
     missing = list(_missing(group, ["data", "lengths"], ["space", "origin", "affine", "dimensions"]))
     yield from missing
@@ -411,7 +411,7 @@ def _streamlines_faults(group: h5py.Group, volumes: dict) -> Iterator[_Fault]:
     described = list(_grid_faults(group, "voxel_sizes"))
     if space not in _SPACES or origin not in _SHIFTS:
         described.append(_fault("@space", f"is {space!r} with origin {origin!r}, not vox with corner or center"))
-    if dimensions.shape != (3,) or dimensions.dtype.kind not in "iuf" or not (dimensions >= 1).all():
+    if dimensions.shape != (3,) or dimensions.dtype.kind not in "iuf" or not (dimensions >= 1).all() or (dimensions % 1).any():
         described.append(_fault("@dimensions", f"is {dimensions.tolist()}, not three numbers of voxels"))
     laid_out = list(_offsets_faults(group))
     yield from described + laid_out

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['OUTSIDE', 'sample_trilinear', 'sample_nearest', 'GroupInputs']
 
-# %% ../nbs/13_inputs.ipynb #54b00177
+# %% ../nbs/13_inputs.ipynb #ad1970ee
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -103,7 +104,7 @@ def _trilinear_rows(flat: torch.Tensor, points: torch.Tensor, size: torch.Tensor
         out.addcmul_(flat.index_select(0, rows[:, corner]), weights[:, corner, None])
     return out
 
-# %% ../nbs/13_inputs.ipynb #b6cad477
+# %% ../nbs/13_inputs.ipynb #e96e5b4e
 class GroupInputs:
     """Samples one volume group of a dataset under the points of a batch, on the points' device.
 
@@ -128,11 +129,14 @@ class GroupInputs:
     @property
     def nb_features(self) -> int:
         """Numbers per voxel. Raises DataError if subjects differ."""
-        found = {s.volumes[self.group].nb_features: s.name
+        found = {s.name: s.volumes[self.group].nb_features
                  for subset in (self.dataset.training_set, self.dataset.validation_set, self.dataset.testing_set) for s in subset}
-        if len(found) != 1:
-            raise DataError(f"subjects differ in their number of features: {found}", file=self.dataset.path, group=self.group)
-        return next(iter(found))
+        if not found:
+            raise DataError("no subject is loaded", file=self.dataset.path, group=self.group)
+        usual = Counter(found.values()).most_common(1)[0][0]
+        if odd := [name for name, n in found.items() if n != usual]:
+            raise DataError(f"has {found[odd[0]]} features, others have {usual}", file=self.dataset.path, subject=odd[0], group=self.group, fix="Create the file again")
+        return usual
 
     @property
     def input_size(self) -> int:

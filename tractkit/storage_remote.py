@@ -18,13 +18,13 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-# %% ../nbs/09_storage_remote.ipynb #8658994d
+# %% ../nbs/09_storage_remote.ipynb #818edfc3
 from .files import DataError
-from .storage import ByteCache, LocalFile, Place
+from .storage import ByteCache, LocalFile, Place, reading
 
 _T = TypeVar("_T")
 
-# %% ../nbs/09_storage_remote.ipynb #4c510164
+# %% ../nbs/09_storage_remote.ipynb #279de759
 class _Picture(io.RawIOBase):
     """A file as far as its blocks are known; notes which were missing."""
 
@@ -57,6 +57,13 @@ class _Picture(io.RawIOBase):
         return b - a
 
 
+def _open(picture: _Picture, path: str) -> h5py.File:
+    try:
+        return h5py.File(picture, "r")
+    except OSError as e:
+        raise DataError(f"cannot be opened ({e})", file=path, fix="It is truncated or no HDF5 file: create it again") from e
+
+
 def _pieces(begins: np.ndarray, ends: np.ndarray, block_size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Cut byte ranges at block borders: block of each piece, first byte in it, and the byte after the last."""
     begins, ends = begins[begins < ends], ends[begins < ends]
@@ -74,7 +81,7 @@ def _fill(out: np.ndarray, pieces: tuple[np.ndarray, np.ndarray, np.ndarray], bl
         done += b - a
     return done
 
-# %% ../nbs/09_storage_remote.ipynb #9367087c
+# %% ../nbs/09_storage_remote.ipynb #d4bd983a
 _STAMPS = ("size", "ETag", "etag", "LastModified", "Last-Modified", "last_modified", "mtime", "updated", "created", "generation", "Content-MD5")
 _MERGE, _REQUEST, _AT_ONCE = 2, 128, 512  # blocks: gaps fetched along, the most in a request, the most held beside the cache
 
@@ -150,14 +157,12 @@ class RemoteFile:
         while True:
             picture = _Picture(self.size, self.block_size, known)
             try:
-                with h5py.File(picture, "r") as h5:
+                with reading(self.path), _open(picture, self.path) as h5:
                     answer = question(h5)
                 if not picture.missing:
                     return answer
-            except Exception as e:  # HDF5 makes of a missing block what it likes
+            except DataError:  # HDF5 makes of a missing block what it likes
                 if not picture.missing:
-                    if isinstance(e, OSError):
-                        raise DataError(f"cannot be read ({e})", file=self.path, fix="It is truncated or no HDF5 file: create it again") from e
                     raise
             known.update(self._blocks(sorted(picture.missing)))
 
