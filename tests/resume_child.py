@@ -228,10 +228,9 @@ def child(job: dict) -> None:
 
 def draw_for_ever():
     """What another cell may do."""
-    generator = torch.Generator()
     while True:
-        torch.rand(50), torch.randn(3, 3) @ torch.randn(3, 3), np.random.rand(9), random.random()
-        torch.manual_seed(generator.seed() % 2**31)
+        drawn = [torch.rand(50), torch.randn(3, 3) @ torch.randn(3, 3), np.random.rand(9), random.random()]
+        torch.manual_seed(len(drawn) + random.randrange(2**31))
         time.sleep(0.0005)
 
 

@@ -160,7 +160,7 @@ def kill_many(children, title: str, kills: int, seed: int, whole: str = "whole",
     print(f"{title}: killed at", *hit, sep="\n  ")
     assert sum(not h.startswith("random") for h in hit) * 3 >= len(hit)
     assert len({h.split(",")[0] for h in hit} - {"random"}) == min(named, len(points))
-    assert len(set(hit)) * 3 >= 2 * len(hit), "too few distinct points were hit"
+    assert len(set(hit)) * 2 >= len(hit), "too few distinct points were hit"
     return hit
 
 
@@ -328,3 +328,61 @@ def test_a_damaged_newest_one_costs_only_what_came_after_the_one_before(children
     finish(children, name)
     assert newest.name in children.said and "Going back to an earlier checkpoint" in children.said
     assert not owned.exists()
+
+
+# -- a full disk
+
+ON_A_SMALL_DISK = """
+import sys, warnings
+from pathlib import Path
+from helpers_training import fit, log_without_time, same_states
+
+disk, here, background = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "background"
+whole = fit(here, "whole").train_and_validate()
+for left in (0, 3000, 8000):
+    trainer = fit(disk, f"run-{left}", checkpoint_every_batches=2, save_in_background=background)
+    filler = disk / "filler"
+
+    def fill(event, t):
+        if event == "batch" and t.state.global_step == 7 and not filler.exists():
+            try:
+                with open(filler, "wb", buffering=0) as f:
+                    while f.write(b"x" * 1000) == 1000: pass
+            except OSError:
+                pass
+            with open(filler, "rb+") as f:
+                f.truncate(max(0, filler.stat().st_size - left))
+
+    trainer.listeners.append(fill)
+    try:
+        trainer.train_and_validate()
+    except OSError as e:
+        assert "No space left" in str(e), e
+        assert trainer.status.phase == "failed" and "No space left" in trainer.status.message
+        print("told:", left, e, flush=True)
+    else:
+        raise SystemExit("the disk was never full")
+    last = trainer.checkpoints.newest()[0]["global_step"]
+    assert last >= 4, last
+    filler.unlink()
+    again = fit(disk, f"run-{left}")
+    state = again.train_and_validate()
+    assert same_states(state, whole) == [], left
+    assert log_without_time(again.log) == log_without_time(fit(here, "whole").log), left
+print("equal")
+"""
+
+
+@pytest.mark.parametrize("how", ["in turn", "background"])
+def test_a_disk_that_becomes_full(tmp_path, how):
+    """A small tmpfs in a mount namespace of its own, with little or nothing left from step 7 on."""
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    here = Path(__file__).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    done = subprocess.run(["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"', "sh", disk,
+                           sys.executable, "-c", ON_A_SMALL_DISK, disk, tmp_path, how], capture_output=True, text=True, env=env, timeout=300)
+    print(done.stdout, done.stderr)
+    assert done.returncode == 0 and done.stdout.count("told:") == 3 and done.stdout.endswith("equal\n")

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['RunLog', 'Curve']
 
-# %% ../nbs/31_runlog.ipynb #7242b47e
+# %% ../nbs/31_runlog.ipynb #4f5741c2
+import errno
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-# %% ../nbs/31_runlog.ipynb #6725fad3
+# %% ../nbs/31_runlog.ipynb #e732d162
 class RunLog:
     """The log of a run: `log.jsonl` in its folder. One writer; any number of readers."""
 
@@ -37,7 +38,9 @@ class RunLog:
         record = {"kind": kind, **{k: _plain(v) for k, v in values.items()}}
         if time is not None:
             record["time"] = {k: _plain(v) for k, v in time.items()}
-        self._file.write(json.dumps(record, allow_nan=False).encode() + b"\n")
+        line = json.dumps(record, allow_nan=False).encode() + b"\n"
+        if self._file.write(line) < len(line):  # what a disk that is becoming full does, without an error
+            raise OSError(errno.ENOSPC, "No space left on device: a line of the log was written in part only", os.fspath(self.path))
 
     def sync(self) -> None:
         """Flush what was written to the disk."""

@@ -30,7 +30,7 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #3e2a4275
+# %% ../nbs/34_trainer.ipynb #e27e623e
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -251,8 +251,11 @@ class Trainer(TrainerSteps):
             if session.step.policies is not None:  # the step was begun and did not end
                 session.step.undo(self.model)
                 state.policies = session.step.policies
-            if session.whole:
-                self._save()
+            try:
+                if session.whole:
+                    self._save()
+            except OSError as again:  # of a full disk, say; the last checkpoint is good
+                e.add_note(f"The state could not be saved then: {again}")
             self._tell("training_ended", "failed")
             self._show("ended", phase="failed", message=f"{type(e).__name__}: {e}")
             raise
