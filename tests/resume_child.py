@@ -229,7 +229,7 @@ def child(job: dict) -> None:
 def draw_for_ever():
     """What another cell may do."""
     while True:
-        drawn = [torch.rand(50), torch.randn(3, 3) @ torch.randn(3, 3), np.random.rand(9), random.random()]
+        drawn = [torch.rand(50), torch.randn(3, 3) @ torch.randn(3, 3), np.random.rand(9), random.random()]  # noqa: NPY002
         torch.manual_seed(len(drawn) + random.randrange(2**31))
         time.sleep(0.0005)
 

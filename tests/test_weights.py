@@ -65,7 +65,7 @@ def test_back_to_the_best(run):
 def test_of_other_programs_with_tensorboard(tmp_path, steps, numbers):
     """Scores at epochs or at iterations; weights numbered by epoch."""
     with SummaryWriter(tmp_path / "tensorboard") as writer:
-        for step, number, score in zip(steps, numbers, (.5, float("nan"), .7), strict=True):
+        for step, number, score in zip(steps, numbers, (float("nan"), .5, .7), strict=True):
             writer.add_scalar("train/loss", 1.0, step)
             writer.add_scalar("validation", score, step)
             torch.save(net(number).state_dict(), tmp_path / f"unet_{number}.pth")
@@ -73,13 +73,13 @@ def test_of_other_programs_with_tensorboard(tmp_path, steps, numbers):
     assert [(n, s) for n, s, _ in read_scalars(events) if n == "validation"] == [("validation", s) for s in steps]
     model = nn.Linear(2, 2)
     where = tmp_path / "{model_name}_{epoch}.pth"
-    assert load_best_val(tmp_path / "tensorboard", where, model).name == f"unet_{numbers[0]}.pth" and same(model, net(numbers[0]))
+    assert load_best_val(tmp_path / "tensorboard", where, model).name == f"unet_{numbers[1]}.pth" and same(model, net(numbers[1]))
     assert load_best_val(tmp_path / "tensorboard", where, model, low_is_best=False).name == f"unet_{numbers[2]}.pth"
     assert load_latest(where, model).name == f"unet_{numbers[2]}.pth" and same(model, net(numbers[2]))
     if steps == numbers:
         events.write_bytes(events.read_bytes()[:-30])  # being written
-        assert load_best_val(tmp_path / "tensorboard", where, model).name == f"unet_{numbers[0]}.pth"
-    (tmp_path / f"unet_{numbers[0]}.pth").unlink()
+        assert load_best_val(tmp_path / "tensorboard", where, model).name == f"unet_{numbers[1]}.pth"
+    (tmp_path / f"unet_{numbers[1]}.pth").unlink()
     with pytest.raises(DataError, match="0.5, is that of step"):
         load_best_val(tmp_path / "tensorboard", where, model)
 

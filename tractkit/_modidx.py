@@ -1402,6 +1402,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                   'tractkit.session.Step.begin': ('session.html#step.begin', 'tractkit/session.py'),
                                   'tractkit.session.Step.last': ('session.html#step.last', 'tractkit/session.py'),
                                   'tractkit.session.Step.undo': ('session.html#step.undo', 'tractkit/session.py'),
+                                  'tractkit.session._sampler_of_epoch': ('session.html#_sampler_of_epoch', 'tractkit/session.py'),
                                   'tractkit.session.check_fit': ('session.html#check_fit', 'tractkit/session.py'),
                                   'tractkit.session.check_plan': ('session.html#check_plan', 'tractkit/session.py'),
                                   'tractkit.session.find_state': ('session.html#find_state', 'tractkit/session.py'),

@@ -98,7 +98,7 @@ def plan_mark(plan: Any) -> str:
     """What two equal plans have in common."""
     return str(getattr(plan, "fingerprint", len(plan)))
 
-# %% ../nbs/34_session.ipynb #2c18b011
+# %% ../nbs/34_session.ipynb #74dcc63f
 class ProgressLine:
     """The progress line, if wanted, and an estimate of the time left."""
 
@@ -158,7 +158,7 @@ class Session:
         epoch, most = self.state.epoch, self.trainer.max_batches[subset]
         if self.plans.get(subset, (-1,))[0] != epoch:
             n = self.trainer.iterations_per_epoch if subset == "training" else None
-            sampler = self.trainer.batch_sampler
+            sampler = _sampler_of_epoch(self.trainer.batch_sampler, self.state)
             plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
             self.plans[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self.plans[subset][1:]
@@ -205,7 +205,7 @@ class Session:
         if self.scaler is not None:
             self.state.scaler = self.scaler.state_dict()
 
-# %% ../nbs/34_session.ipynb #e13b6718
+# %% ../nbs/34_session.ipynb #ae0d3053
 def find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
     """The state to train, see above. ValueError if the folder holds another run than the state's."""
     newest = trainer.checkpoints.newest()
@@ -252,10 +252,12 @@ def check_fit(trainer: Any, state: TrainerState) -> None:
         if changed := differences(before["environment"], environment):
             warnings.warn(f"the result may differ in its last bits from that of an uninterrupted run: {'; '.join(changed)}", stacklevel=6)
         if changed := differences(before["sampler"], sampler):
-            trainer._say(f"The sampler has changed: {'; '.join(changed)}.")
+            later = f" This epoch is finished with its batches as they were; the new ones begin with epoch {state.epoch + 2}." * bool(state.batch)
+            trainer._say(f"The sampler has changed: {'; '.join(changed)}.{later}")
         if changed := differences(before["config"], config):
             trainer._say(f"Going on with other settings: {'; '.join(changed)}.")
-    state.fingerprints = {"data": data, "sampler": sampler, "config": config, "environment": environment, "plan": before.get("plan", "")}
+    begun = before["sampler"] if before and state.batch else sampler
+    state.fingerprints = {"data": data, "sampler": begun, "config": config, "environment": environment, "plan": before.get("plan", "")}
 
 
 _CONFIG = {"policies", "weight_decay", "clip_grad", "max_batches", "iterations_per_epoch", "validation_time_limit", "accumulate", "amp"}
@@ -267,7 +269,20 @@ def check_plan(trainer: Any, state: TrainerState, plan: Any) -> None:
     if state.batch and state.fingerprints["plan"] != mark and "plan" not in trainer.accept:
         raise ValueError(f"the state is at batch {state.batch} of an epoch whose batches are not this sampler's: finish the epoch "
                          "with the sampler and data as they were, or pass accept=['plan'] to go on with others")
+    if not state.batch and hasattr(trainer.batch_sampler, "settings"):
+        state.fingerprints["sampler"] = trainer.batch_sampler.settings()
     state.fingerprints["plan"] = mark
+
+
+def _sampler_of_epoch(sampler: Any, state: TrainerState) -> Any:
+    """In the midst of an epoch, a sampler as it was when that began; if its settings are attributes of it."""
+    begun = state.fingerprints.get("sampler")
+    now = sampler.settings() if hasattr(sampler, "settings") else {}
+    if not state.batch or not begun or begun == now or begun.keys() != now.keys() or any(getattr(sampler, k, None) != v for k, v in now.items()):
+        return sampler
+    before = copy.copy(sampler)
+    before.__dict__.update(begun)
+    return before
 
 
 def nothing_left(trainer: Any, state: TrainerState) -> str:
