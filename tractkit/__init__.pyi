@@ -13,6 +13,7 @@ from .hooks import Callback as Callback
 from .models.blocks import CenteredCrop as CenteredCrop
 from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
+from .comet import CometView as CometView
 from .contents import Connectivity as Connectivity
 from .models.blocks import ConsistentSequential as ConsistentSequential
 from .functional import ConsoleLogger as ConsoleLogger
@@ -176,6 +177,7 @@ from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_iter import apply_at as apply_at
 from .batch_iter import as_batch_iter as as_batch_iter
+from .runlog import as_log as as_log
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
 from .process import attach as attach
@@ -227,8 +229,10 @@ from .state import differences as differences
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
+from .events import encode_event as encode_event
 from .plots import encode_png as encode_png
 from .dwi import estimate_response as estimate_response
+from .comet import export_comet as export_comet
 from .hdf5_tools import extract_hdf5 as extract_hdf5
 from .sources import find_sources as find_sources
 from .session import find_state as find_state
@@ -259,10 +263,12 @@ from .process import main_of_process as main_of_process
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
+from .events import masked_crc32c as masked_crc32c
 from .scoring import mdf as mdf
 from .functional import multi_inference_step as multi_inference_step
 from .batch_iter import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
+from .comet import need_comet as need_comet
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .session import nothing_left as nothing_left
@@ -308,6 +314,7 @@ from .checkpoint import save_checkpoint as save_checkpoint
 from .plots import save_figure as save_figure
 from .models.base import save_model as save_model
 from .dwi import save_sh as save_sh
+from .events import scalars_of as scalars_of
 from .scoring import score_table as score_table
 from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
@@ -327,6 +334,7 @@ from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
 from .hdf5_check import text_table as text_table
+from .runlog import thin_places as thin_places
 from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
 from .functional import to_tensors as to_tensors
@@ -341,6 +349,7 @@ from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .batch_iter import unpack_args as unpack_args
 from .checkpoint import unpack_tree as unpack_tree
+from .comet import upload_comet as upload_comet
 from .models.layers import use_generator as use_generator
 from .hdf5_check import validate_hdf5 as validate_hdf5
 from .plots import value_window as value_window
@@ -350,6 +359,7 @@ from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
+from .events import write_tensorboard as write_tensorboard
 from .batch_iter import zip_apply as zip_apply
 
 __version__: str
