@@ -33,6 +33,7 @@ from .batch_iter import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
 from .feeding import Feeder as Feeder
+from .views import FileView as FileView
 from .hdf5_check import Finding as Finding
 from .control import Gate as Gate
 from .scoring import GroundTruth as GroundTruth
@@ -231,6 +232,7 @@ from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
 from .events import encode_event as encode_event
 from .plots import encode_png as encode_png
+from .views import epoch_means as epoch_means
 from .dwi import estimate_response as estimate_response
 from .comet import export_comet as export_comet
 from .hdf5_tools import extract_hdf5 as extract_hdf5
@@ -263,6 +265,7 @@ from .process import main_of_process as main_of_process
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
+from .views import make_views as make_views
 from .events import masked_crc32c as masked_crc32c
 from .scoring import mdf as mdf
 from .functional import multi_inference_step as multi_inference_step
@@ -359,6 +362,7 @@ from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
+from .views import write_npy_logs as write_npy_logs
 from .events import write_tensorboard as write_tensorboard
 from .batch_iter import zip_apply as zip_apply
 
