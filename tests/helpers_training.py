@@ -50,13 +50,13 @@ def fit(folder, name="run", kind=Fit, model=None, points=None, **options) -> Tra
     return kind(model or toy_model(), folder, name, points, points, **options)
 
 
-def streamline_trainer(data: Path, folder: Path, name="run", **options) -> TrainerOneInput:
+def streamline_trainer(data: Path, folder: Path, name="run", device_bytes=2**31, **options) -> TrainerOneInput:
     """Learn2Track with dropout, splits, reversal and noise."""
     dataset = MultiSubjectDataset(data).load_data()
     model = Learn2Track(3, rnn_layer_sizes=(10, 8), dropout=.2, dg_dropout=.1, step_size=2.0, seed=5)
     sampler = BatchIDSampler(dataset, "streamlines", 8, 8, rng=3)
     loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=4, split_ratio=.3, reverse_ratio=.5,
-                                 noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05)
+                                 noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05, device_bytes=device_bytes)
     options = dict(max_epochs=3, learning_rate=[.01, .005], clip_grad=1., patience=50, num_threads=1, device="cpu", progress=False) | options
     return TrainerOneInput(model, folder, name, sampler, loader, **options)
 

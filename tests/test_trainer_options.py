@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from tractkit.hooks import HOOKS, Callback, OnNonFinite, TorchSchedule
+from tractkit.inputs import GroupInputs
 from tractkit.policy import EarlyStopping, Policy
 from tractkit.snags import OutOfMemory
 from tractkit.state import TrainerState
@@ -36,7 +37,7 @@ def cut_and_gone_on_with(folder, steps, make):
 # -- optimizers and rates
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RAdam", torch.optim.Adagrad, lambda p: torch.optim.NAdam(p, lr=.02),
-                                       "instance"], ids=str)
+                                       "instance"], ids=["SGD", "Adam", "AdamW", "RAdam", "a class", "a function", "an instance"])
 def test_any_optimizer(tmp_path, optimizer):
     def make(folder, name):
         model = toy_model()
@@ -436,22 +437,19 @@ def test_too_little_memory_says_what_to_lower_and_saves(tmp_path):
     assert_equal_runs(trainer, whole)
 
 
-def test_a_device_cache_far_below_the_data_costs_time_and_no_bits(tmp_path):
+def test_a_device_cache_far_below_the_data_costs_time_and_no_bits(tmp_path, monkeypatch):
     """The way of a device, on the CPU: with a bound of bytes below one volume, each is moved anew."""
     data, _ = make_file(tmp_path / "data", n_subjects=4, n=30, points=(12, 20))
-    runs = {}
+    runs, kept = {}, []
+
+    def there(self, *args):
+        self._by_gathering(*args)
+        kept.append(self._on_device.nbytes)
+
+    monkeypatch.setattr(GroupInputs, "_by_kernel", there)
     for name, bound in (("large", 2**31), ("small", 1000)):
-        trainer = streamline_trainer(data, tmp_path, name, max_epochs=2)
-        loader = trainer.batch_loader
-        loader._on_device.max_bytes = bound
-        kept = []
-
-        def there(points, batch, loader=loader, kept=kept):
-            volumes = [loader.dataset.subject(s).volumes["input"] for s in batch.subjects]
-            kept.append(loader._on_device.nbytes)
-            return torch.cat([loader._sample_there(v, points[r], None) for v, r in zip(volumes, batch.point_ranges, strict=True)])
-
-        loader.load_batch_inputs = there
+        trainer = streamline_trainer(data, tmp_path, name, max_epochs=2, device_bytes=bound)
+        kept.clear()
         trainer.train_and_validate()
         runs[name] = trainer, max(kept)
     one = runs["small"][1]

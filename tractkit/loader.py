@@ -253,7 +253,7 @@ class _Loaded:
         rows = pieces.rows(r, np.cumsum(n) - n, base)
         return {key: (value if came is None else came.apply(value))[rows] for key, value in values.items()}
 
-# %% ../nbs/13_loader.ipynb #eae44959
+# %% ../nbs/13_loader.ipynb #885df33e
 class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
     """A StreamlinesBatchLoader that also samples volume groups under the points.
 
@@ -287,7 +287,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
         if isinstance(interpolation, Mapping) and set(interpolation) != set(input_group_names):
             raise ValueError(f"interpolation is for {', '.join(interpolation)}, the groups are {', '.join(input_group_names)}")
-        cache = ByteCache(device_bytes)
+        self.device_bytes, cache = device_bytes, ByteCache(device_bytes)
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
             how: Any = interpolation[name] if isinstance(interpolation, Mapping) else interpolation

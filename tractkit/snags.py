@@ -16,7 +16,7 @@ import torch
 from .hooks import OnNonFinite, TorchSchedule
 from .settings import TrainerSettings
 
-# %% ../nbs/34_snags.ipynb #26dc352d
+# %% ../nbs/34_snags.ipynb #006d72c2
 class OutOfMemory(torch.OutOfMemoryError):
     """There was no memory for a batch. Says which setting to lower."""
 
@@ -82,7 +82,7 @@ class TrainerSnags(TrainerSettings):
         ways = [f"lower batch_size_{kind}" + (f" (now {size} {units})" if size is not None else "")]
         if kind == "training":
             ways.append(f"with accumulate raised (now {self.accumulate}) the step stays as large")
-        if held := getattr(loader, "device_bytes", None):
+        if self.device.type != "cpu" and (held := getattr(loader, "device_bytes", None)):
             ways.append(f"lower device_bytes of the loader (now {held:,}), the volumes kept on {self.device}")
         if self.amp is None and self.device.type == "cuda":
             ways.append("set amp='bf16'")
