@@ -25,7 +25,7 @@ from .control import folder_lock
 from .events import scalars_of
 from .runlog import RunLog, as_log
 
-# %% ../nbs/33_comet.ipynb #d78e47d1
+# %% ../nbs/33_comet.ipynb #ccab43aa
 def need_comet() -> Any:
     """The package comet_ml. ImportError says what to install."""
     if importlib.util.find_spec("comet_ml") is None:
@@ -48,7 +48,7 @@ def _log_to(experiment: Any, records: Iterable[dict], folder: Path, every: int) 
         if record["kind"] == "figure":
             if (folder / record["file"]).exists():
                 experiment.log_image(str(folder / record["file"]), name=record["name"], step=step)
-        elif record["kind"] != "batch" or (every and step % every == 0):
+        elif record["kind"] != "batch" or (every and int(step or 0) % every == 0):
             for name, value in scalars_of(record).items():
                 kind, short = name.split("/", 1)
                 experiment.log_metric(short if kind == "epoch" else name, value, step=step, epoch=epoch)
