@@ -113,6 +113,7 @@ from .models.blocks import ResBlock3d as ResBlock3d
 from .models.blocks import Reshape as Reshape
 from .dwi import Response as Response
 from .contents import Rows as Rows
+from .curves import RunColumns as RunColumns
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
 from .contents import SFTData as SFTData
@@ -215,6 +216,7 @@ from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .streamlines import copy_runs as copy_runs
+from .curves import correlation as correlation
 from .hdf5 import create_hdf5 as create_hdf5
 from .augment import cut_and_turn as cut_and_turn
 from .plan import cut_batches as cut_batches
@@ -288,7 +290,9 @@ from .keyed import permutation as permutation
 from .storage import place_of as place_of
 from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
+from .curves import plot_correlation as plot_correlation
 from .plots import plot_losses as plot_losses
+from .curves import plot_runs as plot_runs
 from .plots import plot_signal_and_fodf as plot_signal_and_fodf
 from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
@@ -301,6 +305,8 @@ from .snags import provenance as provenance
 from .batch_iter import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
+from .curves import read_run as read_run
+from .curves import read_runs as read_runs
 from .sources import read_splits as read_splits
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
@@ -328,6 +334,7 @@ from .process import serve_trainer as serve_trainer
 from .functional import set_optimizer_params as set_optimizer_params
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
+from .curves import smooth as smooth
 from .scene import snapshot as snapshot
 from .state import sparkline as sparkline
 from .streamlines import split as split
@@ -362,6 +369,7 @@ from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
+from .curves import write_csv as write_csv
 from .views import write_npy_logs as write_npy_logs
 from .events import write_tensorboard as write_tensorboard
 from .batch_iter import zip_apply as zip_apply

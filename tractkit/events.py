@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['masked_crc32c', 'encode_event', 'scalars_of', 'write_tensorboard']
 
-# %% ../nbs/32_events.ipynb #8989f154
+# %% ../nbs/32_events.ipynb #306d20b5
 import contextlib
 import json
 import os
@@ -13,6 +13,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from itertools import islice
+from os import replace
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +104,7 @@ def _encode_record(record: Mapping[str, Any], folder: Path, otherwise: float) ->
     path = folder / record["file"]
     return encode_event(step, time, images={record["name"]: path.read_bytes()}) if path.exists() else b""
 
-# %% ../nbs/32_events.ipynb #f4e5e428
+# %% ../nbs/32_events.ipynb #6ed4a2b8
 def write_tensorboard(
     run: RunLog | str | os.PathLike | Any,    # a run's folder, its log, or a trainer
     folder: str | os.PathLike | None = None,  # default: `tensorboard` beside the log
@@ -203,7 +204,7 @@ class _EventFiles:
     def _keep(self) -> None:
         beside = self.index.with_name(".index.new")
         beside.write_text(json.dumps({"serial": self.serial, "now": self.now, "marks": self.marks}), encoding="utf-8")
-        os.replace(beside, self.index)
+        replace(beside, self.index)
 
 
 _NOTHING = {"at": 0, "tail": 0, "step": -1, "file": 0, "size": 0, "end": 0}
