@@ -197,7 +197,7 @@ def _gather(found: Mapping[str, RunColumns], metrics: Sequence[str], x: str, all
                 lines.append((name, metric, kind, along[there], y[there]))
     return lines
 
-# %% ../nbs/36_curves.ipynb #56b56c4b
+# %% ../nbs/36_curves.ipynb #8eb5716d
 def _draw(ax: Axes, lines: list, found: Mapping, look: Mapping, many: bool, smoothing: float, metrics: Sequence[str]) -> None:
     """The curves of one graph."""
     names = list(found)
@@ -242,7 +242,7 @@ def _dress(ax: Axes, title: str, lines: list, metrics: Sequence[str], look: Mapp
     else:
         pad = 0.08 * (high - low) or 0.1 * abs(high) or 1.0
         ax.set_ylim(min(0.0, low) if low >= 0 and low < 0.5 * high else low - pad, high + pad)
-        ax.yaxis.set_major_locator(MaxNLocator(nbins=6))
+        ax.yaxis.set_major_locator(MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10]))
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=x != "hours"))
     ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:,.6g}"))
@@ -256,13 +256,13 @@ def _dress(ax: Axes, title: str, lines: list, metrics: Sequence[str], look: Mapp
     if many and len(used) > 1:
         names = [("broken: " + ", ".join(_WORDS.get(m, m) for m in used[:-1] if not m.startswith("batch/")), look["ink"])]
     box = ax.get_position()
-    _write_row(ax.figure, [(title, look["ink"]), *(names if len(used) > 1 else [])], (box.x0, box.y1 + 12 / ax.figure.bbox.height), 10.5)
+    _write_row(ax.figure, [(title, look["ink"]), *(names if len(used) > 1 else [])], (box.x0, box.y1 + 12 / ax.figure.bbox.height), 10)
 
 
 def _best(lines: list, metric: str) -> str:
-    """Where the validation loss was lowest, in words."""
+    """The lowest validation loss, in words; a ring shows where."""
     found = [(at, y) for _, m, _, at, y in lines if m == metric == "valid_loss" and len(y) > 1]
-    return f", best {found[0][1].min():.3g} at {found[0][0][found[0][1].argmin()]:,.4g}" if found else ""
+    return f", best {found[0][1].min():.3g}" if found else ""
 
 
 def _write_row(figure: Any, words: Iterable[tuple[str, str]], at: tuple[float, float], size: float, strong: int = 1) -> None:
