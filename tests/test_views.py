@@ -36,8 +36,8 @@ def no_key(monkeypatch, tmp_path):
     monkeypatch.setenv("COMET_CONFIG", str(tmp_path / "none.config"))
 
 
-def reader(folder):
-    return accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+def reader(folder, purge=True):  # purge: as TensorBoard does, forget what a later file says is void
+    return accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=purge)
 
 
 def scalars(read):
@@ -96,7 +96,8 @@ def test_the_files_say_what_the_log_says(tmp_path_factory, deeds):
     write_tensorboard(folder)
     log.close()
     if log.path.exists():
-        assert scalars(reader(folder / "tensorboard")) == told_by(log)
+        for purge in (True, False):
+            assert scalars(reader(folder / "tensorboard", purge)) == told_by(log)
         write_npy_logs(folder)
         losses = [r["train_loss"] for r in log.records("epoch")]
         if losses:
