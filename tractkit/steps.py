@@ -22,7 +22,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #2becb3c1
+# %% ../nbs/34_steps.ipynb #a5c68b6c
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -205,7 +205,9 @@ class TrainerSteps(TrainerSnags):
         loss, n = weighted_mean(step.losses)
         norm = math.nan if not step.losses else step.norm
         seconds = session.lap()
-        notes = {"left_out": "; ".join(step.left_out)} if step.left_out else {}
+        notes: dict[str, Any] = {"left_out": "; ".join(step.left_out)} if step.left_out else {}
+        if self.clip_grad and norm > self.clip_grad:
+            notes["clipped_to"] = self.clip_grad
         rate = float(state.optimizer.param_groups[0]["lr"])
         self.log.append("batch", epoch=epoch, batch=i, step=state.global_step + 1, loss=loss, n=n, grad_norm=norm, learning_rate=rate,
                         **notes, time={"seconds": seconds})
