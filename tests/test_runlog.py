@@ -15,7 +15,7 @@ def write(folder, steps, per_epoch=4):
     log = RunLog(folder)
     for step in range(1, steps + 1):
         epoch = (step - 1) // per_epoch
-        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=1 / step, n=step, time={"seconds": 0.5})
+        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=1 / step, n=step, time={"seconds": 0.5, "at": 1e9})
         if step % per_epoch == 0:
             log.append("epoch", epoch=epoch, step=step, train_loss=1.0)
     return log

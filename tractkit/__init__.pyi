@@ -14,6 +14,7 @@ from .models.blocks import CenteredCrop as CenteredCrop
 from .session import ChainedPlan as ChainedPlan
 from .checkpoint import Checkpoints as Checkpoints
 from .history import Columns as Columns
+from .comet import CometView as CometView
 from .contents import Connectivity as Connectivity
 from .models.blocks import ConsistentSequential as ConsistentSequential
 from .functional import ConsoleLogger as ConsoleLogger
@@ -33,6 +34,7 @@ from .batch_flow import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
 from .feeding import Feeder as Feeder
+from .views import FileView as FileView
 from .hdf5_check import Finding as Finding
 from .checkpoint import FrozenTree as FrozenTree
 from .control import Gate as Gate
@@ -114,6 +116,7 @@ from .models.blocks import ResBlock3d as ResBlock3d
 from .models.blocks import Reshape as Reshape
 from .dwi import Response as Response
 from .contents import Rows as Rows
+from .curves import RunColumns as RunColumns
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
 from .contents import SFTData as SFTData
@@ -179,6 +182,7 @@ from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_draws import apply_at as apply_at
 from .batch_iter import as_batch_iter as as_batch_iter
+from .runlog import as_log as as_log
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
 from .process import attach as attach
@@ -216,6 +220,7 @@ from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
 from .space import convert_points as convert_points
 from .streamlines import copy_runs as copy_runs
+from .curves import correlation as correlation
 from .hdf5 import create_hdf5 as create_hdf5
 from .augment import cut_and_turn as cut_and_turn
 from .plan import cut_batches as cut_batches
@@ -231,8 +236,11 @@ from .describe import differences as differences
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
 from .models.layers import draws_from_torch as draws_from_torch
+from .events import encode_event as encode_event
 from .plots import encode_png as encode_png
+from .views import epoch_means as epoch_means
 from .dwi import estimate_response as estimate_response
+from .comet import export_comet as export_comet
 from .hdf5_tools import extract_hdf5 as extract_hdf5
 from .sources import find_sources as find_sources
 from .session import find_state as find_state
@@ -267,10 +275,13 @@ from .process import main_of_process as main_of_process
 from .describe import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
+from .views import make_views as make_views
+from .events import masked_crc32c as masked_crc32c
 from .scoring import mdf as mdf
 from .functional import multi_inference_step as multi_inference_step
 from .batch_draws import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
+from .comet import need_comet as need_comet
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
 from .session import nothing_left as nothing_left
@@ -287,7 +298,9 @@ from .keyed import permutation as permutation
 from .storage import place_of as place_of
 from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
+from .curves import plot_correlation as plot_correlation
 from .plots import plot_losses as plot_losses
+from .curves import plot_runs as plot_runs
 from .plots import plot_signal_and_fodf as plot_signal_and_fodf
 from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
@@ -300,6 +313,8 @@ from .snags import provenance as provenance
 from .batch_draws import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
+from .curves import read_run as read_run
+from .curves import read_runs as read_runs
 from .weights import read_scalars as read_scalars
 from .sources import read_splits as read_splits
 from .weights import read_weights as read_weights
@@ -319,6 +334,7 @@ from .checkpoint import save_checkpoint as save_checkpoint
 from .plots import save_figure as save_figure
 from .models.base import save_model as save_model
 from .dwi import save_sh as save_sh
+from .events import scalars_of as scalars_of
 from .scoring import score_table as score_table
 from .scoring import score_tractogram as score_tractogram
 from .tracking import seeds_from_mask as seeds_from_mask
@@ -329,6 +345,7 @@ from .process import serve_trainer as serve_trainer
 from .functional import set_optimizer_params as set_optimizer_params
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
+from .curves import smooth as smooth
 from .scene import snapshot as snapshot
 from .card import sparkline as sparkline
 from .streamlines import split as split
@@ -339,6 +356,7 @@ from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
 from .hdf5_check import text_table as text_table
+from .runlog import thin_places as thin_places
 from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
 from .functional import to_tensors as to_tensors
@@ -353,6 +371,7 @@ from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .batch_draws import unpack_args as unpack_args
 from .checkpoint import unpack_tree as unpack_tree
+from .comet import upload_comet as upload_comet
 from .models.layers import use_generator as use_generator
 from .hdf5_check import validate_hdf5 as validate_hdf5
 from .plots import value_window as value_window
@@ -362,6 +381,9 @@ from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
+from .curves import write_csv as write_csv
+from .views import write_npy_logs as write_npy_logs
+from .events import write_tensorboard as write_tensorboard
 from .batch_draws import zip_apply as zip_apply
 
 __version__: str

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainerSettings', 'best_device', 'amp_type']
 
-# %% ../nbs/34_settings.ipynb #f67b1647
+# %% ../nbs/34_settings.ipynb #8db70e32
 import copy
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,8 +24,9 @@ from .policy import Constant, EarlyStopping, Patience, Policy, ValuePolicy, as_v
 from .runlog import RunLog
 from .session import ProgressLine, Session, policy_name
 from .state import TrainerState
+from .views import make_views
 
-# %% ../nbs/34_settings.ipynb #a33ae9f9
+# %% ../nbs/34_settings.ipynb #9e965ece
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
@@ -65,6 +66,11 @@ class TrainerSettings(Runner):
         keep_checkpoints: int = 2,                   # the last ones; that of the best epoch is kept, too
         save_in_background: bool = False,            # training waits for a copy of the state, not for the disk
         progress: bool = True,                       # a progress line and messages, when training in the cell
+        tensorboard: bool = True,                    # keep event files of the log in `tensorboard/`
+        npy_logs: bool = False,                      # keep dwi_ml's arrays of it in `logs/`
+        comet: str | None = None,                    # "online" or "offline"; by default Comet is used if one of these is given:
+        comet_workspace: str | None = None,
+        comet_project: str | None = None,
     ):
         super().__init__()
         for name, value in dict(max_epochs=max_epochs, clip_grad=clip_grad, num_threads=num_threads,
@@ -94,6 +100,7 @@ class TrainerSettings(Runner):
         self.checkpoints, self.log = Checkpoints(self.folder / "checkpoints", keep_checkpoints, save_in_background), RunLog(self.folder)
         self.state: TrainerState | None = None
         self.status = Status(max_epochs=max_epochs)
+        self.views = make_views(tensorboard, npy_logs, comet, comet_workspace, comet_project)  # of the log
         self.listeners: list[Callable[[str, Any], None]] = []  # listener(event, trainer), called in the training thread
         self._fresh = [copy.deepcopy(p.state_dict()) for p in self.policies]
         self._given: TrainerState | None = None
@@ -111,13 +118,13 @@ class TrainerSettings(Runner):
         self._given, self._session, self._display = None, None, ProgressLine(False)
 
     def settings(self) -> dict[str, Any]:
-        """How it trains, as plain values: the content of `config.json`."""
+        """How it trains, as plain values: the content of `config.yaml`."""
         plain = ("weight_decay", "max_epochs", "clip_grad", "rng", "num_threads", "max_batches", "num_workers", "prefetch",
                  "checkpoint_every_seconds", "checkpoint_every_batches", "iterations_per_epoch", "validation_time_limit", "accumulate",
                  "compile")
         return {"trainer": type(self).__name__, "model": type(self.model).__name__,
                 "hyperparameters": getattr(self.model, "hyperparameters", None), **{k: getattr(self, k) for k in plain},
-                "optimizer": _optimizer_name(self.optimizer), "device": str(self.device), "amp": str(self.amp).removeprefix("torch."), "policies": [policy_name(p) for p in self.policies],
+                "optimizer": _optimizer_name(self.optimizer), "device": str(self.device), "amp": str(self.amp).removeprefix("torch."), "policies": [policy_name(p) for p in self.policies], "views": [repr(v) for v in self.views],
                 "sampler": self.batch_sampler.settings() if hasattr(self.batch_sampler, "settings") else None}
 
     def _now(self) -> tuple[TrainerState, Session]:
@@ -161,12 +168,13 @@ class TrainerSettings(Runner):
 
     def _notify(self, event: str) -> None:
         """Tell the listeners."""
-        for listener in list(self.listeners) if event else ():
+        for listener in [*self.views, *self.listeners] if event else ():
             try:
                 listener(event, self)
             except Exception as e:  # a display must not end a training
-                self.listeners.remove(listener)
-                warnings.warn(f"a listener was removed because it raised {type(e).__name__}: {e}", stacklevel=3)
+                (self.views if listener in self.views else self.listeners).remove(listener)
+                name = f"the view {listener}" if hasattr(listener, "every") else "a listener"
+                warnings.warn(f"{name} was removed because it raised {type(e).__name__}: {e}", stacklevel=3)
 
     def _say(self, text: str, event: str = "", **changes: Any) -> None:
         self._show(event, message=text, **changes)

@@ -22,7 +22,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #bc1960ed
+# %% ../nbs/34_steps.ipynb #eade7540
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -205,7 +205,9 @@ class TrainerSteps(TrainerSnags):
         loss, n = weighted_mean(step.losses)
         norm = math.nan if not step.losses else step.norm
         seconds = session.lap()
-        notes = {"left_out": "; ".join(step.left_out)} if step.left_out else {}
+        notes: dict[str, Any] = {"left_out": "; ".join(step.left_out)} if step.left_out else {}
+        if self.clip_grad and norm > self.clip_grad:
+            notes["clipped_to"] = self.clip_grad
         rate = float(state.optimizer.param_groups[0]["lr"])
         self.log.append("batch", epoch=epoch, batch=i, step=state.global_step + 1, loss=loss, n=n, grad_norm=norm, learning_rate=rate,
                         **notes, time={"seconds": seconds})

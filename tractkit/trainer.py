@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #5050de58
+# %% ../nbs/34_trainer.ipynb #c6d295e1
 import contextlib
 import functools
 import inspect
@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import yaml
 
 from .control import Stopped, folder_lock
 from .files import atomic_path
@@ -30,11 +31,11 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #e27e623e
+# %% ../nbs/34_trainer.ipynb #3d0de877
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
-    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.json`.
+    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.yaml`, `tensorboard/`.
     A trainer on a folder that holds a run goes on with it; ValueError if that run is of other data or another model.
     `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background, in a
     thread or, with `start(process=True)`, in a process that outlives the kernel; `attach` finds that again."""
@@ -213,8 +214,9 @@ class Trainer(TrainerSteps):
             policy.load_state_dict(fresh if kept is None else kept)
             if isinstance(policy, TorchSchedule):
                 policy.attach(state.optimizer, new=kept is None)
-        with atomic_path(self.folder / "config.json") as path:
-            path.write_text(json.dumps(self.settings(), indent=1, default=str) + "\n", encoding="utf-8")
+        with atomic_path(self.folder / "config.yaml") as path:
+            plain = json.loads(json.dumps(self.settings(), default=str))
+            path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
         state.settle(self.log, self.checkpoints)
         self._tell("training_started", self)
         self._save()
