@@ -338,11 +338,11 @@ def test_neither_size_nor_work_grows_with_batches(tmp_path, monkeypatch):
     """Nothing is replayed: as many batches are loaded, and lines of the log read, after 10,000 batches as after 1,000."""
     sizes, loads, lines, parse = [], [], [], runlog._parse
     for n in (1000, 10_000):
-        trainer = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1)
+        trainer = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1, tensorboard=False)
         trainer.step(1)
         trainer.stop(wait=True)
         sizes.append(advanced(trainer, n).stat().st_size)
-        again, read = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1), []
+        again, read = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1, tensorboard=False), []
         monkeypatch.setattr(runlog, "_parse", lambda line, read=read: read.append(line) or parse(line))
         again.step(3)
         assert again.state.global_step == n + 3
