@@ -90,9 +90,9 @@ def test_the_files_say_what_the_log_says(tmp_path_factory, deeds):
         elif deed == "shorten" and files:
             os.truncate(files[-1], max(0, files[-1].stat().st_size - n))
         elif deed == "lose":
-            (folder / "tensorboard/.index.json").unlink(missing_ok=True)
+            (folder / "tensorboard/index.json").unlink(missing_ok=True)
         elif deed == "spoil" and files:
-            (folder / "tensorboard/.index.json").write_text('{"serial": 1, "no')
+            (folder / "tensorboard/index.json").write_text('{"serial": 1, "no')
     write_tensorboard(folder)
     log.close()
     if log.path.exists():

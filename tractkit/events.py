@@ -126,7 +126,7 @@ class _EventFiles:
     """The event files of a folder, and up to where they have the log."""
 
     def __init__(self, folder: Path):
-        self.folder, self.index = folder, folder / ".index.json"
+        self.folder, self.index = folder, folder / "index.json"
         self.serial, self.now, self.marks = 0, dict(_NOTHING), list[dict]()
         with contextlib.suppress(OSError, ValueError, KeyError):
             known = json.loads(self.index.read_text(encoding="utf-8"))

@@ -58,7 +58,7 @@ def write_npy_logs(
     if not log.path.exists() and not out.exists():
         return 0
     with folder_lock(out):
-        index, marks = out / ".index.json", list[dict]()
+        index, marks = out / "index.json", list[dict]()
         with contextlib.suppress(OSError, ValueError):
             marks = json.loads(index.read_text(encoding="utf-8"))
         kept = [m for m in marks if log.holds(m)] or [log.place(0) | {"epochs": 0, "time": {"validation": 0.0}}]
