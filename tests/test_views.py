@@ -1,361 +1,468 @@
-"""What can be looked at, in which colors, and the live view's controls."""
+"""Views of the log hold each step once, whatever happens to the process and to the files."""
 
+import json
 import os
-from unittest.mock import patch
+import shutil
+import signal
+import subprocess
+import sys
+import types
+import zipfile
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
-from fury import window
-from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
-from test_scene import SIDE, cube_around, in_world, needs_vulkan
+from helpers_training import Points, fit, log_without_time, same_states, toy_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from tractkit.actors import LineActor, _surface, contour_actor, glyphs_actor, representative_order
-from tractkit.coloring import color_streamlines, palette
-from tractkit.compose import Composition
-from tractkit.dwi import ShInfo, save_sh
-from tractkit.plots import world_box
-from tractkit.scene import snapshot, vulkan_available
-from tractkit.space import apply_affine
-from tractkit.streamlines import Streamlines
-from tractkit.things import (
-    Contour,
-    Glyphs,
-    Lines,
-    Peaks,
-    Slices,
-    mask_outline,
-    things_to_draw,
-    to_world_axes,
-    voxels_on_plane,
-)
-from tractkit.tractogram import Tractogram
-from tractkit.viewer import view
-from tractkit.volume import Volume
+from tractkit import comet
+from tractkit import events as event_files
+from tractkit.comet import CometView, export_comet, upload_comet
+from tractkit.events import encode_event, masked_crc32c, write_tensorboard
+from tractkit.files import DataError
+from tractkit.runlog import RunLog
+from tractkit.state import TrainerState
+from tractkit.views import make_views, write_npy_logs
+
+accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+needs_comet = pytest.mark.skipif(comet.importlib.util.find_spec("comet_ml") is None, reason="comet-ml is not installed")
 
 
-def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
-    """Zeros, and ones in a cube around the voxel LIT."""
-    data = np.zeros(SHAPE, np.float32)
-    data[tuple(slice(k - reach, k + reach + 1) for k in LIT)] = 1
-    return Volume(data, affine)
+@pytest.fixture(autouse=True)
+def no_key(monkeypatch, tmp_path):
+    monkeypatch.delenv("COMET_API_KEY", raising=False)
+    monkeypatch.setenv("COMET_CONFIG", str(tmp_path / "none.config"))
 
 
-def lobe(along: np.ndarray, order: int = 8) -> np.ndarray:
-    """Coefficients of a lobe along a direction in voxel axes."""
-    from dipy.core.sphere import unit_octahedron
-    from dipy.reconst.shm import sf_to_sh
-
-    sphere = unit_octahedron.subdivide(n=3)
-    return sf_to_sh((sphere.vertices @ along) ** 8, sphere, sh_order_max=order, basis_type="descoteaux07", legacy=True)
+def reader(folder, purge=True):  # purge: as TensorBoard does, forget what a later file says is void
+    return accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=purge)
 
 
-def one_fodf(affine: np.ndarray, along=(0.6, 0.8, 0.0)) -> Volume:
-    """An fODF in the voxel LIT only."""
-    data = np.zeros((*SHAPE, 45), np.float32)
-    data[tuple(LIT)] = lobe(np.array(along))
-    return Volume(data, affine)
+def scalars(read):
+    read.Reload()
+    found = {tag: [(e.step, np.float32(e.value)) for e in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+    return {tag: events for tag, events in found.items() if events}
 
 
-# --- what a thing is
+def told_by(log):
+    """What TensorBoard should show of a log."""
+    told = {}
+    for record in log.records():
+        for tag, value in event_files.scalars_of(record).items():
+            told.setdefault(tag, []).append((record["step"], np.float32(value)))
+    return told
 
 
-def test_volumes_are_what_their_numbers_say(tmp_path):
-    affine = AFFINES["RAS"]
-    unit = np.zeros((*SHAPE, 6), np.float32)
-    unit[3, 4, 5, :3] = [0, 0.6, 0.8]
-    fodf, info = one_fodf(affine), ShInfo("fodf", 8)
-    save_sh(fodf, tmp_path / "fodf.nii.gz", info)
-    save_sh(fodf, tmp_path / "sh.nii.gz", ShInfo("signal", 8))
-    asked = [lit_mask(affine), Volume(np.ones(SHAPE, np.float32), affine), Volume(np.zeros(SHAPE, np.float32), affine), Volume(unit, affine),
-             Volume(unit * 2, affine), fodf, (fodf, info), Volume.load(tmp_path / "fodf.nii.gz"), Volume.load(tmp_path / "sh.nii.gz"),
-             Volume(lit_mask(affine).data[..., None].astype(np.uint8), affine), Slices(lit_mask(affine))]
-    kinds = [type(d) for d in things_to_draw(asked)]
-    assert kinds == [Contour, Slices, Slices, Peaks, Slices, Slices, Glyphs, Glyphs, Slices, Contour, Slices]
-    with pytest.raises(ValueError, match="descoteaux07 basis, not 'tournier07'"):
-        things_to_draw((fodf, ShInfo("fodf", 8, basis="tournier07")))
-    with pytest.raises(ValueError, match="7 coefficients are no glyph"):
-        snapshot(Glyphs(Volume(np.ones((*SHAPE, 7), np.float32), affine)))
+def write(log, first, last, per_epoch=4, value=None):
+    for step in range(first, last + 1):
+        epoch = (step - 1) // per_epoch
+        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=value or 1 / step, time={"seconds": 0.5})
+        if step % per_epoch == 0:
+            log.append("epoch", epoch=epoch, step=step, train_loss=value or 1.0, valid_loss=2.0, time={"training": step, "validation": step})
 
 
-def test_a_subject_and_a_batch_say_what_there_is_to_see(tmp_path):
-    from helpers_data import make_file
-
-    from tractkit.dataset import MultiSubjectDataset
-    from tractkit.loader import StreamlinesBatchLoader
-
-    path, sources = make_file(tmp_path, n_subjects=2)
-    dataset = MultiSubjectDataset(path, lazy=True)
-    dataset.load_data()
-    subject = dataset.training_set[0]
-    drawn = things_to_draw(subject)
-    assert sorted((type(d).__name__, d.name) for d in drawn) == [("Lines", "streamlines"), ("Slices", "input")]
-    lines, = (d for d in drawn if isinstance(d, Lines))
-    np.testing.assert_allclose(lines.tractogram.rasmm().points, sources["sub-0"].rasmm().points, atol=1e-3)
-    assert len(things_to_draw([subject.volumes["input"], subject.streamlines["streamlines"]])) == 2
-    assert len([d for d in things_to_draw(two_volumes()) if isinstance(d, Slices)]) == 1
-    loader = StreamlinesBatchLoader(dataset, None, "streamlines")
-    names = [s.name for s in dataset.training_set]
-    batch = loader.load_batch_streamlines([(name, np.arange(4) + k) for k, name in enumerate(names)], epoch=0, training=False)
-    parts = things_to_draw(batch)
-    assert [p.name for p in parts] == names
-    for k, p in enumerate(parts):
-        np.testing.assert_allclose(p.tractogram.rasmm().points, sources[names[k]][np.arange(4) + k].rasmm().points, atol=1e-3)
+# ---- TensorBoard ---------------------------------------------------------------------------------------------
 
 
-def two_volumes():
-    class Shows:
-        def __view__(self):
-            return {"a": Volume(np.full(SHAPE, 3.0), np.eye(4)), "b": Volume(np.full(SHAPE, 4.0), np.eye(4))}
-
-    return Shows()
-
-
-# --- where it is
-
-
-@pytest.mark.parametrize("name", AFFINES)
-def test_contours_and_glyphs_are_where_the_affine_says(name):
-    affine = AFFINES[name]
-    there = apply_affine(affine, LIT[None].astype(float))[0]
-    mask, fodf = lit_mask(affine), one_fodf(affine)
-    surface = contour_actor(Contour(mask), "red").geometry
-    points, faces = surface.positions.data, surface.indices.data
-    np.testing.assert_allclose((points.min(0) + points.max(0)) / 2, there, atol=1e-3)
-    a, b, c = (points[faces] - there).transpose(1, 0, 2)
-    assert np.sum(np.cross(a, b) * c) > 0  # it looks outwards, flipped or not
-    for axis in range(3):
-        lines = mask_outline(Contour(mask), axis, there[axis])
-        assert len(lines) == 1 and np.allclose(lines[0][:, axis], there[axis])
-        np.testing.assert_allclose((lines[0].min(0) + lines[0].max(0)) / 2, there, atol=0.4)
-        assert not mask_outline(Contour(mask), axis, there[axis] + 30)
-        corners = glyphs_actor(Glyphs(fodf), axis, there[axis]).geometry.positions.data - there
-        longest = corners[np.linalg.norm(corners, axis=1).argmax()]
-        along = to_world_axes(np.array([0.6, 0.8, 0.0]), affine)
-        assert abs(longest @ along) / np.linalg.norm(longest) > 0.98
-        assert np.linalg.norm(longest) == pytest.approx(mask.voxel_sizes.min() / 2, rel=0.05)
-        assert (voxels_on_plane(mask, axis, there[axis]) == LIT).all(1).any()
-
-
-@needs_vulkan
-@pytest.mark.parametrize("driver", ["FURY", "matplotlib"])
-@pytest.mark.parametrize("kind", ["contour", "glyphs", "peaks"])
-def test_what_lies_on_a_plane_is_seen_where_the_affine_says(kind, driver):
-    for name in ("rotated 25 about z, LPS", "LAS anisotropic"):
-        affine = AFFINES[name]
-        peaks = np.zeros((*SHAPE, 3), np.float32)
-        peaks[tuple(LIT)] = [0.6, 0.48, 0.64]
-        thing = {"contour": Contour(lit_mask(affine)), "glyphs": Glyphs(one_fodf(affine)), "peaks": Peaks(Volume(peaks, affine))}[kind]
-        there = apply_affine(affine, LIT[None].astype(float))[0]
-        box = cube_around(world_box(thing.volume))
-        for plane, (across, up, normal) in PLANES.items():
-            with patch("tractkit.scene.vulkan_available", return_value=driver == "FURY"):
-                rgb = snapshot(thing, view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
-            bright = rgb.max(-1) > 70
-            if driver == "matplotlib":  # it has letters, and a margin of its own
-                bright[:30], bright[-70:], bright[:, :30], bright[:, -70:] = False, False, False, False
-            seen = in_world(bright, box, plane)
-            assert len(seen), (name, plane)
-            middle = (seen.min(0) + seen.max(0)) / 2
-            assert np.abs(middle - there[[across, up]]).max() < 1.5, (name, plane)
+@given(st.lists(st.tuples(st.sampled_from(["write", "cut", "update", "leftover", "shorten", "lose", "spoil"]), st.integers(1, 14)), max_size=14))
+@settings(max_examples=60, deadline=None)
+def test_the_files_say_what_the_log_says(tmp_path_factory, deeds):
+    folder = tmp_path_factory.mktemp("run")
+    log, step = RunLog(folder), 0
+    for deed, n in deeds:
+        files = sorted((folder / "tensorboard").glob("events*"))
+        if deed == "write":
+            write(log, step + 1, step + n, value=float(len(files) + 1))
+            step += n
+        elif deed == "cut":  # killed: back to a checkpoint, before or after the end of its epoch
+            step = max(0, step - n)
+            log.truncate(step, step // 4 if n % 2 else (step - 1) // 4)
+            if step % 4 == 0 and step and not n % 2:
+                log.append("epoch", epoch=step // 4 - 1, step=step, train_loss=9.0, valid_loss=2.0, time={})
+        elif deed == "update":
+            write_tensorboard(folder)
+            write_npy_logs(folder)
+        elif deed == "leftover" and files:  # it died while it wrote
+            with open(files[-1], "ab") as f:
+                f.write(encode_event(step + 1, 0.0, {"batch/loss": 5.0})[:n * 3])
+        elif deed == "shorten" and files:
+            os.truncate(files[-1], max(0, files[-1].stat().st_size - n))
+        elif deed == "lose":
+            (folder / "tensorboard/index.json").unlink(missing_ok=True)
+        elif deed == "spoil" and files:
+            (folder / "tensorboard/index.json").write_text('{"serial": 1, "no')
+    write_tensorboard(folder)
+    log.close()
+    if log.path.exists():
+        for purge in (True, False):
+            assert scalars(reader(folder / "tensorboard", purge)) == told_by(log)
+        write_npy_logs(folder)
+        losses = [r["train_loss"] for r in log.records("epoch")]
+        if losses:
+            assert np.load(folder / "logs/train_loss_monitor_per_epoch.npy").tolist() == losses
 
 
-def test_the_surface_of_any_mask_is_closed():
-    rng = np.random.default_rng(5)
-    for _ in range(5):
-        values = (rng.random((9, 8, 7)) > 0.6).astype(np.float32)
-        points, faces = _surface(values, 0.5, rounds=0)
-        edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
-        assert (np.unique(edges, axis=0, return_counts=True)[1] % 2 == 0).all()
-        a, b, c = points[faces].transpose(1, 0, 2)
-        assert 0.3 < np.sum(np.cross(a, b) * c) / 6 / values.sum() < 1.2
-    assert len(_surface(np.zeros((4, 4, 4), np.float32), 0.5)[1]) == 0
-    assert len(_surface(np.ones((4, 4, 4), np.float32), 0.5)[1]) > 0
+@given(st.lists(st.tuples(st.integers(1, 12), st.integers(0, 12), st.booleans()), min_size=1, max_size=6))
+@settings(max_examples=30, deadline=None)
+def test_a_tensorboard_that_is_open_forgets_what_was_cut(tmp_path_factory, sessions):
+    folder = tmp_path_factory.mktemp("run")
+    log, step, opened = RunLog(folder), 0, None
+    for k, (n, back, half) in enumerate(sessions):
+        write(log, step + 1, step + n, value=float(k + 1))
+        step += n
+        write_tensorboard(folder)
+        opened = opened or reader(folder / "tensorboard")
+        assert scalars(opened) == told_by(log)
+        step = max(0, step - back)
+        log.truncate(step, (step - 1) // 4 if half else step // 4)
+        if half and step and step % 4 == 0:
+            log.append("epoch", epoch=step // 4 - 1, step=step, train_loss=9.0, valid_loss=2.0, time={})
+    log.close()
 
 
-# --- streamlines: which, how, in which colors
+def test_each_step_of_the_log_is_read_once(tmp_path, monkeypatch):
+    log = RunLog(tmp_path)
+    write(log, 1, 3000)
+    write_tensorboard(tmp_path)
+    log.truncate(2990, 747)
+    write(log, 2991, 3010)
+    seen = []
+    encode = event_files._encode_record
+    monkeypatch.setattr(event_files, "_encode_record", lambda record, *args: seen.append(1) or encode(record, *args))
+    write_tensorboard(tmp_path)
+    assert len(seen) < 60
+    assert scalars(reader(tmp_path / "tensorboard")) == told_by(log)
 
 
-def test_each_first_part_of_the_order_is_spread_over_all():
-    for n in (0, 1, 2, 7, 1000):
-        order = representative_order(n)
-        assert sorted(order) == list(range(n))
-    first = np.sort(representative_order(1000)[:64])
-    assert first[0] < 32 and first[-1] > 968 and np.diff(first).max() <= 32
+def test_a_checksum_and_an_event_of_another_writer():
+    assert masked_crc32c(b"") == 0xA282EAD8
+    proto = pytest.importorskip("tensorboard.compat.proto.event_pb2")
+    event = proto.Event(wall_time=12.5, step=2**40)
+    event.summary.value.add(tag="loss/é", simple_value=0.25)
+    ours = encode_event(2**40, 12.5, {"loss/é": 0.25})
+    assert proto.Event.FromString(ours[12:-4]) == event
 
 
-def test_the_first_streamlines_are_shown_by_moving_one_number():
-    parts = [np.array([[0.0, 0, 0], [1, 0, 0]]), np.empty((0, 3)), np.array([[5.0, 5, 0]]), np.array([[0.0, 1, 0], [1, 1, 0], [2, 1, 0]])]
-    s = Streamlines.from_list(parts)
-    for tubes, per in ((None, 2), (0.3, 12)):
-        actor = LineActor(s, np.ones((len(s.points), 3), np.float32), tubes)
-        ranges = []
-        for count in (4, 3, 1, 0):
-            actor.show_first(count)
-            buffer = actor.object.geometry.indices if tubes else actor.object.geometry.positions
-            ranges.append((actor.object.visible, buffer.draw_range[1]))
-        assert ranges == [(True, 3 * per), (True, per), (True, per), (False, 1)]
-    lone = LineActor(s[[1, 2]], np.ones((1, 3), np.float32), None)
-    lone.show_first(2)
-    assert lone.object is None
+def test_numbers_that_are_no_curve_and_pictures_that_are_gone(tmp_path):
+    log = RunLog(tmp_path)
+    log.append("batch", step=1, loss=float("nan"), left_out="nan", good=True, time={})
+    log.append("figure", step=1, name="gone", file="figures/gone.png")
+    log.append("validation by tracking", step=1, score=0.5)
+    write_tensorboard(tmp_path)
+    assert scalars(reader(tmp_path / "tensorboard")) == {"validation by tracking/score": [(1, 0.5)]}
 
 
-def test_tubes_are_round_and_not_wrung():
-    t = np.linspace(0, 2 * np.pi, 60)
-    s = Streamlines.from_list([np.stack([20 * np.cos(t), 20 * np.sin(t), 0 * t], 1), np.stack([t, 0 * t, 0 * t], 1)])
-    points = LineActor(s, np.ones((len(s.points), 3), np.float32), 0.5).object.geometry.positions.data.reshape(-1, 6, 3)
-    np.testing.assert_allclose(np.linalg.norm(points - s.points[:, None], axis=2), 0.5, atol=1e-4)
-    steps = np.linalg.norm(np.diff(points[:60], axis=0), axis=2)
-    assert steps.max() < 1.1 * np.linalg.norm(np.diff(s.points[:60], axis=0), axis=1).max()
+def test_writing_needs_no_package(tmp_path):
+    write(RunLog(tmp_path), 1, 4)
+    code = f"""
+import sys
+sys.modules["tensorboard"] = sys.modules["torch"] = sys.modules["tensorflow"] = None
+from tractkit.events import write_tensorboard
+print(write_tensorboard({str(tmp_path)!r}))"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "5", done.stderr
 
 
-def grouped(n: int = 40) -> Tractogram:
-    t = wavy(n)
-    return Tractogram(t.streamlines, t.affine, t.dimensions, dps={"bundle": np.arange(n)[:, None] % 2, "score": np.linspace(0, 1, n)[:, None]},
-                      dpp={"height": np.arange(len(t.streamlines.points), dtype=float)[:, None]},
-                      groups={"left": np.arange(n // 2), "right": np.arange(n // 2 - 3, n - 4)})
+# ---- pictures in the log -------------------------------------------------------------------------------------
 
 
-def test_colors_by_what_is_stored_or_given():
-    t = grouped()
-    ids, points = np.array([3, 30, 0]), len(t.streamlines.points)
-    rasmm = t[ids].rasmm()
+def test_a_picture_is_in_the_log_once(tmp_path):
+    from tractkit.plots import plot_losses
 
-    def rgb(colors, **options):
-        return color_streamlines(t, colors, **options).rgb(t, ids, rasmm)
-
-    first = rasmm.offsets[:-1]
-    np.testing.assert_allclose(rgb("groups")[first], palette(2)[[0, 1, 0]], atol=1e-6)
-    np.testing.assert_allclose(rgb("bundle")[first], palette(2)[[1, 0, 0]], atol=1e-6)
-    own = np.random.default_rng(0).random((points, 3)).astype(np.float32)
-    np.testing.assert_allclose(rgb(own), np.concatenate([own[t.streamlines.offsets[i]:t.streamlines.offsets[i + 1]] for i in ids]))
-    by_height, by_array = rgb("height"), rgb(np.arange(points))
-    np.testing.assert_allclose(by_height, by_array)
-    loss = np.linspace(0, 1, len(t))
-    loss[3] = np.nan
-    with_nan = rgb(loss, limits=(0, 1))
-    assert np.ptp(with_nan[first[0]]) < 0.1 and np.ptp(with_nan[first[1]]) > 0.2  # none: grey
-    assert color_streamlines(t, "score", label="how good").legend.title == "how good"
-    assert color_streamlines(t, "score", limits=(0, 2)).legend.limits == (0, 2)
-    for wrong, message in (("los", "neither a color nor one of direction, groups, bundle, score, height"), (np.zeros(7), "one color a streamline")):
-        with pytest.raises(ValueError, match=message):
-            color_streamlines(t, wrong)
-    with pytest.raises(ValueError, match="no groups"):
-        color_streamlines(wavy(3), "groups")
+    log = RunLog(tmp_path)
+    picture = plot_losses({"a": [1, 2]}, size=(300, 160))
+    for step in (4, 8):
+        write(log, step - 3, step)
+        log.add_figure("a b/c", picture, step=step)
+        path = log.add_figure("a b/c", picture, step=step)
+    assert path.parent.name == "figures" and len(log.records("figure")) == 2
+    log.append("epoch", epoch=2, step=8, train_loss=0.0)
+    log.add_figure("end", picture, step=8)
+    assert log.truncate(8, 2) == 2  # with the epoch goes what was written after it
+    assert len(log.records("figure")) == 2
+    write_tensorboard(tmp_path)
+    read = reader(tmp_path / "tensorboard").Reload()
+    assert [i.step for i in read.Images("a b/c")] == [4, 8]
+    assert read.Images("a b/c")[0].width == 300
+    log.truncate(7, 1)
+    write(log, 8, 8)
+    log.add_figure("a b/c", path, step=8)
+    write_tensorboard(tmp_path)
+    assert [i.step for i in reader(tmp_path / "tensorboard").Reload().Images("a b/c")] == [4, 8]
 
 
-def test_parts_keep_their_share_and_legends_say_what_colors_mean():
-    t = grouped()
-    c = Composition(t, max_streamlines=20)
-    assert [p.name for p in c.parts] == ["left", "right", "others"] and c.shown == 20 and c.total == 40
-    assert sorted(np.concatenate([p.ids for p in c.parts])) == list(range(40))
-    assert c.legends == []
-    named = Composition({"a": t, "b": t, "m": lit_mask(AFFINES["RAS"])}, colors={"a": "red", "b": "score"})
-    assert [(x.title, [n for n, _ in x.names]) for x in named.legends] == [("score", []), ("", ["a", "m"])]
+# ---- with a trainer ------------------------------------------------------------------------------------------
 
 
-@needs_vulkan
-@pytest.mark.parametrize("driver", ["FURY", "matplotlib"])
-def test_every_kind_together_makes_a_picture(driver):
-    affine = AFFINES["LAS anisotropic"]
-    background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
-    things = {"lines": grouped(), "back": background, "mask": lit_mask(affine), "f": Glyphs(one_fodf(affine))}
-    with patch("tractkit.scene.vulkan_available", return_value=driver == "FURY"):
-        for options in (dict(view="3d", colors="groups", tubes=0.4), dict(view="coronal", colors="score"), dict(view="axial", colors="height")):
-            picture = snapshot(things, size=(240, 200), **options).array
-            assert picture.shape == (200, 240, 4)
-            assert (snapshot(things, size=(240, 200), letters=False, **options).array != picture).any()
+def child(folder, **job):
+    here = Path(__file__).parent
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    done = subprocess.run([sys.executable, str(here / "views_child.py"), json.dumps({"folder": str(folder), **job})], env=env, capture_output=True, text=True)
+    assert done.returncode == (-signal.SIGKILL if job.get("kill") else 0), done.stderr[-2000:]
 
 
-# --- the live view
+def archived(folder):
+    """(name, step) of all metrics in a run's archives."""
+    found = []
+    for path in sorted((folder / "comet").glob("*.zip")):
+        with zipfile.ZipFile(path) as z:
+            messages = [json.loads(line)["payload"] for line in z.read("messages.json").decode().splitlines()]
+        found += [(m["metric"]["metricName"], m["metric"]["step"]) for m in messages if "metric" in m]
+    return [m for m in found if m[0] != "process duration"]
+
+
+@pytest.mark.parametrize("kills", [[(3, "training"), (9, "training"), (12, "validating")],
+                                   pytest.param([(k, p) for k in range(1, 19) for p in ("training", "validating")], marks=pytest.mark.full)])
+def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, kills):
+    options = {"comet": "offline"} if comet.importlib.util.find_spec("comet_ml") else {}
+    whole = fit(tmp_path, "whole")
+    whole.train_and_validate()
+    for step, phase in kills:
+        child(tmp_path, kill=step, phase=phase)
+        run = tmp_path / "run"
+        assert scalars(reader(run / "tensorboard")).keys() <= told_by(RunLog(run)).keys()
+    child(tmp_path, options=options)
+    assert log_without_time(RunLog(run)) == log_without_time(whole.log)
+    found = scalars(reader(run / "tensorboard"))
+    assert found == told_by(RunLog(run))
+    assert [s for s, _ in found["batch/loss"]] == list(range(1, 19)) and [s for s, _ in found["epoch/valid_loss"]] == [6, 12, 18]
+    for name, key in (("train_loss", "train_loss"), ("valid_local_loss", "valid_loss")):
+        assert np.load(run / f"logs/{name}_monitor_per_epoch.npy").tolist() == whole.state.history[key].tolist()
+    if options:
+        metrics = archived(run)
+        assert max(Counter(metrics).values()) == 1
+        assert [s for name, s in metrics if name == "valid_loss"] == [6, 12, 18] and ("batch/loss", 10) in metrics
+
+
+@needs_comet
+@pytest.mark.filterwarnings("ignore:.*sentry_sdk.Hub")
+def test_views_do_not_change_a_training(tmp_path):
+    bare = fit(tmp_path, "bare", tensorboard=False).train_and_validate()
+    seen = fit(tmp_path, "seen", npy_logs=True, comet="offline", comet_project="p")
+    for view in seen.views:
+        view.every = 0.0
+    seen.train_and_validate()
+    assert same_states(bare, seen.state) == []
+    assert not (tmp_path / "bare/tensorboard").exists() and (tmp_path / "seen/tensorboard").exists()
+    assert len(archived(tmp_path / "seen")) > 10
+
+
+def test_a_view_that_fails_ends_no_training(tmp_path):
+    trainer = fit(tmp_path)
+    trainer.folder.mkdir()
+    (trainer.folder / "tensorboard").write_text("in the way")
+    with pytest.warns(UserWarning, match=r"the view FileView\('tensorboard'\) was removed"):
+        trainer.train_and_validate()
+    assert trainer.state.finished and trainer.views == []
+
+
+def test_in_a_process_of_its_own(tmp_path):
+    trainer = fit(tmp_path, npy_logs=True)
+    trainer.start(process=True)
+    trainer.wait()
+    assert [s for s, _ in scalars(reader(trainer.folder / "tensorboard"))["batch/loss"]] == list(range(1, 19))
+    assert len(np.load(trainer.folder / "logs/train_loss_monitor_per_epoch.npy")) == 3
+
+
+def test_a_fork_begins_where_it_was_forked(tmp_path):
+    first = fit(tmp_path, max_epochs=2).train_and_validate()
+    branch = fit(tmp_path, "branch", npy_logs=True)
+    branch.train_and_validate(first.fork())
+    assert [s for s, _ in scalars(reader(branch.folder / "tensorboard"))["batch/loss"]] == list(range(13, 19))
+    losses, spent = (np.load(branch.folder / f"logs/{n}.npy") for n in ("train_loss_monitor_per_epoch", "validation_time_monitor_duration"))
+    assert np.isnan(losses[:2]).all() and losses[2] == branch.state.history["train_loss"][2] and np.isnan(spent).all()
+
+
+def test_the_gradient_norm_before_and_after_clipping(tmp_path):
+    trainer = fit(tmp_path, clip_grad=0.2, npy_logs=True)
+    trainer.train_and_validate()
+    norms = trainer.log.batches()["grad_norm"].reshape(3, 6)
+    before, after = (np.load(trainer.folder / f"logs/{n}_monitor_per_epoch.npy") for n in ("unclipped_grad_norm", "grad_norm"))
+    assert np.allclose(before, norms.mean(1)) and np.allclose(after, np.minimum(norms, 0.2).mean(1)) and (after < before).any()
+    minutes = np.load(trainer.folder / "logs/training_time_monitor_duration.npy")
+    assert np.isclose(minutes.sum() * 60, trainer.state.time["training"])
+
+
+def test_train_model_writes_where_its_log_is(tmp_path):
+    import torch
+    from torch import nn
+
+    from tractkit.functional import TorchModel, train_model
+
+    model = TorchModel(nn.Linear(1, 1), lambda x: x, nn.MSELoss(), torch.optim.SGD)
+    x = np.ones((4, 1), np.float32)
+    train_model(model, [(x, x)] * 3, 2, 0.1, tmp_path / "logs", validate=lambda: {"dice": 0.5}, progress=False)
+    found = scalars(reader(tmp_path / "logs/tensorboard"))
+    assert [s for s, _ in found["batch/loss"]] == [1, 2, 3, 4, 5, 6] and found["epoch/dice"] == [(3, 0.5), (6, 0.5)]
+
+
+# ---- Comet ---------------------------------------------------------------------------------------------------
+
+
+def test_without_comet_the_error_names_the_extra(tmp_path, monkeypatch):
+    monkeypatch.setattr(comet.importlib.util, "find_spec", lambda name: None)
+    for call in (lambda: fit(tmp_path, comet_project="p"), lambda: make_views(comet="offline"), lambda: export_comet(tmp_path)):
+        with pytest.raises(ImportError, match=r"pip install 'tractkit\[comet\]'"):
+            call()
+    assert len(make_views()) == 1
+    with pytest.raises(ValueError, match="'online' or 'offline'"):
+        make_views(comet="yes")
+
+
+class Server:
+    """Comet, as far as we use it."""
+
+    def __init__(self):
+        self.metrics, self.down = {}, False
+        for name in ("Experiment", "ExistingExperiment", "OfflineExperiment", "ExistingOfflineExperiment"):
+            setattr(self, name, lambda kind=name, **options: self.connect(kind, **options))
+
+    def get_config(self, name):
+        return "key"
+
+    def connect(self, kind, experiment_key=None, previous_experiment=None, offline_directory=None, **options):
+        if self.down and "Offline" not in kind:
+            raise ConnectionError("no network")
+        assert (kind.startswith("Existing")) == (previous_experiment is not None)
+        key = experiment_key or previous_experiment
+        assert kind.startswith("Existing") == (key in self.metrics)
+        got = self.metrics.setdefault(key, [])
+
+        def end():
+            if offline_directory:
+                Path(offline_directory).mkdir(parents=True)
+                zipfile.ZipFile(Path(offline_directory) / "x.zip", "w").close()
+
+        return types.SimpleNamespace(log_metric=lambda name, value, step, epoch: got.append((name, step)), set_name=lambda name: None,
+                                     log_parameters=lambda p: got.append(("parameters", p["max_epochs"])) if p else None,
+                                     log_image=lambda path, name, step: got.append((name, step)), end=end)
 
 
 @pytest.fixture
-def live_view():
-    """A view whose window is offscreen, as in a notebook."""
-    if not vulkan_available():
-        pytest.skip("no Vulkan driver")
-    import ipywidgets
-
-    made = window.ShowManager.__init__
-
-    def offscreen(self, *args, window_type="default", **options):
-        made(self, *args, window_type="offscreen", **options)
-        if window_type == "jupyter":
-            self.window._output_context = ipywidgets.Output()
-            self.window.set_title = lambda title: None
-
-    views = []
-
-    def make(*things, **options):
-        with (patch.object(window.ShowManager, "__init__", offscreen), patch("tractkit.viewer._in_notebook", return_value=True),
-              patch("tractkit.viewer.display"),
-              patch("tractkit.viewer._canvas", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
-            views.append(view(*things, **options))
-        return views[-1]
-
-    yield make
-    for v in views:
-        v.close()
+def server(monkeypatch):
+    server = Server()
+    monkeypatch.setattr(comet, "need_comet", lambda: server)
+    monkeypatch.setattr(comet.importlib.util, "find_spec", lambda name: name)
+    return server
 
 
-def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
-    affine = AFFINES["LAS anisotropic"]
-    background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
-    v = live_view({"lines": grouped(), "back": background, "mask": lit_mask(affine)}, colors="groups", max_streamlines=30, size=(200, 160))
-    c, stage = v.controls, v._stage
-    assert c["counted"].value == "30 of 40 streamlines" == f"{v.shown} of {v.total} streamlines"
-    before = v.screenshot().array
-    c["show lines: left"].value = False
-    assert v.shown == 30 - stage.composition.parts[0].count(30) and c["counted"].value.startswith(f"{v.shown} of")
-    assert (v.screenshot().array != before).mean() > 0.004
-    c["show lines: left"].value = True
-    np.testing.assert_array_equal(v.screenshot().array, before)
-    c["count"].value = 40
-    assert v.shown == 40
-    c["count"].value = 30
-    np.testing.assert_array_equal(v.screenshot().array, before)
-    c["z"].value = 12.0
-    assert stage.position[2] == pytest.approx(c["z"].value)
-    moved = v.screenshot().array
-    assert (moved != before).mean() > 0.01
-    c["window"].value = (0.0, 0.3)
-    assert (v.screenshot().array.astype(int) - moved).mean() > 0.2  # brighter
-    c["look"].value = "axial"
-    assert stage.camera.fov == 0 and (v.screenshot().array != moved).mean() > 0.05
-    c["show mask"].value = False
-    monkeypatch.chdir(tmp_path)
-    c["screenshot"].click()
-    c["screenshot"].click()
-    assert sorted(os.listdir(tmp_path)) == ["view-1.png", "view-2.png"] and c["said"].value == "written: view-2.png"
-    with pytest.raises(ValueError, match="nothing is named 'nobody'; there are lines: left, "):
-        v.toggle("nobody")
-    with pytest.raises(ValueError, match="none of axial"):
-        v.look("oblique")
+def online(folder, **options):
+    trainer = fit(folder, comet="online", comet_workspace="me", comet_project="p", checkpoint_every_batches=4, points=Points(20), **options)
+    trainer.views[-1].every = 0.0
+    return trainer
 
 
-def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_view):
-    import asyncio
+class Killed(BaseException):
+    """As if the process were gone: nobody catches it."""
 
-    from tractkit.viewer import link_views
 
-    t = wavy(60)
-    a, b = live_view(t, size=(120, 90)), live_view(t, size=(120, 90))
-    for one, other in ((a, b), (b, a)):
-        one._drawn.linked = [other._drawn]
+def test_online_only_what_a_checkpoint_stands_behind_is_sent(tmp_path, server):
+    ahead = []
+    trainer = online(tmp_path)
+    sent = CometView.send
 
-    async def drag():
-        a._drawn._on_pointer({"event_type": "pointer_move", "buttons": ()})
-        assert not a._drawn._coarse  # no button: nothing moves
-        a._drawn.stage.camera.local.position = (1, 2, 3)
-        a._drawn._on_pointer({"event_type": "pointer_move", "buttons": (1,)})
-        counts = [actor.object.geometry.positions.draw_range[1] for _, actor in a._stage._lines]
-        a._drawn._on_pointer({"event_type": "pointer_up", "buttons": ()})
-        await asyncio.sleep(0.2)
-        return counts, [actor.object.geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+    def watched(self, log, step, done=False):
+        sent(self, log, step, done)
+        known = [s for got in server.metrics.values() for name, s in got if name == "batch/loss"]
+        ahead.append(max(known, default=0) <= max(trainer.checkpoints.steps()))
 
-    with patch("tractkit.viewer._COARSE", 7):
-        coarse, full = asyncio.run(drag())
-    assert 0 < coarse[0] < full[0] / 4
-    np.testing.assert_allclose(b._stage.camera.local.position, (1, 2, 3))
-    with pytest.raises(ValueError, match="only live views"):
-        link_views(view(t, live=False, size=(60, 50)))
+    CometView.send = watched
+    try:
+        trainer.train_and_validate()
+    finally:
+        CometView.send = sent
+    got, = server.metrics.values()
+    assert all(ahead) and len(ahead) > 50
+    assert got[0] == ("parameters", 3) and len(got) == len(set(got))
+    assert [s for name, s in got if name == "valid_loss"] == [20, 40, 60] and [s for name, s in got if name == "batch/loss"] == [10, 20, 30, 40, 50, 60]
+
+
+@pytest.mark.parametrize("step", [10, 20, 21, 47])
+def test_online_killed_and_gone_on_with_nothing_is_sent_twice(tmp_path, server, step):
+    trainer = online(tmp_path)
+
+    def deadly(event, t):
+        if event == "batch" and t.state.global_step == step and t.status.phase == "training":
+            shutil.copytree(t.folder, tmp_path / "then/run")
+            before.update({k: list(v) for k, v in server.metrics.items()})
+
+    before = {}
+    trainer.listeners.append(deadly)
+    trainer.train_and_validate()
+    server.metrics = before  # what had arrived when it was killed
+    shutil.rmtree(tmp_path / "run")
+    online(tmp_path / "then").train_and_validate()
+    got, = server.metrics.values()
+    assert len(got) == len(set(got)) and [s for name, s in got if name == "valid_loss"] == [20, 40, 60]
+
+
+def test_online_set_back_a_new_experiment_begins(tmp_path, server):
+    online(tmp_path, max_epochs=2).train_and_validate()
+    checkpoint = TrainerState.load(tmp_path / "run", toy_model())
+    online(tmp_path, max_epochs=3).train_and_validate()
+    again = online(tmp_path, max_epochs=3)
+    with pytest.warns(UserWarning, match="set back"):
+        again.train_and_validate(checkpoint)
+    first, second = server.metrics.values()
+    for got in (first, second):
+        assert len(got) == len(set(got)) and [s for name, s in got if name == "valid_loss"] == [20, 40, 60]
+
+
+def test_what_was_on_its_way_is_not_sent_again_but_told(tmp_path, server):
+    log = RunLog(tmp_path)
+    write(log, 1, 20)
+    view = CometView("online")
+    view.open(log)
+    send, comet._log_to = comet._log_to, lambda *args: (_ for _ in ()).throw(Killed())
+    try:
+        with pytest.raises(Killed):
+            view.send(log, 12)
+    finally:
+        comet._log_to = send
+    later = CometView("online")
+    later.open(log)
+    with pytest.warns(UserWarning, match="may be missing"):
+        later.send(log, 20, done=True)
+    got, = server.metrics.values()
+    assert [s for name, s in got if name == "batch/loss"] == [20] and [s for name, s in got if name == "valid_loss"] == [12, 16, 20]
+
+
+def test_without_network_the_log_becomes_an_archive(tmp_path, server):
+    server.down = True
+    trainer = online(tmp_path)
+    with pytest.warns(UserWarning, match="Comet cannot be reached"):
+        trainer.train_and_validate()
+    assert len(list((trainer.folder / "comet").glob("*.zip"))) == 1
+    got, = server.metrics.values()
+    assert [s for name, s in got if name == "valid_loss"] == [20, 40, 60]
+
+
+@needs_comet
+def test_upload_sends_each_archive_once(tmp_path, monkeypatch):
+    import comet_ml.offline
+
+    taken = []
+    monkeypatch.setattr(comet_ml.offline, "upload_single_offline_experiment", lambda path, key, force_upload: taken.append((Path(path).name, key)) or key != "bad")
+    log = RunLog(tmp_path)
+    write(log, 1, 12)
+    with pytest.raises(ValueError, match="COMET_API_KEY"):
+        upload_comet(tmp_path)
+    with pytest.raises(RuntimeError, match="did not take"):
+        upload_comet(tmp_path, "bad")
+    assert upload_comet(tmp_path, "good") == 1 and upload_comet(tmp_path, "good") == 0
+    write(log, 13, 20)
+    assert upload_comet(tmp_path, "good") == 1
+    assert upload_comet(tmp_path, "good", again=True) == 1
+    keys = [name.split("-")[1] for name, key in taken if key == "good"]
+    assert keys[0] == keys[1] != keys[2]
+    assert [s for name, s in archived(tmp_path) if name == "valid_loss"] == [4, 8, 12, 16, 20, 4, 8, 12, 16, 20]
+
+
+def test_a_folder_without_a_run():
+    from tractkit.curves import read_run
+
+    with pytest.raises(DataError, match="no log of a run"):
+        read_run("/nowhere")
+    assert write_tensorboard("/nowhere") == 0 and write_npy_logs("/nowhere") == 0

@@ -202,7 +202,7 @@ class TorchModel:
         """The prediction for a batch, in eval mode."""
         return inference_step(*inputs, architecture=self.model_core, activation=self.logits2pred)
 
-# %% ../nbs/35_functional.ipynb #5950e3fe
+# %% ../nbs/35_functional.ipynb #3e02ac62
 class ModelTrainer(Trainer):
     """Trains a `TorchModel` on a batch iterator: `train_model`, with the buttons of a `Trainer` (start, pause, step, stop ...)."""
 
@@ -213,7 +213,7 @@ class ModelTrainer(Trainer):
         n_epochs: int,
         lr: float | str | Sequence[float] | ValuePolicy,
         log_path: str | Path | None = None,            # folder of the log; default: that of the checkpoints
-        checkpoints_path: str | Path | None = None,    # folder of checkpoints, best_model and config.json; None: nothing is kept
+        checkpoints_path: str | Path | None = None,    # folder of checkpoints, best_model and config.yaml; None: nothing is kept
         validate: Callable[[], Mapping[str, Any]] | None = None,
         *,
         policies: Mapping[str, Any] | None = None,     # name -> policy, or another argument of do_train_step
@@ -231,7 +231,7 @@ class ModelTrainer(Trainer):
         folder = _temporary(self) if checkpoints_path is None else Path(checkpoints_path).expanduser()
         super().__init__(model.model_core, folder.parent, folder.name, self.batch_iter, self._load, rate, 0.0, model.optimizer, n_epochs,
                          device=model.device, rng=seed, policies=told, **options)
-        self.checkpoints = _Nowhere() if checkpoints_path is None else Checkpoints(folder, self.checkpoints.keep)
+        self.checkpoints = _Nowhere() if checkpoints_path is None else Checkpoints(folder, self.checkpoints.keep, self.checkpoints.background)
         self.log = open_log(folder if log_path is None else Path(log_path).expanduser())
         for policy in told:
             _adapt(policy, self)
@@ -294,7 +294,7 @@ class ModelTrainer(Trainer):
         if not isinstance(self.checkpoints, _Nowhere):
             super().save_best_model()
 
-# %% ../nbs/35_functional.ipynb #c50c7a7b
+# %% ../nbs/35_functional.ipynb #f2d9e5e3
 def open_log(folder: str | Path) -> RunLog:
     """The log of a training. TensorBoard and others are views of it; this is the place to attach them."""
     return RunLog(folder)
@@ -319,7 +319,7 @@ class _Nowhere(Checkpoints):
     def steps(self) -> list[int]:
         return []
 
-    def save(self, step: int, tree: Any) -> Path:
+    def save(self, step: int, tree: Any, best: int | None = None) -> Path:
         return self.path(step)
 
 

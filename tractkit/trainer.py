@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #5050de58
+# %% ../nbs/34_trainer.ipynb #c6d295e1
 import contextlib
 import functools
 import inspect
@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import yaml
 
 from .control import Stopped, folder_lock
 from .files import atomic_path
@@ -30,11 +31,11 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #e9beaa6a
+# %% ../nbs/34_trainer.ipynb #3d0de877
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
-    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.json`.
+    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.yaml`, `tensorboard/`.
     A trainer on a folder that holds a run goes on with it; ValueError if that run is of other data or another model.
     `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background, in a
     thread or, with `start(process=True)`, in a process that outlives the kernel; `attach` finds that again."""
@@ -78,7 +79,8 @@ class Trainer(TrainerSteps):
     def _leave_to_process(self) -> None:
         state = self._now()[0]
         self.checkpoints.drop_after(state.global_step)
-        self.checkpoints.save(state.global_step, state.state_dict())
+        self.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
+        self.checkpoints.wait()
 
     def attach(self) -> None:
         """Take over the watch and control of the training process in this trainer's folder. RuntimeError if there is none."""
@@ -169,6 +171,7 @@ class Trainer(TrainerSteps):
         self._show("", phase="starting", message="")
         with folder_lock(self.folder), contextlib.ExitStack() as stack:
             stack.callback(self._display.close)
+            stack.callback(self.checkpoints.wait)
             state = find_state(self, self._given)
             stack.enter_context(state.gate.own())
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
@@ -211,10 +214,10 @@ class Trainer(TrainerSteps):
             policy.load_state_dict(fresh if kept is None else kept)
             if isinstance(policy, TorchSchedule):
                 policy.attach(state.optimizer, new=kept is None)
-        with atomic_path(self.folder / "config.json") as path:
-            path.write_text(json.dumps(self.settings(), indent=1, default=str) + "\n", encoding="utf-8")
-        self.checkpoints.drop_after(state.global_step)
-        self.log.truncate(state.global_step, len(state.epochs))
+        with atomic_path(self.folder / "config.yaml") as path:
+            plain = json.loads(json.dumps(self.settings(), default=str))
+            path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        state.settle(self.log, self.checkpoints)
         self._tell("training_started", self)
         self._save()
         last = state.epochs[-1] if state.epochs else {}
@@ -230,7 +233,7 @@ class Trainer(TrainerSteps):
             if self.is_best:
                 self.save_best_model()
             self._tell_epoch()
-            self._save()
+            self._save(wait=False)
 
     def _end(self, loop: Callable[[], None]) -> None:
         """Run the loop; however it ends, the state is saved if it is whole, and the status says how it ended."""
@@ -250,8 +253,11 @@ class Trainer(TrainerSteps):
             if session.step.policies is not None:  # the step was begun and did not end
                 session.step.undo(self.model)
                 state.policies = session.step.policies
-            if session.whole:
-                self._save()
+            try:
+                if session.whole:
+                    self._save()
+            except OSError as again:  # of a full disk, say; the last checkpoint is good
+                e.add_note(f"The state could not be saved then: {again}")
             self._tell("training_ended", "failed")
             self._show("ended", phase="failed", message=f"{type(e).__name__}: {e}")
             raise

@@ -1,0 +1,361 @@
+"""What can be looked at, in which colors, and the live view's controls."""
+
+import os
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+from fury import window
+from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
+from test_scene import SIDE, cube_around, in_world, needs_vulkan
+
+from tractkit.actors import LineActor, _surface, contour_actor, glyphs_actor, representative_order
+from tractkit.coloring import color_streamlines, palette
+from tractkit.compose import Composition
+from tractkit.dwi import ShInfo, save_sh
+from tractkit.plots import world_box
+from tractkit.scene import snapshot, vulkan_available
+from tractkit.space import apply_affine
+from tractkit.streamlines import Streamlines
+from tractkit.things import (
+    Contour,
+    Glyphs,
+    Lines,
+    Peaks,
+    Slices,
+    mask_outline,
+    things_to_draw,
+    to_world_axes,
+    voxels_on_plane,
+)
+from tractkit.tractogram import Tractogram
+from tractkit.viewer import view
+from tractkit.volume import Volume
+
+
+def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
+    """Zeros, and ones in a cube around the voxel LIT."""
+    data = np.zeros(SHAPE, np.float32)
+    data[tuple(slice(k - reach, k + reach + 1) for k in LIT)] = 1
+    return Volume(data, affine)
+
+
+def lobe(along: np.ndarray, order: int = 8) -> np.ndarray:
+    """Coefficients of a lobe along a direction in voxel axes."""
+    from dipy.core.sphere import unit_octahedron
+    from dipy.reconst.shm import sf_to_sh
+
+    sphere = unit_octahedron.subdivide(n=3)
+    return sf_to_sh((sphere.vertices @ along) ** 8, sphere, sh_order_max=order, basis_type="descoteaux07", legacy=True)
+
+
+def one_fodf(affine: np.ndarray, along=(0.6, 0.8, 0.0)) -> Volume:
+    """An fODF in the voxel LIT only."""
+    data = np.zeros((*SHAPE, 45), np.float32)
+    data[tuple(LIT)] = lobe(np.array(along))
+    return Volume(data, affine)
+
+
+# --- what a thing is
+
+
+def test_volumes_are_what_their_numbers_say(tmp_path):
+    affine = AFFINES["RAS"]
+    unit = np.zeros((*SHAPE, 6), np.float32)
+    unit[3, 4, 5, :3] = [0, 0.6, 0.8]
+    fodf, info = one_fodf(affine), ShInfo("fodf", 8)
+    save_sh(fodf, tmp_path / "fodf.nii.gz", info)
+    save_sh(fodf, tmp_path / "sh.nii.gz", ShInfo("signal", 8))
+    asked = [lit_mask(affine), Volume(np.ones(SHAPE, np.float32), affine), Volume(np.zeros(SHAPE, np.float32), affine), Volume(unit, affine),
+             Volume(unit * 2, affine), fodf, (fodf, info), Volume.load(tmp_path / "fodf.nii.gz"), Volume.load(tmp_path / "sh.nii.gz"),
+             Volume(lit_mask(affine).data[..., None].astype(np.uint8), affine), Slices(lit_mask(affine))]
+    kinds = [type(d) for d in things_to_draw(asked)]
+    assert kinds == [Contour, Slices, Slices, Peaks, Slices, Slices, Glyphs, Glyphs, Slices, Contour, Slices]
+    with pytest.raises(ValueError, match="descoteaux07 basis, not 'tournier07'"):
+        things_to_draw((fodf, ShInfo("fodf", 8, basis="tournier07")))
+    with pytest.raises(ValueError, match="7 coefficients are no glyph"):
+        snapshot(Glyphs(Volume(np.ones((*SHAPE, 7), np.float32), affine)))
+
+
+def test_a_subject_and_a_batch_say_what_there_is_to_see(tmp_path):
+    from helpers_data import make_file
+
+    from tractkit.dataset import MultiSubjectDataset
+    from tractkit.loader import StreamlinesBatchLoader
+
+    path, sources = make_file(tmp_path, n_subjects=2)
+    dataset = MultiSubjectDataset(path, lazy=True)
+    dataset.load_data()
+    subject = dataset.training_set[0]
+    drawn = things_to_draw(subject)
+    assert sorted((type(d).__name__, d.name) for d in drawn) == [("Lines", "streamlines"), ("Slices", "input")]
+    lines, = (d for d in drawn if isinstance(d, Lines))
+    np.testing.assert_allclose(lines.tractogram.rasmm().points, sources["sub-0"].rasmm().points, atol=1e-3)
+    assert len(things_to_draw([subject.volumes["input"], subject.streamlines["streamlines"]])) == 2
+    assert len([d for d in things_to_draw(two_volumes()) if isinstance(d, Slices)]) == 1
+    loader = StreamlinesBatchLoader(dataset, None, "streamlines")
+    names = [s.name for s in dataset.training_set]
+    batch = loader.load_batch_streamlines([(name, np.arange(4) + k) for k, name in enumerate(names)], epoch=0, training=False)
+    parts = things_to_draw(batch)
+    assert [p.name for p in parts] == names
+    for k, p in enumerate(parts):
+        np.testing.assert_allclose(p.tractogram.rasmm().points, sources[names[k]][np.arange(4) + k].rasmm().points, atol=1e-3)
+
+
+def two_volumes():
+    class Shows:
+        def __view__(self):
+            return {"a": Volume(np.full(SHAPE, 3.0), np.eye(4)), "b": Volume(np.full(SHAPE, 4.0), np.eye(4))}
+
+    return Shows()
+
+
+# --- where it is
+
+
+@pytest.mark.parametrize("name", AFFINES)
+def test_contours_and_glyphs_are_where_the_affine_says(name):
+    affine = AFFINES[name]
+    there = apply_affine(affine, LIT[None].astype(float))[0]
+    mask, fodf = lit_mask(affine), one_fodf(affine)
+    surface = contour_actor(Contour(mask), "red").geometry
+    points, faces = surface.positions.data, surface.indices.data
+    np.testing.assert_allclose((points.min(0) + points.max(0)) / 2, there, atol=1e-3)
+    a, b, c = (points[faces] - there).transpose(1, 0, 2)
+    assert np.sum(np.cross(a, b) * c) > 0  # it looks outwards, flipped or not
+    for axis in range(3):
+        lines = mask_outline(Contour(mask), axis, there[axis])
+        assert len(lines) == 1 and np.allclose(lines[0][:, axis], there[axis])
+        np.testing.assert_allclose((lines[0].min(0) + lines[0].max(0)) / 2, there, atol=0.4)
+        assert not mask_outline(Contour(mask), axis, there[axis] + 30)
+        corners = glyphs_actor(Glyphs(fodf), axis, there[axis]).geometry.positions.data - there
+        longest = corners[np.linalg.norm(corners, axis=1).argmax()]
+        along = to_world_axes(np.array([0.6, 0.8, 0.0]), affine)
+        assert abs(longest @ along) / np.linalg.norm(longest) > 0.98
+        assert np.linalg.norm(longest) == pytest.approx(mask.voxel_sizes.min() / 2, rel=0.05)
+        assert (voxels_on_plane(mask, axis, there[axis]) == LIT).all(1).any()
+
+
+@needs_vulkan
+@pytest.mark.parametrize("driver", ["FURY", "matplotlib"])
+@pytest.mark.parametrize("kind", ["contour", "glyphs", "peaks"])
+def test_what_lies_on_a_plane_is_seen_where_the_affine_says(kind, driver):
+    for name in ("rotated 25 about z, LPS", "LAS anisotropic"):
+        affine = AFFINES[name]
+        peaks = np.zeros((*SHAPE, 3), np.float32)
+        peaks[tuple(LIT)] = [0.6, 0.48, 0.64]
+        thing = {"contour": Contour(lit_mask(affine)), "glyphs": Glyphs(one_fodf(affine)), "peaks": Peaks(Volume(peaks, affine))}[kind]
+        there = apply_affine(affine, LIT[None].astype(float))[0]
+        box = cube_around(world_box(thing.volume))
+        for plane, (across, up, normal) in PLANES.items():
+            with patch("tractkit.scene.vulkan_available", return_value=driver == "FURY"):
+                rgb = snapshot(thing, view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
+            bright = rgb.max(-1) > 70
+            if driver == "matplotlib":  # it has letters, and a margin of its own
+                bright[:30], bright[-70:], bright[:, :30], bright[:, -70:] = False, False, False, False
+            seen = in_world(bright, box, plane)
+            assert len(seen), (name, plane)
+            middle = (seen.min(0) + seen.max(0)) / 2
+            assert np.abs(middle - there[[across, up]]).max() < 1.5, (name, plane)
+
+
+def test_the_surface_of_any_mask_is_closed():
+    rng = np.random.default_rng(5)
+    for _ in range(5):
+        values = (rng.random((9, 8, 7)) > 0.6).astype(np.float32)
+        points, faces = _surface(values, 0.5, rounds=0)
+        edges = np.sort(np.concatenate([faces[:, [0, 1]], faces[:, [1, 2]], faces[:, [2, 0]]]), axis=1)
+        assert (np.unique(edges, axis=0, return_counts=True)[1] % 2 == 0).all()
+        a, b, c = points[faces].transpose(1, 0, 2)
+        assert 0.3 < np.sum(np.cross(a, b) * c) / 6 / values.sum() < 1.2
+    assert len(_surface(np.zeros((4, 4, 4), np.float32), 0.5)[1]) == 0
+    assert len(_surface(np.ones((4, 4, 4), np.float32), 0.5)[1]) > 0
+
+
+# --- streamlines: which, how, in which colors
+
+
+def test_each_first_part_of_the_order_is_spread_over_all():
+    for n in (0, 1, 2, 7, 1000):
+        order = representative_order(n)
+        assert sorted(order) == list(range(n))
+    first = np.sort(representative_order(1000)[:64])
+    assert first[0] < 32 and first[-1] > 968 and np.diff(first).max() <= 32
+
+
+def test_the_first_streamlines_are_shown_by_moving_one_number():
+    parts = [np.array([[0.0, 0, 0], [1, 0, 0]]), np.empty((0, 3)), np.array([[5.0, 5, 0]]), np.array([[0.0, 1, 0], [1, 1, 0], [2, 1, 0]])]
+    s = Streamlines.from_list(parts)
+    for tubes, per in ((None, 2), (0.3, 12)):
+        actor = LineActor(s, np.ones((len(s.points), 3), np.float32), tubes)
+        ranges = []
+        for count in (4, 3, 1, 0):
+            actor.show_first(count)
+            buffer = actor.object.geometry.indices if tubes else actor.object.geometry.positions
+            ranges.append((actor.object.visible, buffer.draw_range[1]))
+        assert ranges == [(True, 3 * per), (True, per), (True, per), (False, 1)]
+    lone = LineActor(s[[1, 2]], np.ones((1, 3), np.float32), None)
+    lone.show_first(2)
+    assert lone.object is None
+
+
+def test_tubes_are_round_and_not_wrung():
+    t = np.linspace(0, 2 * np.pi, 60)
+    s = Streamlines.from_list([np.stack([20 * np.cos(t), 20 * np.sin(t), 0 * t], 1), np.stack([t, 0 * t, 0 * t], 1)])
+    points = LineActor(s, np.ones((len(s.points), 3), np.float32), 0.5).object.geometry.positions.data.reshape(-1, 6, 3)
+    np.testing.assert_allclose(np.linalg.norm(points - s.points[:, None], axis=2), 0.5, atol=1e-4)
+    steps = np.linalg.norm(np.diff(points[:60], axis=0), axis=2)
+    assert steps.max() < 1.1 * np.linalg.norm(np.diff(s.points[:60], axis=0), axis=1).max()
+
+
+def grouped(n: int = 40) -> Tractogram:
+    t = wavy(n)
+    return Tractogram(t.streamlines, t.affine, t.dimensions, dps={"bundle": np.arange(n)[:, None] % 2, "score": np.linspace(0, 1, n)[:, None]},
+                      dpp={"height": np.arange(len(t.streamlines.points), dtype=float)[:, None]},
+                      groups={"left": np.arange(n // 2), "right": np.arange(n // 2 - 3, n - 4)})
+
+
+def test_colors_by_what_is_stored_or_given():
+    t = grouped()
+    ids, points = np.array([3, 30, 0]), len(t.streamlines.points)
+    rasmm = t[ids].rasmm()
+
+    def rgb(colors, **options):
+        return color_streamlines(t, colors, **options).rgb(t, ids, rasmm)
+
+    first = rasmm.offsets[:-1]
+    np.testing.assert_allclose(rgb("groups")[first], palette(2)[[0, 1, 0]], atol=1e-6)
+    np.testing.assert_allclose(rgb("bundle")[first], palette(2)[[1, 0, 0]], atol=1e-6)
+    own = np.random.default_rng(0).random((points, 3)).astype(np.float32)
+    np.testing.assert_allclose(rgb(own), np.concatenate([own[t.streamlines.offsets[i]:t.streamlines.offsets[i + 1]] for i in ids]))
+    by_height, by_array = rgb("height"), rgb(np.arange(points))
+    np.testing.assert_allclose(by_height, by_array)
+    loss = np.linspace(0, 1, len(t))
+    loss[3] = np.nan
+    with_nan = rgb(loss, limits=(0, 1))
+    assert np.ptp(with_nan[first[0]]) < 0.1 and np.ptp(with_nan[first[1]]) > 0.2  # none: grey
+    assert color_streamlines(t, "score", label="how good").legend.title == "how good"
+    assert color_streamlines(t, "score", limits=(0, 2)).legend.limits == (0, 2)
+    for wrong, message in (("los", "neither a color nor one of direction, groups, bundle, score, height"), (np.zeros(7), "one color a streamline")):
+        with pytest.raises(ValueError, match=message):
+            color_streamlines(t, wrong)
+    with pytest.raises(ValueError, match="no groups"):
+        color_streamlines(wavy(3), "groups")
+
+
+def test_parts_keep_their_share_and_legends_say_what_colors_mean():
+    t = grouped()
+    c = Composition(t, max_streamlines=20)
+    assert [p.name for p in c.parts] == ["left", "right", "others"] and c.shown == 20 and c.total == 40
+    assert sorted(np.concatenate([p.ids for p in c.parts])) == list(range(40))
+    assert c.legends == []
+    named = Composition({"a": t, "b": t, "m": lit_mask(AFFINES["RAS"])}, colors={"a": "red", "b": "score"})
+    assert [(x.title, [n for n, _ in x.names]) for x in named.legends] == [("score", []), ("", ["a", "m"])]
+
+
+@needs_vulkan
+@pytest.mark.parametrize("driver", ["FURY", "matplotlib"])
+def test_every_kind_together_makes_a_picture(driver):
+    affine = AFFINES["LAS anisotropic"]
+    background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
+    things = {"lines": grouped(), "back": background, "mask": lit_mask(affine), "f": Glyphs(one_fodf(affine))}
+    with patch("tractkit.scene.vulkan_available", return_value=driver == "FURY"):
+        for options in (dict(view="3d", colors="groups", tubes=0.4), dict(view="coronal", colors="score"), dict(view="axial", colors="height")):
+            picture = snapshot(things, size=(240, 200), **options).array
+            assert picture.shape == (200, 240, 4)
+            assert (snapshot(things, size=(240, 200), letters=False, **options).array != picture).any()
+
+
+# --- the live view
+
+
+@pytest.fixture
+def live_view():
+    """A view whose window is offscreen, as in a notebook."""
+    if not vulkan_available():
+        pytest.skip("no Vulkan driver")
+    import ipywidgets
+
+    made = window.ShowManager.__init__
+
+    def offscreen(self, *args, window_type="default", **options):
+        made(self, *args, window_type="offscreen", **options)
+        if window_type == "jupyter":
+            self.window._output_context = ipywidgets.Output()
+            self.window.set_title = lambda title: None
+
+    views = []
+
+    def make(*things, **options):
+        with (patch.object(window.ShowManager, "__init__", offscreen), patch("tractkit.viewer._in_notebook", return_value=True),
+              patch("tractkit.viewer.display"),
+              patch("tractkit.viewer._canvas", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
+            views.append(view(*things, **options))
+        return views[-1]
+
+    yield make
+    for v in views:
+        v.close()
+
+
+def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
+    affine = AFFINES["LAS anisotropic"]
+    background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
+    v = live_view({"lines": grouped(), "back": background, "mask": lit_mask(affine)}, colors="groups", max_streamlines=30, size=(200, 160))
+    c, stage = v.controls, v._stage
+    assert c["counted"].value == "30 of 40 streamlines" == f"{v.shown} of {v.total} streamlines"
+    before = v.screenshot().array
+    c["show lines: left"].value = False
+    assert v.shown == 30 - stage.composition.parts[0].count(30) and c["counted"].value.startswith(f"{v.shown} of")
+    assert (v.screenshot().array != before).mean() > 0.004
+    c["show lines: left"].value = True
+    np.testing.assert_array_equal(v.screenshot().array, before)
+    c["count"].value = 40
+    assert v.shown == 40
+    c["count"].value = 30
+    np.testing.assert_array_equal(v.screenshot().array, before)
+    c["z"].value = 12.0
+    assert stage.position[2] == pytest.approx(c["z"].value)
+    moved = v.screenshot().array
+    assert (moved != before).mean() > 0.01
+    c["window"].value = (0.0, 0.3)
+    assert (v.screenshot().array.astype(int) - moved).mean() > 0.2  # brighter
+    c["look"].value = "axial"
+    assert stage.camera.fov == 0 and (v.screenshot().array != moved).mean() > 0.05
+    c["show mask"].value = False
+    monkeypatch.chdir(tmp_path)
+    c["screenshot"].click()
+    c["screenshot"].click()
+    assert sorted(os.listdir(tmp_path)) == ["view-1.png", "view-2.png"] and c["said"].value == "written: view-2.png"
+    with pytest.raises(ValueError, match="nothing is named 'nobody'; there are lines: left, "):
+        v.toggle("nobody")
+    with pytest.raises(ValueError, match="none of axial"):
+        v.look("oblique")
+
+
+def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_view):
+    import asyncio
+
+    from tractkit.viewer import link_views
+
+    t = wavy(60)
+    a, b = live_view(t, size=(120, 90)), live_view(t, size=(120, 90))
+    for one, other in ((a, b), (b, a)):
+        one._drawn.linked = [other._drawn]
+
+    async def drag():
+        a._drawn._on_pointer({"event_type": "pointer_move", "buttons": ()})
+        assert not a._drawn._coarse  # no button: nothing moves
+        a._drawn.stage.camera.local.position = (1, 2, 3)
+        a._drawn._on_pointer({"event_type": "pointer_move", "buttons": (1,)})
+        counts = [actor.object.geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+        a._drawn._on_pointer({"event_type": "pointer_up", "buttons": ()})
+        await asyncio.sleep(0.2)
+        return counts, [actor.object.geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+
+    with patch("tractkit.viewer._COARSE", 7):
+        coarse, full = asyncio.run(drag())
+    assert 0 < coarse[0] < full[0] / 4
+    np.testing.assert_allclose(b._stage.camera.local.position, (1, 2, 3))
+    with pytest.raises(ValueError, match="only live views"):
+        link_views(view(t, live=False, size=(60, 50)))
