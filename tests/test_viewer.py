@@ -9,7 +9,7 @@ from fury import window
 from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
 from test_scene import SIDE, cube_around, in_world, needs_vulkan
 
-from tractkit.actors import LineActor, _surface, contour_actor, glyphs_actor, representative_order
+from tractkit.actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
 from tractkit.coloring import color_streamlines, palette
 from tractkit.compose import Composition
 from tractkit.dwi import ShInfo, save_sh
@@ -199,6 +199,16 @@ def test_the_first_streamlines_are_shown_by_moving_one_number():
     assert lone.object is None
 
 
+def test_many_streamlines_are_several_objects():
+    s = Streamlines.from_list([np.array([[0.0, k, 0], [1, k, 0], [2, k, 0]]) for k in range(10)])
+    lines = LineBlocks(s, np.ones((30, 3), np.float32), None, most=9)
+    assert [len(o.geometry.positions.data) for o in lines.objects] == [12, 12, 12, 4]
+    lines.show_first(4)
+    assert [(o.visible, o.geometry.positions.draw_range[1]) for o in lines.objects][:3] == [(True, 12), (True, 4), (False, 1)]
+    assert LineBlocks(s[[]], np.ones((0, 3), np.float32), None).objects == []
+    assert len(LineBlocks(s, np.ones((30, 3), np.float32), None, most=1).objects) == 10  # a long one is alone
+
+
 def test_tubes_are_round_and_not_wrung():
     t = np.linspace(0, 2 * np.pi, 60)
     s = Streamlines.from_list([np.stack([20 * np.cos(t), 20 * np.sin(t), 0 * t], 1), np.stack([t, 0 * t, 0 * t], 1)])
@@ -348,10 +358,10 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         assert not a._drawn._coarse  # no button: nothing moves
         a._drawn.stage.camera.local.position = (1, 2, 3)
         a._drawn._on_pointer({"event_type": "pointer_move", "buttons": (1,)})
-        counts = [actor.object.geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+        counts = [actor.objects[0].geometry.positions.draw_range[1] for _, actor in a._stage._lines]
         a._drawn._on_pointer({"event_type": "pointer_up", "buttons": ()})
         await asyncio.sleep(0.2)
-        return counts, [actor.object.geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+        return counts, [actor.objects[0].geometry.positions.draw_range[1] for _, actor in a._stage._lines]
 
     with patch("tractkit.viewer._COARSE", 7):
         coarse, full = asyncio.run(drag())

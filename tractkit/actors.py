@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/08_actors.ipynb #82e2ac2b
+# %% ../nbs/08_actors.ipynb #8a551056
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import pygfx as gfx
@@ -29,7 +30,7 @@ def representative_order(n: int) -> np.ndarray:
         reverse, ids = reverse * 2 + (ids & 1), ids >> 1
     return np.argsort(reverse, kind="stable")
 
-# %% ../nbs/08_actors.ipynb #d7df12ef
+# %% ../nbs/08_actors.ipynb #568e25c4
 class LineActor:
     """Streamlines as one object of thin segments or of tubes, of which the first ones are shown."""
 
@@ -51,6 +52,29 @@ class LineActor:
             self.object.visible = many > 0
             geometry = self.object.geometry
             (geometry.indices if isinstance(self.object, gfx.Mesh) else geometry.positions).draw_range = 0, max(many, 1)
+
+
+class LineBlocks:
+    """Streamlines as several objects, since a graphics card takes buffers of up to 128 MB."""
+
+    def __init__(
+        self,
+        streamlines: Streamlines,  # rasmm
+        rgb: np.ndarray,           # (N, 3) a color per point
+        tubes: float | None,       # mm, the radius; None: lines
+        most: int | None = None,   # points in an object
+    ):
+        most, offsets, self.nb = most or (700_000 if tubes else 3_000_000), streamlines.offsets, len(streamlines)
+        bounds = [0]
+        while bounds[-1] < self.nb:
+            bounds.append(max(int(np.searchsorted(offsets, offsets[bounds[-1]] + most, side="right")) - 1, bounds[-1] + 1))
+        self._blocks = [(a, LineActor(streamlines[a:b], rgb[offsets[a]:offsets[b]], tubes)) for a, b in pairwise(bounds)]
+        self.objects = [block.object for _, block in self._blocks if block.object is not None]
+
+    def show_first(self, count: int) -> None:
+        """Draw only the first streamlines."""
+        for start, block in self._blocks:
+            block.show_first(max(count - start, 0))
 
 
 def _joined(streamlines: Streamlines) -> np.ndarray:

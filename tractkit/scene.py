@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['vulkan_available', 'Still', 'snapshot']
 
-# %% ../nbs/08_scene.ipynb #98aa861e
+# %% ../nbs/08_scene.ipynb #1250c406
 import os
 from functools import lru_cache
 from typing import Any
@@ -15,7 +15,7 @@ import pygfx as gfx
 from fury import window
 from PIL import Image
 
-from .actors import NORMALS, LineActor, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
+from .actors import NORMALS, LineBlocks, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
 from .camera import aim_camera, letter_actors, letter_places, scale_bar
 from .coloring import paste_legends
 from .compose import Composition, Part
@@ -24,7 +24,7 @@ from .flat import flat_picture
 from .plots import DARK, color_ball, encode_png
 from .things import mask_outline
 
-# %% ../nbs/08_scene.ipynb #28be9531
+# %% ../nbs/08_scene.ipynb #c3d21e5b
 class Stage:
     """FURY's scene of a composition."""
 
@@ -43,11 +43,10 @@ class Stage:
         self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
         self.refresh()
 
-    def _made(self, part: Part) -> LineActor:
-        actor = LineActor(*part.drawn(self.count), part.tubes)
-        if actor.object is not None:
-            self.scene.add(actor.object)
-        return actor
+    def _made(self, part: Part) -> LineBlocks:
+        lines = LineBlocks(*part.drawn(self.count), part.tubes)
+        self.scene.add(*lines.objects)
+        return lines
 
     def set_window(self, low: float, high: float) -> None:
         """The values drawn black and white."""
@@ -60,8 +59,7 @@ class Stage:
         self.count = count
         for k, (part, actor) in enumerate(self._lines):
             if part.count(count) > actor.nb:
-                if actor.object is not None:
-                    self.scene.remove(actor.object)
+                self.scene.remove(*actor.objects)
                 self._lines[k] = part, self._made(part)
         self.show_lines()
 
