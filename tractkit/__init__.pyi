@@ -56,6 +56,7 @@ from .storage import LocalFile as LocalFile
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_iter import Loky as Loky
 from .policy import LossStop as LossStop
+from .ranks import LostRank as LostRank
 from .augment import MIN_PART as MIN_PART
 from .contents import MRIData as MRIData
 from .models.blocks import MidActivation as MidActivation
@@ -102,6 +103,8 @@ from .session import ProgressLine as ProgressLine
 from .batch import Provenance as Provenance
 from .models.blocks import PyramidPooling as PyramidPooling
 from .hdf5_tools import REPAIRS as REPAIRS
+from .ranks import RankSampler as RankSampler
+from .ranks import Ranks as Ranks
 from .contents import ReadVolume as ReadVolume
 from .storage_remote import RemoteFile as RemoteFile
 from .models.blocks import ResBlock as ResBlock

@@ -97,7 +97,7 @@ def plan_mark(plan: Any) -> str:
     """What two equal plans have in common."""
     return str(getattr(plan, "fingerprint", len(plan)))
 
-# %% ../nbs/34_session.ipynb #2c18b011
+# %% ../nbs/34_session.ipynb #8a9c822e
 class ProgressLine:
     """The progress line, if wanted, and an estimate of the time left."""
 
@@ -143,6 +143,7 @@ class Session:
         self._opened: list[Iterator[Any]] = []
         self.trained = -1, math.nan  # the epoch whose training has ended, and its loss
         self.validated: list[tuple[float, int]] = []
+        self.validated_here = 0  # points, by this rank
         self.epoch_record: tuple[Any, ...] | None = None  # of an epoch that the policies have not been told of yet
         self.scaler = torch.amp.GradScaler(trainer.device.type) if trainer.amp == torch.float16 else None
         if self.scaler is not None and state.scaler:
@@ -157,7 +158,7 @@ class Session:
         epoch, most = self.state.epoch, self.trainer.max_batches[subset]
         if self.plans.get(subset, (-1,))[0] != epoch:
             n = self.trainer.iterations_per_epoch if subset == "training" else None
-            sampler = self.trainer.batch_sampler
+            sampler = self.trainer.ranks.sampler(self.trainer.batch_sampler)
             plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
             self.plans[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self.plans[subset][1:]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainerSettings', 'best_device', 'amp_type']
 
-# %% ../nbs/34_settings.ipynb #f67b1647
+# %% ../nbs/34_settings.ipynb #87be2402
 import copy
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,16 +20,18 @@ from torch import nn
 from .checkpoint import Checkpoints
 from .control import Runner, Status
 from .hooks import TorchSchedule
+from .ranks import Ranks
 from .policy import Constant, EarlyStopping, Patience, Policy, ValuePolicy, as_value_policy
 from .runlog import RunLog
 from .session import ProgressLine, Session, policy_name
 from .state import TrainerState
 
-# %% ../nbs/34_settings.ipynb #b2eaacfe
+# %% ../nbs/34_settings.ipynb #e975265c
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
     loader_methods: Sequence[str] = ()  # what the batch_loader must have
+    ranks = Ranks()  # the processes that train together: one
 
     def __init__(
         self,
@@ -171,9 +173,9 @@ class TrainerSettings(Runner):
         self._show(event, message=text, **changes)
         self._display.say(text)
 
-# %% ../nbs/34_settings.ipynb #c4f0b534
+# %% ../nbs/34_settings.ipynb #ef715435
 _OF_THIS_PROCESS = {"control", "error", "_thread", "_busy", "state", "status", "listeners", "_given", "_session", "_display", "_process",
-                    "_body", "_partly", "_inside_of", "_phase", "batch", "loss"}
+                    "_body", "_partly", "_inside_of", "_phase", "batch", "loss", "ranks"}
 
 
 def best_device() -> str:

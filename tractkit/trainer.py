@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #5050de58
+# %% ../nbs/34_trainer.ipynb #74d5891f
 import contextlib
 import functools
 import inspect
@@ -20,6 +20,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 
+from .checkpoint import pack_tree, unpack_tree
 from .control import Stopped, folder_lock
 from .files import atomic_path
 from .models.base import TractographyModel
@@ -30,7 +31,7 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #e9beaa6a
+# %% ../nbs/34_trainer.ipynb #ac1e4654
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -167,13 +168,16 @@ class Trainer(TrainerSteps):
             return self._follow(self._process)
         self._display = ProgressLine(foreground and self.progress)
         self._show("", phase="starting", message="")
-        with folder_lock(self.folder), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            if self.ranks.first:
+                stack.enter_context(folder_lock(self.folder))
             stack.callback(self._display.close)
             state = find_state(self, self._given)
             stack.enter_context(state.gate.own())
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
             stack.enter_context(torch_threads(self.num_threads or known))
             self.state, self._given = state.to(self.device), None
+            self._share_state()
             body = self._body or self._own_loop
             if body is None and (done := nothing_left(self, state)):
                 self._say(f"Nothing left to train in {self.folder}: {done}.", "ended", phase="finished")
@@ -184,6 +188,13 @@ class Trainer(TrainerSteps):
             self._inside_of = threading.get_ident()
             self._begin()
             self._end(body or self._epochs)
+
+    def _share_state(self) -> None:
+        """All ranks begin where the first one stands."""
+        if self.ranks.size > 1:
+            packed, tensors = pack_tree(self._now()[0].state_dict())
+            packed, tensors = self.ranks.share((packed, {k: v.cpu() for k, v in tensors.items()}))
+            self._now()[0].load_state_dict(unpack_tree(packed, tensors))
 
     def _leave(self) -> None:
         session, self._session, self._inside_of = self._session, None, None
