@@ -71,6 +71,7 @@ from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
 from .sampler import NO_GROUP as NO_GROUP
 from .volume import Neighborhood as Neighborhood
+from .settings import ONLY_IN_PYTHON as ONLY_IN_PYTHON
 from .inputs import OUTSIDE as OUTSIDE
 from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
@@ -116,6 +117,7 @@ from .dwi import Response as Response
 from .contents import Rows as Rows
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
+from .config import SECTIONS as SECTIONS
 from .contents import SFTData as SFTData
 from .sources import SPLITS as SPLITS
 from .policy import Schedule as Schedule
@@ -184,12 +186,14 @@ from .files import atomic_path as atomic_path
 from .process import attach as attach
 from .settings import best_device as best_device
 from .models.base import build_model as build_model
+from .config import build_trainer as build_trainer
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .session import check_fit as check_fit
 from .hdf5_check import check_group as check_group
 from .tracking import check_limits as check_limits
 from .session import check_plan as check_plan
+from .config import check_run_config as check_run_config
 from .tracking import check_seeds as check_seeds
 from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
@@ -244,9 +248,12 @@ from .control import folder_lock as folder_lock
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .hdf5_check import html_table as html_table
+from .config import import_file as import_file
+from .settings import in_words as in_words
 from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .batch_iter import item_key as item_key
+from .config import keywords_of as keywords_of
 from .dwi import largest_sh_order as largest_sh_order
 from .batch_iter import load_by_random_id as load_by_random_id
 from .checkpoint import load_checkpoint as load_checkpoint
@@ -263,6 +270,7 @@ from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
 from .scoring import mdf as mdf
+from .models.base import model_class as model_class
 from .functional import multi_inference_step as multi_inference_step
 from .batch_iter import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
@@ -295,6 +303,7 @@ from .snags import provenance as provenance
 from .batch_iter import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
+from .config import read_run_config as read_run_config
 from .sources import read_splits as read_splits
 from .storage import reading as reading
 from .models.base import register_model as register_model

@@ -213,7 +213,7 @@ class ModelTrainer(Trainer):
         n_epochs: int,
         lr: float | str | Sequence[float] | ValuePolicy,
         log_path: str | Path | None = None,            # folder of the log; default: that of the checkpoints
-        checkpoints_path: str | Path | None = None,    # folder of checkpoints, best_model and config.json; None: nothing is kept
+        checkpoints_path: str | Path | None = None,    # folder of checkpoints, best_model and config.yaml; None: nothing is kept
         validate: Callable[[], Mapping[str, Any]] | None = None,
         *,
         policies: Mapping[str, Any] | None = None,     # name -> policy, or another argument of do_train_step

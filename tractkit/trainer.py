@@ -5,11 +5,10 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #74d5891f
+# %% ../nbs/34_trainer.ipynb #48d7540a
 import contextlib
 import functools
 import inspect
-import json
 import math
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+import yaml
 
 from .checkpoint import pack_tree, unpack_tree
 from .control import Stopped, folder_lock
@@ -31,11 +31,11 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #ac1e4654
+# %% ../nbs/34_trainer.ipynb #ba39038f
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
-    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.json`.
+    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.yaml`.
     A trainer on a folder that holds a run goes on with it; ValueError if that run is of other data or another model.
     `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background, in a
     thread or, with `start(process=True)`, in a process that outlives the kernel; `attach` finds that again."""
@@ -62,7 +62,7 @@ class Trainer(TrainerSteps):
             cls._own_loop = own
             cls.train_and_validate = _completed_loop(own)  # type: ignore[method-assign]
 
-    def start(self, paused: bool = False, state: TrainerState | None = None, process: bool = False) -> None:
+    def start(self, paused: bool = False, state: TrainerState | None = None, process: bool | Callable[..., ProcessRun] = False) -> None:
         """`train_and_validate` in the background: in a thread, or in a process of its own, which goes on when the kernel ends.
 
         A trainer for a process must be importable there: ValueError names what is not."""
@@ -73,7 +73,7 @@ class Trainer(TrainerSteps):
             with folder_lock(self.folder):
                 self.state, self._given = find_state(self, state), None
                 with self.state.gate.own():
-                    self._process = ProcessRun.launch(self, paused, before=self._leave_to_process)
+                    self._process = (ProcessRun.launch if process is True else process)(self, paused, before=self._leave_to_process)
         super().start(paused)
 
     def _leave_to_process(self) -> None:
@@ -222,8 +222,9 @@ class Trainer(TrainerSteps):
             policy.load_state_dict(fresh if kept is None else kept)
             if isinstance(policy, TorchSchedule):
                 policy.attach(state.optimizer, new=kept is None)
-        with atomic_path(self.folder / "config.json") as path:
-            path.write_text(json.dumps(self.settings(), indent=1, default=str) + "\n", encoding="utf-8")
+        if self.ranks.first:
+            with atomic_path(self.folder / "config.yaml") as path:
+                path.write_text(yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
         self.checkpoints.drop_after(state.global_step)
         self.log.truncate(state.global_step, len(state.epochs))
         self._tell("training_started", self)
