@@ -228,6 +228,7 @@ from .demo import demo_settings as demo_settings
 from .demo import demo_trainer as demo_trainer
 from .scoring import density_map as density_map
 from .state import describe_environment as describe_environment
+from .process import describe_error as describe_error
 from .hdf5_tools import describe_hdf5 as describe_hdf5
 from .state import describe_model as describe_model
 from .state import differences as differences
@@ -255,6 +256,7 @@ from .models.layers import initialize_weights as initialize_weights
 from .batch_iter import item_key as item_key
 from .config import keywords_of as keywords_of
 from .dwi import largest_sh_order as largest_sh_order
+from .distributed import launch as launch
 from .batch_iter import load_by_random_id as load_by_random_id
 from .checkpoint import load_checkpoint as load_checkpoint
 from .sources import load_config as load_config
@@ -265,7 +267,9 @@ from .dwi import load_sh as load_sh
 from .sources import load_streamlines_group as load_streamlines_group
 from .sources import load_volume_group as load_volume_group
 from .cli import main as main
+from .distributed import main_of_agent as main_of_agent
 from .process import main_of_process as main_of_process
+from .distributed import main_of_worker as main_of_worker
 from .state import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
@@ -287,6 +291,7 @@ from .panel import panel_of as panel_of
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .keyed import permutation as permutation
+from .process import pickled as pickled
 from .storage import place_of as place_of
 from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
@@ -339,12 +344,14 @@ from .state import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
+from .distributed import take_rank as take_rank
 from .hdf5_check import text_table as text_table
 from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
 from .functional import to_tensors as to_tensors
 from .keyed import torch_seed as torch_seed
 from .trainer import torch_threads as torch_threads
+from .distributed import torchrun_words as torchrun_words
 from .baselines import track_dipy as track_dipy
 from .baselines import track_oracle as track_oracle
 from .functional import train_model as train_model
@@ -363,6 +370,7 @@ from .space import voxel_sizes as voxel_sizes
 from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
+from .distributed import write_module as write_module
 from .batch_iter import zip_apply as zip_apply
 
 __version__: str
