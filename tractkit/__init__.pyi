@@ -176,6 +176,7 @@ from .volume import Volume as Volume
 from .sources import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
 from .augment import Wholes as Wholes
+from .run_cli import add_run_options as add_run_options
 from .hdf5 import add_subject as add_subject
 from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
@@ -214,6 +215,7 @@ from .dwi import compute_fodf as compute_fodf
 from .dwi import compute_sh as compute_sh
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
+from .run_cli import config_of_words as config_of_words
 from .plots import content_box as content_box
 from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
@@ -310,13 +312,16 @@ from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
 from .config import read_run_config as read_run_config
 from .sources import read_splits as read_splits
+from .config import read_value as read_value
 from .storage import reading as reading
 from .models.base import register_model as register_model
 from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .augment import resampled as resampled
 from .streamlines import reverse as reverse
+from .run_cli import run_command as run_command
 from .demo import run_demo as run_demo
+from .run_cli import run_settings as run_settings
 from .batch_iter import sample as sample
 from .batch_iter import sample_args as sample_args
 from .inputs import sample_nearest as sample_nearest

@@ -86,7 +86,7 @@ def main_of_process() -> None:
         torch.set_num_threads(threads)
         serve_trainer(trainer, paused)
 
-# %% ../nbs/34_process.ipynb #8ccc7d3c
+# %% ../nbs/34_process.ipynb #77516bc7
 _START = ("import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
           "from {0} import {1}; {1}()")
 
@@ -136,6 +136,16 @@ class ProcessRun:
     def running(self) -> bool:
         """Whether it is at work, resting included."""
         return (self._process is not None and self._process.poll() is None) or self.post.alive()
+
+    @property
+    def exit_code(self) -> int | None:
+        """Of the process, where it was started from here and has ended."""
+        return None if self._process is None else self._process.poll()
+
+    def terminate(self) -> None:
+        """SIGTERM to the process, where it was started from here: it ends after the current batch, saved."""
+        if self._process is not None:
+            self._process.terminate()
 
     @property
     def status(self) -> Status:
