@@ -1,7 +1,6 @@
 """The trainer on a toy: what it counts, when it stops, what others may do meanwhile, and what it refuses."""
 
 import io
-import json
 import multiprocessing
 import os
 import signal
@@ -13,6 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 import numpy as np
 import pytest
 import torch
+import yaml
 from helpers_data import make_file
 from helpers_training import Fit, Points, fit, log_without_time, same_states, streamline_trainer, toy_model
 from torch import nn
@@ -345,9 +345,9 @@ def test_a_damaged_newest_checkpoint_costs_little(whole, tmp_path):
 
 
 def test_settings_are_written_down(whole):
-    config = json.loads((whole.folder / "config.json").read_text())
-    assert config["max_epochs"] == 3 and config["policies"] == ["Constant(0.01)"] and config["trainer"] == "Fit"
-    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.json", "log.jsonl"]
+    config = yaml.safe_load((whole.folder / "config.yaml").read_text())["trainer"]
+    assert config["max_epochs"] == 3 and config["learning_rate"] == .01 and config["class"] == "Fit"
+    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.yaml", "log.jsonl"]
 
 
 def test_a_checkpoint_exists_before_the_first_batch(tmp_path):

@@ -1290,6 +1290,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tractkit.ranks._Slices.__len__': ('ranks.html#_slices.__len__', 'tractkit/ranks.py'),
                                 'tractkit.ranks._heard': ('ranks.html#_heard', 'tractkit/ranks.py')},
             'tractkit.run_cli': { 'tractkit.run_cli._add_setting': ('run_cli.html#_add_setting', 'tractkit/run_cli.py'),
+                                  'tractkit.run_cli._comments': ('run_cli.html#_comments', 'tractkit/run_cli.py'),
                                   'tractkit.run_cli._train_here': ('run_cli.html#_train_here', 'tractkit/run_cli.py'),
                                   'tractkit.run_cli._watch': ('run_cli.html#_watch', 'tractkit/run_cli.py'),
                                   'tractkit.run_cli.add_run_options': ('run_cli.html#add_run_options', 'tractkit/run_cli.py'),

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'keywords_of', 'import_file', 'read_value', 'read_run_config', 'check_run_config', 'build_trainer']
 
-# %% ../nbs/60_config.ipynb #1efb6390
+# %% ../nbs/60_config.ipynb #dd8916cf
 import difflib
+import functools
 import importlib.util
 import inspect
 import os
@@ -32,12 +33,13 @@ from .sampler import BatchIDSampler
 from .settings import ONLY_IN_PYTHON
 from .trainer import Trainer, TrainerOneInput
 
-# %% ../nbs/60_config.ipynb #f7929a71
+# %% ../nbs/60_config.ipynb #0c7fb7c5
 SECTIONS: dict[str, list[type]] = {"data": [MultiSubjectDataset], "model": [Learn2Track], "sampler": [BatchIDSampler],
                                    "loader": [BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader], "trainer": [TrainerOneInput, Trainer]}
 _BUILT = {"self", "dataset", "model", "batch_sampler", "batch_loader", "storage_options"}  # arguments that a file does not give
 
 
+@functools.cache
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     """All keywords of a class, with those of the parents that it hands on."""
     found: dict[str, inspect.Parameter] = {}

@@ -39,11 +39,11 @@ from .runlog import RunLog
 from .state import TrainerState
 from .trainer import Trainer
 
-# %% ../nbs/61_distributed.ipynb #cce08db5
+# %% ../nbs/61_distributed.ipynb #cdfc40fc
 class _NoLog(RunLog):
     """The log of a rank that writes none."""
 
-    def append(self, kind: str, **values: Any) -> None:  # type: ignore[override]
+    def append(self, kind: str, **values: Any) -> None:
         pass
 
     def truncate(self, step: int, epoch: int) -> int:
@@ -138,7 +138,7 @@ def _work(trainer: Trainer, paused: bool) -> None:
     if trainer.error is not None:
         raise trainer.error
 
-# %% ../nbs/61_distributed.ipynb #085a7a13
+# %% ../nbs/61_distributed.ipynb #88555dab
 def main_of_agent() -> None:
     """What the process does that starts the others: it is torchrun."""
     folder, job = json.loads(sys.stdin.buffer.readline()), json.loads(sys.stdin.buffer.readline())
@@ -152,6 +152,7 @@ def main_of_agent() -> None:
         file.write_bytes(sys.stdin.buffer.read())
         os.environ[_JOB] = json.dumps({**job, "folder": folder, "file": str(file)})
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path)
+        os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"  # the shared one still has the addresses of workers that died
         os.environ.setdefault("OMP_NUM_THREADS", str(job["threads"]))
         if job["nnodes"] == 1 and "lo" in [name for _, name in socket.if_nameindex()]:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

@@ -48,7 +48,7 @@ class _Slices:
     def __iter__(self) -> Iterator[Any]:
         return (self[i] for i in range(len(self)))
 
-# %% ../nbs/28_ranks.ipynb #b49bd8c2
+# %% ../nbs/28_ranks.ipynb #f9a3ee2a
 class LostRank(RuntimeError):
     """Another process of this training is gone."""
 
@@ -71,7 +71,7 @@ class Ranks:
         """Meet the others, as the environment says (torchrun sets it): by gloo, and by nccl for what is on GPUs."""
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         # as long as a pause may last; that a process has died is noticed at once
-        dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=datetime.timedelta(days=30))
+        _heard(dist.init_process_group, "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=datetime.timedelta(days=30))
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property

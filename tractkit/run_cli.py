@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['run_settings', 'add_run_options', 'config_of_words', 'run_command']
 
-# %% ../nbs/61_run_cli.ipynb #cea4aedb
+# %% ../nbs/61_run_cli.ipynb #69883daf
 import argparse
+import functools
 import inspect
 import re
 import shlex
@@ -24,7 +25,7 @@ from .files import DataError
 from .process import ProcessRun
 from .snags import OutOfMemory
 
-# %% ../nbs/61_run_cli.ipynb #50e80529
+# %% ../nbs/61_run_cli.ipynb #b58da9d1
 _ALSO = {"max_epochs": ["--new-max-epochs"], "patience": ["--new-patience"], "path": ["--hdf5-file"], "num_workers": ["--processes"]}
 _OF_THE_MODEL = {"step_size", "nb_points", "compress", "neighborhood_type", "neighborhood_radius", "neighborhood_resolution", "neighborhood_resolution_mm"}
 
@@ -65,12 +66,19 @@ def add_run_options(
         _add_setting(groups[sections[0]], key, SECTIONS[sections[0]][0])
 
 
+@functools.cache
+def _comments(cls: type) -> dict[str, str]:
+    """What stands beside each argument of a class."""
+    found: dict[str, str] = {}
+    for f in [base.__dict__["__init__"] for base in cls.__mro__[:-1] if "__init__" in base.__dict__] + [getattr(cls, "load_data", None)]:
+        if f is not None and f.__module__.startswith("tractkit"):
+            found = dict(re.findall(r"^ +(\w+): [^#\n]*# (.*)$", inspect.getsource(f), re.MULTILINE)) | found
+    return found
+
+
 def _add_setting(p: Any, key: str, cls: type) -> None:
     parameter, flag = keywords_of(cls)[key], key.replace("_", "-")
-    for base in cls.__mro__[:-1]:
-        if said := re.search(rf"^        {key}: [^#\n]*# (.*)$", inspect.getsource(base), re.MULTILINE):
-            break
-    help_ = said[1].replace("%", "%%") if said else ""
+    help_ = _comments(cls).get(key, "").replace("%", "%%")
     if isinstance(parameter.default, bool):
         on = parameter.default
         p.add_argument(f"--no-{flag}" if on else f"--{flag}", dest=key, action="store_false" if on else "store_true", default=argparse.SUPPRESS,
@@ -80,7 +88,7 @@ def _add_setting(p: Any, key: str, cls: type) -> None:
     p.add_argument(f"--{flag}", *_ALSO.get(key, []), dest=key, type=read_value, default=argparse.SUPPRESS, metavar="X",
                    help=help_ + ("" if parameter.default in (None, (), parameter.empty) else f" (default: {parameter.default})"), **several)
 
-# %% ../nbs/61_run_cli.ipynb #925135cb
+# %% ../nbs/61_run_cli.ipynb #63e5f1d4
 def config_of_words(args: argparse.Namespace) -> tuple[dict[str, Any], Path | None]:
     """The settings of a run: those of its config, with those of the command line over them; and the config's file."""
     file: Path | None = None
@@ -89,7 +97,7 @@ def config_of_words(args: argparse.Namespace) -> tuple[dict[str, Any], Path | No
         file = Path(args.folder) / "config.yaml"
         config = read_run_config(file)
         config["trainer"] = {**(config.get("trainer") or {}), "experiments_path": str(file.parent.resolve().parent), "experiment_name": file.parent.resolve().name}
-    elif args.config and Path(args.config).suffix in (".yaml", ".yml") or Path(args.config or "").is_dir():
+    elif args.config and (Path(args.config).suffix in (".yaml", ".yml") or Path(args.config).is_dir()):
         file = Path(args.config)
         config = read_run_config(file)
     else:

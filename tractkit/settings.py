@@ -28,7 +28,7 @@ from .runlog import RunLog
 from .session import ProgressLine, Session, policy_name
 from .state import TrainerState
 
-# %% ../nbs/34_settings.ipynb #79c346ac
+# %% ../nbs/34_settings.ipynb #37a71134
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
@@ -128,7 +128,7 @@ class TrainerSettings(Runner):
         """The run in words, all settings of it: the content of `config.yaml`, of which the run can be built again."""
         given = {"experiments_path": str(self.folder.parent), "experiment_name": self.folder.name, "learning_rate": self.learning_rate}
         now = {k: vars(self)[k] if isinstance(vars(self).get(k, ""), (int, float, type(None))) else v for k, v in self._arguments.items()} | given
-        dataset = getattr(self.batch_loader, "dataset", None)
+        dataset: Any = getattr(self.batch_loader, "dataset", None)
         model = {"class": type(self.model).__name__, **(getattr(self.model, "hyperparameters", None) or {})}
         return {"format": 1, "data": in_words(dataset.settings() if hasattr(dataset, "settings") else None),
                 "model": model | ({"seed": self.model.seed} if hasattr(self.model, "seed") else {}),

@@ -17,7 +17,7 @@ import torch
 
 from .session import Step, weighted_mean
 
-# %% ../nbs/34_shorthand.ipynb #94b567c4
+# %% ../nbs/34_shorthand.ipynb #925b36a5
 def complete_run(run: Callable) -> Callable:
     """Gives `run_one_batch` the batch at hand, computes in the type of `amp`, and notes the loss."""
     takes = len(inspect.signature(run).parameters) > 1
@@ -25,6 +25,9 @@ def complete_run(run: Callable) -> Callable:
     @functools.wraps(run)
     def run_one_batch(self: Any, batch: Any = None) -> tuple[torch.Tensor, int]:
         batch = self.batch if batch is None else batch
+        if self.ranks.size > 1 and len(getattr(batch, "points", "?")) == 0:  # this rank's part: there is nothing to run a model on
+            self.loss = torch.zeros((), device=self.device), 0
+            return self.loss
         with torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext():
             self.loss = run(self, batch) if takes else run(self)
         return self.loss
