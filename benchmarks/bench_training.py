@@ -1,49 +1,48 @@
-"""Training Learn2Track (28 features, LSTM 100-100) on streamlines of 60 points on average, batches of 100, one thread.
+"""Training Learn2Track (28 features, LSTM 128-128, dropout) on batches of 256 streamlines at 1 mm, splits, reversal and noise on.
 
-The trainer (lazy data, default prefetch thread, splitting, reversal and noise on, log and status written) beside
-forward + backward + optimizer alone on the same batches, loaded beforehand, in turns of four batches. Then the blocks
-of `pad_buckets` beside torch's packed sequences and beside a dense batch of as many points, all of equal lengths:
-forward + backward of the two LSTM layers. Last, a checkpoint (checksum, fsync, rename) beside torch.save."""
+The trainer (lazy data, default prefetch thread, log and status written) beside forward + backward + optimizer alone on
+the same batches, loaded beforehand, in turns of four batches; a turn of the trainer ends only when the batches that it
+used are made anew ahead, so nothing is loaded in the other's time. Then the blocks of `pad_buckets` beside torch's
+packed sequences and beside a dense batch of as many points, all of equal lengths: forward + backward of the two LSTM
+layers. Then a checkpoint (checksum, fsync, rename) and the log, beside the training that they are a part of; and the
+memory of the process over 2,000 batches."""
 
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from benchmarks.pairs import Ratio, compare
+from benchmarks.subjects import CONFIG, bench_subjects, splits_of
+from tractkit.checkpoint import Checkpoints
 from tractkit.dataset import MultiSubjectDataset
 from tractkit.hdf5 import create_hdf5
 from tractkit.keyed import fold, normal, uniform
 from tractkit.loader import BatchLoaderOneInput
 from tractkit.models.layers import StackedRNN, initialize_weights, pad_buckets
 from tractkit.models.learn2track import Learn2Track
+from tractkit.runlog import RunLog
 from tractkit.sampler import BatchIDSampler
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
+from tractkit.state import TrainerState
 from tractkit.trainer import TrainerOneInput
-from tractkit.volume import Volume
 
-SHAPE, FEATURES, SUBJECTS, STREAMLINES, TURN = (48, 48, 12), 28, 4, 3000, 4
+FEATURES, LAYERS, BATCH, TURN, PAIRS = 28, (128, 128), 256, 4, 50
 
 
-def make_data(root: Path) -> Path:
-    """Arcs of 20 to 120 points over a volume of noise."""
-    affine, names = np.diag([2, 2, 2, 1.0]), [f"sub-{i}" for i in range(SUBJECTS)]
-    for name in names:
-        (root / name).mkdir()
-        Volume(normal(fold(name), np.arange(np.prod(SHAPE) * FEATURES).reshape(*SHAPE, FEATURES)), affine).save(root / name / "in.nii.gz")
-        u = uniform(fold(name, "arcs"), np.arange(STREAMLINES * 3)).reshape(-1, 3)
-        lines = []
-        for radius, length, z in zip(5 + 15 * u[:, 0], 20 + 80 * u[:, 1], 11 * u[:, 2], strict=True):
-            t = np.arange(int(length)) * 0.5 / radius
-            lines.append(np.c_[24 + radius * np.cos(t), 24 + radius * np.sin(t), z + 0 * t])
-        Tractogram(Streamlines.from_list(lines), affine, SHAPE).save(root / name / "lines.trk")
-    config = {"input": {"type": "volume", "files": "in.nii.gz", "standardization": "none"},
-              "streamlines": {"type": "streamlines", "files": "lines.trk"}}
-    return create_hdf5(root, root / "data.hdf5", config, {"training": names, "validation": [], "testing": []}, progress=False)
+class CountingLoader(BatchLoaderOneInput):
+    """Knows how many batches it has made."""
+
+    made = 0
+
+    def load_batch_streamlines(self, *args, **kwargs):
+        batch = super().load_batch_streamlines(*args, **kwargs)
+        self.made += 1
+        return batch
 
 
 class Turns:
@@ -52,6 +51,7 @@ class Turns:
     def __init__(self, trainer: TrainerOneInput):
         self.go, self.done, self.batches = threading.Semaphore(0), threading.Semaphore(0), 0
         self.ending, self.trainer = False, trainer
+        self.ahead = trainer.prefetch + 1  # those in the queue, and one in the hands of the thread that makes them
         trainer.listeners.append(self.at_batch)
         trainer.start()
 
@@ -62,9 +62,15 @@ class Turns:
                 self.go.acquire()
             self.batches += 1
 
+    def settle(self) -> None:
+        """Wait until the batches that were used are made anew."""
+        while self.trainer.batch_loader.made < self.batches + 1 + self.ahead:
+            time.sleep(1e-4)
+
     def __call__(self) -> None:
         self.go.release()
         self.done.acquire()
+        self.settle()
 
     def end(self) -> None:
         self.ending = True
@@ -72,48 +78,57 @@ class Turns:
         self.trainer.stop(wait=True)
 
 
-def trainer_row(data: Path, root: Path) -> Ratio:
-    dataset = MultiSubjectDataset(data, lazy=True).load_data()
+def make_parts(dataset: MultiSubjectDataset) -> tuple[Learn2Track, BatchIDSampler, CountingLoader]:
+    model = Learn2Track(FEATURES, rnn_layer_sizes=LAYERS, dropout=0.1, step_size=1.0)
+    sampler = BatchIDSampler(dataset, "streamlines", BATCH, BATCH)
+    return model, sampler, CountingLoader(dataset, model, "input", "streamlines", step_size=1.0, split_ratio=0.2, reverse_ratio=0.5,
+                                          noise_gaussian_size_forward=0.1)
 
-    def parts():
-        model = Learn2Track(FEATURES, dropout=0.1)
-        sampler = BatchIDSampler(dataset, "streamlines", 100, 100)
-        return model, sampler, BatchLoaderOneInput(dataset, model, "input", "streamlines", split_ratio=0.2, reverse_ratio=0.5,
-                                                   noise_gaussian_size_forward=0.1)
 
-    model, sampler, loader = parts()
-    loaded, used = [], [0]
-    for ids in list(sampler.plan(0))[:TURN * 28]:
-        batch = loader.add_noise_streamlines_forward(loader.load_batch_streamlines(ids))
-        loaded.append((loader.load_batch_inputs(batch.points, batch), batch, model.targets(batch)))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, weight_decay=0.01)
+class Alone:
+    """Forward, backward and optimizer on batches that are in memory."""
 
-    def alone():
-        for inputs, batch, targets in loaded[used[0]:used[0] + TURN]:
-            loss, _ = model.compute_loss(model(inputs, batch), targets)
-            optimizer.zero_grad()
+    def __init__(self, dataset: MultiSubjectDataset):
+        self.model, sampler, loader = make_parts(dataset)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-3, weight_decay=0.01)
+        self.loaded, self.used = [], 0
+        for ids in list(sampler.plan(0))[:32]:
+            batch = loader.add_noise_streamlines_forward(loader.load_batch_streamlines(ids))
+            self.loaded.append((loader.load_batch_inputs(batch.points, batch), batch, self.model.targets(batch)))
+        self.points = sum(len(inputs) for inputs, _, _ in self.loaded) / len(self.loaded)
+
+    def __call__(self) -> None:
+        for _ in range(TURN):
+            inputs, batch, targets = self.loaded[self.used % len(self.loaded)]
+            loss, _ = self.model.compute_loss(self.model(inputs, batch), targets)
+            self.optimizer.zero_grad()
             loss.backward()
-            optimizer.step()
-        used[0] += TURN
+            self.optimizer.step()
+            self.used += 1
 
-    other, sampler, loader = parts()
-    turns = Turns(TrainerOneInput(other, root, "run", sampler, loader, max_epochs=1, num_threads=1, device="cpu", checkpoint_every_seconds=None))
+
+def trainer_row(dataset: MultiSubjectDataset, root: Path, threads: int) -> Ratio:
+    alone = Alone(dataset)
+    model, sampler, loader = make_parts(dataset)
+    trainer = TrainerOneInput(model, root, f"run-{threads}", sampler, loader, max_epochs=1, num_threads=threads, device="cpu",
+                              checkpoint_every_seconds=None)
+    turns = Turns(trainer)
     turns.done.acquire()  # it has run its first batch
+    turns.settle()
     try:
-        row = compare(f"trainer, {TURN} batches", turns, "forward + backward + step alone", alone, pairs=25)
+        row = compare(f"trainer, {TURN} batches of {BATCH}", turns, "forward + backward + step alone", alone, pairs=PAIRS)
     finally:
         turns.end()
-    points = sum(len(inputs) for inputs, _, _ in loaded) / len(loaded)
-    return Ratio(*[*vars(row).values()][:-1], f"{TURN * points / row.ours_ms * 1e3:,.0f} points/s, CPU, 1 thread")
+    return replace(row, note=f"{TURN * alone.points / row.ours_ms * 1e3:,.0f} points/s, CPU, {threads} thread{'s' * (threads > 1)}")
 
 
 def padding_rows() -> Iterator[Ratio]:
-    lengths = (20 + 80 * uniform(fold("lengths"), np.arange(256))).astype(int)
+    lengths = (20 + 80 * uniform(fold("lengths"), np.arange(BATCH))).astype(int)
     offsets = np.concatenate([[0], np.cumsum(lengths)])
     total, mean = int(offsets[-1]), int(lengths.mean())
     x = torch.from_numpy(normal(fold("x"), np.arange(total * FEATURES)).reshape(total, FEATURES))
     dense = x[:total // mean * mean].view(mean, -1, FEATURES)
-    rnn = StackedRNN(FEATURES, (100, 100))
+    rnn = StackedRNN(FEATURES, LAYERS)
     initialize_weights(rnn, 0)
 
     def blocks():
@@ -126,30 +141,70 @@ def padding_rows() -> Iterator[Ratio]:
             y, _ = layer(y)
         y.data.square().mean().backward()
 
-    note = f"256 streamlines, {total:,} points, 1 thread"
-    yield compare("padded blocks, LSTM 100-100", blocks, "pack_sequence", packed, note=note)
-    yield compare("padded blocks, LSTM 100-100", blocks, "one dense batch of equal lengths", lambda: rnn(dense)[0].square().mean().backward(), note=note)
+    note, name = f"{BATCH} streamlines, {total:,} points, {torch.get_num_threads()} thread(s)", f"padded blocks, LSTM {LAYERS[0]}-{LAYERS[1]}"
+    yield compare(name, blocks, "pack_sequence", packed, note=note)
+    row = compare(name, blocks, "one dense batch of equal lengths", lambda: rnn(dense)[0].square().mean().backward(), note=note)
+    rate = dense.shape[0] * dense.shape[1] / total / row.ratio
+    yield replace(row, note=f"{note}; {rate:.2f} of its points/s")
 
 
-def checkpoint_row(root: Path) -> Ratio:
-    from tractkit.state import TrainerState
-
-    model = Learn2Track(FEATURES)
-    state = TrainerState.create(model)
-    for p in model.parameters():
+def share_rows(dataset: MultiSubjectDataset, root: Path) -> Iterator[Ratio]:
+    """What checkpoints and the log take of an epoch."""
+    alone, plan = Alone(dataset), make_parts(dataset)[1].plan(0)
+    for _ in range(3):
+        alone()
+    state = TrainerState.create(alone.model)
+    for p in alone.model.parameters():
         p.grad = torch.zeros_like(p)
     state.optimizer.step()
-    return compare(f"checkpoint of {state.nb_parameters:,} parameters and Adam", lambda: state.save(root / "a.ckpt"), "torch.save, no fsync",
-                   lambda: torch.save(state.state_dict(), root / "b.pth"), note="disk cache warm")
+    checkpoints, log, step = Checkpoints(root / "checkpoints", 2), RunLog(root / "log"), [0]
+
+    def save():
+        step[0] += 1
+        checkpoints.save(step[0], state.state_dict())
+
+    def write():
+        for k in range(TURN):
+            log.append("batch", epoch=0, batch=k, step=k, loss=0.123456789, n=12345, grad_norm=1.23456, learning_rate=1e-3, time={"seconds": 1.5, "wait": 0.1})
+
+    epoch = len(plan) / TURN
+    row = compare(f"a checkpoint of {state.nb_parameters:,} parameters and Adam", save, f"an epoch of {len(plan)} batches", alone)
+    yield replace(row, reference_ms=row.reference_ms * epoch, ratio=row.ratio / epoch, low=row.low / epoch, high=row.high / epoch,
+                  note=f"{row.ratio / epoch:.3%} of the time")
+    row = compare(f"the log of {TURN} batches", write, f"{TURN} batches", alone)
+    yield replace(row, note=f"{row.ratio:.3%} of the time")
+
+
+def memory_row(dataset: MultiSubjectDataset, root: Path) -> Ratio:
+    """Resident memory after 200 and after 2,000 batches (of 32, for time's sake)."""
+    model, _, loader = make_parts(dataset)
+    sampler, seen = BatchIDSampler(dataset, "streamlines", 32, 32), {}
+    trainer = TrainerOneInput(model, root, "memory", sampler, loader, max_epochs=1, max_batches_per_epoch_training=2000, device="cpu", progress=False)
+
+    def at_batch(event: str, trainer: TrainerOneInput) -> None:
+        if event == "batch" and trainer.state.global_step in (200, 2000):
+            with open("/proc/self/status", encoding="ascii") as f:
+                seen[trainer.state.global_step] = next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) / 1024
+
+    trainer.listeners.append(at_batch)
+    trainer.train_and_validate()
+    low, high = seen[200], seen[2000]
+    return Ratio("memory after 2,000 batches, MB", "after 200", high, low, high / low, high / low, high / low, "not a time")
 
 
 def rows() -> Iterator[Ratio]:
     threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            yield trainer_row(make_data(Path(folder)), Path(folder))
-            yield from padding_rows()
-            yield checkpoint_row(Path(folder))
+            root, names = bench_subjects(), list(splits_of(bench_subjects()).values())
+            data = create_hdf5(root, Path(folder) / "data.hdf5", CONFIG, {"training": sum(names, []), "validation": [], "testing": []}, progress=False)
+            dataset = MultiSubjectDataset(data, lazy=True).load_data()
+            for n in sorted({1, threads}):
+                torch.set_num_threads(n)
+                yield trainer_row(dataset, Path(folder), n)
+                yield from padding_rows()
+            torch.set_num_threads(1)
+            yield from share_rows(dataset, Path(folder))
+            yield memory_row(dataset, Path(folder))
     finally:
         torch.set_num_threads(threads)

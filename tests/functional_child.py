@@ -13,7 +13,9 @@ from torch import nn
 from tqdm import tqdm
 
 from tractkit import checkpoint, files
-from tractkit.batch_iter import Infinite, Iterator, Threads, item_key, load_by_random_id, random_apply
+from tractkit.batch_draws import item_key, load_by_random_id, random_apply
+from tractkit.batch_flow import Iterator, Threads
+from tractkit.batch_iter import Infinite
 from tractkit.functional import TorchModel, train_model
 from tractkit.keyed import normal, uniform
 from tractkit.models.layers import KeyedDropout, PyramidPooling, initialize_weights

@@ -75,7 +75,7 @@ def leaves(tree):
     return list(walk(tree, ""))
 
 
-OF_THE_CLOCK = ("/time", "/run_id", "/parent")
+OF_THE_CLOCK = ("/time", "/run_id", "/parent", "/log_path")  # and of the place
 
 
 def same_states(a, b) -> list[str]:

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 import struct
+import threading
 
 import numpy as np
 import pytest
@@ -76,6 +77,8 @@ def test_views_and_strides(tmp_path):
 
 
 def test_what_cannot_be_saved_is_named():
+    with pytest.raises(TypeError, match="/names: an array of <U1"):
+        pack_tree({"names": np.array(["a"])})
     with pytest.raises(TypeError, match="/a/1: a set"):
         pack_tree({"a": [1, {2}]})
     with pytest.raises(TypeError, match="a Linear"):
@@ -124,13 +127,20 @@ def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, where):
     def full(*args, **kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
+    write = checkpoint.Path.write_bytes
+
+    def half(path, data):
+        write(path, data[:len(data) // 2])
+        full()
+
     with monkeypatch.context() as m:
         if where == "write":
-            m.setattr(checkpoint.Path, "write_bytes", full)
+            m.setattr(checkpoint.Path, "write_bytes", half)
         else:
             m.setattr(files.os, {"fsync": "fsync", "rename": "replace"}[where], full)
-        with pytest.raises(OSError, match="No space"):
+        with pytest.raises(OSError, match=r"No space.*was not written, earlier ones are as they were.*step-00000002.ckpt") as told:
             saved.save(2, {"x": 2})
+        assert told.value.errno == errno.ENOSPC
     assert saved.newest()[0] == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
 
 
@@ -156,3 +166,59 @@ def test_damaged_ones_are_passed_over_and_said(tmp_path):
         saved.newest()
     with pytest.raises(DataError, match="no such checkpoint"):
         load_checkpoint(tmp_path / "nothing")
+
+
+# -- the best, and the background
+
+def test_the_best_is_kept_beside_the_last(tmp_path):
+    saved = Checkpoints(tmp_path, keep=2)
+    for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 5), (6, 5), (7, 5)):
+        saved.save(step, {"x": step}, best)
+    assert saved.steps() == [5, 6, 7]
+    assert load_checkpoint(saved.path(5)) == {"x": 5}
+
+
+def test_saving_in_the_background_takes_the_tree_as_it_was(tmp_path, monkeypatch):
+    """While a save is being written, the tree changes; the next one waits for it; the order stays."""
+    held, begun, write = threading.Event(), threading.Event(), checkpoint.Path.write_bytes
+
+    def slow(path, data):
+        begun.set()
+        assert held.wait(10)
+        return write(path, data)
+
+    monkeypatch.setattr(checkpoint.Path, "write_bytes", slow)
+    saved, tree = Checkpoints(tmp_path, keep=9, background=True), {"w": torch.zeros(4), "losses": [0.0], "n": np.zeros(2)}
+    path = saved.save(1, tree)
+    assert begun.wait(10) and not path.exists()  # and yet save has returned
+    tree["w"] += 1
+    tree["n"] += 1
+    tree["losses"].append(1.0)
+    held.set()
+    saved.save(2, tree)
+    saved.wait()
+    first, second = (load_checkpoint(saved.path(k)) for k in (1, 2))
+    assert first["w"].sum() == 0 and first["losses"] == [0.0] and first["n"].sum() == 0
+    assert second["w"].sum() == 4 and second["losses"] == [0.0, 1.0] and second["n"].sum() == 2
+
+
+@pytest.mark.parametrize("then", ["wait", "save", "newest", "drop_after", "pickle"])
+def test_what_goes_wrong_in_the_background_is_raised_once(tmp_path, monkeypatch, then):
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    saved = Checkpoints(tmp_path, background=True)
+    with monkeypatch.context() as m:
+        m.setattr(checkpoint.Path, "write_bytes", full)
+        saved.save(1, {})
+        with pytest.raises(OSError, match="No space"):
+            {"wait": saved.wait, "save": lambda: saved.save(2, {}), "newest": saved.newest, "drop_after": lambda: saved.drop_after(0),
+             "pickle": lambda: pickle.dumps(saved)}[then]()
+    saved.wait()
+    saved.save(3, {"x": 3})
+    assert pickle.loads(pickle.dumps(saved)).newest()[0] == {"x": 3}
+
+
+def test_what_cannot_be_saved_in_the_background_is_said_at_once(tmp_path):
+    with pytest.raises(TypeError, match="a set"):
+        Checkpoints(tmp_path, background=True).save(1, {"a": {1}})

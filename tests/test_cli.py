@@ -355,6 +355,22 @@ def test_hdf5_every_keyword_has_an_option_with_help(command):
             assert all(re.fullmatch(r"-f|--[a-z-]+", flag) for flag in options[name].option_strings)
 
 
+def test_hdf5_speaks_of_options_and_takes_underscores(data, say, tmp_path):
+    import json
+
+    from helpers_data import CONFIG
+
+    config = {**CONFIG, "input": {**CONFIG["input"], "files": "none_at_all=True.nii.gz"}}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "missing.json").write_text(json.dumps(config))
+    words = ["create", data.parent, tmp_path / "a_b.hdf5"]
+    assert say(*words, tmp_path / "config.json", "--training", "sub-0", "--no_progress", "--step_size=1.5")[0] == 0
+    assert "--overwrite" in complaint(say(*words, tmp_path / "config.json", "--training", "sub-0", "--no_progress"))
+    answer = complaint(say(*words[:2], tmp_path / "c.hdf5", tmp_path / "missing.json", "--training", "sub-0"))
+    assert "none_at_all=True.nii.gz" in answer and "--skip-enforce-files-presence" in answer
+    assert say(*words, tmp_path / "missing.json", "--training", "sub-0", "-f", "--skip_enforce_files_presence", "--no-progress")[0] == 0
+
+
 def test_hdf5_help_is_quick_to_find(capsys):
     code = ("import sys; from tractkit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
             "sys.exit(bool({'torch', 'h5py', 'matplotlib', 'dipy', 'numba'} & set(sys.modules)))")

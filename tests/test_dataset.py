@@ -328,6 +328,8 @@ def test_reprs(made):
     assert "not loaded" in repr(dataset) and "<pre>" in dataset._repr_html_()
     dataset.load_data()
     assert "30 streamlines" in repr(dataset) and "<td" in dataset._repr_html_()
+    words = repr(dataset.training_set[0])
+    assert "MRIData(sub-0/input: 14 × 11 × 9 × 3, voxels of " in words and "mm, in memory)" in words and "array" not in words
 
 
 @pytest.mark.real

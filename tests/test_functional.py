@@ -20,18 +20,9 @@ from functional_child import BATCHES, EPOCHS, make_batches, make_core
 from helpers_training import log_without_time, same_states
 from torch import nn
 
-from tractkit.batch_iter import (
-    ExpirationPool,
-    Infinite,
-    Iterator,
-    Loky,
+from tractkit.batch_draws import (
     Source,
-    Threads,
     apply_at,
-    as_batch_iter,
-    combine_batches,
-    combine_pad,
-    combine_to_arrays,
     item_key,
     load_by_random_id,
     multiply,
@@ -41,6 +32,16 @@ from tractkit.batch_iter import (
     unpack_args,
     zip_apply,
 )
+from tractkit.batch_flow import (
+    ExpirationPool,
+    Iterator,
+    Loky,
+    Threads,
+    combine_batches,
+    combine_pad,
+    combine_to_arrays,
+)
+from tractkit.batch_iter import Infinite, as_batch_iter
 from tractkit.functional import (
     ConsoleLogger,
     ModelTrainer,

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -176,6 +177,67 @@ def test_options_for_points(tmp_path):
         create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-0"]}, overwrite=True, step_size=1, nb_points=3)
 
 
+@pytest.mark.parametrize("options", [
+    {"step_size": 0}, {"step_size": -1.0}, {"step_size": np.nan}, {"step_size": np.inf}, {"step_size": "1"}, {"step_size": True},
+    {"nb_points": 1}, {"nb_points": 12.0}, {"compress": -0.1}, {"compress": np.inf}, {"seed": 1.5}, {"compression": "zip"}])
+def test_bad_numbers_are_refused_before_anything_is_read(tmp_path, options):
+    (name, value), = options.items()
+    with pytest.raises(ValueError, match=rf"^{name} (must be|is) .*not {re.escape(repr(value))}$"):
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["nobody"]}, **options)
+
+
+def test_folders_given_as_files(tmp_path):
+    (tmp_path / "out").mkdir()
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match="out: is a folder"):
+            create_hdf5(tmp_path, tmp_path / "out", CONFIG, {"training": ["a"]}, overwrite=overwrite)
+    with pytest.raises(DataError, match="out: cannot be opened .*It is a folder: give the data file"):
+        open_hdf5(tmp_path / "out")
+
+
+FULL_DISK = """
+import resource, sys, warnings
+from tractkit.files import DataError
+from tractkit.hdf5 import add_subject, create_hdf5
+from helpers_data import CONFIG
+if __name__ == "__main__":
+    how, root = sys.argv[1], sys.argv[2]
+    options = {"add": {"one_file_per_subject": True}, "one": {}, "each": {"one_file_per_subject": True}, "children": {"processes": 2}}[how]
+    create = lambda: create_hdf5(root, root + "/x.hdf5", CONFIG, {"training": ["sub-0"]}, progress=False, overwrite=True, **options)
+    if how == "add":
+        create()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))
+    try:
+        add_subject(root + "/x.hdf5", root, "sub-1", "testing", progress=False) if how == "add" else create()
+    except DataError as e:
+        print(e)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.parametrize("how", ["one", "each", "children", "add"])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, how):
+    for name in ("sub-0", "sub-1"):
+        t = make_subject(tmp_path / name, np.random.default_rng(0))
+        Volume(np.random.default_rng(0).random((40, 40, 40), np.float32), t.affine).save(tmp_path / name / "xyz.nii.gz")
+    (tmp_path / "full.py").write_text(FULL_DISK)
+    before = snapshot(tmp_path)
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run([sys.executable, tmp_path / "full.py", how, tmp_path], capture_output=True, text=True, env=env, timeout=120)
+    assert re.fullmatch(r"/.*: cannot be written \([Ff]ile too large\)\. Check the space.*\n", done.stdout), done
+    left = snapshot(tmp_path)
+    if how != "add":
+        assert left == before
+    else:
+        assert set(left) - set(before) == {tmp_path / "x.hdf5", tmp_path / "x_subjects/sub-0.hdf5"}
+
+
+def test_errors_name_the_config_file(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({"input": {**CONFIG["input"], "std_maks": "m"}}))
+    with pytest.raises(DataError, match="c.json.*unknown key 'std_maks'"):
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", tmp_path / "c.json", {"training": ["a"]})
+
+
 def test_fingerprint(tmp_path):
     path, sources = make_file(tmp_path)
     splits = {"training": ["sub-0"], "validation": ["sub-1"], "testing": ["sub-2"]}
@@ -228,7 +290,7 @@ def test_a_file_without_streamlines_is_named(tmp_path):
 
 
 def test_open_says_what_is_wrong(tmp_path):
-    with pytest.raises(DataError, match="Check the path"):
+    with pytest.raises(DataError, match=r"none.hdf5: cannot be opened \(No such file or directory\). Check the path$"):
         open_hdf5(tmp_path / "none.hdf5")
     (tmp_path / "text.hdf5").write_text("no")
     with pytest.raises(DataError, match="no HDF5 file"):

@@ -350,6 +350,12 @@ def test_extract_refuses_to_overwrite(good, tmp_path):
     assert (tmp_path / "out/sub-1/input.nii.gz").read_bytes() != b"mine"
 
 
+def test_extract_says_when_it_cannot_write(good, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(DataError, match="sub-0/.*cannot be extracted .*Not a directory.*Check the space and the rights"):
+        extract_hdf5(good, tmp_path / "file", progress=False)
+
+
 def test_extract_interrupted_leaves_whole_files(good, tmp_path, monkeypatch):
     def stop(path, *_):
         path.write_text("half")

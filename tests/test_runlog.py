@@ -15,7 +15,7 @@ def write(folder, steps, per_epoch=4):
     log = RunLog(folder)
     for step in range(1, steps + 1):
         epoch = (step - 1) // per_epoch
-        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=1 / step, n=step, time={"seconds": 0.5})
+        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=1 / step, n=step, time={"seconds": 0.5, "at": 1e9})
         if step % per_epoch == 0:
             log.append("epoch", epoch=epoch, step=step, train_loss=1.0)
     return log
@@ -96,3 +96,21 @@ def test_curve_points_are_means_of_equal_shares(n, capacity):
     for c in (curve, again):
         c.append(n, 7.0)
     assert again.state_dict() == curve.state_dict()
+
+
+def test_a_line_written_in_part_is_an_error(tmp_path):
+    """What a disk that becomes full does: it takes some of the bytes, and raises nothing."""
+    log = RunLog(tmp_path)
+    log.append("batch", step=1)
+    file = log._file
+
+    class Full:
+        def write(self, data):
+            return file.write(data[:5])
+
+        close = file.close
+
+    log._file = Full()
+    with pytest.raises(OSError, match="No space left on device"):
+        log.append("batch", step=2)
+    assert log.truncate(1, 0) == 1 and [r["step"] for r in log.records()] == [1]

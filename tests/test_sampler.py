@@ -174,7 +174,7 @@ def test_a_changed_setting_is_seen():
 
 def test_bad_settings():
     data = toy([5])
-    for options, error in [({"batch_size_units": "mm"}, ValueError), ({"batch_size_training": 0}, ValueError), ({"cycles": 2}, ValueError),
+    for options, error in [({"batch_size_units": "mm"}, ValueError), ({"batch_size_training": 0}, ValueError), ({"batch_size_training": "100"}, ValueError), ({"cycles": 2}, ValueError),
                            ({"rng": None}, TypeError), ({"nb_subjects_per_batch": 2, "bucket": True}, ValueError),
                            ({"nb_streamlines_per_chunk": 0}, ValueError)]:
         with pytest.raises(error):
@@ -368,6 +368,9 @@ def test_dwi_ml_7_length_mm_announces_the_batches_there_are():
         sampler = BatchIDSampler(data, "x", 450, batch_size_units=units)
         seen = list(sampler)
         assert len(sampler) == len(seen) and sum(b.nb_streamlines for b in seen) == 700
+        totals = check_plan(sampler.plan(0), data, units, 450)
+        longest = max(w.max() for w in weights(data, units).values())
+        assert totals[:-1].min() > 450 - longest, units  # full, in the unit asked for
 
 
 def test_dwi_ml_8_subjects_change_without_cycles():

@@ -89,6 +89,24 @@ def test_config_files(tmp_path):
         read_config(tmp_path / "bad.json")
     with pytest.raises(DataError, match="none.yaml"):
         read_config(tmp_path / "none.yaml")
+    with pytest.raises(DataError, match="c.json.*no group"):
+        read_config([1], tmp_path / "c.json")
+
+
+@pytest.mark.parametrize("suffix, text", [
+    ("json", '{"a": {"type": "volume"}, "a": {"type": "streamlines"}}'), ("json", '{"b": {"a": 1, "a": 2}}'),
+    ("yaml", "a: {type: volume}\na: {type: streamlines}"), ("yaml", "b:\n  a: 1\n  a: 2")])
+def test_a_name_twice_in_a_config_is_an_error(tmp_path, suffix, text):
+    """Both parsers would keep the last."""
+    (tmp_path / f"c.{suffix}").write_text(text)
+    with pytest.raises(DataError, match=f"c.{suffix}.*'a' is there twice"):
+        read_config(tmp_path / f"c.{suffix}")
+
+
+def test_yaml_may_share_settings(tmp_path):
+    (tmp_path / "c.yaml").write_text("one: &v {type: volume, files: a, standardization: none}\ntwo: {<<: *v, files: b, standardization: all}\n")
+    assert read_config(tmp_path / "c.yaml") == read_config({
+        "one": {"type": "volume", "files": "a", "standardization": "none"}, "two": {"type": "volume", "files": "b", "standardization": "all"}})
 
 
 def test_splits(tmp_path):
@@ -105,8 +123,13 @@ def test_splits(tmp_path):
                             ({"training": ["a 0.7"], "testing": ["a"]}, "listed twice"), ({"training": ["a 2"]}, "share of 2"),
                             ({"training": ["a 0.5"], "validation": ["a 0.5"], "testing": ["a 0.1"]}, "add up to 1.1"),
                             ({"training": ["a"], "testing": ["a 0.1"]}, "listed twice"), ({"training": [" "]}, "no such folder"),
-                            ({"train": ["a"]}, "Did you mean 'training'"), ({}, "no subject")]:
+                            ({"train": ["a"]}, "Did you mean 'training'"), ({}, "no subject"),
+                            ({"training": [3]}, "entry of the splits is 3"), ({"training": [("a", 0.5, 1)]}, "entry of the splits is \\('a', 0.5, 1"),
+                            ({"training": [("a", "0.5")]}, "entry of the splits is"), ({"training": [["a", None]], "testing": [(None, 0.5)]}, "splits is \\(None")]:
         with pytest.raises(DataError, match=message):
+            read_splits(splits, tmp_path)
+    for splits in ("abc", ["a", "b"], None):
+        with pytest.raises(ValueError, match="needs three lists"):
             read_splits(splits, tmp_path)
 
 
@@ -280,7 +303,7 @@ def test_errors_name_the_place(tmp_path, what):
     nib_image(bad, t.affine, tmp_path / "a/bad.nii.gz")
     (tmp_path / "a/cut.trk").write_bytes((tmp_path / "a/lines.trk").read_bytes()[:-10])
     files, load, config = {
-        "std_mask empty": ("xyz.nii.gz", load_volume_group, {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"}),
+        "std_mask empty": ("mask.nii.gz", load_volume_group, {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"}),
         "nan in the second file": ("bad.nii.gz", load_volume_group, {"type": "volume", "files": ["xyz.nii.gz", "bad.nii.gz"], "standardization": "all"}),
         "cut tractogram": ("cut.trk", load_streamlines_group, {"type": "streamlines", "files": "cut.trk"})}[what]
     with pytest.raises(DataError) as e:
@@ -291,6 +314,52 @@ def test_errors_name_the_place(tmp_path, what):
 def nib_image(data, affine, path):
     import nibabel as nib
     nib.save(nib.Nifti1Image(data, affine), path)
+
+
+def test_how_grids_differ_is_said(tmp_path):
+    affine = np.diag([2., 2, 2, 1])
+    (tmp_path / "a").mkdir()
+    for name, shape, shift in (("one", SHAPE, 0), ("two", SHAPE, 3), ("three", (4, 5, 6), 0)):
+        moved = affine.copy()
+        moved[0, 3] += shift
+        Volume(np.ones(shape, np.float32), moved).save(tmp_path / f"a/{name}.nii.gz")
+    for other, how in (("two", "affines differ by up to 3"), ("three", "4 × 5 × 6 voxels, not 14 × 11 × 9")):
+        with pytest.raises(DataError, match=rf"{other}.nii.gz: a/g: its grid is not that of one.nii.gz \({how}\)"):
+            one(tmp_path, {"type": "volume", "files": ["one.nii.gz", f"{other}.nii.gz"], "standardization": "none"})
+
+
+def test_a_subject_misspelt_and_a_root_that_is_not_there(tmp_path):
+    (tmp_path / "sub-01").mkdir()
+    with pytest.raises(DataError, match="no such folder. Did you mean 'sub-01'") as e:
+        read_splits({"training": ["sub-1"]}, tmp_path)
+    assert e.value.file == str(tmp_path / "sub-1") and e.value.subject == "sub-1"
+    with pytest.raises(DataError, match="no such folder. Check the root") as e:
+        read_splits({"training": ["sub-1"]}, tmp_path / "none")
+    assert e.value.file == str(tmp_path / "none")
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty"])
+def test_errors_name_the_mask(tmp_path, damage):
+    make_subject(tmp_path / "a", np.random.default_rng(0))
+    mask = tmp_path / "a/mask.nii.gz"
+    data = np.random.default_rng(0).integers(0, 255, SHAPE, np.uint8) * (damage == "cut")
+    Volume(data.astype(np.uint8), Volume.load(tmp_path / "a/xyz.nii.gz").affine).save(mask)
+    if damage == "cut":
+        mask.write_bytes(mask.read_bytes()[:-400])
+    group = {**CONFIG["input"], "standardization": "all", "std_mask": "mask.nii.gz"}
+    with pytest.raises(DataError) as e:
+        load_volume_group(one(tmp_path, group))
+    assert (e.value.file, e.value.subject, e.value.group) == (str(mask), "a", "g")
+
+
+def test_a_tractogram_of_another_space_is_not_called_invalid_streamlines(tmp_path):
+    t = make_subject(tmp_path / "a", np.random.default_rng(0))
+    config = read_config(CONFIG)
+    far = t.affine.copy()
+    far[:3, 3] += 500
+    Tractogram(t.streamlines, far, t.dimensions, t.dps).save(tmp_path / "a/lines.trk")
+    with pytest.raises(DataError, match="30 of 30 streamlines .*Is it of another subject"):
+        load_streamlines_group(find_sources(tmp_path, "a", config)["streamlines"])
 
 
 def test_what_dipy_reads(tmp_path):

@@ -1,17 +1,23 @@
 """The state of training: saved, loaded, copied, handed from thread to thread."""
 
+import sys
 import threading
 import time
+import types
 
+import numpy as np
 import pytest
 import torch
-from helpers_training import Points, fit, same_states, toy_model
+from helpers_training import Points, SlowPoints, fit, log_without_time, same_states, toy_model
 from torch import nn
 
+from tractkit import runlog
+from tractkit.card import sparkline
 from tractkit.checkpoint import load_checkpoint, save_checkpoint
+from tractkit.describe import differences, make_optimizer
 from tractkit.files import DataError
 from tractkit.models.learn2track import Learn2Track
-from tractkit.state import TrainerState, differences, make_optimizer, sparkline
+from tractkit.state import TrainerState
 
 
 @pytest.fixture
@@ -74,11 +80,13 @@ def test_a_missing_field_is_no_silent_default(tmp_path):
     state.save(tmp_path / "a")
     tree = load_checkpoint(tmp_path / "a")
     for name in sorted(tree):
-        if name in ("format",):
-            continue
         save_checkpoint(tmp_path / "b", {k: v for k, v in tree.items() if k != name})
-        with pytest.raises((DataError, KeyError)):
+        with pytest.raises(DataError, match=name if name != "format" else "format None"):
             TrainerState.load(tmp_path / "b")
+    before = state.snapshot()
+    with pytest.raises(DataError, match="curve missing"):
+        state.load_state_dict({k: v for k, v in tree.items() if k != "curve"} | {"seed": 99})
+    assert same_states(state, before) == []  # nothing was taken over
 
 
 def test_optimizers():
@@ -136,3 +144,210 @@ def test_what_it_looks_like(trained):
     assert TrainerState.create(toy_model())._repr_html_().count("<svg") == 0
     assert sparkline({"red": ([1, 2], [float("nan"), float("nan")])}) == ""
     assert "nan" not in sparkline({"red": ([1, 2, 3], [1.0, float("inf"), 1.0])})
+
+
+# -- history
+
+def test_history_is_that_of_the_state_not_of_the_log(tmp_path):
+    trainer = fit(tmp_path, max_epochs=3)
+    trainer.train_and_validate()
+    history = trainer.state.history
+    assert list(history) == list(history.epochs) and history["epoch"].tolist() == [0, 1, 2] and isinstance(history["valid_loss"], np.ndarray)
+    assert history.batches["step"].tolist() == list(range(1, 19)) and (history.batches["seconds"] >= 0).all()
+    assert history.batches["loss"].tolist() == [r["loss"] for r in trainer.log.records("batch")]
+    early = TrainerState.load(trainer.checkpoints.path(12), toy_model())  # the log is ahead of it
+    assert early.history.batches["step"][-1] == 12 and early.history["epoch"].tolist() == [0, 1]
+    assert TrainerState.create(toy_model()).history.batches == {} and len(TrainerState.create(toy_model()).history) == 0
+
+
+def test_history_of_a_state_that_was_saved_elsewhere(trained, tmp_path):
+    trained.save(tmp_path / "elsewhere.ckpt")
+    back = TrainerState.load(tmp_path / "elsewhere.ckpt", toy_model())
+    assert back.history.batches["step"].tolist() == list(range(1, 13))
+    trained.log.path.rename(tmp_path / "moved")
+    with pytest.raises(DataError, match="the log of this training is not there"):
+        dict(back.history.batches)
+    assert back.history["epoch"].tolist() == [0, 1]
+
+
+def test_frames_if_pandas_is_there(trained, monkeypatch):
+    frames = types.ModuleType("pandas")
+    frames.DataFrame = lambda columns: ("frame", dict(columns))
+    monkeypatch.setitem(sys.modules, "pandas", frames)
+    kind, columns = trained.history.batches.frame()
+    assert kind == "frame" and columns["step"].tolist() == list(range(1, 13))
+    assert trained.history.epochs.frame()[1]["epoch"].tolist() == [0, 1]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError):
+        trained.history.epochs.frame()
+
+
+# -- back, and branches
+
+def test_rewinding_and_going_on_ends_in_the_same_bits(tmp_path):
+    whole = fit(tmp_path, "whole", max_epochs=4).train_and_validate()
+    trainer = fit(tmp_path, max_epochs=4, keep_checkpoints=3)
+    state = trainer.train_and_validate()
+    assert state.rewind(2) is state and (state.epoch, state.batch, state.finished) == (2, 0, None)
+    assert len(state.history.batches["loss"]) == 12
+    with pytest.warns(UserWarning, match="set back from step 24 to 12"):
+        assert trainer.train_and_validate() is state  # the same trainer, without naming the state
+    assert same_states(state, whole) == []
+    assert log_without_time(trainer.log) == log_without_time(fit(tmp_path, "whole").log)
+    state.rewind(trainer.checkpoints.path(18))
+    assert state.epoch == 3
+    with pytest.warns(UserWarning, match="set back"):
+        fit(tmp_path, max_epochs=4).train_and_validate(state)
+    assert same_states(state, whole) == []
+
+
+def test_where_it_cannot_be_set_back_to(tmp_path):
+    trainer = fit(tmp_path, max_epochs=5, keep_checkpoints=1)
+    state = trainer.train_and_validate()
+    kept = trainer.checkpoints.steps()
+    assert state.best_step in kept and len(kept) <= 2
+    state.rewind(state.best["epoch"] + 1)
+    state.rewind(trainer.checkpoints.path(30))
+    before = state.snapshot()
+    with pytest.raises(DataError, match=r"no checkpoint of the end of 1 epochs; there are those of .*5"):
+        state.rewind(1)
+    other = fit(tmp_path, "other", max_epochs=1)
+    other.train_and_validate()
+    with pytest.raises(DataError, match="a checkpoint of another run"):
+        state.rewind(other.checkpoints.path(6))
+    with pytest.raises(DataError, match="there is no such checkpoint"):
+        state.rewind(tmp_path / "nothing.ckpt")
+    with pytest.raises(DataError, match="there are those of none"):
+        TrainerState.create(toy_model()).rewind(0)
+    assert same_states(state, before) == []
+    slow = fit(tmp_path, "slow", points=SlowPoints(40))
+    slow.step(1)
+    with pytest.raises(RuntimeError, match="being trained"):
+        slow.state.rewind(0)
+    slow.stop(wait=True)
+
+
+def test_a_branch_has_its_own_run_and_the_common_past(tmp_path):
+    trainer = fit(tmp_path, max_epochs=2)
+    branch = trainer.train_and_validate().fork()
+    fit(tmp_path, max_epochs=4).train_and_validate()
+    other = fit(tmp_path, "branch", max_epochs=4, learning_rate=.003)
+    other.train_and_validate(branch)
+    assert branch.history.batches["step"].tolist() == list(range(1, 25)) and branch.parent == trainer.state.run_id
+    mine, past = other.log.records("batch"), trainer.log.records("batch")
+    assert mine[:12] == past[:12] and mine[12] != past[12]
+    assert TrainerState.load(other.folder, toy_model()).run_id == branch.run_id
+
+
+def test_evaluation_of_the_live_model_leaves_no_trace(tmp_path):
+    whole = fit(tmp_path, "whole", points=Points(30)).train_and_validate()
+    trainer = fit(tmp_path, points=Points(30))
+    trainer.step(1)
+    trainer.resume()
+    x, modes = torch.ones(5, 1), set()
+    while trainer.running:
+        values = [trainer.state.evaluate(lambda m: (modes.add((m.training, torch.is_grad_enabled())), m(x))[1]) for _ in range(2)]
+        assert not values[0].requires_grad
+    trainer.wait()
+    assert modes == {(False, False)} and same_states(trainer.state, whole) == []
+    frozen = trainer.state
+    frozen.model.train()
+    frozen.model[2].eval()  # each layer keeps its own mode
+    with pytest.raises(ZeroDivisionError):
+        frozen.evaluate(lambda m: 1 / 0)
+    assert frozen.model.training and not frozen.model[2].training
+
+
+# -- other models, by name
+
+def test_what_fits_can_be_taken_over_by_name(tmp_path):
+    fit(tmp_path, max_epochs=1).train_and_validate()
+    wider = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Identity(), nn.Linear(16, 2))
+    own = wider[3].weight.clone()
+    with pytest.raises(DataError, match=r"3.weight: \[1, 16\] -> \[2, 16\].*accept=\['model'\]"):
+        TrainerState.load(tmp_path / "run", wider)
+    with pytest.warns(UserWarning, match="2 of 4 weights are taken over, not 3.bias, 3.weight; the optimizer starts anew"):
+        state = TrainerState.load(tmp_path / "run", wider, accept=["model"])
+    stored = load_checkpoint(tmp_path / "run/checkpoints/step-00000006.ckpt")
+    assert torch.equal(wider[0].weight, stored["model"]["weights"]["0.weight"]) and torch.equal(wider[3].weight, own)
+    assert state.epoch == 1 and not state.optimizer.state
+    with pytest.raises(DataError, match="optimizer: Adam -> SGD"):
+        TrainerState.load(tmp_path / "run", toy_model(), "SGD")
+    with pytest.warns(UserWarning, match="4 of 4 weights are taken over; the optimizer starts anew"):
+        assert type(TrainerState.load(tmp_path / "run", toy_model(), "SGD", accept=["optimizer"]).optimizer) is torch.optim.SGD
+
+
+def test_other_hyperparameters_with_equal_weights_keep_the_optimizer(tmp_path):
+    trained = TrainerState.create(Learn2Track(3, rnn_layer_sizes=(4,), dropout=.1))
+    for p in trained.model.parameters():
+        p.grad = torch.ones_like(p)
+    trained.optimizer.step()
+    trained.save(tmp_path / "a")
+    state = TrainerState.load(tmp_path / "a", Learn2Track(3, rnn_layer_sizes=(4,), dropout=.2), accept=["model"])
+    assert [s["step"] for s in state.optimizer.state.values()] == [1] * len(list(state.model.parameters()))
+
+
+def test_a_trainer_accepts_them_too(tmp_path):
+    trainer = fit(tmp_path, max_epochs=1)
+    trainer.train_and_validate()
+    wider = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Identity(), nn.Linear(16, 1, bias=False))
+    with pytest.warns(UserWarning, match="3 of 3 weights"):
+        state = fit(tmp_path, "wider", model=wider, accept=["model", "optimizer"], optimizer="SGD").train_and_validate(trainer.state.fork())
+    assert state.model is wider and state.epoch == 3
+    with pytest.warns(UserWarning, match="the optimizer starts anew"):
+        assert fit(tmp_path, accept=["optimizer"], optimizer="SGD").train_and_validate().epoch == 3
+
+
+def test_other_settings_are_said(tmp_path, capsys):
+    trainer = fit(tmp_path)
+    trainer.step(4)
+    trainer.stop(wait=True)
+    fit(tmp_path, clip_grad=1.0, learning_rate=.02, progress=True).train_and_validate()
+    assert "other settings: weight_decay" not in (said := capsys.readouterr().out)
+    assert "clip_grad: None -> 1.0" in said and "Constant(0.02)" in said
+    assert TrainerState.load(tmp_path / "run", toy_model()).fingerprints["config"]["clip_grad"] == 1.0
+
+
+# -- size, and time to resume
+
+class Many(Points):
+    """An epoch of very many batches."""
+
+    loads = 0
+
+    def plan(self, epoch, subset):
+        return np.arange(8)[None].repeat(50_000, 0) if subset == "training" else np.arange(8)[None]
+
+    def load_batch_streamlines(self, ids, **kwargs):
+        self.loads += 1
+        return super().load_batch_streamlines(ids, **kwargs)
+
+
+def advanced(trainer, n):
+    """Its state as after n batches, with a log of them."""
+    state = trainer.state
+    with open(trainer.log.path, "wb") as f:
+        for step in range(1, n + 1):
+            f.write(b'{"kind": "batch", "epoch": 0, "batch": %d, "step": %d, "loss": 1.0, "n": 8}\n' % (step - 1, step))
+            state.curve.append(step, 1.0 / step)
+    state.batch = state.global_step = n
+    return state.save(trainer.checkpoints.path(n))
+
+
+def test_neither_size_nor_work_grows_with_batches(tmp_path, monkeypatch):
+    """Nothing is replayed: as many batches are loaded, and lines of the log read, after 10,000 batches as after 1,000."""
+    sizes, loads, lines, parse = [], [], [], runlog._parse
+    for n in (1000, 10_000):
+        trainer = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1, tensorboard=False)
+        trainer.step(1)
+        trainer.stop(wait=True)
+        sizes.append(advanced(trainer, n).stat().st_size)
+        again, read = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1, tensorboard=False), []
+        monkeypatch.setattr(runlog, "_parse", lambda line, read=read: read.append(line) or parse(line))
+        again.step(3)
+        assert again.state.global_step == n + 3
+        loads.append(again.batch_sampler.loads)
+        lines.append(len(read))
+        again.stop(wait=True)
+    assert max(loads) <= 3 + 3 and max(lines) <= 3
+    assert sizes[1] <= sizes[0] < 30_000

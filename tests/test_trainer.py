@@ -291,23 +291,49 @@ def test_other_runs_data_and_models_are_refused(tmp_path):
         fit(tmp_path, points=Data()).train_and_validate()
 
 
-def test_other_batches_are_refused_within_an_epoch_and_said_between(tmp_path, capsys):
-    class Settings(Points):
-        def settings(self):
-            return {"n": self.n}
+class Settings(Points):
+    def settings(self):
+        return {"n": self.n}
 
+
+def test_other_batches_wait_for_the_next_epoch(tmp_path, capsys):
+    """Changed in the midst of an epoch: that ends as it was begun, also after another interruption."""
+    whole = fit(tmp_path, "whole", points=Settings(), max_epochs=2).train_and_validate()
     trainer = fit(tmp_path, points=Settings())
     trainer.step(8)
     trainer.stop(wait=True)
-    with pytest.raises(ValueError, match="batches are not this sampler's"):
-        fit(tmp_path, points=Settings(9)).train_and_validate()
-    trainer.step(4)
+    other = fit(tmp_path, points=Settings(4), progress=True)
+    other.listeners.append(lambda event, t: t.stop() if event == "batch" and t.state.global_step == 10 else None)
+    state = other.train_and_validate()
+    assert state.global_step == 10 and state.fingerprints["sampler"] == {"n": 6}
+    state = fit(tmp_path, points=Settings(4), progress=True).train_and_validate()
+    said = capsys.readouterr().out
+    assert said.count("The sampler has changed: n: 6 -> 4. This epoch is finished with its batches as they were; the new ones begin with epoch 3.") == 2
+    assert [r["step"] for r in state.epochs] == [6, 12, 16] and state.fingerprints["sampler"] == {"n": 4}
+    assert state.epochs[:2] == whole.epochs
+
+
+def test_another_batch_size_waits_for_the_next_epoch(tmp_path):
+    data, _ = make_file(tmp_path / "data", points=(12, 30))
+    trainer = streamline_trainer(data, tmp_path, max_epochs=2)
+    trainer.step(2)
     trainer.stop(wait=True)
-    trainer = fit(tmp_path, points=Settings())
-    trainer.max_epochs = 2
-    trainer.train_and_validate()
-    fit(tmp_path, points=Settings(4), progress=True).train_and_validate()
-    assert "The sampler has changed: n: 6 -> 4" in capsys.readouterr().out
+    n = [len(trainer.batch_sampler.plan(epoch, "training")) for epoch in range(2)]
+    trainer.batch_sampler.batch_size_training = 20
+    state = trainer.train_and_validate()
+    assert state.epochs[0]["step"] == n[0] and state.epochs[1]["step"] - n[0] == len(trainer.batch_sampler.plan(1, "training")) < n[1]
+
+
+def test_other_batches_are_refused_within_an_epoch_and_said_between(tmp_path, capsys):
+    trainer = fit(tmp_path)
+    trainer.step(8)
+    trainer.stop(wait=True)
+    with pytest.raises(ValueError, match="batches are not this sampler's"):  # one that does not tell its settings
+        fit(tmp_path, points=Points(9)).train_and_validate()
+    other = fit(tmp_path, "told", points=Settings(), max_epochs=2)
+    other.train_and_validate()
+    fit(tmp_path, "told", points=Settings(4), progress=True).train_and_validate()
+    assert "The sampler has changed: n: 6 -> 4.\n" in capsys.readouterr().out
 
 
 def test_what_may_change_the_bits_is_said(tmp_path):
@@ -347,7 +373,7 @@ def test_a_damaged_newest_checkpoint_costs_little(whole, tmp_path):
 def test_settings_are_written_down(whole):
     config = yaml.safe_load((whole.folder / "config.yaml").read_text())["trainer"]
     assert config["max_epochs"] == 3 and config["learning_rate"] == .01 and config["class"] == "Fit"
-    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.yaml", "log.jsonl"]
+    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.yaml", "log.jsonl", "tensorboard"]
 
 
 def test_a_checkpoint_exists_before_the_first_batch(tmp_path):
@@ -540,10 +566,10 @@ def test_a_full_disk_is_reported_and_costs_only_what_was_not_saved(whole, tmp_pa
     trainer = fit(tmp_path, checkpoint_every_batches=3)
     save = trainer.checkpoints.save
 
-    def full(step, tree):
+    def full(step, tree, best=None):
         if step >= 9:  # and so is the attempt to save after the error
             raise OSError(28, "No space left on device")
-        return save(step, tree)
+        return save(step, tree, best)
 
     monkeypatch.setattr(trainer.checkpoints, "save", full)
     with pytest.raises(OSError, match="No space"):

@@ -77,8 +77,20 @@ def parser(
         add_run_options({"train": train, "resume": resume}[command], command)
     return p
 
-# %% ../nbs/62_cli.ipynb #79bb3888
+# %% ../nbs/62_cli.ipynb #6d15fddb
 _FLAGS = {"enforce_files_presence": "--skip-enforce-files-presence"}  # as dwi_ml calls it
+
+
+def _in_options(fix: str | None) -> str | None:
+    """What to do about an error, in the words of the command line: --overwrite for overwrite=True."""
+    def option(match: re.Match) -> str:
+        return _FLAGS.get(match[1], f"--{match[1].replace('_', '-')}")
+    return fix and re.sub(r"\b(\w+)=(?:True|False)\b", option, fix)
+
+
+def _with_hyphens(words: Sequence[str]) -> list[str]:
+    """--step_size, as dwi_ml spells it, is --step-size."""
+    return [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
 
 
 def _add_options(p: argparse.ArgumentParser, function: Callable) -> None:
@@ -90,7 +102,7 @@ def _add_options(p: argparse.ArgumentParser, function: Callable) -> None:
         flag, default, help_ = f"--{name.replace('_', '-')}", parameter.default, said.get(name, "").replace("%", "%%")
         if isinstance(default, bool):
             flags = [_FLAGS.get(name, f"--no-{flag[2:]}") if default else flag] + (["-f"] if name == "overwrite" else [])
-            p.add_argument(*flags, dest=name, action="store_false" if default else "store_true", help=help_ if not default else f"turn off: {help_}")
+            p.add_argument(*flags, dest=name, action="store_false" if default else "store_true", help=help_.removeprefix("False: ") if help_.startswith("False: ") or not default else f"do not {help_}")
             continue
         words = str(parameter.annotation)
         settings: dict[str, Any] = {"type": next((kind for kind in (float, int) if kind.__name__ in words), str)}
@@ -129,7 +141,7 @@ def _add_hdf5(p: argparse.ArgumentParser) -> None:
     extract.add_argument("out", help="folder; in it a folder for each subject")
     _add_options(extract, extract_hdf5)
 
-# %% ../nbs/62_cli.ipynb #ad14ec71
+# %% ../nbs/62_cli.ipynb #d40ef4dd
 def _demo(args: argparse.Namespace) -> None:
     from tractkit.demo import SubjectFiles, run_demo
 
@@ -184,7 +196,9 @@ def _hdf5(args: argparse.Namespace) -> int:
             splits = {k: v[0] if len(v) == 1 and v[0].endswith(".txt") else v for k, v in lists.items()}
             print(writing.create_hdf5(words.pop("root"), words.pop("out"), words.pop("config"), splits, **words))
     except (ValueError, OSError) as e:  # a value that a function does not take, a disk that is full
-        raise e if isinstance(e, DataError) else DataError(str(e)) from e
+        if isinstance(e, DataError):
+            raise DataError(e.problem, file=e.file, subject=e.subject, group=e.group, fix=_in_options(e.fix)) from e
+        raise DataError(str(e)) from e
     return 0
 
 
@@ -196,8 +210,7 @@ def _note(message, category, filename, lineno, file=None, line=None) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command `tractkit`. Returns the exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in ("train", "resume"):  # --max_epochs is --max-epochs, as in dwi_ml
-        argv = [w if not w.startswith("--") else w.partition("=")[0].replace("_", "-") + "".join(w.partition("=")[1:]) for w in argv]
+    argv = _with_hyphens(argv) if argv[:1] in (["hdf5"], ["train"], ["resume"]) else argv
     args = parser(argv[0] if argv else None).parse_args(argv)
     if args.version:
         try:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'MRIData', 'ReadVolume', 'find_volume', 'Connectivity', 'SFTData', 'find_streamlines', 'make_streamlines']
 
-# %% ../nbs/11_contents.ipynb #0dcdd5d6
+# %% ../nbs/11_contents.ipynb #51b62303
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numba import njit
 
 from .files import DataError
-from .space import check_affine
+from .space import check_affine, voxel_sizes
 from .storage import ByteCache, LocalFile, Place, chunk_ranges, place_of, reading
 from .storage_remote import RemoteFile
 from .streamlines import Streamlines
@@ -70,7 +70,7 @@ def _rows_of(file: _File, data: h5py.Dataset) -> Rows:
         raise DataError(f"{data.name} should end at byte {place.stop}, the file at {file.size}", file=file.path, fix="It was truncated: create it again")
     return Rows(file, data.name, place, data.dtype, data.shape, (file.path, int(h5py.h5o.get_info(data.id).addr)), tuple(chunk_ranges(data)))
 
-# %% ../nbs/11_contents.ipynb #e80bbaa3
+# %% ../nbs/11_contents.ipynb #cdcb78a4
 @dataclass(frozen=True, eq=False)
 class MRIData:
     """A volume of a subject; `volume` is in memory, or read from the file and kept for a while."""
@@ -94,6 +94,11 @@ class MRIData:
     def volume(self) -> Volume:
         """The volume with its data."""
         return self.source if isinstance(self.source, Volume) else self.source()
+
+    def __repr__(self) -> str:
+        sizes = " × ".join(f"{size:.3g}" for size in voxel_sizes(self.affine))
+        where = "in memory" if isinstance(self.source, Volume) else "on disk"
+        return f"MRIData({self.subject}/{self.name}: {' × '.join(map(str, self.shape))}, voxels of {sizes} mm, {where})"
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 __all__ = ['to_tensors', 'to_arrays', 'training_loss', 'train_step', 'set_optimizer_params', 'inference_step',
            'multi_inference_step', 'TorchModel', 'ModelTrainer', 'open_log', 'ConsoleLogger', 'train_model']
 
-# %% ../nbs/35_functional.ipynb #a52d6400
+# %% ../nbs/35_functional.ipynb #65fce2ab
 import inspect
 import itertools
 import math
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from .batch_iter import as_batch_iter
-from .batch_iter import ExpirationPool, Infinite, Iterator, Loky, Source, Threads, item_key, load_by_random_id, sample  # noqa: F401
-from .batch_iter import apply_at, combine_batches, combine_pad, combine_to_arrays, multiply, random_apply  # noqa: F401
-from .batch_iter import sample_args, unpack_args, zip_apply  # noqa: F401
+from .batch_draws import Source, item_key, load_by_random_id, sample  # noqa: F401
+from .batch_draws import apply_at, multiply, random_apply, sample_args, unpack_args, zip_apply  # noqa: F401
+from .batch_flow import ExpirationPool, Iterator, Loky, Threads, combine_batches, combine_pad, combine_to_arrays  # noqa: F401
+from .batch_iter import Infinite, as_batch_iter  # noqa: F401
 from .checkpoint import Checkpoints
 from .hooks import OnNonFinite, TorchSchedule
 from .policy import TQDM, Policy, ValuePolicy, as_value_policy
@@ -202,7 +202,7 @@ class TorchModel:
         """The prediction for a batch, in eval mode."""
         return inference_step(*inputs, architecture=self.model_core, activation=self.logits2pred)
 
-# %% ../nbs/35_functional.ipynb #5950e3fe
+# %% ../nbs/35_functional.ipynb #3e02ac62
 class ModelTrainer(Trainer):
     """Trains a `TorchModel` on a batch iterator: `train_model`, with the buttons of a `Trainer` (start, pause, step, stop ...)."""
 
@@ -231,7 +231,7 @@ class ModelTrainer(Trainer):
         folder = _temporary(self) if checkpoints_path is None else Path(checkpoints_path).expanduser()
         super().__init__(model.model_core, folder.parent, folder.name, self.batch_iter, self._load, rate, 0.0, model.optimizer, n_epochs,
                          device=model.device, rng=seed, policies=told, **options)
-        self.checkpoints = _Nowhere() if checkpoints_path is None else Checkpoints(folder, self.checkpoints.keep)
+        self.checkpoints = _Nowhere() if checkpoints_path is None else Checkpoints(folder, self.checkpoints.keep, self.checkpoints.background)
         self.log = open_log(folder if log_path is None else Path(log_path).expanduser())
         for policy in told:
             _adapt(policy, self)
@@ -294,7 +294,7 @@ class ModelTrainer(Trainer):
         if not isinstance(self.checkpoints, _Nowhere):
             super().save_best_model()
 
-# %% ../nbs/35_functional.ipynb #c50c7a7b
+# %% ../nbs/35_functional.ipynb #f2d9e5e3
 def open_log(folder: str | Path) -> RunLog:
     """The log of a training. TensorBoard and others are views of it; this is the place to attach them."""
     return RunLog(folder)
@@ -319,7 +319,7 @@ class _Nowhere(Checkpoints):
     def steps(self) -> list[int]:
         return []
 
-    def save(self, step: int, tree: Any) -> Path:
+    def save(self, step: int, tree: Any, best: int | None = None) -> Path:
         return self.path(step)
 
 

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['HDF5_FORMAT', 'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5', 'add_subject']
 
-# %% ../nbs/10_hdf5.ipynb #44dd875e
+# %% ../nbs/10_hdf5.ipynb #224294ad
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
@@ -113,7 +114,14 @@ def _write_streamlines(parent: h5py.Group, name: str, t: Tractogram, source_ids:
         "voxel_order": voxel_order(t.affine), **connectivity[1], "tractkit_removed": removed}, sources)
     parent[name].require_group("data_per_streamline")
 
-# %% ../nbs/10_hdf5.ipynb #20bd25b3
+# %% ../nbs/10_hdf5.ipynb #3294ed83
+def _check_number(name: str, value: Any, kind: type, fits: Callable[[Any], bool], what: str) -> None:
+    """Refuse a setting before anything is read."""
+    right = isinstance(value, (int, np.integer) if kind is int else (int, float, np.number)) and not isinstance(value, bool)
+    if value is not None and not (right and fits(value)):
+        raise ValueError(f"{name} must be {what}, not {value!r}")
+
+
 @dataclass(frozen=True)
 class _Options:
     """How subjects are processed; kept in the file, for those that are added later."""
@@ -129,6 +137,10 @@ class _Options:
     def __post_init__(self):
         if sum(v is not None for v in (self.step_size, self.nb_points, self.compress)) > 1:
             raise ValueError("give at most one of step_size, nb_points and compress")
+        _check_number("step_size", self.step_size, float, lambda mm: 0 < mm < np.inf, "a number of mm above 0")
+        _check_number("nb_points", self.nb_points, int, lambda n: n >= 2, "a whole number, at least 2")
+        _check_number("compress", self.compress, float, lambda mm: 0 <= mm < np.inf, "a number of mm, at least 0")
+        _check_number("seed", self.seed, int, lambda seed: True, "a whole number")
         if self.compression not in (None, "gzip", "lzf"):
             raise ValueError(f"compression is None, 'gzip' or 'lzf', not {self.compression!r}")
 
@@ -202,7 +214,7 @@ def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, reco
             suffix = ".trx" if chosen.dps or chosen.dpp or chosen.groups else ".trk"
             chosen.save(job.intermediate / entry.name / f"{name}{suffix}")
 
-# %% ../nbs/10_hdf5.ipynb #98614587
+# %% ../nbs/10_hdf5.ipynb #ae4db3ce
 @contextmanager
 def _folder(
     final: Path | None,    # None: no folder is wanted
@@ -231,6 +243,18 @@ def _folder(
     finally:
         for folder in (new, old):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """HDF5 says at length and in several kinds of errors that a disk is full or a folder is not ours."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        said = re.search(r"errno = \d+, error message = '([^']*)'", str(e))
+        if not said:
+            raise
+        raise DataError(f"cannot be written ({said[1]})", file=path, fix="Check the space on the disk and the rights in the folder") from e
 
 
 def _subjects_folder(path: Path) -> Path:
@@ -297,7 +321,7 @@ def _copy_subject(h5: h5py.File, file: Path, job: _Job) -> None:
         h5.move(f"{passing}/{entry.name}", entry.name)
     del h5[passing]
 
-# %% ../nbs/10_hdf5.ipynb #0253fe95
+# %% ../nbs/10_hdf5.ipynb #7d44267e
 def create_hdf5(
     root: str | os.PathLike,              # folder with one folder per subject
     out: str | os.PathLike,               # the file to write
@@ -322,16 +346,20 @@ def create_hdf5(
     All headers are checked first; the file appears at `out` only when it is complete, so Ctrl-C leaves nothing.
     Raises DataError, naming file, subject and group, for whatever is wrong with the input."""
     root, out = Path(root), Path(out)
+    if out.is_dir():
+        raise DataError("is a folder", file=out, fix="Give the name of the file to write")
     if out.exists() and not overwrite:
         raise DataError("exists already", file=out, fix="Give overwrite=True to replace it")
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     options = _Options(step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
-    raw = config if isinstance(config, Mapping) else load_config(config)
+    file = config if isinstance(config, (str, os.PathLike)) else None
+    raw: Any = config if file is None else load_config(file)
+    groups = read_config(raw, file)
     placed = read_splits(splits, root)
-    jobs = _jobs(root, raw, placed, options)
+    jobs = _jobs(root, groups, placed, options)
     subjects = _subjects_folder(out) if one_file_per_subject else None
-    with ExitStack() as stack:
+    with _writing(out), ExitStack() as stack:
         temporary = stack.enter_context(atomic_path(out))
         folder = stack.enter_context(_folder(subjects, (".hdf5",), overwrite))
         if save_intermediate:
@@ -346,9 +374,8 @@ def create_hdf5(
     return out
 
 
-def _jobs(root: Path, config: Mapping, placed: dict[str, list[SplitEntry]], options: _Options) -> list[_Job]:
+def _jobs(root: Path, groups: Mapping[str, Any], placed: dict[str, list[SplitEntry]], options: _Options) -> list[_Job]:
     """What is to be written, with all source files found and looked at."""
-    groups = read_config(config)
     entries: dict[str, list[SplitEntry]] = {}
     for entry in (e for of_split in placed.values() for e in of_split):
         entries.setdefault(entry.subject, []).append(entry)
@@ -467,14 +494,14 @@ def _external_links(h5: h5py.File) -> list[h5py.ExternalLink]:
     links = (h5.get(name, getlink=True) for name in h5)
     return [link for link in links if isinstance(link, h5py.ExternalLink)]
 
-# %% ../nbs/10_hdf5.ipynb #9272ab18
+# %% ../nbs/10_hdf5.ipynb #12ab15f8
 def add_subject(
     path: str | os.PathLike,  # a file made with one_file_per_subject=True
     root: str | os.PathLike,  # folder with the subject's folder
     subject: str,
     split: str,               # "training", "validation" or "testing"
     *,
-    progress: bool = True,
+    progress: bool = True,    # show a progress bar
 ) -> Path:
     """Add a subject, processed as the others were. Nothing that is there is opened for writing: the subject's own
     file is written first, then the small file of links is replaced by a longer one.
@@ -492,11 +519,11 @@ def add_subject(
     entry = new[split][0]
     if entry.name in names:
         raise DataError("is there already", file=path, subject=entry.name, fix="Create the file again to change a subject")
-    (job,) = _jobs(root, config, new, options)
+    (job,) = _jobs(root, read_config(config), new, options)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
-    with tqdm(total=len(job.sources), disable=not progress, unit="group") as bar:
+    with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group") as bar:
         _write_subject_file(file, job, config, new, _stepper(bar))
-    with atomic_path(path) as temporary:
+    with _writing(path), atomic_path(path) as temporary:
         shutil.copyfile(path, temporary)
         with h5py.File(temporary, "r+") as h5:
             checksums = _checksums(h5) | _linked(h5, file, file.parent.name, job.entries)

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['REPAIRS', 'HDF5Description', 'describe_hdf5', 'extract_hdf5']
 
-# %% ../nbs/11_hdf5_tools.ipynb #8221748b
+# %% ../nbs/11_hdf5_tools.ipynb #9a9ddbf7
+import errno
 import ast
 import html
 import json
@@ -119,7 +120,7 @@ def _said(config: dict) -> str:
 
     return "; ".join(words(v) if k == "files" else f"{k.replace('_', ' ')} {words(v)}" for k, v in config.items() if k != "type" and v not in (None, [], ()))
 
-# %% ../nbs/11_hdf5_tools.ipynb #75f60fa7
+# %% ../nbs/11_hdf5_tools.ipynb #e3a6817e
 _SHOWN = 30  # subjects of a split on the page
 
 
@@ -134,6 +135,10 @@ def _size(nbytes: float) -> str:
 def _one_or_range(values: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(v for v in values if v))
     return distinct[0] if len(distinct) == 1 else f"{distinct[0]} and {len(distinct) - 1} more" if distinct else ""
+
+
+def _features(n: int | str) -> str:
+    return f"{n} feature{'' if str(n) == '1' else 's'}"
 
 
 def _mm(lengths: np.ndarray) -> str:
@@ -153,7 +158,7 @@ def _bars(lengths: np.ndarray) -> str:
     bars = "".join(f'<rect x="{5 * k}" y="{24 - 24 * h / heights.max():.1f}" width="4" height="{24 * h / heights.max():.1f}"/>' for k, h in enumerate(heights) if h)
     return f'<svg width="120" height="25" role="img" aria-label="histogram of lengths" style="fill:currentColor;opacity:.6;display:block">{bars}</svg>'
 
-# %% ../nbs/11_hdf5_tools.ipynb #1fee744d
+# %% ../nbs/11_hdf5_tools.ipynb #bcd79e0c
 @dataclass(frozen=True)
 class HDF5Description:
     """What is in a data file: a page in a notebook, text in a terminal."""
@@ -178,7 +183,7 @@ class HDF5Description:
         whole = {f.key: f for f in facts}.values()  # what is linked is on disk once
         n, lengths = sum(len(f.lengths_mm) for f in facts), self.lengths_mm(group)
         kinds = {f.kind for f in facts} - {"damaged"}
-        what = [f"{_one_or_range(str(f.nb_features) for f in facts if f.nb_features)} features"] if "volume" in kinds else []
+        what = [_features(_one_or_range(str(f.nb_features) for f in facts if f.nb_features))] if "volume" in kinds else []
         if "streamlines" in kinds:
             what = [f"{n:,} streamlines, {sum(f.nb_points for f in facts):,} points", _mm(lengths)]
             what += dict.fromkeys(e for f in facts for e in f.extras)
@@ -204,7 +209,7 @@ class HDF5Description:
         if f.kind == "damaged":
             return f"damaged: {f.problem}"
         grid = " × ".join(map(str, f.shape))
-        return f"{len(f.lengths_mm):,} in {grid}, {_mm(f.lengths_mm)}" if f.kind == "streamlines" else f"{grid}, {f.nb_features} features"
+        return f"{len(f.lengths_mm):,} in {grid}, {_mm(f.lengths_mm)}" if f.kind == "streamlines" else f"{grid}, {_features(f.nb_features)}"
 
     def __repr__(self) -> str:
         about = "\n".join(f"  {k:12}  {v}" for k, v in self.about.items())
@@ -349,7 +354,7 @@ class _Part:
             files[f"{name}_connectivity_labels.nii.gz"] = lambda path: _save_nifti(path, g["connectivity_label_volume"][()], g.attrs["affine"])
         return files
 
-# %% ../nbs/11_hdf5_tools.ipynb #10ffd0b7
+# %% ../nbs/11_hdf5_tools.ipynb #8159ecf4
 def _check_name(name: str, what: str) -> str:
     """A file can make names that lead out of the folder; they are not followed."""
     if name in (".", "..") or set(name) & set("/\\\0"):
@@ -374,7 +379,9 @@ def _placed(path: Path, subject: str | None = None, group: str | None = None) ->
     except DataError as e:
         raise DataError(e.problem, file=e.file or path, subject=e.subject or subject, group=e.group or group, fix=e.fix) from e
     except Exception as e:  # h5py raises many kinds for a damaged file
-        raise DataError(f"cannot be extracted ({type(e).__name__}: {e})", file=path, subject=subject, group=group, fix="See validate_hdf5") from e
+        on_disk = isinstance(e, OSError) and e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR)
+        raise DataError(f"cannot be extracted ({e if on_disk else f'{type(e).__name__}: {e}'})", file=path, subject=subject, group=group,
+                        fix="Check the space and the rights in the folder that is written to" if on_disk else "See validate_hdf5") from e
 
 # %% ../nbs/11_hdf5_tools.ipynb #91ddae61
 def extract_hdf5(

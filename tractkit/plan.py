@@ -48,7 +48,7 @@ class BatchIds(list):
     def nb_streamlines(self) -> int:
         return sum(len(ids) for _, ids in self)
 
-# %% ../nbs/12_plan.ipynb #3a3f2d47
+# %% ../nbs/12_plan.ipynb #866b954b
 class Plan:
     """All batches of one epoch: `len(plan)` is exact, `plan[i]` is batch i, found without visiting the others."""
 
@@ -132,7 +132,7 @@ class Plan:
     def __repr__(self) -> str:
         notes = "".join(f"\n  {note}" for note in self.notes)
         return (f"Plan(epoch {self.epoch}, {self.subset}: {len(self):,} batches of {len(self.order):,} streamlines, "
-                f"{len(self.subjects)} subjects){notes}")
+                f"{len(self.subjects)} subject{'' if len(self.subjects) == 1 else 's'}){notes}")
 
 
 def _sort_batches(order: np.ndarray, starts: np.ndarray, total: int) -> np.ndarray:

@@ -17,7 +17,7 @@ from .files import DataError
 from .keyed import fold, fold_ids, permutation, uniform
 from .plan import BatchIds, Plan, cut_batches
 
-# %% ../nbs/12_sampler.ipynb #92446e9e
+# %% ../nbs/12_sampler.ipynb #526abe7b
 @njit(nogil=True, cache=True)
 def _draw_subjects(logs, position, firsts, chosen):
     """The k subjects with the largest log(u) / left, of those that have something left; how many they are."""
@@ -26,7 +26,7 @@ def _draw_subjects(logs, position, firsts, chosen):
         best, most = -1, 0.0
         for s in range(len(position)):
             left = firsts[s + 1] - position[s]
-            if left > 0 and not (chosen[:k] == s).any() and (best < 0 or logs[s] / left > most):
+            if left > 0 and (best < 0 or logs[s] / left > most) and not (chosen[:k] == s).any():  # the slow test last
                 best, most = s, logs[s] / left
         if best < 0:
             return k
@@ -158,7 +158,7 @@ def _class_by_group(sft: Any, labels: list[str], subject: str, group_name: str) 
         codes[ids] = labels.index(name)
     return codes
 
-# %% ../nbs/12_sampler.ipynb #6f092ec0
+# %% ../nbs/12_sampler.ipynb #c770107a
 _UNITS = ("nb_streamlines", "length_mm", "nb_points")
 
 
@@ -167,8 +167,8 @@ def _check_settings(sizes: dict[str, Any], units: str, bucket: bool, balance: st
     if units not in _UNITS:
         raise ValueError(f"batch_size_units is {units!r}; choose one of {', '.join(_UNITS)}")
     for name, value in sizes.items():
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, got {value}")
+        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
+            raise ValueError(f"{name} must be a positive number, got {value!r}")
     if cycles not in (None, 1) and few is None:
         raise ValueError("cycles has no meaning without nb_subjects_per_batch: subjects are not drawn in turns")
     if few is not None and chunk is not None:

@@ -6,7 +6,7 @@
 __all__ = ['Step', 'weighted_mean', 'ChainedPlan', 'plan_mark', 'ProgressLine', 'Session', 'find_state', 'check_fit',
            'check_plan', 'nothing_left', 'policy_name']
 
-# %% ../nbs/34_session.ipynb #a2a29e0e
+# %% ../nbs/34_session.ipynb #ae2e3dee
 import copy
 import math
 import time
@@ -23,7 +23,8 @@ from tqdm.auto import tqdm
 from .feeding import Feeder
 from .models.layers import StepNoise
 from .policy import Policy
-from .state import TrainerState, describe_environment, describe_model, differences
+from .describe import describe_environment, describe_model, differences
+from .state import TrainerState
 
 # %% ../nbs/34_session.ipynb #24102346
 @dataclass
@@ -97,7 +98,7 @@ def plan_mark(plan: Any) -> str:
     """What two equal plans have in common."""
     return str(getattr(plan, "fingerprint", len(plan)))
 
-# %% ../nbs/34_session.ipynb #8a9c822e
+# %% ../nbs/34_session.ipynb #74dcc63f
 class ProgressLine:
     """The progress line, if wanted, and an estimate of the time left."""
 
@@ -158,7 +159,7 @@ class Session:
         epoch, most = self.state.epoch, self.trainer.max_batches[subset]
         if self.plans.get(subset, (-1,))[0] != epoch:
             n = self.trainer.iterations_per_epoch if subset == "training" else None
-            sampler = self.trainer.ranks.sampler(self.trainer.batch_sampler)
+            sampler = self.trainer.ranks.sampler(_sampler_of_epoch(self.trainer.batch_sampler, self.state))
             plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
             self.plans[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self.plans[subset][1:]
@@ -205,16 +206,16 @@ class Session:
         if self.scaler is not None:
             self.state.scaler = self.scaler.state_dict()
 
-# %% ../nbs/34_session.ipynb #f5e7deff
+# %% ../nbs/34_session.ipynb #ae0d3053
 def find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
     """The state to train, see above. ValueError if the folder holds another run than the state's."""
     newest = trainer.checkpoints.newest()
     stored: dict = newest[0] if newest else {}
     own = trainer.state
-    if given is None and own is not None and (not stored or (stored["run_id"] == own.run_id and stored["global_step"] <= own.global_step)):
+    if given is None and own is not None and (not stored or (stored["run_id"] == own.run_id and (own.rewound or stored["global_step"] <= own.global_step))):
         given = own
     if given is None and newest is not None:
-        return TrainerState.from_tree(stored, trainer.model, trainer.optimizer, trainer.device, file=newest[1])
+        return TrainerState.from_tree(stored, trainer.model, trainer.optimizer, trainer.device, newest[1], trainer.accept)
     if given is None:
         return TrainerState.create(trainer.model, trainer.optimizer, trainer.rng, trainer.learning_rate.value, trainer.weight_decay)
     if stored and stored["run_id"] != given.run_id:
@@ -223,10 +224,15 @@ def find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
     if stored and stored["global_step"] > given.global_step:
         warnings.warn(f"{trainer.folder} is set back from step {stored['global_step']} to {given.global_step}", stacklevel=6)
     if isinstance(trainer.optimizer, str) and trainer.optimizer != given.optimizer_name:
-        raise ValueError(f"the state is of another optimizer than the trainer's: {given.optimizer_name} -> {trainer.optimizer}")
+        if "optimizer" not in trainer.accept:
+            raise ValueError(f"the state is of another optimizer than the trainer's: {given.optimizer_name} -> {trainer.optimizer}; accept=['optimizer'] "
+                             "begins it anew")
+        return TrainerState.from_tree(given.state_dict(), trainer.model, trainer.optimizer, trainer.device, accept=trainer.accept)
     if given.model is not trainer.model:
-        if other := differences(describe_model(trainer.model), describe_model(given.model)):
-            raise ValueError(f"the state is of another model than the trainer's: {'; '.join(other)}")
+        if other := differences(describe_model(given.model), describe_model(trainer.model)):
+            if "model" not in trainer.accept:
+                raise ValueError(f"the state is of another model than the trainer's: {'; '.join(other)}; accept=['model'] takes over what fits")
+            return TrainerState.from_tree(given.state_dict(), trainer.model, trainer.optimizer, trainer.device, accept=trainer.accept)
         trainer.model = given.model
         trainer._say("Training the model of the state; the trainer was given another object.")
     return given
@@ -238,6 +244,7 @@ def check_fit(trainer: Any, state: TrainerState) -> None:
     data = dataset.fingerprint() if hasattr(dataset, "fingerprint") else None
     sampler = trainer.batch_sampler.settings() if hasattr(trainer.batch_sampler, "settings") else {}
     environment = describe_environment(trainer.device, torch.get_num_threads())
+    config = {k: v for k, v in trainer.settings().items() if k in _CONFIG}
     before = state.fingerprints
     if before:
         if before["data"] != data and "data" not in trainer.accept:
@@ -246,8 +253,15 @@ def check_fit(trainer: Any, state: TrainerState) -> None:
         if changed := differences(before["environment"], environment):
             warnings.warn(f"the result may differ in its last bits from that of an uninterrupted run: {'; '.join(changed)}", stacklevel=6)
         if changed := differences(before["sampler"], sampler):
-            trainer._say(f"The sampler has changed: {'; '.join(changed)}.")
-    state.fingerprints = {"data": data, "sampler": sampler, "environment": environment, "plan": before.get("plan", "")}
+            later = f" This epoch is finished with its batches as they were; the new ones begin with epoch {state.epoch + 2}." * bool(state.batch)
+            trainer._say(f"The sampler has changed: {'; '.join(changed)}.{later}")
+        if changed := differences(before["config"], config):
+            trainer._say(f"Going on with other settings: {'; '.join(changed)}.")
+    begun = before["sampler"] if before and state.batch else sampler
+    state.fingerprints = {"data": data, "sampler": begun, "config": config, "environment": environment, "plan": before.get("plan", "")}
+
+
+_CONFIG = {"policies", "weight_decay", "clip_grad", "max_batches", "iterations_per_epoch", "validation_time_limit", "accumulate", "amp"}
 
 
 def check_plan(trainer: Any, state: TrainerState, plan: Any) -> None:
@@ -256,7 +270,20 @@ def check_plan(trainer: Any, state: TrainerState, plan: Any) -> None:
     if state.batch and state.fingerprints["plan"] != mark and "plan" not in trainer.accept:
         raise ValueError(f"the state is at batch {state.batch} of an epoch whose batches are not this sampler's: finish the epoch "
                          "with the sampler and data as they were, or pass accept=['plan'] to go on with others")
+    if not state.batch and hasattr(trainer.batch_sampler, "settings"):
+        state.fingerprints["sampler"] = trainer.batch_sampler.settings()
     state.fingerprints["plan"] = mark
+
+
+def _sampler_of_epoch(sampler: Any, state: TrainerState) -> Any:
+    """In the midst of an epoch, a sampler as it was when that began; if its settings are attributes of it."""
+    begun = state.fingerprints.get("sampler")
+    now = sampler.settings() if hasattr(sampler, "settings") else {}
+    if not state.batch or not begun or begun == now or begun.keys() != now.keys() or any(getattr(sampler, k, None) != v for k, v in now.items()):
+        return sampler
+    before = copy.copy(sampler)
+    before.__dict__.update(begun)
+    return before
 
 
 def nothing_left(trainer: Any, state: TrainerState) -> str:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ONLY_IN_PYTHON', 'TrainerSettings', 'in_words', 'best_device', 'amp_type']
 
-# %% ../nbs/34_settings.ipynb #a42c14bf
+# %% ../nbs/34_settings.ipynb #8db70e32
 import copy
 import inspect
 import warnings
@@ -27,8 +27,9 @@ from .policy import Constant, EarlyStopping, Patience, PerEpoch, Policy, ValuePo
 from .runlog import RunLog
 from .session import ProgressLine, Session, policy_name
 from .state import TrainerState
+from .views import make_views
 
-# %% ../nbs/34_settings.ipynb #37a71134
+# %% ../nbs/34_settings.ipynb #9e965ece
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
@@ -59,15 +60,21 @@ class TrainerSettings(Runner):
         accumulate: int = 1,                         # batches whose gradients make one step
         amp: str | None = None,                      # "bf16" or "fp16": compute in it where torch finds it safe
         compile: bool | dict[str, Any] = False,      # torch.compile the model; options as a dict
-        accept: Sequence[str] = (),                  # go on in spite of other "data", or another "plan" within an epoch
+        accept: Sequence[str] = (),                  # go on in spite of other "data", another "plan" within an epoch, "model" or "optimizer"
         policies: Sequence[Policy] = (),
         num_workers: int = 0,                        # processes that load batches; 0: a thread
         prefetch: int = 2,                           # batches made ahead
         num_threads: int | None = None,              # of torch, on the CPU; default: as the run had it, or as it is
         checkpoint_every_seconds: float | None = 30,
         checkpoint_every_batches: int | None = None,
-        keep_checkpoints: int = 2,
+        keep_checkpoints: int = 2,                   # the last ones; that of the best epoch is kept, too
+        save_in_background: bool = False,            # training waits for a copy of the state, not for the disk
         progress: bool = True,                       # a progress line and messages, when training in the cell
+        tensorboard: bool = True,                    # keep event files of the log in `tensorboard/`
+        npy_logs: bool = False,                      # keep dwi_ml's arrays of it in `logs/`
+        comet: str | None = None,                    # "online" or "offline"; by default Comet is used if one of these is given:
+        comet_workspace: str | None = None,
+        comet_project: str | None = None,
     ):
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "__class__", "model", "batch_sampler", "batch_loader")}
         super().__init__()
@@ -79,8 +86,8 @@ class TrainerSettings(Runner):
                 raise ValueError(f"{name} must be positive, not {value}")
         if iterations_per_epoch and max_batches_per_epoch_training:
             raise ValueError("give only one of iterations_per_epoch and max_batches_per_epoch_training")
-        if unknown := sorted(set(accept) - {"data", "plan"}):
-            raise ValueError(f"accept knows 'data' and 'plan', not {', '.join(unknown)}")
+        if unknown := sorted(set(accept) - {"data", "plan", "model", "optimizer"}):
+            raise ValueError(f"accept knows 'data', 'plan', 'model' and 'optimizer', not {', '.join(unknown)}")
         if lacking := [m for m in self.loader_methods if not hasattr(batch_loader, m)]:
             raise TypeError(f"{type(self).__name__} needs a batch_loader with {', '.join(lacking)}")
         self.model, self.batch_sampler, self.batch_loader = model, batch_sampler, batch_loader
@@ -95,9 +102,10 @@ class TrainerSettings(Runner):
         self.policies: list[Policy] = [self.learning_rate, *policies, *([Patience(patience, patience_delta)] if patience else [])]
         self.num_workers, self.prefetch, self.progress = num_workers, prefetch, progress
         self.checkpoint_every_seconds, self.checkpoint_every_batches = checkpoint_every_seconds, checkpoint_every_batches
-        self.checkpoints, self.log = Checkpoints(self.folder / "checkpoints", keep_checkpoints), RunLog(self.folder)
+        self.checkpoints, self.log = Checkpoints(self.folder / "checkpoints", keep_checkpoints, save_in_background), RunLog(self.folder)
         self.state: TrainerState | None = None
         self.status = Status(max_epochs=max_epochs)
+        self.views = make_views(tensorboard, npy_logs, comet, comet_workspace, comet_project)  # of the log
         self.listeners: list[Callable[[str, Any], None]] = []  # listener(event, trainer), called in the training thread
         self._fresh = [copy.deepcopy(p.state_dict()) for p in self.policies]
         self._given: TrainerState | None = None
@@ -121,7 +129,7 @@ class TrainerSettings(Runner):
                  "compile")
         return {"trainer": type(self).__name__, "model": type(self.model).__name__,
                 "hyperparameters": getattr(self.model, "hyperparameters", None), **{k: getattr(self, k) for k in plain},
-                "optimizer": _optimizer_name(self.optimizer), "device": str(self.device), "amp": str(self.amp).removeprefix("torch."), "policies": [policy_name(p) for p in self.policies],
+                "optimizer": _optimizer_name(self.optimizer), "device": str(self.device), "amp": str(self.amp).removeprefix("torch."), "policies": [policy_name(p) for p in self.policies], "views": [repr(v) for v in self.views],
                 "sampler": self.batch_sampler.settings() if hasattr(self.batch_sampler, "settings") else None}
 
     def config(self) -> dict[str, Any]:
@@ -176,12 +184,13 @@ class TrainerSettings(Runner):
 
     def _notify(self, event: str) -> None:
         """Tell the listeners."""
-        for listener in list(self.listeners) if event else ():
+        for listener in [*self.views, *self.listeners] if event else ():
             try:
                 listener(event, self)
             except Exception as e:  # a display must not end a training
-                self.listeners.remove(listener)
-                warnings.warn(f"a listener was removed because it raised {type(e).__name__}: {e}", stacklevel=3)
+                (self.views if listener in self.views else self.listeners).remove(listener)
+                name = f"the view {listener}" if hasattr(listener, "every") else "a listener"
+                warnings.warn(f"{name} was removed because it raised {type(e).__name__}: {e}", stacklevel=3)
 
     def _say(self, text: str, event: str = "", **changes: Any) -> None:
         self._show(event, message=text, **changes)

@@ -104,7 +104,7 @@ _PARSERS = {"enforce_files_presence": _flag, "connectivity_matrix": _one_word, "
             "connectivity_nb_blocs": _blocs, "standardization": lambda value: value,
             "groups": lambda value: ("*",) if value is True else () if value is False else _words(value)}
 
-# %% ../nbs/09_sources.ipynb #8bf60e0d
+# %% ../nbs/09_sources.ipynb #af7f694a
 def _read_group(name: str, raw: Any, file: str | os.PathLike | None) -> VolumeGroup | StreamlinesGroup:
     def bad(problem, fix=None):
         return DataError(problem, file=file, group=str(name), fix=fix)
@@ -136,32 +136,50 @@ def _read_group(name: str, raw: Any, file: str | os.PathLike | None) -> VolumeGr
 
 
 def read_config(
-    config: Mapping | str | os.PathLike,  # groups by name, or a .json/.yaml file with them
+    config: Any,                             # groups by name, or a .json/.yaml file with them
+    file: str | os.PathLike | None = None,   # where the groups were read from, to be named in errors
 ) -> dict[str, VolumeGroup | StreamlinesGroup]:
     """Check a config and return its groups.
 
     Raises DataError for an unreadable file, an unknown type or key (naming the nearest known one) or no group."""
-    file = None if isinstance(config, Mapping) else config
-    raw = config if isinstance(config, Mapping) else load_config(config)
+    raw = config
+    if file is None and isinstance(config, (str, os.PathLike)):
+        file, raw = config, load_config(config)
     if not isinstance(raw, Mapping) or not raw:
         raise DataError("the config holds no group", file=file, fix="Give at least one, as {name: {'type': ...}}")
     return {name: _read_group(name, value, file) for name, value in raw.items()}
 
 
+def _each_once(pairs: Sequence[tuple[Any, Any]]) -> dict:
+    """Of two equal names both parsers keep the last and say nothing."""
+    names = [str(name) for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise ValueError(f"{max(names, key=names.count)!r} is there twice")
+    return dict(pairs)
+
+
+class _YAML(yaml.SafeLoader):
+    """YAML without repeated names."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
+        _each_once([(key.value, None) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"])
+        return super().construct_mapping(node, deep)
+
+
 def load_config(
     path: str | os.PathLike,  # .json; anything else is read as YAML
 ) -> Any:
-    """What a config file holds, not yet checked. Raises DataError if it cannot be read."""
+    """What a config file holds, not yet checked. Raises DataError if it cannot be read, or gives a name twice."""
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+        return json.loads(text, object_pairs_hook=_each_once) if path.suffix == ".json" else yaml.load(text, _YAML)
     except OSError as e:
         raise DataError("cannot read the config", file=path, fix=e.strerror) from e
     except (ValueError, yaml.YAMLError) as e:
         raise DataError(f"the config is no valid {path.suffix[1:] or 'YAML'}: {e}", file=path) from e
 
-# %% ../nbs/09_sources.ipynb #34a82dc5
+# %% ../nbs/09_sources.ipynb #b255b475
 SPLITS = ("training", "validation", "testing")
 
 
@@ -182,8 +200,8 @@ def read_splits(
 
     Raises DataError for a missing folder, a subject twice without shares, or shares that add up to over 1."""
     if not isinstance(splits, Mapping):
-        if len(splits) != 3:
-            raise ValueError(f"splits needs three lists (training, validation, testing), got {len(splits)}")
+        if not isinstance(splits, (list, tuple)) or len(splits) != 3:
+            raise ValueError(f"splits needs three lists (training, validation, testing), got {splits!r}")
         splits = dict(zip(SPLITS, splits, strict=True))
     for key in splits:
         if key not in SPLITS:
@@ -204,10 +222,12 @@ def _split_lines(value: Sequence | str | os.PathLike) -> list:
             raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
     return list(value)
 
-# %% ../nbs/09_sources.ipynb #96849dcb
+# %% ../nbs/09_sources.ipynb #971ddcbc
 def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
     """A subject and its share, from "sub-01", "sub-01 0.8" or ("sub-01", 0.8)."""
-    subject, share = (entry, None) if isinstance(entry, str) else entry
+    subject, share = entry if isinstance(entry, (list, tuple)) and len(entry) == 2 else (entry, None)
+    if not isinstance(subject, str) or not isinstance(share, (int, float, type(None))):
+        raise DataError(f"an entry of the splits is {entry!r}", fix="Give the name of a folder, or a name and a share of its streamlines")
     subject = subject.strip()
     if share is None and not (root / subject).is_dir() and " " in subject:
         head, tail = subject.rsplit(maxsplit=1)
@@ -216,7 +236,9 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
         except ValueError:
             pass
     if not subject or not (root / subject).is_dir() or subject in (".", "..") or Path(subject).name != subject:
-        raise DataError("no such folder", file=root / subject, subject=subject, fix="Check the lists of subjects")
+        there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
+        raise DataError("no such folder", file=root / subject if there else root, subject=subject or None,
+                        fix=f"Did you mean {_nearest(subject, there)!r}?" if there else "Check the root, which holds a folder per subject")
     if share is not None and not 0 < share <= 1:
         raise DataError(f"a share of {share} of the streamlines", subject=subject, fix="Give one in (0, 1]")
     return subject, share
@@ -283,7 +305,7 @@ def _record(path: Path, name: str) -> dict[str, str | int]:
                 size += len(block)
     return {"file": name, "size": size, "blake2b": digest.hexdigest()}
 
-# %% ../nbs/09_sources.ipynb #a7d99b20
+# %% ../nbs/09_sources.ipynb #802010d6
 def _match(folder: Path, pattern: str) -> list[Path]:
     """Files (and folders called .trx) that a pattern names; hidden ones only if it says so."""
     pattern = pattern.replace("{subject}", folder.name)
@@ -307,7 +329,13 @@ def _image(path: Path, subject: str, group: str) -> tuple[_Grid, int]:
 def _same_grid(a: _Grid, b: _Grid) -> bool:
     return tuple(a[1]) == tuple(b[1]) and np.allclose(a[0], b[0], rtol=0, atol=1e-5)
 
-# %% ../nbs/09_sources.ipynb #0c34b635
+
+def _difference(a: _Grid, b: _Grid) -> str:
+    """How two grids differ, in words."""
+    shapes = [" × ".join(map(str, shape)) for _, shape in (a, b)]
+    return f"{shapes[0]} voxels, not {shapes[1]}" if shapes[0] != shapes[1] else f"affines differ by up to {np.abs(a[0] - b[0]).max():.2g}"
+
+# %% ../nbs/09_sources.ipynb #8be897d7
 def find_sources(
     root: str | os.PathLike,  # folder with a folder per subject
     subject: str,
@@ -338,7 +366,7 @@ class _Finder:
         for pattern in patterns:
             matches = _match(self.folder, pattern)
             error = DataError("no such file", file=self.folder / pattern.replace("{subject}", self.folder.name), subject=self.folder.name,
-                              group=name, fix="Check the config, or give enforce_files_presence=False to go without")
+                              group=name, fix="Check the config" + ("" if needed else ", or give enforce_files_presence=False to go without"))
             if not matches and (needed or (self.enforce and group.enforce_files_presence)):
                 raise error
             if not matches:
@@ -362,7 +390,7 @@ class _Finder:
         images = [_image(path, self.folder.name, name) for path in files + masks]
         for path, (grid, _) in zip(files + masks, images, strict=True):
             if not _same_grid(images[0][0], grid):
-                raise DataError(f"its grid is not that of {files[0].name}", file=path, subject=self.folder.name, group=name, fix="Resample it")
+                raise DataError(f"its grid is not that of {files[0].name} ({_difference(grid, images[0][0])})", file=path, subject=self.folder.name, group=name, fix="Resample it")
         return GroupSources(self.folder.name, name, group, files, masks, grid=images[0][0], widths=tuple(n for _, n in images[:len(files)]))
 
     def streamlines(self, name: str, group: StreamlinesGroup, volumes: Mapping[str, GroupSources]) -> GroupSources | None:
@@ -393,7 +421,7 @@ def _check_tractogram(s: GroupSources, path: Path) -> None:
         except Exception as e:
             raise s.error(f"cannot be read as a tractogram ({e})", path) from e
 
-# %% ../nbs/09_sources.ipynb #ebc89031
+# %% ../nbs/09_sources.ipynb #80d7eeab
 def load_volume_group(
     s: GroupSources,  # of a volume group
 ) -> Volume:          # (X, Y, Z, C) float32
@@ -403,7 +431,7 @@ def load_volume_group(
     group, mask = s.group, None
     assert isinstance(group, VolumeGroup) and s.grid is not None
     for path in s.masks:
-        one = Volume.load(path, dtype=np.bool_).data.reshape(s.grid[1])
+        one = _load(s, path, np.bool_).data.reshape(s.grid[1])
         mask = one if mask is None else mask | one
     data = affine = None
     ends = np.cumsum(s.widths)
@@ -421,15 +449,19 @@ def load_volume_group(
         try:
             standardize(part, mask, independent=group.standardization == "independent", out=part)
         except DataError as e:
-            raise s.error(e.problem, s.files[0], e.fix) from None
+            raise s.error(e.problem, (s.masks or s.files)[0], e.fix) from None
     return Volume(data, affine)
 
 
-def _load_finite(s: GroupSources, path: Path) -> Volume:
+def _load(s: GroupSources, path: Path, dtype: Any) -> Volume:
     try:
-        volume = Volume.load(path)
+        return Volume.load(path, dtype=dtype)
     except DataError as e:
         raise s.error(e.problem, path, e.fix) from e
+
+
+def _load_finite(s: GroupSources, path: Path) -> Volume:
+    volume = _load(s, path, np.float32)
     volume = Volume(volume.data.astype(np.float32, copy=False), volume.affine)
     bad = _not_finite(volume.data.reshape(-1))
     if bad:
@@ -497,7 +529,7 @@ def _scale(data, mean, std, out):
         for c in range(data.shape[3]):
             out[i, j, k, c] = (np.float32(data[i, j, k, c]) - mean[c]) / std[c]
 
-# %% ../nbs/09_sources.ipynb #179c90de
+# %% ../nbs/09_sources.ipynb #5298cdbe
 def load_streamlines_group(
     s: GroupSources,  # of a streamlines group
     *,
@@ -523,12 +555,13 @@ def load_streamlines_group(
         if bad.any():
             problem = f"{int(bad.sum())} of {len(t)} streamlines are empty or leave the volume"
             if not remove_invalid:
-                raise s.error(problem, path, "Give remove_invalid=True to leave them out")
+                raise s.error(problem, path, "Is it of another subject or space?" if bad.all() else "Give remove_invalid=True to leave them out")
             warnings.warn(f"{path}: {problem}; left out", stacklevel=2)
             t, removed = t[~bad], removed + int(bad.sum())
         parts.append(t)
         if not _same_grid((t.affine, t.dimensions), (parts[0].affine, parts[0].dimensions)):
-            raise s.error(f"its space is not that of {s.files[0].name}", path, "Use one group for each space")
+            how = _difference((t.affine, t.dimensions), (parts[0].affine, parts[0].dimensions))
+            raise s.error(f"its space is not that of {s.files[0].name} ({how})", path, "Use one group for each space")
     try:
         t = parts[0] if len(parts) == 1 else concatenate_tractograms(parts)
     except DataError as e:
@@ -554,7 +587,7 @@ def _invalid(t: Tractogram, grids: Iterable[_Grid]) -> np.ndarray:
             bad |= ~Tractogram(moved, affine, shape).inside()
     return bad
 
-# %% ../nbs/09_sources.ipynb #550c529e
+# %% ../nbs/09_sources.ipynb #9ac6e8b7
 def load_connectivity(
     s: GroupSources,   # of a streamlines group
     grid: tuple[np.ndarray, Sequence[int]],  # affine and dimensions of its streamlines
@@ -586,13 +619,11 @@ def load_connectivity(
 
 
 def _load_labels(s: GroupSources, path: Path, grid: tuple[np.ndarray, Sequence[int]]) -> np.ndarray:
-    try:
-        volume = Volume.load(path, dtype=None)
-        volume = volume if volume.data.dtype.kind in "iu" else Volume.load(path, dtype=np.int32)
-    except DataError as e:
-        raise s.error(e.problem, path, e.fix) from e
+    volume = _load(s, path, None)
+    volume = volume if volume.data.dtype.kind in "iu" else _load(s, path, np.int32)
     if volume.data.ndim != 3 or not _same_grid((volume.affine, volume.shape3d), (grid[0], tuple(grid[1]))):
-        raise s.error("its grid is not that of the streamlines", path, "Resample it, with nearest neighbours")
+        how = _difference((volume.affine, volume.data.shape), grid)
+        raise s.error(f"its grid is not that of the streamlines ({how})", path, "Resample it, with nearest neighbours")
     if volume.data.min() < 0:
         raise s.error("holds negative labels", path)
     return volume.data

@@ -23,7 +23,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #747a74c7
+# %% ../nbs/34_steps.ipynb #eade7540
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -213,7 +213,9 @@ class TrainerSteps(TrainerSnags):
         loss, n = weighted_mean(step.losses)
         norm = math.nan if not step.losses else step.norm
         seconds = session.lap()
-        notes = {"left_out": "; ".join(step.left_out)} if step.left_out else {}
+        notes: dict[str, Any] = {"left_out": "; ".join(step.left_out)} if step.left_out else {}
+        if self.clip_grad and norm > self.clip_grad:
+            notes["clipped_to"] = self.clip_grad
         rate = float(state.optimizer.param_groups[0]["lr"])
         self.log.append("batch", epoch=epoch, batch=i, step=state.global_step + 1, loss=loss, n=n, grad_norm=norm, learning_rate=rate,
                         **notes, time={"seconds": seconds})
@@ -253,7 +255,7 @@ class TrainerSteps(TrainerSnags):
     def _between_batches(self) -> None:
         state, session = self._now()
         if session.due():
-            self._save()
+            self._save(wait=False)
         session.keep_scale()
         stop = None
         try:
@@ -270,12 +272,15 @@ class TrainerSteps(TrainerSnags):
         self._show("paused" if resting else "resumed", phase="paused" if resting else self._phase)
         self._now()[1].lap()
 
-    def _save(self) -> Path:
+    def _save(self, wait: bool = True) -> Path:
+        """Write a checkpoint. Without waiting, it may be on the disk only later."""
         state, session = self._now()
         self.log.sync()
         if session is not None:
             session.keep_scale()
-        path = self.checkpoints.save(state.global_step, state.state_dict())
+        path = self.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
+        if wait:
+            self.checkpoints.wait()
         if session is not None:
             session.saved_step, session.saved_at = state.global_step, time.monotonic()
             self._tell("checkpoint_saved", path)

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['ByteCache', 'Place', 'place_of', 'chunk_ranges', 'open_unlocked', 'reading', 'LocalFile']
 
-# %% ../nbs/09_storage.ipynb #2587ee8e
+# %% ../nbs/09_storage.ipynb #ef2f3f4f
 import os
+import re
 import threading
 import weakref
 from collections import OrderedDict
@@ -130,7 +131,7 @@ def chunk_ranges(dataset: h5py.Dataset) -> list[tuple[int, int]]:
     infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
     return [(i.byte_offset, i.byte_offset + i.size) for i in infos]
 
-# %% ../nbs/09_storage.ipynb #a40f6141
+# %% ../nbs/09_storage.ipynb #9723c778
 def open_unlocked(path: str | os.PathLike) -> h5py.File:
     """Open an HDF5 file for reading without a lock; the same way as before if this process has it open with one.
 
@@ -140,7 +141,8 @@ def open_unlocked(path: str | os.PathLike) -> h5py.File:
             return h5py.File(path, "r", locking=locking)
         except OSError as e:
             if "flag values don't match" not in str(e) or locking:
-                raise DataError(f"cannot be opened ({e})", file=path, fix=_fix(path, str(e))) from e
+                said = re.search(r"(?s)(?:unable to open file|file read failed): .*error message = '([^']*)'", str(e))  # the system's word
+                raise DataError(f"cannot be opened ({said[1] if said else e})", file=path, fix=_fix(path, str(e))) from e
     raise AssertionError
 
 
@@ -155,6 +157,8 @@ def reading(
         yield
     except DataError as e:
         raise DataError(e.problem, file=e.file or file, subject=e.subject or subject, group=e.group or group, fix=e.fix) from e
+    except MemoryError as e:
+        raise DataError(f"needs more memory than there is ({e})", file=file, subject=subject, group=group, fix="Give lazy=True, or load fewer subjects") from e
     except Exception as e:
         raise DataError(f"cannot be read ({type(e).__name__}: {e})", file=file, subject=subject, group=group, fix="It is damaged: create it again") from e
 
@@ -162,6 +166,10 @@ def reading(
 def _fix(path: str | os.PathLike, message: str) -> str:
     if not os.path.exists(path):
         return "Check the path"
+    if os.path.isdir(path):
+        return "It is a folder: give the data file itself"
+    if os.path.isfile(path) and not os.access(path, os.R_OK):
+        return "Ask for the right to read it"
     if "lock file" in message:
         return "Close the program that writes it, or set HDF5_USE_FILE_LOCKING=FALSE in the environment before Python starts"
     if "already open for write" in message:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #48d7540a
+# %% ../nbs/34_trainer.ipynb #c6d295e1
 import contextlib
 import functools
 import inspect
@@ -31,11 +31,11 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #ba39038f
+# %% ../nbs/34_trainer.ipynb #3d0de877
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
-    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.yaml`.
+    The run lives in the folder `experiments_path/experiment_name`: `checkpoints/`, `best_model/`, `log.jsonl`, `config.yaml`, `tensorboard/`.
     A trainer on a folder that holds a run goes on with it; ValueError if that run is of other data or another model.
     `train_and_validate` trains in the cell; `start`, `pause`, `resume`, `step`, `stop`, `wait` do it in the background, in a
     thread or, with `start(process=True)`, in a process that outlives the kernel; `attach` finds that again."""
@@ -79,7 +79,8 @@ class Trainer(TrainerSteps):
     def _leave_to_process(self) -> None:
         state = self._now()[0]
         self.checkpoints.drop_after(state.global_step)
-        self.checkpoints.save(state.global_step, state.state_dict())
+        self.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
+        self.checkpoints.wait()
 
     def attach(self) -> None:
         """Take over the watch and control of the training process in this trainer's folder. RuntimeError if there is none."""
@@ -172,6 +173,7 @@ class Trainer(TrainerSteps):
             if self.ranks.first:
                 stack.enter_context(folder_lock(self.folder))
             stack.callback(self._display.close)
+            stack.callback(self.checkpoints.wait)
             state = find_state(self, self._given)
             stack.enter_context(state.gate.own())
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
@@ -225,8 +227,7 @@ class Trainer(TrainerSteps):
         if self.ranks.first:
             with atomic_path(self.folder / "config.yaml") as path:
                 path.write_text(yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
-        self.checkpoints.drop_after(state.global_step)
-        self.log.truncate(state.global_step, len(state.epochs))
+        state.settle(self.log, self.checkpoints)
         self._tell("training_started", self)
         self._save()
         last = state.epochs[-1] if state.epochs else {}
@@ -242,7 +243,7 @@ class Trainer(TrainerSteps):
             if self.is_best:
                 self.save_best_model()
             self._tell_epoch()
-            self._save()
+            self._save(wait=False)
 
     def _end(self, loop: Callable[[], None]) -> None:
         """Run the loop; however it ends, the state is saved if it is whole, and the status says how it ended."""
@@ -262,8 +263,11 @@ class Trainer(TrainerSteps):
             if session.step.policies is not None:  # the step was begun and did not end
                 session.step.undo(self.model)
                 state.policies = session.step.policies
-            if session.whole:
-                self._save()
+            try:
+                if session.whole:
+                    self._save()
+            except OSError as again:  # of a full disk, say; the last checkpoint is good
+                e.add_note(f"The state could not be saved then: {again}")
             self._tell("training_ended", "failed")
             self._show("ended", phase="failed", message=f"{type(e).__name__}: {e}")
             raise
