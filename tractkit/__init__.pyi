@@ -66,6 +66,7 @@ from .storage import LocalFile as LocalFile
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_flow import Loky as Loky
 from .policy import LossStop as LossStop
+from .ranks import LostRank as LostRank
 from .augment import MIN_PART as MIN_PART
 from .contents import MRIData as MRIData
 from .models.blocks import MidActivation as MidActivation
@@ -80,6 +81,7 @@ from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
 from .sampler import NO_GROUP as NO_GROUP
 from .volume import Neighborhood as Neighborhood
+from .settings import ONLY_IN_PYTHON as ONLY_IN_PYTHON
 from .inputs import OUTSIDE as OUTSIDE
 from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
@@ -113,6 +115,8 @@ from .session import ProgressLine as ProgressLine
 from .batch import Provenance as Provenance
 from .models.blocks import PyramidPooling as PyramidPooling
 from .hdf5_tools import REPAIRS as REPAIRS
+from .ranks import RankSampler as RankSampler
+from .ranks import Ranks as Ranks
 from .contents import ReadVolume as ReadVolume
 from .storage_remote import RemoteFile as RemoteFile
 from .models.blocks import ResBlock as ResBlock
@@ -125,6 +129,7 @@ from .contents import Rows as Rows
 from .curves import RunColumns as RunColumns
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
+from .config import SECTIONS as SECTIONS
 from .contents import SFTData as SFTData
 from .sources import SPLITS as SPLITS
 from .policy import Schedule as Schedule
@@ -184,6 +189,7 @@ from .volume import Volume as Volume
 from .sources import VolumeGroup as VolumeGroup
 from .scoring import WRONG_PATH as WRONG_PATH
 from .augment import Wholes as Wholes
+from .run_cli import add_run_options as add_run_options
 from .hdf5 import add_subject as add_subject
 from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
@@ -196,12 +202,14 @@ from .process import attach as attach
 from .settings import best_device as best_device
 from .things import box_of as box_of
 from .models.base import build_model as build_model
+from .config import build_trainer as build_trainer
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .session import check_fit as check_fit
 from .hdf5_check import check_group as check_group
 from .tracking import check_limits as check_limits
 from .session import check_plan as check_plan
+from .config import check_run_config as check_run_config
 from .tracking import check_seeds as check_seeds
 from .demo import check_subject as check_subject
 from .baselines import choose_dipy_settings as choose_dipy_settings
@@ -224,6 +232,7 @@ from .dwi import compute_fodf as compute_fodf
 from .dwi import compute_sh as compute_sh
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
+from .run_cli import config_of_words as config_of_words
 from .plots import content_box as content_box
 from .plots import content_points as content_points
 from .space import conversion_affine as conversion_affine
@@ -239,6 +248,7 @@ from .demo import demo_settings as demo_settings
 from .demo import demo_trainer as demo_trainer
 from .scoring import density_map as density_map
 from .describe import describe_environment as describe_environment
+from .process import describe_error as describe_error
 from .hdf5_tools import describe_hdf5 as describe_hdf5
 from .describe import describe_model as describe_model
 from .describe import differences as differences
@@ -265,10 +275,14 @@ from .things import glyph_radii as glyph_radii
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .hdf5_check import html_table as html_table
+from .config import import_file as import_file
+from .settings import in_words as in_words
 from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .batch_draws import item_key as item_key
+from .config import keywords_of as keywords_of
 from .dwi import largest_sh_order as largest_sh_order
+from .distributed import launch as launch
 from .viewer import link_views as link_views
 from .weights import load_best_val as load_best_val
 from .batch_draws import load_by_random_id as load_by_random_id
@@ -283,7 +297,9 @@ from .sources import load_streamlines_group as load_streamlines_group
 from .sources import load_volume_group as load_volume_group
 from .weights import load_weights as load_weights
 from .cli import main as main
+from .distributed import main_of_agent as main_of_agent
 from .process import main_of_process as main_of_process
+from .distributed import main_of_worker as main_of_worker
 from .describe import make_optimizer as make_optimizer
 from .phantom import make_phantom as make_phantom
 from .contents import make_streamlines as make_streamlines
@@ -292,6 +308,7 @@ from .things import mask_outline as mask_outline
 from .events import masked_crc32c as masked_crc32c
 from .scoring import mdf as mdf
 from .coloring import merge_legends as merge_legends
+from .models.base import model_class as model_class
 from .functional import multi_inference_step as multi_inference_step
 from .batch_draws import multiply as multiply
 from .scoring import nearest_mdf as nearest_mdf
@@ -312,6 +329,7 @@ from .hdf5 import part_ids as part_ids
 from .coloring import paste_legends as paste_legends
 from .things import peak_sticks as peak_sticks
 from .keyed import permutation as permutation
+from .process import pickled as pickled
 from .storage import place_of as place_of
 from .session import plan_mark as plan_mark
 from .plots import plot_comparison as plot_comparison
@@ -331,9 +349,11 @@ from .batch_draws import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
 from .curves import read_run as read_run
+from .config import read_run_config as read_run_config
 from .curves import read_runs as read_runs
 from .weights import read_scalars as read_scalars
 from .sources import read_splits as read_splits
+from .config import read_value as read_value
 from .weights import read_weights as read_weights
 from .storage import reading as reading
 from .models.base import register_model as register_model
@@ -341,7 +361,9 @@ from .streamlines import resample_nb_points as resample_nb_points
 from .streamlines import resample_step as resample_step
 from .augment import resampled as resampled
 from .streamlines import reverse as reverse
+from .run_cli import run_command as run_command
 from .demo import run_demo as run_demo
+from .run_cli import run_settings as run_settings
 from .batch_draws import sample as sample
 from .batch_draws import sample_args as sample_args
 from .inputs import sample_nearest as sample_nearest
@@ -372,6 +394,7 @@ from .card import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
+from .distributed import take_rank as take_rank
 from .hdf5_check import text_table as text_table
 from .runlog import thin_places as thin_places
 from .things import things_to_draw as things_to_draw
@@ -381,6 +404,7 @@ from .functional import to_tensors as to_tensors
 from .things import to_world_axes as to_world_axes
 from .keyed import torch_seed as torch_seed
 from .trainer import torch_threads as torch_threads
+from .distributed import torchrun_words as torchrun_words
 from .baselines import track_dipy as track_dipy
 from .baselines import track_oracle as track_oracle
 from .functional import train_model as train_model
@@ -402,6 +426,7 @@ from .scene import vulkan_available as vulkan_available
 from .session import weighted_mean as weighted_mean
 from .plots import world_box as world_box
 from .curves import write_csv as write_csv
+from .distributed import write_module as write_module
 from .views import write_npy_logs as write_npy_logs
 from .events import write_tensorboard as write_tensorboard
 from .batch_draws import zip_apply as zip_apply

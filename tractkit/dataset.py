@@ -27,7 +27,7 @@ from .streamlines import Streamlines
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/11_dataset.ipynb #0cc8f648
+# %% ../nbs/11_dataset.ipynb #677f0d96
 @dataclass(frozen=True)
 class SubjectData:
     """A subject: volumes and streamlines by group name."""
@@ -148,7 +148,7 @@ def _is_wanted(kind: Any, name: str, chosen: dict[str, set[str] | None]) -> bool
     names = chosen.get(kind) if isinstance(kind, str) else None
     return names is None or name in names
 
-# %% ../nbs/11_dataset.ipynb #1f87307e
+# %% ../nbs/11_dataset.ipynb #cf5e7559
 class MultiSubjectDataset:
     """The subjects of an HDF5 file written by `create_hdf5` or by dwi_ml.
 
@@ -166,6 +166,7 @@ class MultiSubjectDataset:
         block_bytes: int = 2**28,      # of a URL's blocks kept in memory by each process
         **blocks: Any,                 # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
     ):
+        self._arguments = dict(lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes, **blocks)
         self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
         self._files: dict[tuple[str, str], _File] = {}
         self._cache = ByteCache(cache_bytes, cache_size)
@@ -194,6 +195,7 @@ class MultiSubjectDataset:
     ) -> "MultiSubjectDataset":
         """Load the subsets asked for; returns the dataset itself."""
         wanted = dict(zip(SPLITS, (load_training, load_validation, load_testing), strict=True))
+        self._arguments |= {**{f"load_{k}": v for k, v in wanted.items()}, "subj_id": subj_id, "volume_groups": volume_groups, "streamline_groups": streamline_groups}
         only = _as_set(subj_id)
         for name in sorted(only or ()):
             if not any(name in names for names in self._names.values()):
@@ -277,6 +279,10 @@ class MultiSubjectDataset:
             if name in self._subset(split):
                 return self._subset(split)[name]
         raise KeyError(f"no subject {name!r} is loaded from {self.path}")
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments it was made and loaded with, without `storage_options`, which may hold secrets."""
+        return {"path": self.path if "://" in self.path else os.path.abspath(self.path), **self._arguments}
 
     def fingerprint(self) -> str:
         """What identifies the content of the file; see `hdf5_fingerprint`.

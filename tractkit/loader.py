@@ -51,7 +51,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
     """One row per streamline or point: (n,) becomes (n, 1)."""
     return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
-# %% ../nbs/13_loader.ipynb #704161eb
+# %% ../nbs/13_loader.ipynb #6563a17b
 class StreamlinesBatchLoader:
     """Turns the sampler's ids into a StreamlineBatch.
 
@@ -80,6 +80,7 @@ class StreamlinesBatchLoader:
         dps_keys: Sequence[str] | None = None,  # data per streamline to carry along; None: what all subjects have
         dpp_keys: Sequence[str] | None = None,  # data per point; None: what all subjects have
     ):
+        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "dataset", "model")}
         for name, ratio in (("split_ratio", split_ratio), ("reverse_ratio", reverse_ratio), ("known_start_ratio", known_start_ratio)):
             if not 0 <= ratio <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {ratio}")
@@ -95,6 +96,10 @@ class StreamlinesBatchLoader:
         self._resampling()  # a step or number of points that cannot be is refused here, not in a worker
         self.dps_keys = self._keys_beside("streamline", lambda sft: sft.dps, dps_keys)
         self.dpp_keys = self._keys_beside("point", lambda sft: sft.dpp_keys, dpp_keys)
+
+    def settings(self) -> dict[str, Any]:
+        """The arguments it was made with, or what they were changed to; those that were left to the model are None."""
+        return {k: v if k in ("step_size", "nb_points", "compress") else getattr(self, k, v) for k, v in self._arguments.items()}
 
     def _subjects(self) -> list:
         return [s for subset in (self.dataset.training_set, self.dataset.validation_set, self.dataset.testing_set) for s in subset]
@@ -253,7 +258,7 @@ class _Loaded:
         rows = pieces.rows(r, np.cumsum(n) - n, base)
         return {key: (value if came is None else came.apply(value))[rows] for key, value in values.items()}
 
-# %% ../nbs/13_loader.ipynb #885df33e
+# %% ../nbs/13_loader.ipynb #473d81ea
 class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
     """A StreamlinesBatchLoader that also samples volume groups under the points.
 
@@ -287,6 +292,9 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
         if isinstance(interpolation, Mapping) and set(interpolation) != set(input_group_names):
             raise ValueError(f"interpolation is for {', '.join(interpolation)}, the groups are {', '.join(input_group_names)}")
+        self._arguments |= dict(input_group_names=self.input_group_names, interpolation=interpolation, outside=outside, device_bytes=device_bytes,
+                                neighborhood_type=neighborhood_type, neighborhood_radius=neighborhood_radius,
+                                neighborhood_resolution=neighborhood_resolution, neighborhood_resolution_mm=neighborhood_resolution_mm)
         self.device_bytes, cache = device_bytes, ByteCache(device_bytes)
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
@@ -317,7 +325,8 @@ class BatchLoaderOneInput(BatchLoaderSeveralInputs):
         **kwargs: Any,                 # see BatchLoaderSeveralInputs
     ):
         super().__init__(dataset, model, [input_group_name], streamline_group_name, *args, **kwargs)
-        self.input_group_name = input_group_name
+        self.input_group_name = self._arguments["input_group_name"] = input_group_name
+        del self._arguments["input_group_names"]
 
     @property
     def nb_features(self) -> int:

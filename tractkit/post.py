@@ -110,7 +110,7 @@ class _Pickler(pickle.Pickler):
             if obj.__module__ == "__main__":
                 raise ValueError(
                     f"{name} is defined in this notebook or script, where another process cannot import it: put it into a file (a cell that "
-                    f"begins with %%writefile mymodels.py), then `from mymodels import {name.split('.')[0]}` and build the trainer anew")
+                    f"begins with %%writefile mymodels.py; write_module('mymodels.py', {name.split('.')[0]}) does that), then `from mymodels import {name.split('.')[0]}` and build the trainer anew")
             if "<lambda>" in name or "<locals>" in name:
                 raise ValueError(f"{name} of {obj.__module__} is defined inside a function, where another process cannot import it: "
                                  "define it with a name at the top of a module")

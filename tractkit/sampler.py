@@ -169,7 +169,7 @@ def _check_settings(sizes: dict[str, Any], units: str, bucket: bool, balance: st
     for name, value in sizes.items():
         if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
-    if cycles is not None and few is None:
+    if cycles not in (None, 1) and few is None:
         raise ValueError("cycles has no meaning without nb_subjects_per_batch: subjects are not drawn in turns")
     if few is not None and chunk is not None:
         raise ValueError("nb_streamlines_per_chunk does not go with nb_subjects_per_batch: a subject's share of a batch is one run already")

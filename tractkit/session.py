@@ -144,6 +144,7 @@ class Session:
         self._opened: list[Iterator[Any]] = []
         self.trained = -1, math.nan  # the epoch whose training has ended, and its loss
         self.validated: list[tuple[float, int]] = []
+        self.validated_here = 0  # points, by this rank
         self.epoch_record: tuple[Any, ...] | None = None  # of an epoch that the policies have not been told of yet
         self.scaler = torch.amp.GradScaler(trainer.device.type) if trainer.amp == torch.float16 else None
         if self.scaler is not None and state.scaler:
@@ -158,7 +159,7 @@ class Session:
         epoch, most = self.state.epoch, self.trainer.max_batches[subset]
         if self.plans.get(subset, (-1,))[0] != epoch:
             n = self.trainer.iterations_per_epoch if subset == "training" else None
-            sampler = _sampler_of_epoch(self.trainer.batch_sampler, self.state)
+            sampler = self.trainer.ranks.sampler(_sampler_of_epoch(self.trainer.batch_sampler, self.state))
             plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
             self.plans[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self.plans[subset][1:]

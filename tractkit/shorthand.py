@@ -17,7 +17,7 @@ import torch
 
 from .session import Step, weighted_mean
 
-# %% ../nbs/34_shorthand.ipynb #060a3b4d
+# %% ../nbs/34_shorthand.ipynb #925b36a5
 def complete_run(run: Callable) -> Callable:
     """Gives `run_one_batch` the batch at hand, computes in the type of `amp`, and notes the loss."""
     takes = len(inspect.signature(run).parameters) > 1
@@ -25,6 +25,9 @@ def complete_run(run: Callable) -> Callable:
     @functools.wraps(run)
     def run_one_batch(self: Any, batch: Any = None) -> tuple[torch.Tensor, int]:
         batch = self.batch if batch is None else batch
+        if self.ranks.size > 1 and len(getattr(batch, "points", "?")) == 0:  # this rank's part: there is nothing to run a model on
+            self.loss = torch.zeros((), device=self.device), 0
+            return self.loss
         with torch.autocast(self.device.type, self.amp) if self.amp else contextlib.nullcontext():
             self.loss = run(self, batch) if takes else run(self)
         return self.loss
@@ -43,11 +46,15 @@ def complete_back(back: Callable) -> Callable:
         loss = mean if loss is None else loss
         if step.seen == step.part:  # not yet by the method of a child class
             step.seen += 1
-            if not math.isfinite(value := loss.item()):
+            value, n = self.ranks.mean(loss.item(), n)
+            if not math.isfinite(value):
                 self._not_finite(f"the loss is {value}")  # returns only if it is to be left out
                 return self._change_weights() if step.last and step.used else math.nan
             step.losses.append((value, n))
         norm = back(self, loss) if takes else back(self)
+        if self.ranks.size > 1 and not step.used:
+            self._now()[1].whole = False
+            raise TypeError(f"in several processes the gradient is that of all: the back_propagation of {type(self).__name__} must call super().back_propagation(loss)")
         if norm is not None and math.isfinite(norm):
             step.norm = norm
         return norm
@@ -67,7 +74,7 @@ def complete_train(train: Callable) -> Callable:
         self._tell_epoch()
         with self._told_where(), session.iterators():
             mean = train(self, self.batches()) if takes else train(self)
-        if mean is None:
+        if mean is None or self.ranks.size > 1:  # a child class knows the losses of one rank
             mean = state.loss_sum / state.loss_points if state.loss_points else math.nan
         session.trained = state.epoch, mean
         return mean
@@ -88,7 +95,7 @@ def complete_validate(validate: Callable) -> Callable:
         if state.batch and state.batch >= session.plan("training")[1] and session.trained[0] != state.epoch:  # trained before
             session.trained = state.epoch, state.loss_sum / state.loss_points if state.loss_points else math.nan
         trained = session.trained[0] == state.epoch
-        losses = self.log.losses(state.epoch) if trained else []
+        losses = self.ranks.share(self.log.losses(state.epoch)) if trained else []
         if trained:
             self._tell("validation_started", state.epoch, losses)
         self._validating = True
@@ -99,7 +106,8 @@ def complete_validate(validate: Callable) -> Callable:
             session.step = Step()
         finally:
             self._validating = False
-        mean = weighted_mean(session.validated)[0] if mean is None else mean
+        mean = weighted_mean(session.validated)[0] if mean is None else self.ranks.mean(mean, session.validated_here)[0]
+        self.epoch_metrics = {k: self.ranks.mean(v, session.validated_here)[0] for k, v in self.epoch_metrics.items()}
         if trained:
             self._end_epoch(mean, losses)
         return mean

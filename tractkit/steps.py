@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainerSteps', 'to_device']
 
-# %% ../nbs/34_steps.ipynb #fa5570cd
+# %% ../nbs/34_steps.ipynb #933f3e89
 import math
 import threading
 import time
@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from .control import Stopped
 from .hooks import OnNonFinite
 from .models.base import save_model
 from .session import Step, check_plan, weighted_mean
@@ -66,16 +67,19 @@ class TrainerSteps(TrainerSnags):
         mean = self.loss[0] if loss is None else loss
         if not step.used:
             state.optimizer.zero_grad(set_to_none=True)
-        share = n / max(step.used[0][1], 1) if step.used else 1.0
+        points = step.losses[-1][1] if self.ranks.size > 1 else n  # of all ranks
+        share = n / max(step.used[0][1] if step.used else points, 1) if step.used or points != n else 1.0
         weighted = mean if share == 1.0 else mean * share
-        (weighted if session.scaler is None else session.scaler.scale(weighted)).backward()
-        step.used.append((mean.item(), n))
+        if n or self.ranks.size == 1:
+            (weighted if session.scaler is None else session.scaler.scale(weighted)).backward()
+        step.used.append((mean.item(), points))
         return self._change_weights() if step.last else math.nan
 
     def _change_weights(self) -> float:
         """`fix_parameters`, clip, step."""
         state, session = self._now()
         step, optimizer, scaler = session.step, state.optimizer, session.scaler
+        self.ranks.sum_gradients(self.model.parameters())
         if scaler is not None:
             scaler.unscale_(optimizer)
         parameters = [p for p in self.model.parameters() if p.grad is not None]
@@ -124,6 +128,7 @@ class TrainerSteps(TrainerSnags):
         if stop == 0:
             raise ValueError("there is nothing to train on: the epoch has no batch")
         check_plan(self, state, plan)
+        self.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
         self._tell("epoch_started", state.epoch)
         self.model.train()
         self._show("", phase="training", n_batches=stop, batch=state.batch)
@@ -137,7 +142,7 @@ class TrainerSteps(TrainerSnags):
                 for part in range(step.size):
                     step.part = part
                     self.batch = next(ahead)
-                    with session.noise.step(state.global_step + (step.part << 40)):
+                    with session.noise.step(state.global_step + (step.part << 40) + (self.ranks.rank << 52)):
                         yield self.batch
                 self._end_step()
                 self._between_batches()
@@ -162,25 +167,27 @@ class TrainerSteps(TrainerSnags):
         self.model.eval()
         self._show("", phase="validating", n_batches=stop, batch=0)
         session.lap()
-        session.validated, self.loss = [], (None, 1)
+        session.validated, session.validated_here, self.loss = [], 0, (None, 1)
         spent, i = 0.0, 0
         with session.feeder.batches(plan, 0, stop, epoch=state.epoch, training=False) as made:
             for i, self.batch in enumerate(made, 1):
                 yield self.batch
                 if self.loss[0] is not None:
-                    session.validated.append((self.loss[0].item(), self.loss[1]))
+                    session.validated.append(self.ranks.mean(self.loss[0].item(), self.loss[1]))
+                    session.validated_here += self.loss[1]
                 state.time["validation"] += (seconds := session.lap())
                 spent += seconds
                 self._show("batch", batch=i)
                 self._between_batches()
-                if limit and known is None and spent >= limit:
+                if limit and known is None and self.ranks.any(self.ranks.first and spent >= limit):
                     break
         if limit and known is None and i:
             state.validation = {"seconds": limit, "batches": i}
 
     def save_best_model(self) -> None:
         """Write the weights to `best_model/`, which `load_model` reads."""
-        save_model(self.model, self.folder / "best_model")
+        if self.ranks.first:
+            save_model(self.model, self.folder / "best_model")
 
     @property
     def is_best(self) -> bool:
@@ -202,6 +209,7 @@ class TrainerSteps(TrainerSnags):
         """Log the step and move the position."""
         state, session = self._now()
         step, epoch, i = session.step, state.epoch, state.batch
+        self.ranks.share_buffers(self.model)
         loss, n = weighted_mean(step.losses)
         norm = math.nan if not step.losses else step.norm
         seconds = session.lap()
@@ -249,7 +257,13 @@ class TrainerSteps(TrainerSnags):
         if session.due():
             self._save(wait=False)
         session.keep_scale()
-        self.control.between(state.gate.serve, self._rest)
+        stop = None
+        try:
+            self.control.between(state.gate.serve, self._rest)
+        except Stopped as e:
+            stop = e
+        if self.ranks.any(stop is not None):  # all of them, or none
+            raise stop or Stopped("stopped by another rank")
 
     def _rest(self, resting: bool) -> None:
         if resting:

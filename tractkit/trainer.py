@@ -9,7 +9,6 @@ __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 import contextlib
 import functools
 import inspect
-import json
 import math
 import threading
 import time
@@ -21,6 +20,7 @@ import numpy as np
 import torch
 import yaml
 
+from .checkpoint import pack_tree, unpack_tree
 from .control import Stopped, folder_lock
 from .files import atomic_path
 from .models.base import TractographyModel
@@ -62,7 +62,7 @@ class Trainer(TrainerSteps):
             cls._own_loop = own
             cls.train_and_validate = _completed_loop(own)  # type: ignore[method-assign]
 
-    def start(self, paused: bool = False, state: TrainerState | None = None, process: bool = False) -> None:
+    def start(self, paused: bool = False, state: TrainerState | None = None, process: bool | Callable[..., ProcessRun] = False) -> None:
         """`train_and_validate` in the background: in a thread, or in a process of its own, which goes on when the kernel ends.
 
         A trainer for a process must be importable there: ValueError names what is not."""
@@ -73,7 +73,7 @@ class Trainer(TrainerSteps):
             with folder_lock(self.folder):
                 self.state, self._given = find_state(self, state), None
                 with self.state.gate.own():
-                    self._process = ProcessRun.launch(self, paused, before=self._leave_to_process)
+                    self._process = (ProcessRun.launch if process is True else process)(self, paused, before=self._leave_to_process)
         super().start(paused)
 
     def _leave_to_process(self) -> None:
@@ -169,7 +169,9 @@ class Trainer(TrainerSteps):
             return self._follow(self._process)
         self._display = ProgressLine(foreground and self.progress)
         self._show("", phase="starting", message="")
-        with folder_lock(self.folder), contextlib.ExitStack() as stack:
+        with contextlib.ExitStack() as stack:
+            if self.ranks.first:
+                stack.enter_context(folder_lock(self.folder))
             stack.callback(self._display.close)
             stack.callback(self.checkpoints.wait)
             state = find_state(self, self._given)
@@ -177,6 +179,7 @@ class Trainer(TrainerSteps):
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
             stack.enter_context(torch_threads(self.num_threads or known))
             self.state, self._given = state.to(self.device), None
+            self._share_state()
             body = self._body or self._own_loop
             if body is None and (done := nothing_left(self, state)):
                 self._say(f"Nothing left to train in {self.folder}: {done}.", "ended", phase="finished")
@@ -187,6 +190,13 @@ class Trainer(TrainerSteps):
             self._inside_of = threading.get_ident()
             self._begin()
             self._end(body or self._epochs)
+
+    def _share_state(self) -> None:
+        """All ranks begin where the first one stands."""
+        if self.ranks.size > 1:
+            packed, tensors = pack_tree(self._now()[0].state_dict())
+            packed, tensors = self.ranks.share((packed, {k: v.cpu() for k, v in tensors.items()}))
+            self._now()[0].load_state_dict(unpack_tree(packed, tensors))
 
     def _leave(self) -> None:
         session, self._session, self._inside_of = self._session, None, None
@@ -214,9 +224,9 @@ class Trainer(TrainerSteps):
             policy.load_state_dict(fresh if kept is None else kept)
             if isinstance(policy, TorchSchedule):
                 policy.attach(state.optimizer, new=kept is None)
-        with atomic_path(self.folder / "config.yaml") as path:
-            plain = json.loads(json.dumps(self.settings(), default=str))
-            path.write_text(yaml.safe_dump(plain, sort_keys=False, allow_unicode=True), encoding="utf-8")
+        if self.ranks.first:
+            with atomic_path(self.folder / "config.yaml") as path:
+                path.write_text(yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
         state.settle(self.log, self.checkpoints)
         self._tell("training_started", self)
         self._save()

@@ -16,7 +16,7 @@ from .base import TractographyModel, register_model
 from .directions import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
 
-# %% ../../nbs/23_models.learn2track.ipynb #613c24e1
+# %% ../../nbs/23_models.learn2track.ipynb #de4d092e
 @register_model
 class Learn2Track(TractographyModel):
     """LSTM or GRU layers on [features, previous direction] at each point, and a direction getter.
@@ -46,7 +46,7 @@ class Learn2Track(TractographyModel):
             raise ValueError(f"dg_key must be {CosineRegression.key!r}, not {dg_key!r}")
         if nb_previous_dirs not in (0, 1):
             raise ValueError(f"nb_previous_dirs must be 0 or 1, not {nb_previous_dirs}")
-        self.nb_features, self.nb_previous_dirs = nb_features, nb_previous_dirs
+        self.nb_features, self.nb_previous_dirs, self.seed = nb_features, nb_previous_dirs, seed
         with torch.device("meta"):  # no values yet: none are drawn from torch's global generator
             seen = nb_features * (self.neighborhood.nb_points if self.neighborhood else 1)
             self.rnn = StackedRNN(seen + 3 * nb_previous_dirs, rnn_layer_sizes, rnn_key, dropout,
