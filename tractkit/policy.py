@@ -324,7 +324,8 @@ class TQDM(Policy):
     remembers = ()
 
     def __init__(self, loss: bool = True):
-        self.loss, self._bar = loss, None
+        self.loss = loss
+        self._bar: Any = None
         self.total: int | None = None
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
