@@ -105,7 +105,8 @@ class Children:
             return TrainerState.load(self.root / n / "checkpoints", make_core(), optimizer=torch.optim.AdamW)
         a, b = load(name), load(other)
         best = [(self.root / n / "checkpoints/best_model/model.safetensors").read_bytes() for n in (name, other)]
-        return same_states(a, b) + ["log"] * (log_without_time(self.log(name)) != log_without_time(self.log(other))) + ["best"] * (best[0] != best[1])
+        of_the_killer = "/fingerprints/config/policies/3"  # what kills is a policy, and is on record as one
+        return [k for k in same_states(a, b) if k != of_the_killer] + ["log"] * (log_without_time(self.log(name)) != log_without_time(self.log(other))) + ["best"] * (best[0] != best[1])
 
 
 @pytest.fixture(scope="module")
