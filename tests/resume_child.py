@@ -275,6 +275,7 @@ def company(trainer, folder):
     mask = Volume(np.ones(volume.shape3d, dtype=np.uint8), volume.affine)
     held = trainer.batch_loader.load_batch_streamlines(trainer.batch_sampler.plan(0, "validation")[0], epoch=0, training=False)
     inputs = trainer.batch_loader.load_batch_inputs(held.points, held)
+    trainer.listeners.append(lambda event, t: event == "batch" and time.sleep(.15))  # so that the cells have their turn, however slow they are
     trainer.step(1)
     trainer.resume()
     seen, state, branches = set(), trainer.state, []
