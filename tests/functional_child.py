@@ -1,16 +1,12 @@
 """Runs trainings of `train_model` that are to be killed: one process forked off for each line of JSON on the standard input."""
 
-import json
 import os
 import signal
-import sys
-import threading
-import traceback
 
 import numpy as np
 import torch
+from helpers_children import fork_for_each_line
 from torch import nn
-from tqdm import tqdm
 
 from tractkit import checkpoint, files
 from tractkit.batch_draws import item_key, load_by_random_id, random_apply
@@ -136,22 +132,7 @@ def train(folder, kind="keyed", hook="", count=0, **options):
 
 
 def main():
-    tqdm.monitor_interval = 0
-    tqdm.set_lock(threading.RLock())
-    warm_up()
-    for line in sys.stdin:
-        pid = os.fork()
-        if pid == 0:
-            status = 0
-            try:
-                train(**json.loads(line))
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            sys.stderr.flush()
-            os._exit(status)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+    fork_for_each_line(lambda job: train(**job), lambda job: warm_up())
 
 
 if __name__ == "__main__":

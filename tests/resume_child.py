@@ -9,17 +9,15 @@ import json
 import os
 import random
 import signal
-import sys
 import threading
 import time
-import traceback
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import torch
+from helpers_children import fork_for_each_line
 from torch import nn
-from tqdm import tqdm
 
 from tractkit import checkpoint, files, runlog
 from tractkit.batch_iter import BatchIter
@@ -306,23 +304,7 @@ def warm_up(job: dict) -> None:
 
 
 def main() -> None:
-    tqdm.monitor_interval = 0  # its thread could hold a lock at the moment of a fork
-    tqdm.set_lock(threading.RLock())  # the default one is shared by all forks, and not given back by one that is killed
-    for i, line in enumerate(sys.stdin):
-        if i == 0:
-            warm_up(json.loads(line))
-        pid = os.fork()
-        if pid == 0:
-            status = 0
-            try:
-                child(json.loads(line))
-            except BaseException:
-                traceback.print_exc()
-                status = 1
-            sys.stderr.flush()
-            os._exit(status)
-        print(pid, flush=True)
-        print(os.waitpid(pid, 0)[1], flush=True)
+    fork_for_each_line(child, warm_up)
 
 
 if __name__ == "__main__":

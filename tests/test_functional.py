@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from functional_child import BATCHES, EPOCHS, make_batches, make_core
+from helpers_children import kill_after
 from helpers_training import log_without_time, same_states
 from torch import nn
 
@@ -90,13 +91,7 @@ class Children:
     def kill_at_random(self, name, rng, **job):
         pid = self.start(name, **job)
         until = self.step(name) + rng.randint(1, max(1, (BATCHES * EPOCHS - self.step(name)) // 2))
-        while self.step(name) < until and Path(f"/proc/{pid}").exists():
-            time.sleep(0.001)
-        time.sleep(rng.random() * 0.02)
-        try:
-            os.kill(pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+        kill_after(pid, lambda: self.step(name), until, rng.random() * 0.02)
         self.end()
         return self.step(name)
 

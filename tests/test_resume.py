@@ -11,11 +11,11 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from helpers_children import kill_after
 from helpers_training import leaves, log_without_time, same_states
 from resume_child import BATCHES, EPOCHS, POINTS, Core
 
@@ -126,13 +126,7 @@ def kill_at_random(children, name: str, rng, **job) -> None:
     pid = children.start(name, **job)
     until = children.step(name)
     until += rng.randint(0, max(0, (STEPS - until) // 2))
-    while children.step(name) < until and Path(f"/proc/{pid}").exists():
-        time.sleep(0.001)
-    time.sleep(rng.random() * 0.03)
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
+    kill_after(pid, lambda: children.step(name), until, rng.random() * 0.03)
     children.end()
 
 

@@ -51,7 +51,7 @@ class BatchIter:
 
     def make(self, number: int) -> Any:
         """Batch `number`, counted over all epochs."""
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs make(number) -> batch")
 
     def behind(self, number: int) -> int:
         """How much has to be gone through again to get to batch `number`; 0 if it can be had at once."""

@@ -229,7 +229,7 @@ class Runner:
         self._busy = threading.Lock()
 
     def _loop(self, foreground: bool) -> None:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} needs _loop(foreground), what the runner runs")
 
     @property
     def running(self) -> bool:

@@ -43,7 +43,7 @@ class TrainerSteps(TrainerSnags):
         return self._inside_of == threading.get_ident()
 
     def _alone(self, what: Callable[[], float]) -> float:
-        raise NotImplementedError
+        raise NotImplementedError(f"{type(self).__name__} has no loop to put around one method: Trainer gives it")
 
     def compute_batch_loss(self, batch: Any) -> tuple[torch.Tensor, int]:
         """The mean loss of a batch, and how many points (pixels, rows) it is the mean of."""
