@@ -255,7 +255,6 @@ print(tractkit.__file__, len(modules), tractkit.__version__)
 
 
 @pytest.mark.full
-@pytest.mark.skipif(not (ROOT / "nbs/62_cli.ipynb").exists(), reason="this checkout has no notebook 62_cli")
 @pytest.mark.parametrize("command", [["tractkit"], ["python", "-m", "tractkit"]], ids=" ".join)
 def test_installed_command_runs(installed, tmp_path, command):
     assert "demo" in run_installed(installed, *command, "--help", cwd=tmp_path)
