@@ -35,6 +35,7 @@ from .batch_iter import EpochPlan as EpochPlan
 from .batch_flow import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
+from .edits import FROM_WHEN as FROM_WHEN
 from .feeding import Feeder as Feeder
 from .views import FileView as FileView
 from .hdf5_check import Finding as Finding
@@ -81,12 +82,13 @@ from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
 from .sampler import NO_GROUP as NO_GROUP
 from .volume import Neighborhood as Neighborhood
-from .settings import ONLY_IN_PYTHON as ONLY_IN_PYTHON
+from .words import ONLY_IN_PYTHON as ONLY_IN_PYTHON
 from .inputs import OUTSIDE as OUTSIDE
 from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
 from .snags import OutOfMemory as OutOfMemory
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
+from .session import Pace as Pace
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
 from .things import Peaks as Peaks
@@ -194,6 +196,7 @@ from .hdf5 import add_subject as add_subject
 from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_draws import apply_at as apply_at
+from .edits import apply_change as apply_change
 from .batch_iter import as_batch_iter as as_batch_iter
 from .runlog import as_log as as_log
 from .policy import as_value_policy as as_value_policy
@@ -204,7 +207,9 @@ from .things import box_of as box_of
 from .models.base import build_model as build_model
 from .config import build_trainer as build_trainer
 from .files import cache_folder as cache_folder
+from .edits import changeable as changeable
 from .space import check_affine as check_affine
+from .edits import check_changes as check_changes
 from .session import check_fit as check_fit
 from .hdf5_check import check_group as check_group
 from .tracking import check_limits as check_limits
@@ -232,6 +237,7 @@ from .dwi import compute_fodf as compute_fodf
 from .dwi import compute_sh as compute_sh
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
+from .session import config_mark as config_mark
 from .run_cli import config_of_words as config_of_words
 from .plots import content_box as content_box
 from .plots import content_points as content_points
@@ -276,7 +282,7 @@ from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
 from .hdf5_check import html_table as html_table
 from .config import import_file as import_file
-from .settings import in_words as in_words
+from .words import in_words as in_words
 from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .batch_draws import item_key as item_key
@@ -315,6 +321,7 @@ from .scoring import nearest_mdf as nearest_mdf
 from .comet import need_comet as need_comet
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .keyed import normal as normal
+from .edits import note_changes as note_changes
 from .session import nothing_left as nothing_left
 from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
@@ -340,7 +347,7 @@ from .plots import plot_signal_and_fodf as plot_signal_and_fodf
 from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
 from .models.directions import point_directions as point_directions
-from .session import policy_name as policy_name
+from .words import policy_name as policy_name
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
@@ -394,6 +401,7 @@ from .card import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .streamlines import take as take
+from .edits import take_over as take_over
 from .distributed import take_rank as take_rank
 from .hdf5_check import text_table as text_table
 from .runlog import thin_places as thin_places
@@ -416,7 +424,9 @@ from .batch_draws import unpack_args as unpack_args
 from .checkpoint import unpack_tree as unpack_tree
 from .comet import upload_comet as upload_comet
 from .models.layers import use_generator as use_generator
+from .session import used_memory as used_memory
 from .hdf5_check import validate_hdf5 as validate_hdf5
+from .words import value_from_words as value_from_words
 from .plots import value_window as value_window
 from .viewer import view as view
 from .space import voxel_order as voxel_order
