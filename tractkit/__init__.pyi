@@ -1,5 +1,6 @@
 """The lazy top level, for editors and type checkers. Written by tools/export.py."""
 
+from .facts import ACTIVE as ACTIVE
 from .phantom import BUNDLES as BUNDLES
 from .sampler import BatchIDSampler as BatchIDSampler
 from .plan import BatchIds as BatchIds
@@ -31,6 +32,7 @@ from .demo import Demo as Demo
 from .demo import DemoSettings as DemoSettings
 from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
+from .form import EditForm as EditForm
 from .batch_iter import EpochPlan as EpochPlan
 from .batch_flow import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
@@ -39,6 +41,7 @@ from .edits import FROM_WHEN as FROM_WHEN
 from .feeding import Feeder as Feeder
 from .views import FileView as FileView
 from .hdf5_check import Finding as Finding
+from .facts import FolderRun as FolderRun
 from .checkpoint import FrozenTree as FrozenTree
 from .control import Gate as Gate
 from .things import Glyphs as Glyphs
@@ -64,6 +67,7 @@ from .models.learn2track import Learn2Track as Learn2Track
 from .coloring import Legend as Legend
 from .things import Lines as Lines
 from .storage import LocalFile as LocalFile
+from .facts import LogFollower as LogFollower
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_flow import Loky as Loky
 from .policy import LossStop as LossStop
@@ -120,6 +124,7 @@ from .hdf5_tools import REPAIRS as REPAIRS
 from .ranks import RankSampler as RankSampler
 from .ranks import Ranks as Ranks
 from .contents import ReadVolume as ReadVolume
+from .look import Readout as Readout
 from .storage_remote import RemoteFile as RemoteFile
 from .models.blocks import ResBlock as ResBlock
 from .models.blocks import ResBlock1d as ResBlock1d
@@ -185,6 +190,7 @@ from .snags import TrainerSnags as TrainerSnags
 from .state import TrainerState as TrainerState
 from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
+from .facts import VERBS as VERBS
 from .policy import ValuePolicy as ValuePolicy
 from .viewer import View as View
 from .volume import Volume as Volume
@@ -257,10 +263,12 @@ from .describe import describe_environment as describe_environment
 from .process import describe_error as describe_error
 from .hdf5_tools import describe_hdf5 as describe_hdf5
 from .describe import describe_model as describe_model
+from .facts import describe_trainer as describe_trainer
 from .describe import differences as differences
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
 from .coloring import draw_legend as draw_legend
+from .look import draw_panel as draw_panel
 from .models.layers import draws_from_torch as draws_from_torch
 from .events import encode_event as encode_event
 from .plots import encode_png as encode_png
@@ -268,6 +276,7 @@ from .views import epoch_means as epoch_means
 from .dwi import estimate_response as estimate_response
 from .comet import export_comet as export_comet
 from .hdf5_tools import extract_hdf5 as extract_hdf5
+from .form import field_text as field_text
 from .sources import find_sources as find_sources
 from .session import find_state as find_state
 from .contents import find_streamlines as find_streamlines
@@ -286,6 +295,7 @@ from .words import in_words as in_words
 from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .batch_draws import item_key as item_key
+from .facts import kept_checkpoints as kept_checkpoints
 from .config import keywords_of as keywords_of
 from .dwi import largest_sh_order as largest_sh_order
 from .distributed import launch as launch
@@ -327,10 +337,12 @@ from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .functional import open_log as open_log
 from .storage import open_unlocked as open_unlocked
+from .facts import pack_curves as pack_curves
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
 from .coloring import palette as palette
 from .panel import panel_of as panel_of
+from .form import parse_field as parse_field
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .coloring import paste_legends as paste_legends
@@ -348,6 +360,7 @@ from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
 from .models.directions import point_directions as point_directions
 from .words import policy_name as policy_name
+from .facts import possible_verbs as possible_verbs
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
@@ -389,6 +402,7 @@ from .dwi import select_shell as select_shell
 from .post import send_object as send_object
 from .process import serve_trainer as serve_trainer
 from .functional import set_optimizer_params as set_optimizer_params
+from .facts import settings_code as settings_code
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .curves import smooth as smooth
@@ -406,6 +420,8 @@ from .distributed import take_rank as take_rank
 from .hdf5_check import text_table as text_table
 from .runlog import thin_places as thin_places
 from .things import things_to_draw as things_to_draw
+from .facts import thinned as thinned
+from .facts import time_left as time_left
 from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
 from .functional import to_tensors as to_tensors

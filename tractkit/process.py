@@ -92,7 +92,7 @@ def main_of_process() -> None:
         torch.set_num_threads(threads)
         serve_trainer(trainer, paused)
 
-# %% ../nbs/34_process.ipynb #08339576
+# %% ../nbs/34_process.ipynb #baca7ef5
 _START = ("import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
           "from {0} import {1}; {1}()")
 
@@ -301,7 +301,10 @@ class _LogFollower:
             data = f.read()
         data = data[:data.rfind(b"\n") + 1]
         for line in data.splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut back, and grown again
+                return False
             if record["kind"] == "batch":
                 if record["step"] <= self._step:
                     return False

@@ -241,7 +241,7 @@ class Session:
         if self.scaler is not None:
             self.state.scaler = self.scaler.state_dict()
 
-# %% ../nbs/34_session.ipynb #ce82abd7
+# %% ../nbs/34_session.ipynb #2e11e855
 def find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
     """The state to train, see above. ValueError if the folder holds another run than the state's."""
     newest = trainer.checkpoints.newest()
@@ -256,7 +256,7 @@ def find_state(trainer: Any, given: TrainerState | None) -> TrainerState:
     if stored and stored["run_id"] != given.run_id:
         raise ValueError(f"{trainer.folder} holds another run, at step {stored['global_step']}: to go on with that one call "
                          "train_and_validate() without a state; for this state give the trainer another experiment_name")
-    if stored and stored["global_step"] > given.global_step:
+    if stored and stored["global_step"] > given.global_step and not trainer.going_back:
         warnings.warn(f"{trainer.folder} is set back from step {stored['global_step']} to {given.global_step}", stacklevel=6)
     if isinstance(trainer.optimizer, str) and trainer.optimizer != given.optimizer_name:
         if "optimizer" not in trainer.accept:

@@ -29,12 +29,13 @@ from .state import TrainerState
 from .views import make_views
 from .words import in_words, policy_name
 
-# %% ../nbs/34_settings.ipynb #24503224
+# %% ../nbs/34_settings.ipynb #0af62cf5
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
     loader_methods: Sequence[str] = ()  # what the batch_loader must have
     ranks = Ranks()  # the processes that train together: one
+    going_back = False  # somebody has asked for it
 
     def __init__(
         self,

@@ -23,7 +23,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #6088e975
+# %% ../nbs/34_steps.ipynb #12c54c11
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -249,10 +249,10 @@ class TrainerSteps(TrainerSnags):
         self.log.append("epoch", **record, time=state.time)
         state.epochs.append(record)
         state.best = {"epoch": state.epoch, "loss": loss} if better else state.best
-        session.epoch_record = state.epoch, losses, metrics
+        session.epoch_record, n_batches = (state.epoch, losses, metrics), session.plan("training")[1]
         state.epoch, state.batch, state.loss_sum, state.loss_points = state.epoch + 1, 0, 0.0, 0
         self.control.done("epoch")
-        self._show("epoch", valid_loss=metrics.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan)
+        self._show("epoch", batch=0, n_batches=n_batches, valid_loss=metrics.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan)
 
     def _tell_epoch(self) -> None:
         """Tell the policies of the epoch that has ended, once."""

@@ -34,7 +34,7 @@ from .session import ProgressLine, Session, check_fit, config_mark, find_state, 
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #ac197ad3
+# %% ../nbs/34_trainer.ipynb #67a1884e
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -193,6 +193,7 @@ class Trainer(TrainerSteps):
         if self.state is None:
             self.take()
         self._now()[0].rewind(to)
+        self.going_back = True
         return self._stand("Set back")
 
     def fork(self, experiment_name: str | None = None) -> "Trainer":
@@ -226,7 +227,7 @@ class Trainer(TrainerSteps):
         last = state.epochs[-1] if state.epochs else {}
         where = state.position + (f": {state.finished['message']}" if state.finished else "")
         self._say(f"{why}: {where}." if why else f"{where}.", "taken", phase="finished" if state.finished else "stopped" if state.global_step else "idle",
-                  batch=state.batch, train_loss=state.loss_sum / state.loss_points if state.loss_points else last.get("train_loss", math.nan),
+                  batch=state.batch, n_batches=0, train_loss=state.loss_sum / state.loss_points if state.loss_points else last.get("train_loss", math.nan),
                   valid_loss=last.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan,
                   learning_rate=float(state.optimizer.param_groups[0]["lr"]))
         return state
@@ -279,7 +280,7 @@ class Trainer(TrainerSteps):
                 stack.enter_context(folder_lock(self.folder))
             stack.callback(self._display.close)
             stack.callback(self.checkpoints.wait)
-            state = find_state(self, self._given)
+            state, self.going_back = find_state(self, self._given), False
             stack.enter_context(state.gate.own())
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
             stack.enter_context(torch_threads(self.num_threads or known))
