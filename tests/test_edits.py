@@ -9,7 +9,15 @@ import pytest
 import torch
 import yaml
 from helpers_data import make_file
-from helpers_training import Points, SlowPoints, fit, log_without_time, same_states, streamline_trainer, toy_model
+from helpers_training import (
+    Points,
+    SlowPoints,
+    fit,
+    log_without_time,
+    same_states,
+    streamline_trainer,
+    toy_model,
+)
 
 from tractkit.curves import read_run
 from tractkit.events import scalars_of

@@ -11,14 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-
 from helpers_data import make_file
-from helpers_training import SlowPoints, fit as far_fit, same_states, streamline_trainer
+from helpers_training import SlowPoints, same_states, streamline_trainer
+from helpers_training import fit as far_fit
 
 from tractkit.facts import thinned
 from tractkit.panel import TrainerPanel, panel_of
+from tractkit.preview import Preview
 from tractkit.process import attach
 from tractkit.state import TrainerState
+from tractkit.volume import Volume
 
 # A trainer of a cubic: also the source of the notebooks below, which run in a kernel of their own.
 FIT = '''
@@ -470,6 +472,38 @@ def test_the_table_says_what_the_picture_shows(make_panel, tmp_path):
     table = make_panel(trainer).table()
     assert (table["status"], table["position"], table["learning_rate"], table["run"]) == ("finished", "3 of 3 epochs", "0.01", str(trainer.folder))
     assert {"train", "valid", "best", "gradient norm", "message"} <= set(table)
+
+
+def preview_and_trainer(folder, **options):
+    """A trainer and a preview of its first subject."""
+    data, tractograms = make_file(Path(folder) / "data", points=(12, 40))
+    trainer = streamline_trainer(data, Path(folder), **{"max_epochs": 2, "patience": None} | options)
+    subject = trainer.batch_loader.dataset.training_set[0]
+    volume, reference = subject.volumes["input"].volume, tractograms[subject.name]
+    mask = Volume(np.ones(volume.shape3d, np.uint8), volume.affine)
+    return Preview(volume, mask, None, reference, n_streamlines=60, min_length=2., max_length=60.), trainer
+
+
+def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_panel, tmp_path):
+    preview, trainer = preview_and_trainer(tmp_path)
+    p = make_panel(trainer, preview=preview)
+    assert preview.widget in p.tabs.children and len(preview.widget.reference) % 48 == 0
+    p.press("start")
+    trainer.wait()
+    preview.wait(30)
+    epoch, score = preview.scores[-1]
+    assert epoch == 2 and 0 <= score <= 1 and len(preview.details[-1]) and len(preview.widget.latest) == 48 * len(preview.latest) < 20_000
+    alone = preview_and_trainer(tmp_path / "alone")[1]
+    assert same_states(alone.train_and_validate(), trainer.state) == []
+    broken, again = preview_and_trainer(tmp_path / "broken", max_epochs=1)
+    broken.follow(again)
+    broken.volume = None
+    again.train_and_validate()
+    broken.wait(30)
+    assert "No preview of this epoch" in broken.widget.note and again.status.phase == "finished"
+    for x in (preview, broken):
+        x.close()
+    assert again.listeners == []
 
 
 @pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])

@@ -116,6 +116,8 @@ from .models.blocks import PreActivation1d as PreActivation1d
 from .models.blocks import PreActivation2d as PreActivation2d
 from .models.blocks import PreActivation3d as PreActivation3d
 from .models.blocks import PreActivationND as PreActivationND
+from .preview import Preview as Preview
+from .preview import PreviewPicture as PreviewPicture
 from .process import ProcessRun as ProcessRun
 from .session import ProgressLine as ProgressLine
 from .batch import Provenance as Provenance
@@ -338,6 +340,7 @@ from .hdf5 import open_hdf5 as open_hdf5
 from .functional import open_log as open_log
 from .storage import open_unlocked as open_unlocked
 from .facts import pack_curves as pack_curves
+from .preview import pack_lines as pack_lines
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
 from .coloring import palette as palette

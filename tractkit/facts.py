@@ -30,7 +30,7 @@ from .sampler import BatchIDSampler
 from .trainer import Trainer, TrainerOneInput
 from .words import ONLY_IN_PYTHON
 
-# %% ../nbs/50_facts.ipynb #3e59ede6
+# %% ../nbs/50_facts.ipynb #5a1e8ade
 _PHASES = {"idle": "ready"}
 _ASKED = {"pause": "pausing", "stop": "stopping", "resume": "resuming", "start": "starting"}
 ACTIVE = ("starting", "training", "validating")
@@ -57,7 +57,8 @@ def _measures(s: Any) -> dict[str, str]:
         return format(value, text) if math.isfinite(value) and value > least else ""
 
     memory = getattr(s, "memory", 0)
-    found = {"gradient norm": of("grad_norm", ".3g"), "learning rate": of("learning_rate", ".3g"), "batches/s": of("speed", ".3g", 0),
+    step = getattr(s, "global_step", 0)
+    found = {"step": f"{step:,}" if step else "", "gradient norm": of("grad_norm", ".3g"), "learning rate": of("learning_rate", ".3g"), "batches/s": of("speed", ".3g", 0),
              "waiting for data": of("waiting", ".0%"),
              "memory": f"{memory / 2**30:.2f} GiB" if memory >= 2**30 else f"{memory / 2**20:.0f} MiB" if memory else ""}
     if s.phase not in ACTIVE:
