@@ -328,6 +328,7 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     trainer.wait()
     until(lambda: "rewind" in enabled(p))
     assert [label for label, _ in p.checkpoint.options] == ["after epoch 2, the best", "after epoch 1", "step 2", "step 1", "the beginning"]
+    assert p.checkpoint.index == 0  # there is one chosen
     p.checkpoint.value = 8
     click("rewind", "Set back: 1 epochs done (step 8)")
     assert trainer.status.epoch == 1 and p.readout.readout["where"] == "epoch 2 of 5" and len(p._curves()["training"][0]) == 8
