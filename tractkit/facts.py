@@ -147,14 +147,14 @@ def pack_curves(curves: Mapping[str, tuple[Any, Any]]) -> dict[str, bytes]:
     """Curves as float32 bytes: all x, then all y."""
     return {name: np.concatenate(thinned(x, y)).astype("<f4").tobytes() for name, (x, y) in curves.items()}
 
-# %% ../nbs/50_facts.ipynb #b4b06db4
+# %% ../nbs/50_facts.ipynb #4360a88d
 class LogFollower:
     """Curves of a log that grows, of bounded length: gradient norm, learning rate, batches per second."""
 
     def __init__(
         self,
         log: str | os.PathLike,   # log.jsonl
-        most: int = 4_000_000,    # bytes of it that are read at first
+        most: int = 1_000_000,    # bytes of it that are read at first
     ):
         self.path, self.most = Path(log), most
         self._reset()
