@@ -25,7 +25,7 @@ from .space import voxel_sizes
 from .streamlines import Streamlines, compress as compress_streamlines, resample_nb_points, resample_step
 from .volume import Neighborhood
 
-# %% ../nbs/13_loader.ipynb #5a9e0ee0
+# %% ../nbs/13_loader.ipynb #2e5f4592
 _fold = lru_cache(maxsize=4096)(fold)  # a batch asks for a few keys of each subject, the next batch for the same
 
 
@@ -35,7 +35,7 @@ def _resampling(name: str, value: float) -> tuple[partial, str]:
     if name == "step_size":
         found: tuple[partial, str] = partial(resample_step, step_mm=value), f"resampled to a step of {value:g} mm"
     elif name == "nb_points":
-        found = partial(resample_nb_points, nb_points=value), f"resampled to {value} points"
+        found = partial(resample_nb_points, nb_points=int(value)), f"resampled to {value} points"
     else:
         found = partial(compress_streamlines, tolerance_mm=value), f"compressed to {value:g} mm"
     found[0](Streamlines.from_list([]))
