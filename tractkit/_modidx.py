@@ -753,6 +753,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'tractkit.hdf5._linked': ('hdf5.html#_linked', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._load': ('hdf5.html#_load', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._loaded': ('hdf5.html#_loaded', 'tractkit/hdf5.py'),
+                               'tractkit.hdf5._ready': ('hdf5.html#_ready', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._start_child': ('hdf5.html#_start_child', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._stepper': ('hdf5.html#_stepper', 'tractkit/hdf5.py'),
                                'tractkit.hdf5._subjects_folder': ('hdf5.html#_subjects_folder', 'tractkit/hdf5.py'),

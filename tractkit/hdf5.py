@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HDF5_FORMAT', 'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5', 'add_subject']
 
-# %% ../nbs/10_hdf5.ipynb #ca636c57
+# %% ../nbs/10_hdf5.ipynb #d2339026
 import hashlib
 import json
 import os
@@ -15,7 +15,7 @@ import shutil
 import signal
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, closing, contextmanager
@@ -165,7 +165,7 @@ def part_ids(
     start, stop = (round(n * p) for p in part)
     return np.sort(permutation(fold(seed, "parts", subject), n)[start:stop])
 
-# %% ../nbs/10_hdf5.ipynb #3bf9341b
+# %% ../nbs/10_hdf5.ipynb #66b09fa3
 @dataclass(frozen=True)
 class _Job:
     """One subject to write, under one name or several."""
@@ -192,18 +192,23 @@ def _write_subjects(h5: h5py.File, jobs: Sequence[_Job], step: Callable[[str], N
             step(f"{job.subject}/{name}")
 
 
-def _loaded(jobs: Sequence[_Job]) -> Iterator[tuple[_Job, str, Any, Callable[[], list]]]:
+def _loaded(jobs: Sequence[_Job]) -> Generator[tuple[_Job, str, Any, Callable[[], list]], None, None]:
     """Each group of each subject with what it is to hold, and its sources; one is loaded while the one before is written."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
         waiting: deque[tuple] = deque()
-        for job, name, source in ((job, *item) for job in jobs for item in job.sources.items()):
-            record = hasher.submit(source.provenance, job.root)
-            waiting.append((job, name, reader.submit(_load, source, job.options), record.result))
-            if len(waiting) > 1:
-                job_, name_, content, record_ = waiting.popleft()
-                yield job_, name_, content.result(), record_
-        for job_, name_, content, record_ in waiting:
-            yield job_, name_, content.result(), record_
+        for job in jobs:
+            for name, source in job.sources.items():
+                record = hasher.submit(source.provenance, job.root)
+                waiting.append((job, name, reader.submit(_load, source, job.options), record.result))
+                if len(waiting) > 1:
+                    yield _ready(waiting.popleft())
+        while waiting:
+            yield _ready(waiting.popleft())
+
+
+def _ready(group: tuple) -> tuple[_Job, str, Any, Callable[[], list]]:
+    job, name, content, record = group
+    return job, name, content.result(), record
 
 
 def _load(source: GroupSources, options: _Options) -> Any:
