@@ -15,13 +15,14 @@ import selectors
 import signal
 import socket
 import sys
+import warnings
 from contextlib import suppress
 from typing import NoReturn
 
 AVAILABLE = hasattr(os, "fork") and hasattr(os, "pidfd_open") and sys.platform == "linux"
 HEAVY = [
     "ipykernel.kernelapp", "ipykernel.ipkernel", "IPython.display", "matplotlib.pyplot", "matplotlib_inline.backend_inline",
-    "numpy", "torch", "torch.utils.data", "torch.nn.functional", "torch.optim", "numba", "h5py", "nibabel", "nibabel.streamlines", "yaml",
+    "numpy", "torch", "torch.utils.data", "torch.nn.functional", "torch.optim", "torch._dynamo", "numba", "h5py", "nibabel", "nibabel.streamlines", "yaml",
     "safetensors.torch", "scipy.ndimage", "scipy.spatial", "scipy.sparse", "dipy.io.stateful_tractogram",
     "dipy.io.streamline", "dipy.reconst.shm", "dipy.reconst.csdeconv", "dipy.direction", "dipy.core.gradients",
     "dipy.data", "ipywidgets", "anywidget", "tqdm.auto", "PIL.Image", "pandas", "concurrent.futures", "multiprocessing.managers",
@@ -31,9 +32,11 @@ HEAVY = [
 def serve(path: str) -> NoReturn:
     """Import what is heavy, listen on a Unix socket, and fork a kernel for every caller; ends with standard input."""
     os.environ.setdefault("MPLBACKEND", "module://matplotlib_inline.backend_inline")  # as ipykernel would
+    filters = warnings.filters[:]
     for name in HEAVY:
         with suppress(ImportError):  # an extra that is not installed
             importlib.import_module(name)
+    warnings.filters[:] = filters  # some libraries change them for everyone
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(path)
     listener.listen(16)
