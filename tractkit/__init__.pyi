@@ -63,6 +63,7 @@ from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .coloring import Legend as Legend
 from .things import Lines as Lines
+from .viewer import LinkedViews as LinkedViews
 from .storage import LocalFile as LocalFile
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_flow import Loky as Loky
@@ -199,6 +200,7 @@ from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_draws import apply_at as apply_at
 from .batch_iter import as_batch_iter as as_batch_iter
+from .things import as_glyphs as as_glyphs
 from .markup import as_html as as_html
 from .runlog import as_log as as_log
 from .policy import as_value_policy as as_value_policy
@@ -317,6 +319,7 @@ from .contents import make_streamlines as make_streamlines
 from .views import make_views as make_views
 from .things import mask_outline as mask_outline
 from .events import masked_crc32c as masked_crc32c
+from .things import may_be_odf as may_be_odf
 from .scoring import mdf as mdf
 from .coloring import merge_legends as merge_legends
 from .models.base import model_class as model_class
