@@ -11,7 +11,8 @@ file by file, byte by byte.
 and text exactly, other outputs by their mime types (pictures may differ by a pixel between machines). Cells marked
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
 the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
-last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out where TRACTKIT_DATA is not set.
+last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out
+where TRACTKIT_DATA is not set. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
 """
 
 import argparse
@@ -36,6 +37,7 @@ from tools.tree import copy_tree, git_status, source_files  # noqa: E402
 AT_ONCE = 2
 SLOW_NOTEBOOK = 20  # seconds
 LARGE_NOTEBOOK = 300  # KB
+LONG_STORY = re.compile(r"9[13-9]_")  # tutorials that a short run leaves out: all but 90 and 92
 
 # ---- the exported files ------------------------------------------------------------------------------------------
 
@@ -144,11 +146,12 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
 
-def is_progress_bar(output) -> bool:
-    """Is an output the widget that tqdm draws in a notebook? (TQDM_DISABLE silences only the one it prints.)"""
+def dies_with_its_kernel(output) -> bool:
+    """Is an output a live view, or tqdm's widget? A stored one is an error message where it is opened; a view's still stays."""
     data = output.get("data", {})
+    text = as_text(data.get("text/plain", ""))
     return any("widget-view" in mime for mime in data) and \
-        NOT_FOR_KEEPING["a progress bar"].search(as_text(data.get("text/plain", ""))) is not None
+        (text.startswith("View(") or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
 
 
 def unfit_for_keeping(nb) -> list[str]:
@@ -179,11 +182,11 @@ def execute(nb, *, skip: set[str]) -> None:
         if cell.cell_type == "code" and directives(cell.source) & skip:
             kept[cell.id], cell.source = cell.source, ""
     manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter())
-    NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
+    NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}}, store_widget_state=False).execute()
     for cell in nb.cells:
         cell.source = kept.get(cell.id, cell.source)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
+            cell.outputs = [output for output in cell.outputs if not dies_with_its_kernel(output)]
 
 
 def isolated_environment(folder: str) -> dict[str, str]:
@@ -211,6 +214,7 @@ def run_here(path: Path, store: bool) -> list[str]:
     if store:
         for cell in now.cells:
             cell.metadata = {}
+        now.metadata.pop("widgets", None)
         nbformat.write(now, path)
         return unfit_for_keeping(now)
     problems = unfit_for_keeping(stored)
@@ -270,6 +274,11 @@ def check_run(notebooks: list[Path], store: bool = False) -> int:
     return 1 if wrong or litter else 0
 
 
+def in_this_run(notebooks: list[Path]) -> list[Path]:
+    """What is run if nothing is named: without FULL=1, of the tutorials only the first and the panel's."""
+    return [p for p in notebooks if os.environ.get("FULL") == "1" or not LONG_STORY.match(p.name)]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="*", type=Path, help="default: all in nbs/")
@@ -278,7 +287,7 @@ def main() -> int:
     parser.add_argument("--store", action="store_true", help="run the notebooks and store their outputs")
     parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    notebooks = [p.resolve() for p in args.notebooks] or sorted((ROOT / "nbs").glob("*.ipynb"))
+    notebooks = [p.resolve() for p in args.notebooks] or in_this_run(sorted((ROOT / "nbs").glob("*.ipynb")))
     if args.one:
         print(json.dumps(run_here(notebooks[0], args.store)))
         return 0
