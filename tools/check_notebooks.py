@@ -10,8 +10,9 @@ file by file, byte by byte.
 --run executes each notebook in a kernel, a process of its own, two at a time, and compares by cell id: streams
 and text exactly, other outputs by their mime types (pictures may differ by a pixel between machines). Cells marked
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
-the slow ones, and all tutorials. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
-last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out where TRACTKIT_DATA is not set.
+the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
+last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out
+where TRACTKIT_DATA is not set. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
 """
 
 import argparse
@@ -150,11 +151,12 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
 
-def is_progress_bar(output) -> bool:
-    """Is an output the widget that tqdm draws in a notebook? (TQDM_DISABLE silences only the one it prints.)"""
+def dies_with_its_kernel(output) -> bool:
+    """Is an output a live view, or tqdm's widget? A stored one is an error message where it is opened; a view's still stays."""
     data = output.get("data", {})
+    text = as_text(data.get("text/plain", ""))
     return any("widget-view" in mime for mime in data) and \
-        NOT_FOR_KEEPING["a progress bar"].search(as_text(data.get("text/plain", ""))) is not None
+        (text.startswith("View(") or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
 
 
 def unfit_for_keeping(nb) -> list[str]:
@@ -192,7 +194,8 @@ def execute(nb, *, skip: set[str], warm: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
         manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter(),
                                      connection_file=str(Path(folder) / "kernel.json"))
-        client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}})
+        client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}},
+                                store_widget_state=False)
         try:
             client.execute(env=isolated_environment(folder), stdout=printed, stderr=printed)
         except (DeadKernelError, RuntimeError) as error:  # the second: before its first cell
@@ -201,7 +204,7 @@ def execute(nb, *, skip: set[str], warm: str | None = None) -> None:
     for cell in nb.cells:
         cell.source = kept.get(cell.id, cell.source)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
+            cell.outputs = [output for output in cell.outputs if not dies_with_its_kernel(output)]
 
 
 def isolated_environment(folder: str) -> dict[str, str]:
@@ -246,6 +249,7 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
     if store:
         for cell in now.cells:
             cell.metadata = {}
+        now.metadata.pop("widgets", None)
         nbformat.write(now, path)
         problems = unfit_for_keeping(now)
     else:
@@ -257,12 +261,9 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
     return problems, time.perf_counter() - began
 
 
-def all_notebooks() -> list[Path]:
-    """Those of nbs/ that are to be run: in the short run, of the tutorials only two."""
-    every = sorted((ROOT / "nbs").glob("*.ipynb"))
-    if os.environ.get("FULL") == "1":
-        return every
-    return [p for p in every if not p.name.startswith("9") or p.name.startswith(IN_SHORT)]
+def in_this_run(notebooks: list[Path]) -> list[Path]:
+    """What is run if nothing is named: without FULL=1, of the tutorials only the first and the panel's."""
+    return [p for p in notebooks if os.environ.get("FULL") == "1" or not p.name.startswith("9") or p.name.startswith(IN_SHORT)]
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -307,7 +308,7 @@ def main() -> int:
     parser.add_argument("--run", action="store_true", help="run the notebooks and compare their outputs")
     parser.add_argument("--store", action="store_true", help="run the notebooks and store their outputs")
     args = parser.parse_args()
-    notebooks = [p.resolve() for p in args.notebooks] or all_notebooks()
+    notebooks = [p.resolve() for p in args.notebooks] or in_this_run(sorted((ROOT / "nbs").glob("*.ipynb")))
     if args.store:
         wrong = check_run(notebooks, store=True)
         exporting.export()
