@@ -319,6 +319,7 @@ from .things import mask_outline as mask_outline
 from .events import masked_crc32c as masked_crc32c
 from .scoring import mdf as mdf
 from .coloring import merge_legends as merge_legends
+from .models.base import model_card as model_card
 from .models.base import model_class as model_class
 from .functional import multi_inference_step as multi_inference_step
 from .batch_draws import multiply as multiply

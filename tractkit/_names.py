@@ -320,6 +320,7 @@ NAMES = {
     "masked_crc32c": "events",
     "mdf": "scoring",
     "merge_legends": "coloring",
+    "model_card": "models.base",
     "model_class": "models.base",
     "multi_inference_step": "functional",
     "multiply": "batch_draws",
