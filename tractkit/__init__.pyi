@@ -322,6 +322,7 @@ from .events import masked_crc32c as masked_crc32c
 from .things import may_be_odf as may_be_odf
 from .scoring import mdf as mdf
 from .coloring import merge_legends as merge_legends
+from .models.base import model_card as model_card
 from .models.base import model_class as model_class
 from .functional import multi_inference_step as multi_inference_step
 from .batch_draws import multiply as multiply

@@ -323,6 +323,7 @@ NAMES = {
     "may_be_odf": "things",
     "mdf": "scoring",
     "merge_legends": "coloring",
+    "model_card": "models.base",
     "model_class": "models.base",
     "multi_inference_step": "functional",
     "multiply": "batch_draws",

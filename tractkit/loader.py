@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StreamlinesBatchLoader', 'BatchLoaderSeveralInputs', 'BatchLoaderOneInput']
 
-# %% ../nbs/13_loader.ipynb #3424ad9d
+# %% ../nbs/13_loader.ipynb #4b090c32
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from .dataset import ByteCache, MultiSubjectDataset
 from .files import DataError
 from .inputs import GroupInputs
 from .keyed import fold, fold_ids, normal, uniform
+from .markup import html_card
 from .space import voxel_sizes
 from .streamlines import Streamlines, compress as compress_streamlines, resample_nb_points, resample_step
 from .volume import Neighborhood
@@ -64,7 +65,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
     """One row per streamline or point: (n,) becomes (n, 1)."""
     return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
-# %% ../nbs/13_loader.ipynb #8620af90
+# %% ../nbs/13_loader.ipynb #952d4bb9
 class StreamlinesBatchLoader:
     """Turns the sampler's ids into a StreamlineBatch.
 
@@ -113,6 +114,14 @@ class StreamlinesBatchLoader:
     def settings(self) -> dict[str, Any]:
         """The arguments it was made with, or what they were changed to; those that were left to the model are None."""
         return {k: v if k in ("step_size", "nb_points", "compress") else getattr(self, k, v) for k, v in self._arguments.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items() if v not in (None, 0.0))})"
+
+    def _repr_html_(self) -> str:
+        given = [(k.replace("_", " "), str(v)[:200]) for k, v in self.settings().items() if v not in (None, 0.0)]
+        done = self._resampling()
+        return html_card(type(self).__name__, [*given, ("points", done[1] if done else "as stored")])
 
     def _subjects(self) -> list:
         return [s for subset in (self.dataset.training_set, self.dataset.validation_set, self.dataset.testing_set) for s in subset]
