@@ -31,7 +31,7 @@ from .plots import DARK
 from .scene import Manager, Stage, Still, draw_stage, draw_still, open_stage
 from .things import may_be_odf
 
-# %% ../nbs/08_viewer.ipynb #505e0583
+# %% ../nbs/08_viewer.ipynb #e7218a39
 _COARSE = 2000  # streamlines of each tractogram while the camera moves
 
 
@@ -58,7 +58,7 @@ class _Drawn:
             return
         if kind != "pointer_up" and not self._coarse:
             self._coarse = True
-            self.stage.show_lines(_COARSE)
+            self.stage.show_coarse(_COARSE)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(0.05 if kind == "pointer_up" else 0.4, self._rest)
@@ -67,28 +67,31 @@ class _Drawn:
         self._coarse = False
         self.stage.show_lines()
         self.redraw()
-        self._pass_on(None)
+        self._pass_on()
 
     def _drew(self) -> None:
         """The camera has moved, which it does just before a drawing."""
         if self._coarse:
-            self._pass_on(_COARSE)
+            self._pass_on()
 
-    def _pass_on(self, most: int | None) -> None:
-        """Give the camera to the linked views, and let them show as many streamlines."""
+    def _pass_on(self) -> None:
+        """Give the camera to the linked views, which are as coarse as this one."""
         for other in self.linked:
             other.stage.camera.set_state(self.stage.camera.get_state())
-            other.stage.show_lines(most)
+            if self._coarse:
+                other.stage.show_coarse(_COARSE)
+            else:
+                other.stage.show_lines()
             other.redraw()
 
-# %% ../nbs/08_viewer.ipynb #9f0ce531
+# %% ../nbs/08_viewer.ipynb #9f1ff212
 class View:
     """Something shown by `view`: the live canvas with its controls (None where there is none), the still, and how many
     streamlines are drawn. Without a live canvas the methods change what `screenshot` draws next."""
 
-    def __init__(self, still: Still, composition: Composition, size: tuple[int, int], live: bool):
+    def __init__(self, still: Still, composition: Composition, size: tuple[int, int], stage: Stage | None):
         self.still, self.total, self._composition, self._size = still, composition.total, composition, size
-        self._stage: Stage | None = Stage(composition) if live else None
+        self._stage = stage
         self._drawn = _Drawn(self._stage, size) if self._stage is not None else None
         self.controls: dict[str, widgets.Widget] = {}
         self.canvas: widgets.VBox | None = None
@@ -346,7 +349,7 @@ def _undisplayed() -> Iterator[None]:
     finally:
         jupyter_rfb.widget.display = original
 
-# %% ../nbs/08_viewer.ipynb #19873796
+# %% ../nbs/08_viewer.ipynb #3ddba7f1
 def view(
     *things: Any,                                # what to draw: Tractogram, Volume, subject, batch, mask, fODF, peaks; lists, dicts
     live: bool = True,                           # a view to drag, where there is a notebook and a driver
@@ -362,8 +365,8 @@ def view(
     is drawn by matplotlib. Outside of a notebook nothing is displayed; the still is in the returned View. Raises
     TypeError and ValueError as `snapshot` does."""
     composition = Composition(things, view=view, max_streamlines=max_streamlines, **options)
-    still, drawn = draw_still(composition, size, always_explain=True)
-    result = View(still, composition, size, live and drawn and _in_notebook())
+    still, stage = draw_still(composition, size, always_explain=True)
+    result = View(still, composition, size, stage if live and _in_notebook() else None)
     if result.shown < result.total:
         print(f"{result.shown:,} of {result.total:,} streamlines are drawn; max_streamlines=None draws all")
     if any(may_be_odf(drawing) for drawing in composition.slices if any(drawing.volume is thing for thing in things)):
