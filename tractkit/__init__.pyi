@@ -83,6 +83,7 @@ from .dataset import MultisubjectSubset as MultisubjectSubset
 from .scoring import NO_CONNECTION as NO_CONNECTION
 from .sampler import NO_GROUP as NO_GROUP
 from .volume import Neighborhood as Neighborhood
+from .viewer import NiivueView as NiivueView
 from .settings import ONLY_IN_PYTHON as ONLY_IN_PYTHON
 from .inputs import OUTSIDE as OUTSIDE
 from .hooks import OnNonFinite as OnNonFinite
@@ -210,6 +211,7 @@ from .settings import best_device as best_device
 from .things import box_of as box_of
 from .models.base import build_model as build_model
 from .config import build_trainer as build_trainer
+from .niivue import by_color as by_color
 from .files import cache_folder as cache_folder
 from .space import check_affine as check_affine
 from .session import check_fit as check_fit
@@ -326,9 +328,11 @@ from .models.base import model_card as model_card
 from .models.base import model_class as model_class
 from .functional import multi_inference_step as multi_inference_step
 from .batch_draws import multiply as multiply
+from .niivue import mz3_bytes as mz3_bytes
 from .scoring import nearest_mdf as nearest_mdf
 from .comet import need_comet as need_comet
 from .volume import neighborhood_vectors as neighborhood_vectors
+from .niivue import nifti_bytes as nifti_bytes
 from .keyed import normal as normal
 from .session import nothing_left as nothing_left
 from .demo import open_demo as open_demo
@@ -429,6 +433,7 @@ from .baselines import track_oracle as track_oracle
 from .functional import train_model as train_model
 from .functional import train_step as train_step
 from .functional import training_loss as training_loss
+from .niivue import trx_bytes as trx_bytes
 from .keyed import uniform as uniform
 from .models.directions import unit as unit
 from .batch_draws import unpack_args as unpack_args
