@@ -171,21 +171,21 @@ def broken_links(html: Path = HTML) -> list[str]:
     return problems
 
 
-def main() -> int:
-    gather()
-    shutil.rmtree(HTML, ignore_errors=True)
-    code = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", str(SOURCE), str(HTML)]).returncode
+def make_site(source: Path = SOURCE, html: Path = HTML) -> int:
+    """Write all pages into `html`. Not 0 if a page cannot be made, or a link leads nowhere."""
+    gather(source)
+    shutil.rmtree(html, ignore_errors=True)
+    code = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", str(source), str(html)]).returncode
     if code:
         return code
-    if (SOURCE / "nbs" / "images").is_dir():  # the README shows them by HTML, of which sphinx takes no notice
-        shutil.copytree(SOURCE / "nbs" / "images", HTML / "nbs" / "images", dirs_exist_ok=True)
-    problems = broken_links()
+    if (source / "nbs" / "images").is_dir():  # the README shows them by HTML, of which sphinx takes no notice
+        shutil.copytree(source / "nbs" / "images", html / "nbs" / "images", dirs_exist_ok=True)
+    problems = broken_links(html)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{len(list(HTML.rglob('*.html')))} pages: {(HTML / 'index.html').relative_to(ROOT)}"
-          + (f"; {len(problems)} links BROKEN" if problems else "; all links lead somewhere"))
+    print(f"{len(list(html.rglob('*.html')))} pages in {html}" + (f"; {len(problems)} links BROKEN" if problems else "; all links lead somewhere"))
     return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make_site())
