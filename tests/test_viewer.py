@@ -358,6 +358,7 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         assert not a._drawn._coarse  # no button: nothing moves
         a._drawn.stage.camera.local.position = (1, 2, 3)
         a._drawn._on_pointer({"event_type": "pointer_move", "buttons": (1,)})
+        a._drawn.manager._draw_function()
         counts = [actor.objects[0].geometry.positions.draw_range[1] for _, actor in a._stage._lines]
         a._drawn._on_pointer({"event_type": "pointer_up", "buttons": ()})
         await asyncio.sleep(0.2)

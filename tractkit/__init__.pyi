@@ -49,6 +49,7 @@ from .hdf5_check import HDF5Report as HDF5Report
 from .hdf5 import HDF5_FORMAT as HDF5_FORMAT
 from .hooks import HOOKS as HOOKS
 from .history import History as History
+from .markup import Html as Html
 from .scoring import INVALID_CONNECTION as INVALID_CONNECTION
 from .batch_iter import Infinite as Infinite
 from .models.blocks import InterpolateToInput as InterpolateToInput
@@ -62,6 +63,7 @@ from .phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .coloring import Legend as Legend
 from .things import Lines as Lines
+from .viewer import LinkedViews as LinkedViews
 from .storage import LocalFile as LocalFile
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_flow import Loky as Loky
@@ -126,12 +128,15 @@ from .models.blocks import ResBlock3d as ResBlock3d
 from .models.blocks import Reshape as Reshape
 from .dwi import Response as Response
 from .contents import Rows as Rows
+from .runs import RunBrowser as RunBrowser
 from .curves import RunColumns as RunColumns
+from .listing import RunFacts as RunFacts
 from .runlog import RunLog as RunLog
 from .control import Runner as Runner
 from .config import SECTIONS as SECTIONS
 from .contents import SFTData as SFTData
 from .sources import SPLITS as SPLITS
+from .listing import STATUSES as STATUSES
 from .policy import Schedule as Schedule
 from .scoring import Scores as Scores
 from .session import Session as Session
@@ -195,6 +200,8 @@ from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_draws import apply_at as apply_at
 from .batch_iter import as_batch_iter as as_batch_iter
+from .things import as_glyphs as as_glyphs
+from .markup import as_html as as_html
 from .runlog import as_log as as_log
 from .policy import as_value_policy as as_value_policy
 from .files import atomic_path as atomic_path
@@ -252,6 +259,7 @@ from .process import describe_error as describe_error
 from .hdf5_tools import describe_hdf5 as describe_hdf5
 from .describe import describe_model as describe_model
 from .describe import differences as differences
+from .listing import differing_settings as differing_settings
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
 from .coloring import draw_legend as draw_legend
@@ -262,6 +270,7 @@ from .views import epoch_means as epoch_means
 from .dwi import estimate_response as estimate_response
 from .comet import export_comet as export_comet
 from .hdf5_tools import extract_hdf5 as extract_hdf5
+from .listing import find_runs as find_runs
 from .sources import find_sources as find_sources
 from .session import find_state as find_state
 from .contents import find_streamlines as find_streamlines
@@ -269,12 +278,16 @@ from .contents import find_volume as find_volume
 from .dwi import fodf_peaks as fodf_peaks
 from .keyed import fold as fold
 from .keyed import fold_ids as fold_ids
+from .control import folder_busy as folder_busy
 from .control import folder_lock as folder_lock
 from .checkpoint import freeze_tree as freeze_tree
 from .things import glyph_radii as glyph_radii
 from .hdf5 import group_checksum as group_checksum
 from .hdf5 import hdf5_fingerprint as hdf5_fingerprint
-from .hdf5_check import html_table as html_table
+from .markup import html_card as html_card
+from .markup import html_facts as html_facts
+from .markup import html_fold as html_fold
+from .markup import html_table as html_table
 from .config import import_file as import_file
 from .settings import in_words as in_words
 from .functional import inference_step as inference_step
@@ -306,6 +319,7 @@ from .contents import make_streamlines as make_streamlines
 from .views import make_views as make_views
 from .things import mask_outline as mask_outline
 from .events import masked_crc32c as masked_crc32c
+from .things import may_be_odf as may_be_odf
 from .scoring import mdf as mdf
 from .coloring import merge_legends as merge_legends
 from .models.base import model_class as model_class
@@ -328,6 +342,7 @@ from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .coloring import paste_legends as paste_legends
 from .things import peak_sticks as peak_sticks
+from .checkpoint import peek_checkpoint as peek_checkpoint
 from .keyed import permutation as permutation
 from .process import pickled as pickled
 from .storage import place_of as place_of
@@ -348,6 +363,7 @@ from .snags import provenance as provenance
 from .batch_draws import random_apply as random_apply
 from .keyed import random_bits as random_bits
 from .sources import read_config as read_config
+from .listing import read_facts as read_facts
 from .curves import read_run as read_run
 from .config import read_run_config as read_run_config
 from .curves import read_runs as read_runs
@@ -364,6 +380,7 @@ from .streamlines import reverse as reverse
 from .run_cli import run_command as run_command
 from .demo import run_demo as run_demo
 from .run_cli import run_settings as run_settings
+from .control import runner_of as runner_of
 from .batch_draws import sample as sample
 from .batch_draws import sample_args as sample_args
 from .inputs import sample_nearest as sample_nearest
@@ -386,16 +403,17 @@ from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .curves import smooth as smooth
 from .scene import snapshot as snapshot
-from .card import sparkline as sparkline
+from .markup import sparkline as sparkline
 from .streamlines import split as split
 from .sources import standardize as standardize
 from .card import state_bytes as state_bytes
 from .card import state_card as state_card
 from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
+from .markup import svg_bars as svg_bars
 from .streamlines import take as take
 from .distributed import take_rank as take_rank
-from .hdf5_check import text_table as text_table
+from .markup import text_table as text_table
 from .runlog import thin_places as thin_places
 from .things import things_to_draw as things_to_draw
 from .functional import to_arrays as to_arrays

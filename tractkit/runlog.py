@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['RunLog', 'as_log', 'thin_places', 'Curve']
 
-# %% ../nbs/31_runlog.ipynb #fd75a8ae
+# %% ../nbs/31_runlog.ipynb #05863a2b
 import errno
 import json
 import math
 import os
 import time as clock
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from .files import atomic_path
 
-# %% ../nbs/31_runlog.ipynb #4b4b2839
+# %% ../nbs/31_runlog.ipynb #10c3a74f
 class RunLog:
     """The log of a run: `log.jsonl` in its folder. One writer; any number of readers."""
 
@@ -143,6 +143,15 @@ class RunLog:
                 if record is not None:
                     yield at, at + len(line), record
                 at += len(line)
+
+    def backwards(self) -> Iterator[bytes]:
+        """The lines as they are, from the last to the first: for whoever looks for a few of them. See `parse`."""
+        return (line for _, line in _lines_backwards(self.path)) if self.path.exists() else iter(())
+
+    @staticmethod
+    def parse(lines: Iterable[bytes]) -> list[dict]:
+        """The records of lines; torn ones are left out."""
+        return [r for r in map(_parse, lines) if r is not None]
 
     def losses(self, epoch: int) -> list[float]:
         """The loss of each batch of one epoch, read from the end of the file."""

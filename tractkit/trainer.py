@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #c6d295e1
+# %% ../nbs/34_trainer.ipynb #bc787c96
 import contextlib
 import functools
 import inspect
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +32,7 @@ from .session import ProgressLine, Session, check_fit, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #3d0de877
+# %% ../nbs/34_trainer.ipynb #703fe2c4
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -227,6 +228,7 @@ class Trainer(TrainerSteps):
         if self.ranks.first:
             with atomic_path(self.folder / "config.yaml") as path:
                 path.write_text(yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
+            (self.folder / "failed.txt").unlink(missing_ok=True)
         state.settle(self.log, self.checkpoints)
         self._tell("training_started", self)
         self._save()
@@ -268,6 +270,7 @@ class Trainer(TrainerSteps):
                     self._save()
             except OSError as again:  # of a full disk, say; the last checkpoint is good
                 e.add_note(f"The state could not be saved then: {again}")
+            self._leave_word(e)
             self._tell("training_ended", "failed")
             self._show("ended", phase="failed", message=f"{type(e).__name__}: {e}")
             raise
@@ -281,6 +284,12 @@ class Trainer(TrainerSteps):
             self._save()
             best = f"; best loss {state.best['loss']:.4f} in epoch {state.best['epoch'] + 1}" if state.best else ""
             self._say(f"Finished: {state.finished['message']}{best}. The run is in {self.folder}.", "ended", phase="finished")
+
+    def _leave_word(self, e: Exception) -> None:
+        """What broke the training, for whoever comes to its folder later."""
+        if self.ranks.first:
+            with contextlib.suppress(OSError):
+                (self.folder / "failed.txt").write_text(f"{type(e).__name__}: {e}\n\n{''.join(traceback.format_exception(e))}", encoding="utf-8")
 
 
 def _completed_loop(loop: Callable) -> Callable:
