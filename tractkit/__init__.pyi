@@ -1,5 +1,6 @@
 """The lazy top level, for editors and type checkers. Written by tools/export.py."""
 
+from .facts import ACTIVE as ACTIVE
 from .phantom import BUNDLES as BUNDLES
 from .sampler import BatchIDSampler as BatchIDSampler
 from .plan import BatchIds as BatchIds
@@ -31,13 +32,16 @@ from .demo import Demo as Demo
 from .demo import DemoSettings as DemoSettings
 from .baselines import DipySettings as DipySettings
 from .policy import EarlyStopping as EarlyStopping
+from .form import EditForm as EditForm
 from .batch_iter import EpochPlan as EpochPlan
 from .batch_flow import ExpirationPool as ExpirationPool
 from .policy import Exponential as Exponential
 from .models.blocks import FPN as FPN
+from .edits import FROM_WHEN as FROM_WHEN
 from .feeding import Feeder as Feeder
 from .views import FileView as FileView
 from .hdf5_check import Finding as Finding
+from .facts import FolderRun as FolderRun
 from .checkpoint import FrozenTree as FrozenTree
 from .control import Gate as Gate
 from .things import Glyphs as Glyphs
@@ -65,6 +69,7 @@ from .coloring import Legend as Legend
 from .things import Lines as Lines
 from .viewer import LinkedViews as LinkedViews
 from .storage import LocalFile as LocalFile
+from .facts import LogFollower as LogFollower
 from .policy import LoggerPolicy as LoggerPolicy
 from .batch_flow import Loky as Loky
 from .policy import LossStop as LossStop
@@ -84,12 +89,13 @@ from .scoring import NO_CONNECTION as NO_CONNECTION
 from .sampler import NO_GROUP as NO_GROUP
 from .volume import Neighborhood as Neighborhood
 from .viewer import NiivueView as NiivueView
-from .settings import ONLY_IN_PYTHON as ONLY_IN_PYTHON
+from .words import ONLY_IN_PYTHON as ONLY_IN_PYTHON
 from .inputs import OUTSIDE as OUTSIDE
 from .hooks import OnNonFinite as OnNonFinite
 from .space import Origin as Origin
 from .snags import OutOfMemory as OutOfMemory
 from .phantom import PHANTOM_VERSION as PHANTOM_VERSION
+from .session import Pace as Pace
 from .models.layers import PadBuckets as PadBuckets
 from .policy import Patience as Patience
 from .things import Peaks as Peaks
@@ -113,6 +119,8 @@ from .models.blocks import PreActivation1d as PreActivation1d
 from .models.blocks import PreActivation2d as PreActivation2d
 from .models.blocks import PreActivation3d as PreActivation3d
 from .models.blocks import PreActivationND as PreActivationND
+from .preview import Preview as Preview
+from .preview import PreviewPicture as PreviewPicture
 from .process import ProcessRun as ProcessRun
 from .session import ProgressLine as ProgressLine
 from .batch import Provenance as Provenance
@@ -121,6 +129,7 @@ from .hdf5_tools import REPAIRS as REPAIRS
 from .ranks import RankSampler as RankSampler
 from .ranks import Ranks as Ranks
 from .contents import ReadVolume as ReadVolume
+from .look import Readout as Readout
 from .storage_remote import RemoteFile as RemoteFile
 from .models.blocks import ResBlock as ResBlock
 from .models.blocks import ResBlock1d as ResBlock1d
@@ -189,6 +198,7 @@ from .snags import TrainerSnags as TrainerSnags
 from .state import TrainerState as TrainerState
 from .steps import TrainerSteps as TrainerSteps
 from .scoring import VALID as VALID
+from .facts import VERBS as VERBS
 from .policy import ValuePolicy as ValuePolicy
 from .viewer import View as View
 from .volume import Volume as Volume
@@ -200,6 +210,7 @@ from .hdf5 import add_subject as add_subject
 from .settings import amp_type as amp_type
 from .space import apply_affine as apply_affine
 from .batch_draws import apply_at as apply_at
+from .edits import apply_change as apply_change
 from .batch_iter import as_batch_iter as as_batch_iter
 from .things import as_glyphs as as_glyphs
 from .markup import as_html as as_html
@@ -213,7 +224,9 @@ from .models.base import build_model as build_model
 from .config import build_trainer as build_trainer
 from .niivue import by_color as by_color
 from .files import cache_folder as cache_folder
+from .edits import changeable as changeable
 from .space import check_affine as check_affine
+from .edits import check_changes as check_changes
 from .session import check_fit as check_fit
 from .hdf5_check import check_group as check_group
 from .tracking import check_limits as check_limits
@@ -241,6 +254,7 @@ from .dwi import compute_fodf as compute_fodf
 from .dwi import compute_sh as compute_sh
 from .streamlines import concatenate_streamlines as concatenate_streamlines
 from .tractogram import concatenate_tractograms as concatenate_tractograms
+from .session import config_mark as config_mark
 from .run_cli import config_of_words as config_of_words
 from .plots import content_box as content_box
 from .plots import content_points as content_points
@@ -260,11 +274,13 @@ from .describe import describe_environment as describe_environment
 from .process import describe_error as describe_error
 from .hdf5_tools import describe_hdf5 as describe_hdf5
 from .describe import describe_model as describe_model
+from .facts import describe_trainer as describe_trainer
 from .describe import differences as differences
 from .listing import differing_settings as differing_settings
 from .tracking import dilate_mask as dilate_mask
 from .plots import direction_colors as direction_colors
 from .coloring import draw_legend as draw_legend
+from .look import draw_panel as draw_panel
 from .models.layers import draws_from_torch as draws_from_torch
 from .events import encode_event as encode_event
 from .plots import encode_png as encode_png
@@ -272,6 +288,7 @@ from .views import epoch_means as epoch_means
 from .dwi import estimate_response as estimate_response
 from .comet import export_comet as export_comet
 from .hdf5_tools import extract_hdf5 as extract_hdf5
+from .form import field_text as field_text
 from .listing import find_runs as find_runs
 from .sources import find_sources as find_sources
 from .session import find_state as find_state
@@ -291,10 +308,11 @@ from .markup import html_facts as html_facts
 from .markup import html_fold as html_fold
 from .markup import html_table as html_table
 from .config import import_file as import_file
-from .settings import in_words as in_words
+from .words import in_words as in_words
 from .functional import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .batch_draws import item_key as item_key
+from .facts import kept_checkpoints as kept_checkpoints
 from .config import keywords_of as keywords_of
 from .dwi import largest_sh_order as largest_sh_order
 from .distributed import launch as launch
@@ -334,15 +352,19 @@ from .comet import need_comet as need_comet
 from .volume import neighborhood_vectors as neighborhood_vectors
 from .niivue import nifti_bytes as nifti_bytes
 from .keyed import normal as normal
+from .edits import note_changes as note_changes
 from .session import nothing_left as nothing_left
 from .demo import open_demo as open_demo
 from .hdf5 import open_hdf5 as open_hdf5
 from .functional import open_log as open_log
 from .storage import open_unlocked as open_unlocked
+from .facts import pack_curves as pack_curves
+from .preview import pack_lines as pack_lines
 from .checkpoint import pack_tree as pack_tree
 from .models.layers import pad_buckets as pad_buckets
 from .coloring import palette as palette
 from .panel import panel_of as panel_of
+from .form import parse_field as parse_field
 from .cli import parser as parser
 from .hdf5 import part_ids as part_ids
 from .coloring import paste_legends as paste_legends
@@ -360,7 +382,8 @@ from .plots import plot_signal_and_fodf as plot_signal_and_fodf
 from .plots import plot_slice as plot_slice
 from .plots import plot_streamlines as plot_streamlines
 from .models.directions import point_directions as point_directions
-from .session import policy_name as policy_name
+from .words import policy_name as policy_name
+from .facts import possible_verbs as possible_verbs
 from .dwi import prepare_subject as prepare_subject
 from .baselines import previous_direction_loss as previous_direction_loss
 from .models.directions import previous_directions as previous_directions
@@ -404,6 +427,7 @@ from .dwi import select_shell as select_shell
 from .post import send_object as send_object
 from .process import serve_trainer as serve_trainer
 from .functional import set_optimizer_params as set_optimizer_params
+from .facts import settings_code as settings_code
 from .panel import show_trainers_as_panels as show_trainers_as_panels
 from .phantom import simulate_subject as simulate_subject
 from .curves import smooth as smooth
@@ -417,10 +441,13 @@ from .control import stop_on_interrupt as stop_on_interrupt
 from .augment import stored as stored
 from .markup import svg_bars as svg_bars
 from .streamlines import take as take
+from .edits import take_over as take_over
 from .distributed import take_rank as take_rank
 from .markup import text_table as text_table
 from .runlog import thin_places as thin_places
 from .things import things_to_draw as things_to_draw
+from .facts import thinned as thinned
+from .facts import time_left as time_left
 from .functional import to_arrays as to_arrays
 from .steps import to_device as to_device
 from .functional import to_tensors as to_tensors
@@ -440,7 +467,9 @@ from .batch_draws import unpack_args as unpack_args
 from .checkpoint import unpack_tree as unpack_tree
 from .comet import upload_comet as upload_comet
 from .models.layers import use_generator as use_generator
+from .session import used_memory as used_memory
 from .hdf5_check import validate_hdf5 as validate_hdf5
+from .words import value_from_words as value_from_words
 from .plots import value_window as value_window
 from .viewer import view as view
 from .space import voxel_order as voxel_order
