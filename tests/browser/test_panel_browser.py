@@ -5,7 +5,9 @@ import os
 import re
 import time
 
+import numpy as np
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 pytest.importorskip("playwright.sync_api")
