@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StreamlinesBatchLoader', 'BatchLoaderSeveralInputs', 'BatchLoaderOneInput']
 
-# %% ../nbs/13_loader.ipynb #3424ad9d
+# %% ../nbs/13_loader.ipynb #4b090c32
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,12 +21,26 @@ from .dataset import ByteCache, MultiSubjectDataset
 from .files import DataError
 from .inputs import GroupInputs
 from .keyed import fold, fold_ids, normal, uniform
+from .markup import html_card
 from .space import voxel_sizes
 from .streamlines import Streamlines, compress as compress_streamlines, resample_nb_points, resample_step
 from .volume import Neighborhood
 
-# %% ../nbs/13_loader.ipynb #ee50d539
+# %% ../nbs/13_loader.ipynb #2e5f4592
 _fold = lru_cache(maxsize=4096)(fold)  # a batch asks for a few keys of each subject, the next batch for the same
+
+
+@lru_cache
+def _resampling(name: str, value: float) -> tuple[partial, str]:
+    """An operation on streamlines, and its name. ValueError if it cannot be."""
+    if name == "step_size":
+        found: tuple[partial, str] = partial(resample_step, step_mm=value), f"resampled to a step of {value:g} mm"
+    elif name == "nb_points":
+        found = partial(resample_nb_points, nb_points=int(value)), f"resampled to {value} points"
+    else:
+        found = partial(compress_streamlines, tolerance_mm=value), f"compressed to {value:g} mm"
+    found[0](Streamlines.from_list([]))
+    return found
 
 
 def _one_of(**options: float | None) -> None:
@@ -119,6 +133,14 @@ class StreamlinesBatchLoader:
         """The arguments it was made with, or what they were changed to; those that were left to the model are None."""
         return {k: v if k in ("step_size", "nb_points", "compress") else getattr(self, k, v) for k, v in self._arguments.items()}
 
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items() if v not in (None, 0.0))})"
+
+    def _repr_html_(self) -> str:
+        given = [(k.replace("_", " "), str(v)[:200]) for k, v in self.settings().items() if v not in (None, 0.0)]
+        done = self._resampling()
+        return html_card(type(self).__name__, [*given, ("points", done[1] if done else "as stored")])
+
     def _subjects(self) -> list:
         return [s for subset in (self.dataset.training_set, self.dataset.validation_set, self.dataset.testing_set) for s in subset]
 
@@ -143,16 +165,11 @@ class StreamlinesBatchLoader:
     def _resampling(self) -> tuple[partial, str] | None:
         """The operation that brings streamlines to the points asked for, and its name; None if they have them."""
         made = self.dataset
-        if self.step_size is not None and self.step_size != made.step_size:
-            found: tuple[partial, str] = partial(resample_step, step_mm=self.step_size), f"resampled to a step of {self.step_size:g} mm"
-        elif self.nb_points is not None and self.nb_points != made.nb_points:
-            found = partial(resample_nb_points, nb_points=self.nb_points), f"resampled to {self.nb_points} points"
-        elif self.compress is not None and self.compress != made.compress:
-            found = partial(compress_streamlines, tolerance_mm=self.compress), f"compressed to {self.compress:g} mm"
-        else:
-            return None
-        found[0](Streamlines.from_list([]))
-        return found
+        for name in ("step_size", "nb_points", "compress"):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted != getattr(made, name):
+                return _resampling(name, wanted)
+        return None
 
     def _keys(self, epoch: int, subject: str, operation: str, ids: np.ndarray) -> np.ndarray:
         return fold_ids(_fold(self.rng, epoch, subject, operation), ids)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #87526a9e
+# %% ../nbs/34_trainer.ipynb #70202e59
 import contextlib
 import copy
 import functools
@@ -13,6 +13,7 @@ import inspect
 import math
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,7 @@ from .session import ProgressLine, Session, check_fit, config_mark, find_state, 
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #b2fdba6d
+# %% ../nbs/34_trainer.ipynb #e7c1c16f
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -333,6 +334,8 @@ class Trainer(TrainerSteps):
             if isinstance(policy, TorchSchedule):
                 policy.attach(state.optimizer, new=kept is None)
         self._write_config()
+        if self.ranks.first:
+            (self.folder / "failed.txt").unlink(missing_ok=True)
         state.settle(self.log, self.checkpoints)
         self._note_changes()
         self._tell("training_started", self)
@@ -376,6 +379,7 @@ class Trainer(TrainerSteps):
                     self._save()
             except OSError as again:  # of a full disk, say; the last checkpoint is good
                 e.add_note(f"The state could not be saved then: {again}")
+            self._leave_word(e)
             self._tell("training_ended", "failed")
             self._say(" ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", [])]), "ended", phase="failed")
             raise
@@ -389,6 +393,12 @@ class Trainer(TrainerSteps):
             self._save()
             best = f"; best loss {state.best['loss']:.4f} in epoch {state.best['epoch'] + 1}" if state.best else ""
             self._say(f"Finished: {state.finished['message']}{best}. The run is in {self.folder}.", "ended", phase="finished")
+
+    def _leave_word(self, e: Exception) -> None:
+        """What broke the training, for whoever comes to its folder later."""
+        if self.ranks.first:
+            with contextlib.suppress(OSError):
+                (self.folder / "failed.txt").write_text(f"{type(e).__name__}: {e}\n\n{''.join(traceback.format_exception(e))}", encoding="utf-8")
 
 
 def _completed_loop(loop: Callable) -> Callable:

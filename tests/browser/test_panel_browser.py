@@ -1,4 +1,4 @@
-"""The panel and the live view as a person has them: a real JupyterLab, a real trainer, a mouse."""
+"""The panel as a person has it: a real JupyterLab, a real trainer, a mouse."""
 
 import io
 import os
@@ -168,54 +168,3 @@ def test_a_person_looks_at_the_preview(lab):
     page.wait_for_timeout(200)
     assert (np.abs(look() - before).max(axis=-1) > 24).mean() > .01  # turned
     page.screenshot(path=PICTURES / "panel-preview.png")
-
-
-VIEW = """import numpy as np
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.viewer import view
-from tractkit.volume import Volume
-x = np.linspace(-1, 1, 60)
-lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1) for a in range(-8, 9, 2) for b in range(-6, 7, 2)]
-ball = (np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T < 17).astype(np.float32)
-things = Tractogram(Streamlines.from_list(lines), np.diag([2, 2, 2, 1.]), ball.shape), Volume(ball, np.diag([2, 2, 2, 1.]))"""
-
-
-@pytest.mark.full
-def test_a_person_turns_a_view(lab):
-    from tractkit.scene import vulkan_available
-
-    if not vulkan_available():
-        pytest.skip("no Vulkan driver")
-    page = lab.open("view.ipynb", [VIEW, "v = view(*things, size=(480, 360))"])
-    canvas = page.locator(".jp-OutputArea-output .renderview-wrapper").first
-
-    def look() -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(canvas.screenshot())).convert("RGB")).astype(int)
-
-    def changed(before) -> float:
-        return float((np.abs(look() - before).max(axis=-1) > 24).mean())
-
-    for cell in (0, 1):
-        lab.run_cell(page, cell)
-    canvas.wait_for(timeout=60_000)
-    until(lambda: look().std() > 20)  # painted
-    still = page.locator(".jp-RenderedImage img")
-    assert still.count() == 1 and still.is_visible()  # a picture beside it
-    page.wait_for_timeout(800)
-    before, box = look(), canvas.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x, y)
-    page.mouse.down()
-    page.mouse.move(x + 40, y + 10, steps=4)
-    page.mouse.move(x + 90, y + 20, steps=4)
-    page.mouse.up()
-    until(lambda: changed(before) > 0.02)
-    page.wait_for_timeout(800)  # the full picture after the last drag
-    turned = look()
-    page.screenshot(path=PICTURES / "view-in-lab.png")
-    lab.saved_outputs(page, "view.ipynb")
-    page.reload()
-    lab.ready(page)
-    canvas.wait_for(timeout=30_000)
-    until(lambda: look().shape == turned.shape and changed(turned) < 0.02)  # repainted as it was left
