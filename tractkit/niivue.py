@@ -91,7 +91,7 @@ def _first_twice(streamlines: Streamlines) -> Streamlines:
     return Streamlines(np.insert(kept.points, kept.offsets[:-1], kept.points[kept.offsets[:-1]], axis=0),
                        kept.offsets + np.arange(len(kept) + 1))
 
-# %% ../nbs/08_niivue.ipynb #4a9d5d56
+# %% ../nbs/08_niivue.ipynb #03484e40
 HOW_TO_INSTALL = "backend='niivue' draws with ipyniivue, which is not installed; install it by pip install ipyniivue, or tractkit[niivue]"
 
 
@@ -112,6 +112,7 @@ class NiivueScene:
         r, g, b = to_rgb(DARK)
         self.widget = ipyniivue.NiiVue(
             height=size[1], back_color=(r, g, b, 1.0), is_slice_mm=True, is_orient_cube=True, crosshair_width=0.0,
+            show_all_orientation_markers=True, font_color=(0.9, 0.92, 0.95, 1.0), mesh_xray=0.5, show_legend=False,
             multiplanar_force_render=True, slice_type=self.slice_type(composition.view), drag_and_drop_enabled=False)
         self.volumes = [ipyniivue.Volume(data=nifti_bytes(s, composition.channel_of(s)), name=f"{s.name or 'volume'}.nii", colormap="gray",
                                          cal_min=composition.window_of(s)[0], cal_max=composition.window_of(s)[1],
@@ -123,6 +124,7 @@ class NiivueScene:
             for key, value in options.items():
                 setattr(mesh, key, value)
             self.meshes.setdefault(name, []).append(mesh)
+        self.widget.scene.render_azimuth, self.widget.scene.render_elevation = 315.0, 29.0
         self.widget.load_volumes(self.volumes)
         self.widget.load_meshes([mesh for meshes in self.meshes.values() for mesh in meshes])
 
