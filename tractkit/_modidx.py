@@ -1194,6 +1194,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tractkit.niivue': { 'tractkit.niivue.NiivueScene': ('niivue.html#niivuescene', 'tractkit/niivue.py'),
                                  'tractkit.niivue.NiivueScene.__init__': ('niivue.html#niivuescene.__init__', 'tractkit/niivue.py'),
                                  'tractkit.niivue.NiivueScene._files': ('niivue.html#niivuescene._files', 'tractkit/niivue.py'),
+                                 'tractkit.niivue.NiivueScene.show': ('niivue.html#niivuescene.show', 'tractkit/niivue.py'),
                                  'tractkit.niivue.NiivueScene.slice_type': ('niivue.html#niivuescene.slice_type', 'tractkit/niivue.py'),
                                  'tractkit.niivue._colored': ('niivue.html#_colored', 'tractkit/niivue.py'),
                                  'tractkit.niivue._fibers': ('niivue.html#_fibers', 'tractkit/niivue.py'),

@@ -91,7 +91,7 @@ def _first_twice(streamlines: Streamlines) -> Streamlines:
     return Streamlines(np.insert(kept.points, kept.offsets[:-1], kept.points[kept.offsets[:-1]], axis=0),
                        kept.offsets + np.arange(len(kept) + 1))
 
-# %% ../nbs/08_niivue.ipynb #03484e40
+# %% ../nbs/08_niivue.ipynb #037b1278
 HOW_TO_INSTALL = "backend='niivue' draws with ipyniivue, which is not installed; install it by pip install ipyniivue, or tractkit[niivue]"
 
 
@@ -128,6 +128,13 @@ class NiivueScene:
         self.widget.load_volumes(self.volumes)
         self.widget.load_meshes([mesh for meshes in self.meshes.values() for mesh in meshes])
 
+    def show(self, name: str, visible: bool) -> None:
+        """Show or hide what has this name. NiiVue draws hidden lines beside visible ones, but never those that are too short."""
+        for mesh in self.meshes[name]:
+            mesh.visible = visible
+            if mesh.name.endswith(".trx"):
+                mesh.fiber_length = _SHORTEST if visible else 1e9
+
     def slice_type(self, view: str) -> Any:
         """NiiVue's name of a view; with slices, 3d is the three planes beside the whole."""
         around = self._kinds.MULTIPLANAR if self.composition.slices else self._kinds.RENDER
@@ -155,7 +162,10 @@ class NiivueScene:
                 g = surface.geometry
                 yield glyphs.name or "fODF", "mz3", mz3_bytes(g.positions.data, g.indices.data, g.colors.data), {}
 
-# %% ../nbs/08_niivue.ipynb #4bffea62
+# %% ../nbs/08_niivue.ipynb #1460b3af
+_SHORTEST = 1e-6  # mm, of streamlines that are drawn; for NiiVue, zero is no length at all
+
+
 def _line_files(part: Part, limit: int | None) -> Iterator[tuple[str, str, bytes, dict[str, Any]]]:
     rasmm, rgb = part.drawn(limit)
     if part.coloring.kind == "direction":
@@ -171,4 +181,4 @@ def _colored(name: str, rasmm: Streamlines, rgb: np.ndarray, radius: float) -> I
 
 def _fibers(color: str, radius: float) -> dict[str, Any]:
     """How NiiVue draws streamlines: without noise in the colors, also those shorter than 2 mm."""
-    return dict(fiber_color=color, fiber_dither=0.0, fiber_length=1e-6, fiber_radius=float(radius))
+    return dict(fiber_color=color, fiber_dither=0.0, fiber_length=_SHORTEST, fiber_radius=float(radius))

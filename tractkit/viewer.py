@@ -345,7 +345,7 @@ def _bars(composition: Composition) -> list[widgets.Image]:
             out.append(widgets.Image(value=buffer.getvalue(), format="png", layout={"width": f"{drawn.width}px"}))
     return out
 
-# %% ../nbs/08_viewer.ipynb #251c1b90
+# %% ../nbs/08_viewer.ipynb #04be1371
 class NiivueView(View):
     """A view that NiiVue draws in the browser; `scene` is what it was given."""
 
@@ -384,8 +384,7 @@ class NiivueView(View):
         meshes = self._need_scene().meshes
         if name not in meshes:
             raise ValueError(f"nothing is named {name!r}; there are {', '.join(filter(None, meshes)) or 'no names'}")
-        for mesh in meshes[name]:
-            mesh.visible = not mesh.visible if visible is None else visible
+        self._need_scene().show(name, not meshes[name][0].visible if visible is None else visible)
 
     def _need_scene(self) -> NiivueScene:
         if self.scene is None:
