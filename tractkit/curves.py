@@ -117,7 +117,7 @@ def smooth(
     sums, counts = (lfilter([1 - weight], [1, -weight], np.where(there, a, 0.0)) for a in (values, 1.0))
     return np.divide(sums, counts, out=np.full(len(values), math.nan), where=counts > 0)
 
-# %% ../nbs/36_curves.ipynb #04df2827
+# %% ../nbs/36_curves.ipynb #6e4e2d94
 _LIGHT: dict[str, Any] = {"paper": "white", "ink": "#3c434c", "axis": "#b9c0c9", "grid": "#eceff3",
           "colors": ("#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#b0862a", "#c2497b", "#4a9aa5", "#6b6f76")}
 _DARK: dict[str, Any] = {"paper": "#111418", "ink": "#c9d1d9", "axis": "#4b535d", "grid": "#20252b",
@@ -157,7 +157,8 @@ def plot_runs(
         ax = figure.add_axes(((left + 62) / width, 1 - (top + size[1] - 44) / height, (size[0] - 84) / width, (size[1] - 82) / height),
                              facecolor=look["paper"])
         if many and "train_loss" in wanted[title]:  # epochs tell it already
-            lines = [line for line in lines if line[2] != "batch"]
+            ended = {line[0] for line in lines if line[2] != "batch"}
+            lines = [line for line in lines if line[2] != "batch" or line[0] not in ended]
         _draw(ax, lines, found, look, many, smoothing, wanted[title])
         _dress(ax, title, lines, wanted[title], look, many, x, (log or {}).get(title), remove_outliers)
         if xlim:

@@ -24,10 +24,11 @@ import nibabel as nib
 import numpy as np
 from tqdm.auto import tqdm
 
-# %% ../nbs/11_hdf5_tools.ipynb #8553eb41
+# %% ../nbs/11_hdf5_tools.ipynb #566ad1b2
 from .files import DataError, atomic_path
 from .hdf5 import open_hdf5
-from .hdf5_check import Finding, check_group, html_table, text_table
+from .hdf5_check import Finding, check_group
+from .markup import html_table, svg_bars, text_table
 from .sources import SPLITS
 from .space import check_affine, voxel_order, voxel_sizes
 from .streamlines import Streamlines
@@ -120,7 +121,7 @@ def _said(config: dict) -> str:
 
     return "; ".join(words(v) if k == "files" else f"{k.replace('_', ' ')} {words(v)}" for k, v in config.items() if k != "type" and v not in (None, [], ()))
 
-# %% ../nbs/11_hdf5_tools.ipynb #e3a6817e
+# %% ../nbs/11_hdf5_tools.ipynb #a3db738c
 _SHOWN = 30  # subjects of a split on the page
 
 
@@ -148,17 +149,7 @@ def _mm(lengths: np.ndarray) -> str:
     low, middle, high = np.quantile(known, [.05, .5, .95])
     return f"median {middle:.0f} mm, 90 % in {low:.0f} to {high:.0f}"
 
-
-def _bars(lengths: np.ndarray) -> str:
-    """A histogram of lengths as a small inline drawing in the colour of the text."""
-    known = lengths[np.isfinite(lengths)]
-    if not len(known) or known.max() <= 0:
-        return ""
-    heights, _ = np.histogram(known, 24, (0, np.quantile(known, .995) or known.max()))
-    bars = "".join(f'<rect x="{5 * k}" y="{24 - 24 * h / heights.max():.1f}" width="4" height="{24 * h / heights.max():.1f}"/>' for k, h in enumerate(heights) if h)
-    return f'<svg width="120" height="25" role="img" aria-label="histogram of lengths" style="fill:currentColor;opacity:.6;display:block">{bars}</svg>'
-
-# %% ../nbs/11_hdf5_tools.ipynb #bcd79e0c
+# %% ../nbs/11_hdf5_tools.ipynb #58e3c564
 @dataclass(frozen=True)
 class HDF5Description:
     """What is in a data file: a page in a notebook, text in a terminal."""
@@ -218,10 +209,10 @@ class HDF5Description:
 
     def _repr_html_(self) -> str:
         about = " · ".join(f'<span style="white-space:nowrap"><span style="opacity:.65">{html.escape(k)}</span> {html.escape(v)}</span>' for k, v in self.about.items())
-        groups = html_table(_GROUP_HEADINGS, (self._group_row(g) for g in self.groups))
+        groups: str = html_table(_GROUP_HEADINGS, (self._group_row(g) for g in self.groups))
         for group in self.groups:  # the drawing stands under the group's name
             name = html.escape(group)
-            groups = groups.replace(f">{name}</td>", f">{name}{_bars(self.lengths_mm(group))}</td>", 1)
+            groups = groups.replace(f">{name}</td>", f">{name}{svg_bars(self.lengths_mm(group), 'histogram of lengths')}</td>", 1)
         subjects = html_table(("split", "subject", *self.groups), self._subject_rows())
         return (f'<div><div style="font-size:115%;font-weight:bold;padding:.2em .8em">{html.escape(Path(self.path).name)}</div>'
                 f'<div style="padding:.2em .8em;line-height:1.7">{about}</div>{groups}{subjects}</div>')

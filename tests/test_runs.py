@@ -1,0 +1,384 @@
+"""The list of runs against real trainings, and against every way in which a folder can be damaged; the browser without a page."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers_training import FitBreaks, Points, fit
+
+from tractkit import listing, runs
+from tractkit.checkpoint import peek_checkpoint
+from tractkit.control import Status, folder_busy, folder_lock
+from tractkit.curves import read_run
+from tractkit.files import DataError
+from tractkit.listing import RunFacts, differing_settings, find_runs
+from tractkit.post import Post
+from tractkit.runs import RunBrowser
+
+OTHER = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}, "text": True, "stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
+
+
+def train(folder, name, **options):
+    trainer = fit(folder, name, **{"tensorboard": False} | options)
+    trainer.train_and_validate()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """Runs that nobody changes: copy them."""
+    folder = tmp_path_factory.mktemp("runs")
+    train(folder, "done")
+    train(folder, "series/small", learning_rate=.003, max_epochs=2)
+    with pytest.raises(OSError, match="disk is gone"):
+        train(folder, "broken", kind=FitBreaks)
+    stopped = fit(folder, "stopped", tensorboard=False)
+    stopped.step(8)
+    stopped.stop(wait=True)
+    return folder
+
+
+@pytest.fixture
+def folder(kept, tmp_path) -> Path:
+    return shutil.copytree(kept, tmp_path / "runs")
+
+
+def facts(folder, name) -> RunFacts:
+    return {r.name: r for r in find_runs(folder)}[name]
+
+
+# ---- how a run stands ----------------------------------------------------------------------------------------
+
+
+def test_each_run_stands_as_it_was_left(kept):
+    found = {r.name: r for r in find_runs(kept)}
+    assert {n: (r.status, r.epochs, r.max_epochs, r.step) for n, r in found.items()} == {
+        "done": ("finished", 3, 3, 18), "series/small": ("finished", 2, 2, 12), "broken": ("failed", 1, 3, 7), "stopped": ("stopped", 1, 3, 8)}
+    assert found["broken"].note == "OSError: the disk is gone"
+    assert found["stopped"].note == found["done"].note == ""
+
+
+def test_best_epoch_and_time_are_those_of_the_log(kept):
+    for run in find_runs(kept):
+        epochs = read_run(run.folder).columns["epoch"]
+        assert run.best == epochs["valid_loss"].min() and run.best_epoch == epochs["valid_loss"].argmin() + 1
+        assert run.curves.columns["epoch"]["train_loss"].tolist() == epochs["train_loss"].tolist()
+        spent = [r["time"] for r in map(json.loads, (run.folder / "log.jsonl").open()) if r["kind"] == "epoch"][-1]
+        assert run.seconds >= spent["training"] + spent["validation"] > 0
+
+
+def test_a_failure_is_forgotten_when_the_run_goes_on(folder):
+    train(folder, "broken")
+    assert (facts(folder, "broken").status, (folder / "broken/failed.txt").exists()) == ("finished", False)
+
+
+def test_a_killed_run_says_how_much_is_lost(folder):
+    log = folder / "stopped/log.jsonl"
+    records = [{"kind": "batch", "epoch": 1, "batch": b, "step": 7 + b, "loss": .1} for b in range(2, 6)] + [{"kind": "epoch", "epoch": 1, "step": 12, "train_loss": .1, "valid_loss": .001}]
+    with log.open("a") as f:
+        f.writelines(json.dumps(r) + "\n" for r in records)
+        f.write('{"kind": "epoch", "epoch": 2, "st')  # it was writing
+    run = facts(folder, "stopped")
+    assert (run.status, run.note, run.epochs, run.step, run.best, run.best_epoch) == (
+        "stopped", "killed 4 batches after its last checkpoint", 2, 12, .001, 2)
+
+
+def test_a_run_at_work_in_this_kernel(folder):
+    trainer = fit(folder, "mine", tensorboard=False)
+    trainer.step(2)
+    try:
+        for _ in range(3):
+            assert facts(folder, "mine").status in ("running", "paused")
+        code = f"from tractkit.control import folder_lock\nwith folder_lock({str(folder / 'mine')!r}): print('taken')"
+        assert "taken" not in subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, **OTHER).stdout  # looking took nothing away
+        assert RunBrowser(folder).open("mine").trainer is trainer
+    finally:
+        trainer.stop(wait=True)
+    assert facts(folder, "mine").status == "stopped"
+
+
+def test_a_run_at_work_in_another_process(folder):
+    """Holding the lock of a trainer, then in its turn the post of a process that rests."""
+    at = folder / "stopped"
+    code = f"""
+import sys
+from tractkit.control import Status, folder_lock
+from tractkit.post import Post
+with folder_lock({str(at)!r}):
+    print("locked", flush=True); sys.stdin.readline()
+post = Post({str(at)!r}); post.clear()
+with post.living():
+    post.say(Status("paused", epoch=1), resting=True, ended=False)
+    print("resting", flush=True); sys.stdin.readline()
+    post.say(Status("failed"), ended=True, error={{"type": "MemoryError", "message": "too much\\nfor it", "trace": ""}})
+"""
+    other = subprocess.Popen([sys.executable, "-c", code], **OTHER)
+    said = []
+    for words in ("locked\n", "resting\n"):
+        assert other.stdout.readline() == words
+        assert folder_busy(at) == (words == "locked\n")
+        said.append(facts(folder, "stopped").status)
+        other.stdin.write("\n")
+        other.stdin.flush()
+    assert other.wait() == 0
+    run = facts(folder, "stopped")
+    assert said == ["running", "paused"] and (run.status, run.note) == ("failed", "MemoryError: too much")
+    Post(at).say(Status("training"), resting=False, ended=False)
+    assert (facts(folder, "stopped").status, facts(folder, "stopped").note) == ("failed", "the process ended without a word")
+
+
+def test_looking_hinders_no_trainer(tmp_path):
+    """A look while somebody starts must not make them fail."""
+    (tmp_path / ".lock").touch()
+    code = f"""
+from tractkit.control import folder_busy
+print("looking", flush=True)
+while True: folder_busy({str(tmp_path)!r})"""
+    other = subprocess.Popen([sys.executable, "-c", code], **OTHER)
+    try:
+        assert other.stdout.readline() == "looking\n"
+        end = time.monotonic() + .5
+        while time.monotonic() < end:
+            with folder_lock(tmp_path):
+                pass
+    finally:
+        other.kill()
+        other.wait()
+
+
+# ---- quickly -------------------------------------------------------------------------------------------------
+
+
+def test_whole_logs_and_weights_are_not_read(tmp_path, monkeypatch):
+    """Of 400 records, those beyond the newest checkpoint; of the checkpoint, its header."""
+    train(tmp_path, "long", points=Points(200, 1), max_epochs=2)
+    lines, parsed = [], []
+    monkeypatch.setattr(listing, "_STEP", type("", (), {"search": lambda self, line: lines.append(line) or re.search(rb'"step": (\d+)', line)})())
+    monkeypatch.setattr("tractkit.runlog._parse", lambda line: parsed.append(line) or json.loads(line))
+    run = facts(tmp_path, "long")
+    assert (run.epochs, run.step, run.status) == (2, 400, "finished")
+    assert len(lines) <= 2 and not parsed
+    newest = max((tmp_path / "long/checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])  # the last weight
+    assert "cut short" in facts(tmp_path, "long").note
+    for path in (tmp_path / "long/checkpoints").iterdir():
+        path.unlink()
+    lines.clear()
+    parsed.clear()
+    assert (facts(tmp_path, "long").epochs, len(parsed)) == (2, 2)  # without a checkpoint: all lines are looked at, those of epochs are read
+
+
+def test_a_glance_at_a_checkpoint_is_what_loading_it_gives(kept):
+    trainer = fit(kept, "done")
+    tree, path = trainer.checkpoints.newest()
+    seen = peek_checkpoint(path, ("epochs", "time", "finished", "policies", "no such"))
+    assert seen == {k: tree[k] for k in ("epochs", "time", "finished", "policies")}
+
+
+# ---- damaged, foreign ----------------------------------------------------------------------------------------
+
+
+DAMAGE = [b"", b"\x00" * 64, b"\xff" * 9, b"[1, 2", b"{}", b'{"kind": 3}\n', b"a: [*x]\n", b"- 1\n", b"\x80\x81: \n", b'{"status": {"x": 1}}', b"8" * 70]
+
+
+@pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
+def test_a_damaged_folder_is_one_row(folder, content):
+    """Each file in turn holds something else, then all together, then they are folders."""
+    at = folder / "stopped"
+    files = [at / name for name in ("log.jsonl", "config.yaml", "checkpoints/step-00000008.ckpt", "process/status.json", "failed.txt")]
+    (at / "process").mkdir()
+
+    def look():
+        found = find_runs(folder)
+        assert [r.name for r in found] == ["broken", "done", "series/small", "stopped"] and found[1].status == "finished"
+        return found[3]
+
+    for path in files:
+        before = path.read_bytes() if path.exists() else None
+        path.write_bytes(content)
+        assert look().epochs == 1 and look().status in ("stopped", "failed")  # the rest of the folder tells
+        path.unlink() if before is None else path.write_bytes(before)
+    for path in files:
+        path.write_bytes(content)
+    assert look().status in listing.STATUSES
+    assert len(repr(RunBrowser(folder)).splitlines()) == 7
+    for path in files:
+        path.unlink()
+        path.mkdir()
+    assert look().status in listing.STATUSES
+
+
+def test_every_cut_of_a_checkpoint_falls_back_or_is_named(folder):
+    newest = max((folder / "done/checkpoints").iterdir())
+    whole = newest.read_bytes()
+    for cut in (0, 1, 7, 8, 50, len(whole) // 2, len(whole) - 1):
+        newest.write_bytes(whole[:cut])
+        run = facts(folder, "done")
+        assert (run.epochs, run.step) == (3, 18) and newest.name in run.note, cut  # the log has the rest
+    assert run.status == "stopped"  # an earlier checkpoint has no end
+
+
+def test_guests_have_a_row_that_says_what_they_are(folder):
+    (folder / "holiday").mkdir()
+    for i in range(5):
+        (folder / "holiday" / f"{i}.jpg").touch()
+    (folder / "void/deep/deeper").mkdir(parents=True)
+    (folder / "a file.txt").touch()
+    (folder / ".hidden").mkdir()
+    (folder / "loop").symlink_to(folder)
+    (folder / "dwi/logs").mkdir(parents=True)
+    np.save(folder / "dwi/logs/valid_loss_monitor_per_epoch.npy", np.array([.5, .2, .3]))
+    found = {r.name: r for r in find_runs(folder)}
+    assert found["holiday"].note == "holds 0.jpg, 1.jpg, 2.jpg and 2 more" and found["void"].note == "holds deep"
+    assert not {"a file.txt", ".hidden"} & found.keys()
+    if "dwi" in found:
+        assert (found["dwi"].epochs, found["dwi"].best, found["dwi"].best_epoch) == (3, .2, 2)
+
+
+def test_no_folder_is_said_and_a_run_is_a_list_of_one(folder):
+    with pytest.raises(DataError, match="no such folder"):
+        RunBrowser(folder / "nowhere")
+    assert [(r.name, r.status) for r in find_runs(folder / "done")] == [("done", "finished")]
+    (folder / "empty").mkdir()
+    assert "no run yet" in repr(RunBrowser(folder / "empty"))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_may_not_be_read(folder):
+    (folder / "done").chmod(0)
+    assert "Permission" in facts(folder, "done").note
+
+
+# ---- what differs --------------------------------------------------------------------------------------------
+
+
+def test_settings_that_differ(kept):
+    found = [r for r in find_runs(kept) if r.name in ("done", "series/small")]
+    assert differing_settings(found) == {"learning_rate": {"done": .01, "series/small": .003}, "max_epochs": {"done": 3, "series/small": 2}}
+    assert differing_settings(found[:1]) == {}
+
+
+def test_names_of_settings_stay_apart():
+    def made(name, **settings):
+        return RunFacts(name, Path(name), "finished", settings=settings)
+
+    found = [made("a", **{"loader.rng": 1, "sampler.rng": 1, "model.size": [1, 2]}), made("b", **{"loader.rng": 2, "sampler.rng": 3, "model.size": [1, 3]}), made("c")]
+    assert differing_settings(found) == {"loader.rng": {"a": 1, "b": 2}, "sampler.rng": {"a": 1, "b": 3}, "size": {"a": [1, 2], "b": [1, 3]}}
+
+
+# ---- the browser ---------------------------------------------------------------------------------------------
+
+
+def pretend(monkeypatch, n, name="run-{}"):
+    """`n` runs without folders."""
+    epochs = {"epoch": np.arange(30.), "step": np.arange(30.) * 10, "valid_loss": 1 / np.arange(1., 31.), "train_loss": 1 / np.arange(1., 31.)}
+    found = [RunFacts(name.format(i), Path(f"runs/{i}"), "finished", "", 30, 30, 300, i / n, 30, 60., 0., {"trainer.rate": i, **{f"m.s{k}": i for k in range(20)}},
+                      {"epoch": epochs}) for i in range(n)]
+    monkeypatch.setattr(runs, "find_runs", lambda folder: found)
+    return found
+
+
+def test_sorted_by_any_column_with_the_missing_ones_last(monkeypatch):
+    found = pretend(monkeypatch, 3)
+    found.append(RunFacts("void", Path("void"), "no run", "empty"))
+    browser = RunBrowser("runs")
+    assert [r["name"] for r in browser.table("best")] == ["run-0", "run-1", "run-2", "void"]
+    assert [r["name"] for r in browser.table("rate", descending=True)] == ["run-2", "run-1", "run-0", "void"]
+    assert [r["name"] for r in browser.table(descending=True)] == ["void", "run-2", "run-1", "run-0"]
+    with pytest.raises(KeyError, match="no column 'colour'"):
+        browser.table("colour")
+
+
+def test_a_thousand_runs_make_a_page_of_bounded_size(monkeypatch):
+    pretend(monkeypatch, 1000, "<b>x</b>{}")
+    browser = RunBrowser("runs")
+    page, text = browser._repr_html_(), repr(browser)
+    assert len(page) < 500_000 and "and 800 more" in page and "900 more" in text
+    assert "<b>x" not in page and "&lt;b&gt;x&lt;/b&gt;0" in page and "<b>x</b>0" in text
+    assert "They also differ in s" in text and len(json.dumps(browser.widget.children[0].table)) < 700_000
+    browser.close()
+
+
+def test_the_picture_has_a_line_for_each_run(kept):
+    browser = RunBrowser(kept)
+    for names in (["done"], ["done", "stopped", "series/small"]):
+        picture = browser.curves(names)
+        ends = {round(float(line.get_xdata()[-1]), 6) for ax in picture.axes for line in ax.lines}
+        assert {float(browser[n].epochs) for n in names} <= ends
+    assert len(browser.curves(["done"], {"rate": "batch/learning_rate"}, x="step").axes) == 1
+    with pytest.raises(KeyError, match="no run 'x'"):
+        browser.curves(["x"])
+
+
+def until(condition, seconds=10.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.02)
+
+
+def test_the_folder_is_read_again_only_while_somebody_is_at_work(folder, monkeypatch):
+    looks = []
+    monkeypatch.setattr(runs, "find_runs", lambda f: looks.append(1) or find_runs(f))
+    browser = RunBrowser(folder, interval=.05)
+    table = browser.widget.children[0]
+    time.sleep(.5)
+    assert len(looks) == 1  # nobody is
+    shutil.copytree(folder / "done", folder / "done-2")
+    browser._heard(table, {"verb": "refresh"}, [])
+    until(lambda: len(table.table["rows"]) == 5)
+    with folder_lock(folder / "done-2"):
+        browser._heard(table, {"verb": "refresh"}, [])
+        until(lambda: "1 running" in table.table["below"])
+        before = len(looks)
+        until(lambda: len(looks) > before + 2)
+    until(lambda: "running" not in table.table["below"])
+    rest = len(looks)
+    time.sleep(.5)
+    assert len(looks) <= rest + 1
+    browser.close()
+
+
+def test_ticks_and_theme_redraw_the_picture(kept):
+    browser = RunBrowser(kept)
+    table = browser.widget.children[0]
+    drawn = [table.picture]
+    for change in ({"chosen": ["done"]}, {"dark": True}, {"chosen": []}):
+        table.set_state(change)
+        until(lambda: table.picture != drawn[-1])
+        drawn.append(table.picture)
+    assert drawn[-1] == b"" and len(set(drawn)) == 4 and browser.chosen == []
+    browser.close()
+
+
+def test_the_button_opens_the_panel_of_the_folder(kept, monkeypatch):
+    from ipywidgets import Label
+
+    class Panel:
+        def __init__(self, folder):
+            if folder.name == "broken":
+                raise ValueError("no panel of that")
+            self.trainer, self.widget, self.closed = folder, Label(str(folder)), False
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr(runs, "TrainerPanel", Panel)
+    browser = RunBrowser(kept)
+    below = browser.widget.children[1]
+    for name in ("done", "broken", "done"):
+        browser._heard(None, {"verb": "open", "name": name}, [])
+    assert [b.children[1].value for b in below.children] == ["ValueError: no panel of that", str(kept / "done")]
+    panel = browser.panels["done"]
+    below.children[1].children[0].children[1].click()
+    assert panel.closed and len(below.children) == 1 and not browser.panels
+    browser.close()
+    assert math.isfinite(browser["done"].best)
