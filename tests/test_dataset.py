@@ -325,7 +325,7 @@ def test_readable_while_open_in_this_process(made, locking):
 
 def test_reprs(made):
     dataset = MultiSubjectDataset(made[0])
-    assert "not loaded" in repr(dataset) and "<pre>" in dataset._repr_html_()
+    assert "not loaded" in repr(dataset) and "not loaded" in dataset._repr_html_()
     dataset.load_data()
     assert "30 streamlines" in repr(dataset) and "<td" in dataset._repr_html_()
     words = repr(dataset.training_set[0])

@@ -327,14 +327,14 @@ def test_a_damaged_newest_one_costs_only_what_came_after_the_one_before(children
 # -- a full disk
 
 ON_A_SMALL_DISK = """
-import sys, warnings
+import shutil, sys
 from pathlib import Path
 from helpers_training import fit, log_without_time, same_states
 
-disk, here, background = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3] == "background"
+disk, here = Path(sys.argv[1]), Path(sys.argv[2])
 whole = fit(here, "whole").train_and_validate()
-for left in (0, 3000, 8000):
-    trainer = fit(disk, f"run-{left}", checkpoint_every_batches=2, save_in_background=background)
+for how, left in [(how, left) for how in ("in turn", "background") for left in (0, 3000, 8000)]:
+    trainer = fit(disk, "run", checkpoint_every_batches=2, save_in_background=how == "background")
     filler = disk / "filler"
 
     def fill(event, t):
@@ -353,30 +353,36 @@ for left in (0, 3000, 8000):
     except OSError as e:
         assert "No space left" in str(e), e
         assert trainer.status.phase == "failed" and "No space left" in trainer.status.message
-        print("told:", left, e, flush=True)
+        print("told:", how, left, e, flush=True)
     else:
         raise SystemExit("the disk was never full")
     last = trainer.checkpoints.newest()[0]["global_step"]
     assert last >= 4, last
     filler.unlink()
-    again = fit(disk, f"run-{left}")
+    again = fit(disk, "run")
     state = again.train_and_validate()
     assert same_states(state, whole) == [], left
     assert log_without_time(again.log) == log_without_time(fit(here, "whole").log), left
-print("equal")
+    print("equal:", how, flush=True)
+    shutil.rmtree(disk / "run")
 """
 
 
-@pytest.mark.parametrize("how", ["in turn", "background"])
-def test_a_disk_that_becomes_full(tmp_path, how):
-    """A small tmpfs in a mount namespace of its own, with little or nothing left from step 7 on."""
+@pytest.fixture(scope="module")
+def small_disk(tmp_path_factory):
+    """What is said on a small tmpfs in a mount namespace of its own, with little or nothing left from step 7 on; one process for all."""
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
         pytest.skip("no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py")
-    disk = tmp_path / "disk"
+    root = tmp_path_factory.mktemp("small")
+    disk = root / "disk"
     disk.mkdir()
     here = Path(__file__).parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    done = subprocess.run(["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"', "sh", disk,
-                           sys.executable, "-c", ON_A_SMALL_DISK, disk, tmp_path, how], capture_output=True, text=True, env=env, timeout=300)
-    print(done.stdout, done.stderr)
-    assert done.returncode == 0 and done.stdout.count("told:") == 3 and done.stdout.endswith("equal\n")
+    return subprocess.run(["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"', "sh", disk,
+                           sys.executable, "-c", ON_A_SMALL_DISK, disk, root], capture_output=True, text=True, env=env, timeout=300)
+
+
+@pytest.mark.parametrize("how", ["in turn", "background"])
+def test_a_disk_that_becomes_full(small_disk, how):
+    print(small_disk.stdout, small_disk.stderr)
+    assert small_disk.stdout.count(f"told: {how} ") == 3 == small_disk.stdout.count(f"equal: {how}\n") and small_disk.returncode == 0

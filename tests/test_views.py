@@ -196,11 +196,23 @@ def test_a_picture_is_in_the_log_once(tmp_path):
 # ---- with a trainer ------------------------------------------------------------------------------------------
 
 
-def child(folder, **job):
+@pytest.fixture
+def child(tmp_path):
+    """Runs a job of views_child.py: each in a process of its own, forked from one that has torch imported."""
     here = Path(__file__).parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    done = subprocess.run([sys.executable, str(here / "views_child.py"), json.dumps({"folder": str(folder), **job})], env=env, capture_output=True, text=True)
-    assert done.returncode == (-signal.SIGKILL if job.get("kill") else 0), done.stderr[-2000:]
+    with open(tmp_path / "errors.txt", "w+") as errors:
+        parent = subprocess.Popen([sys.executable, str(here / "views_child.py")], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+
+        def run(folder, **job):
+            parent.stdin.write(json.dumps({"folder": str(folder), **job}) + "\n")
+            parent.stdin.flush()
+            pid, status = parent.stdout.readline(), parent.stdout.readline()
+            assert pid and os.waitstatus_to_exitcode(int(status)) == (-signal.SIGKILL if job.get("kill") else 0), (tmp_path / "errors.txt").read_text()[-2000:]
+
+        yield run
+        parent.stdin.close()
+        parent.wait()
 
 
 def archived(folder):
@@ -215,7 +227,7 @@ def archived(folder):
 
 @pytest.mark.parametrize("kills", [[(3, "training"), (9, "training"), (12, "validating")],
                                    pytest.param([(k, p) for k in (1, 6, 7, 13) for p in ("training", "validating")], marks=pytest.mark.full)])
-def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, kills):
+def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, child, kills):
     options = {"comet": "offline"} if comet.importlib.util.find_spec("comet_ml") else {}
     whole = fit(tmp_path, "whole")
     whole.train_and_validate()

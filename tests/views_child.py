@@ -1,16 +1,16 @@
-"""A toy training that keeps its views up to date all the time, and kills itself at a step: see test_views.py."""
+"""Toy trainings that keep their views up to date all the time, and kill themselves at a step: see test_views.py."""
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 
+from helpers_children import fork_for_each_line
 from helpers_training import fit
 
+from tractkit.state import TrainerState
 
-def main() -> None:
-    job = json.loads(sys.argv[1])
+
+def work(job: dict) -> None:
     trainer = fit(Path(job["folder"]), checkpoint_every_batches=4, npy_logs=True, **job.get("options", {}))
     for view in trainer.views:
         view.every = 0.0
@@ -24,4 +24,11 @@ def main() -> None:
     trainer.train_and_validate()
 
 
-main()
+def warm_up(job: dict) -> None:
+    """Have torch import the rest of itself before forking. No backward pass: that would start threads."""
+    TrainerState.create(fit(Path(job["folder"])).model).optimizer.step()
+
+
+if __name__ == "__main__":
+    fork_for_each_line(work, warm_up)
+    os._exit(0)

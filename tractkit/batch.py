@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['StreamlineBatch', 'Provenance']
 
-# %% ../nbs/13_batch.ipynb #4bcd7f0f
+# %% ../nbs/13_batch.ipynb #3e146399
 import dataclasses
-import html
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
+from .markup import html_card, html_table, svg_bars
 from .streamlines import Streamlines
 from .tractogram import Tractogram
 
@@ -116,7 +116,7 @@ class StreamlineBatch:
     def _repr_html_(self) -> str:
         return _batch_html(self)
 
-# %% ../nbs/13_batch.ipynb #c9593e90
+# %% ../nbs/13_batch.ipynb #12e7f88a
 class Provenance:
     """Rows of text under headings; a table in a notebook, aligned columns elsewhere."""
 
@@ -143,15 +143,7 @@ class Provenance:
         return "\n".join([self.title, *lines])
 
     def _repr_html_(self) -> str:
-        return _html_table(self._shown(), self.headings, self.title)
-
-
-def _html_table(rows: Sequence[Sequence[str]], headings: Sequence[str] = (), title: str = "") -> str:
-    def line(cells, tag):
-        return "<tr>" + "".join(f"<{tag} style='text-align:left;vertical-align:top'>{html.escape(c)}</{tag}>" for c in cells) + "</tr>"
-
-    caption = f"<caption style='text-align:left;caption-side:top'>{html.escape(title)}</caption>" if title else ""
-    return f"<table>{caption}{line(headings, 'th') if headings else ''}{''.join(line(row, 'td') for row in rows)}</table>"
+        return html_table(self.headings if any(self.headings) else (), self._shown(), self.title)
 
 # %% ../nbs/13_batch.ipynb #66576bde
 def _numbers(row: torch.Tensor) -> str:
@@ -192,7 +184,7 @@ def _provenance_of(batch: StreamlineBatch, i: int) -> Provenance:
              *[[key, _numbers(value[i])] for key, value in batch.dps.items()]]
     return Provenance(["", ""], rows, f"streamline {i} of {len(batch)}")
 
-# %% ../nbs/13_batch.ipynb #a322db92
+# %% ../nbs/13_batch.ipynb #56d7a811
 def _picture(batch: StreamlineBatch, width: int = 230, height: int = 170, most: int = 120) -> str:
     """At most `most` streamlines as SVG, in mm along the two longest axes."""
     s = batch.streamlines()
@@ -225,9 +217,9 @@ def _batch_html(batch: StreamlineBatch) -> str:
     subjects = ", ".join(f"{name} ({r.stop - r.start:,})" for name, r in list(zip(batch.subjects, batch.subject_ranges, strict=True))[:8])
     more = f" and {len(batch.subjects) - 8} more" if len(batch.subjects) > 8 else ""
     done = "; ".join([*batch.operations, f"{int(batch.reversed.sum()):,} reversed", f"{len(batch) - whole:,} parts of splits"])
-    rows = [["streamlines", f"{len(batch):,}"], ["points", f"{len(batch.points):,}"], ["subjects", (subjects or "none") + more],
-            ["done", done], ["start known", f"{int(batch.first_known.sum()):,}"],
-            ["on", str(device)], *[[f"data per {what}", ", ".join(values)] for what, values in (("streamline", batch.dps), ("point", batch.dpp)) if values],
-            ["epoch", f"{batch.epoch}, {'training' if batch.training else 'validation'}"]]
-    return (f"<div style='display:flex;flex-wrap:wrap;gap:1em;align-items:center'>{_picture(batch)}"
-            f"<div style='max-width:600px'>{_html_table(rows)}</div></div>")
+    rows = [("streamlines", f"{len(batch):,}"), ("points", f"{len(batch.points):,}"), ("subjects", (subjects or "none") + more),
+            ("done", done), ("start known", f"{int(batch.first_known.sum()):,}"),
+            ("on", str(device)), *[(f"data per {what}", ", ".join(values)) for what, values in (("streamline", batch.dps), ("point", batch.dpp)) if values],
+            ("epoch", f"{batch.epoch}, {'training' if batch.training else 'validation'}")]
+    bars = svg_bars(batch.nb_points.numpy(), "points of the streamlines", 160, 32)
+    return html_card("StreamlineBatch", [*rows, ("points of each", bars)], _picture(batch))

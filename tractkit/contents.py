@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Rows', 'MRIData', 'ReadVolume', 'find_volume', 'Connectivity', 'SFTData', 'find_streamlines', 'make_streamlines']
 
-# %% ../nbs/11_contents.ipynb #51b62303
+# %% ../nbs/11_contents.ipynb #efd5c5e3
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +15,7 @@ import numpy as np
 from numba import njit
 
 from .files import DataError
+from .markup import html_card, svg_bars
 from .space import check_affine, voxel_sizes
 from .storage import ByteCache, LocalFile, Place, chunk_ranges, place_of, reading
 from .storage_remote import RemoteFile
@@ -70,7 +71,7 @@ def _rows_of(file: _File, data: h5py.Dataset) -> Rows:
         raise DataError(f"{data.name} should end at byte {place.stop}, the file at {file.size}", file=file.path, fix="It was truncated: create it again")
     return Rows(file, data.name, place, data.dtype, data.shape, (file.path, int(h5py.h5o.get_info(data.id).addr)), tuple(chunk_ranges(data)))
 
-# %% ../nbs/11_contents.ipynb #909d7728
+# %% ../nbs/11_contents.ipynb #5bdcac23
 @dataclass(frozen=True, eq=False)
 class MRIData:
     """A volume of a subject; `volume` is in memory, or read from the file and kept for a while."""
@@ -103,6 +104,15 @@ class MRIData:
         sizes = " × ".join(f"{size:.3g}" for size in voxel_sizes(self.affine))
         where = "in memory" if isinstance(self.source, Volume) else "on disk"
         return f"MRIData({self.subject}/{self.name}: {' × '.join(map(str, self.shape))}, voxels of {sizes} mm, {where})"
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What it is, in words; without reading it."""
+        sizes = " × ".join(f"{size:.3g}" for size in voxel_sizes(self.affine))
+        return [("voxels", f"{' × '.join(map(str, self.shape3d))} of {sizes} mm"), ("features", f"{self.nb_features:,}"),
+                ("kept", "in memory" if isinstance(self.source, Volume) else "on disk")]
+
+    def _repr_html_(self) -> str:
+        return html_card(f"{self.subject}/{self.name}", self.facts())
 
 
 @dataclass(frozen=True)
@@ -168,7 +178,7 @@ class Connectivity:
     nb_blocs: np.ndarray | None = None   # (1,) or (3,): into how many blocs the volume is cut
     labels: np.ndarray | None = field(default=None, repr=False)  # (X, Y, Z): the region of each voxel
 
-# %% ../nbs/11_contents.ipynb #a2ae3adf
+# %% ../nbs/11_contents.ipynb #283d9fe3
 class SFTData:
     """The streamlines of a subject: how many, how long, what is known of each, and their points when asked for.
 
@@ -290,6 +300,18 @@ class SFTData:
     def __view__(self) -> Tractogram:
         """What `view` draws of it."""
         return self.as_tractogram()
+
+    def facts(self) -> list[tuple[str, str]]:
+        """What they are, in words; without reading their points."""
+        low, middle, high = np.quantile(self.lengths_mm, [0, .5, 1]) if len(self) else (0, 0, 0)
+        beside = [(f"per {what}", ", ".join(list(of)[:6]) + f" and {len(of) - 6} more" * (len(of) > 6))
+                  for what, of in (("streamline", self.dps), ("point", self._dpp)) if of]
+        groups = [f"{name} ({len(ids):,})" for name, ids in list(self.groups.items())[:6]] + [f"{len(self.groups) - 6} more"] * (len(self.groups) > 6)
+        return [("streamlines", f"{len(self):,} of {int(self._offsets[-1]):,} points"), ("lengths", f"{low:.0f} to {high:.0f} mm, median {middle:.0f}"), *beside,
+                *[("groups", ", ".join(groups))] * bool(groups), ("kept", "on disk" if self.is_lazy else "in memory")]
+
+    def _repr_html_(self) -> str:
+        return html_card(f"{self.subject}/{self.name}", self.facts(), svg_bars(self.lengths_mm, "histogram of lengths", 160, 48))
 
     def __repr__(self) -> str:
         return f"SFTData({self.subject}/{self.name}: {len(self):,} streamlines, {int(self._offsets[-1]):,} points{', on disk' if self.is_lazy else ''})"

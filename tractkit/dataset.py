@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SubjectData', 'MultisubjectSubset', 'MultiSubjectDataset']
 
-# %% ../nbs/11_dataset.ipynb #f71f82da
+# %% ../nbs/11_dataset.ipynb #92b46023
 import hashlib
 import html
 import os
@@ -21,13 +21,14 @@ from tqdm.auto import tqdm
 from .contents import MRIData, ReadVolume, Rows, SFTData, find_streamlines, find_volume, make_streamlines
 from .files import DataError
 from .hdf5 import HDF5_FORMAT, SPLITS, hdf5_fingerprint
+from .markup import Html, html_card, html_fold, html_table, svg_bars
 from .storage import ByteCache, LocalFile, reading
 from .storage_remote import RemoteFile, data_file
 from .streamlines import Streamlines
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/11_dataset.ipynb #677f0d96
+# %% ../nbs/11_dataset.ipynb #92077ee6
 @dataclass(frozen=True)
 class SubjectData:
     """A subject: volumes and streamlines by group name."""
@@ -35,6 +36,16 @@ class SubjectData:
     name: str
     volumes: dict[str, MRIData]
     streamlines: dict[str, SFTData]
+
+    def _repr_html_(self) -> str:
+        return html_card(self.name, below=self._table())
+
+    def _table(self) -> Html:
+        """Its groups, with what each holds."""
+        rows: list[tuple] = [(v.name, "volume", "\n".join(f"{value} {name}" if name == "features" else value for name, value in v.facts()), "") for v in self.volumes.values()]
+        rows += [(t.name, "streamlines", "\n".join(f"{name}: {value}" if name in ("per streamline", "per point", "groups") else value for name, value in t.facts()),
+                  svg_bars(t.lengths_mm, "histogram of lengths")) for t in self.streamlines.values()]
+        return html_table((), rows, most=12)
 
     def __view__(self) -> dict[str, MRIData | SFTData]:
         """What `view` draws of it: the first volume, masks, peaks, and all streamlines, by group name."""
@@ -77,7 +88,15 @@ class MultisubjectSubset:
         return sum(len(s.streamlines[group]) for s in self)
 
     def __repr__(self) -> str:
-        return f"MultisubjectSubset({self.name}: {', '.join(self._subjects) or 'no subject'})"
+        more = f" and {len(self) - 20:,} more" if len(self) > 20 else ""
+        return f"MultisubjectSubset({self.name}: {', '.join(self.subjects[:20]) or 'no subject'}{more})"
+
+    def _repr_html_(self, most: int = 8) -> str:
+        """The subjects, each to be unfolded."""
+        n, streamlines = len(self), sum(len(t) for s in self for t in s.streamlines.values())
+        head = f'<b>{html.escape(self.name)}</b> <span style="opacity:.7">{n:,} subject{"s" * (n != 1)}, {streamlines:,} streamlines</span>'
+        each = [html_fold(Html(f'{html.escape(s.name)} <span style="opacity:.7">{html.escape(_in_words(s))}</span>'), s._table()) for s in list(self)[:most]]
+        return html_fold(Html(head), "".join(each) + f'<div style="opacity:.7">… and {n - most:,} more</div>' * (n > most), opened=True)
 
 # %% ../nbs/11_dataset.ipynb #5e273b0e
 _File = LocalFile | RemoteFile
@@ -148,7 +167,7 @@ def _is_wanted(kind: Any, name: str, chosen: dict[str, set[str] | None]) -> bool
     names = chosen.get(kind) if isinstance(kind, str) else None
     return names is None or name in names
 
-# %% ../nbs/11_dataset.ipynb #cf5e7559
+# %% ../nbs/11_dataset.ipynb #5814a73a
 class MultiSubjectDataset:
     """The subjects of an HDF5 file written by `create_hdf5` or by dwi_ml.
 
@@ -204,7 +223,7 @@ class MultiSubjectDataset:
         chosen = {"volume": _as_set(volume_groups), "streamlines": _as_set(streamline_groups)}
         loaded: dict[str, SubjectData] = {}
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once
-        for name in tqdm([n for group in names.values() for n in group], delay=2, unit="subject"):
+        for name in tqdm([n for group in names.values() for n in group], delay=2, unit="subject", leave=False):
             if name not in loaded:
                 loaded[name] = self._load_subject(name, chosen, shared)
         self._subsets = {split: MultisubjectSubset(split, [loaded[n] for n in names[split]]) for split in SPLITS}
@@ -294,25 +313,32 @@ class MultiSubjectDataset:
             self._fingerprint = hdf5_fingerprint(self.path) if local else hashlib.blake2b(repr(self._file.stamp).encode(), digest_size=16).hexdigest()
         return str(self._fingerprint)
 
-    def _rows(self) -> list[list[str]]:
+    def _rows(self, most: int = 20) -> list[list[str]]:
         rows = []
         for split in SPLITS:
-            for s in self._subset(split):
-                what = [f"{v.name}: {' × '.join(map(str, v.shape))}" for v in s.volumes.values()]
-                what += [f"{t.name}: {len(t):,} streamlines" + (f", {t.lengths_mm.mean():.0f} mm on average" if len(t) else "") for t in s.streamlines.values()]
-                rows.append([split, s.name, "; ".join(what)])
+            subjects = list(self._subset(split))
+            rows += [[split, s.name, _in_words(s)] for s in subjects[:most]]
+            rows += [[split, f"and {len(subjects) - most:,} more", ""]] * (len(subjects) > most)
         return rows
 
     def __repr__(self) -> str:
         state = "not loaded" if self._subsets is None else "on disk" if self.lazy else "in memory"
-        lines = [] if self._subsets is None else [f"  {split:10}  {name:12}  {what}" for split, name, what in self._rows()]
+        lines = [] if self._subsets is None else [f"  {split:10}  {name:12}  {what}".rstrip() for split, name, what in self._rows()]
         return "\n".join([f"MultiSubjectDataset({os.path.basename(self.path)}, {state})", *lines])
 
     def _repr_html_(self) -> str:
+        facts = [("kept", "on disk, read when asked for" if self.lazy else "in memory")]
+        facts += [(name, f"{value} mm") for name, value in (("step size", self.step_size), ("compressed to", self.compress)) if value is not None]
         if self._subsets is None:
-            return f"<pre>{html.escape(repr(self))}</pre>"
-        cells = "".join("<tr>" + "".join(f"<td style='text-align:left'>{html.escape(c)}</td>" for c in row) + "</tr>" for row in self._rows())
-        return f"<table><caption>{html.escape(os.path.basename(self.path))}, {'on disk' if self.lazy else 'in memory'}</caption>{cells}</table>"
+            names = [(split, f"{len(names):,} subjects: {', '.join(names[:8])}{' …' * (len(names) > 8)}" if names else "no subject") for split, names in self._names.items()]
+            return html_card(os.path.basename(self.path), [("state", "not loaded: call load_data()"), *names])
+        return html_card(os.path.basename(self.path), facts, below="".join(self._subset(split)._repr_html_() for split in SPLITS))
+
+
+def _in_words(s: SubjectData) -> str:
+    """A subject in one line."""
+    what = [f"{v.name}: {' × '.join(map(str, v.shape))}" for v in s.volumes.values()]
+    return "; ".join(what + [f"{t.name}: {len(t):,} streamlines" + (f", {t.lengths_mm.mean():.0f} mm on average" if len(t) else "") for t in s.streamlines.values()])
 
 
 def _as_set(names: str | Iterable[str] | None) -> set[str] | None:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['StreamlinesBatchLoader', 'BatchLoaderSeveralInputs', 'BatchLoaderOneInput']
 
-# %% ../nbs/13_loader.ipynb #3424ad9d
+# %% ../nbs/13_loader.ipynb #4b090c32
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +21,7 @@ from .dataset import ByteCache, MultiSubjectDataset
 from .files import DataError
 from .inputs import GroupInputs
 from .keyed import fold, fold_ids, normal, uniform
+from .markup import html_card
 from .space import voxel_sizes
 from .streamlines import Streamlines, compress as compress_streamlines, resample_nb_points, resample_step
 from .volume import Neighborhood
@@ -64,7 +65,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
     """One row per streamline or point: (n,) becomes (n, 1)."""
     return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
-# %% ../nbs/13_loader.ipynb #8620af90
+# %% ../nbs/13_loader.ipynb #1e0d07a6
 class StreamlinesBatchLoader:
     """Turns the sampler's ids into a StreamlineBatch.
 
@@ -94,25 +95,51 @@ class StreamlinesBatchLoader:
         dpp_keys: Sequence[str] | None = None,  # data per point; None: what all subjects have
     ):
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "dataset", "model")}
-        for name, ratio in (("split_ratio", split_ratio), ("reverse_ratio", reverse_ratio), ("known_start_ratio", known_start_ratio)):
-            if not 0 <= ratio <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {ratio}")
+        if not 0 <= known_start_ratio <= 1:
+            raise ValueError(f"known_start_ratio must be in [0, 1], got {known_start_ratio}")
         _one_of(step_size=step_size, nb_points=nb_points, compress=compress)
         if step_size is nb_points is compress is None:
             step_size, nb_points, compress = (getattr(model, k, None) for k in ("step_size", "nb_points", "compress"))
         self.dataset, self.streamline_group_name, self.rng = dataset, streamline_group_name, int(rng)
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
-        self.split_ratio, self.reverse_ratio, self.known_start_ratio = split_ratio, reverse_ratio, known_start_ratio
-        self._noise = {"forward": _noise_size(noise_gaussian_size_forward, noise_gaussian_size_forward_mm),
-                       "loss": _noise_size(noise_gaussian_size_loss, noise_gaussian_size_loss_mm)}
+        self.known_start_ratio = known_start_ratio
+        self.change()
         self._check_group("streamlines", streamline_group_name)
         self._resampling()  # a step or number of points that cannot be is refused here, not in a worker
         self.dps_keys = self._keys_beside("streamline", lambda sft: sft.dps, dps_keys)
         self.dpp_keys = self._keys_beside("point", lambda sft: sft.dpp_keys, dpp_keys)
 
+    def check_change(self, **settings: float | None) -> dict[str, Any]:
+        """The arguments as `change` would make them. ValueError as it raises it."""
+        known = ("split_ratio", "reverse_ratio", *(f"noise_gaussian_size_{where}{unit}" for where in ("forward", "loss") for unit in ("", "_mm")))
+        if unknown := sorted(set(settings) - set(known)):
+            raise ValueError(f"{', '.join(unknown)} cannot be changed: make another loader; {', '.join(known)} can")
+        now = {k: self._arguments[k] for k in known} | settings
+        for name in known[:2]:
+            if not (isinstance(now[name], (int, float)) and 0 <= now[name] <= 1):
+                raise ValueError(f"{name} must be in [0, 1], got {now[name]}")
+        for where in ("forward", "loss"):
+            _noise_size(now[f"noise_gaussian_size_{where}"] or 0.0, now[f"noise_gaussian_size_{where}_mm"])
+        return self._arguments | now
+
+    def change(self, **settings: float | None) -> None:
+        """Change the ratios of splits and reversals and the sizes of noise, for what is loaded from now on. ValueError as for the constructor."""
+        self._arguments = now = self.check_change(**settings)
+        self.split_ratio, self.reverse_ratio = now["split_ratio"], now["reverse_ratio"]
+        self._noise = {where: _noise_size(now[f"noise_gaussian_size_{where}"] or 0.0, now[f"noise_gaussian_size_{where}_mm"])
+                       for where in ("forward", "loss")}
+
     def settings(self) -> dict[str, Any]:
         """The arguments it was made with, or what they were changed to; those that were left to the model are None."""
         return {k: v if k in ("step_size", "nb_points", "compress") else getattr(self, k, v) for k, v in self._arguments.items()}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items() if v not in (None, 0.0))})"
+
+    def _repr_html_(self) -> str:
+        given = [(k.replace("_", " "), str(v)[:200]) for k, v in self.settings().items() if v not in (None, 0.0)]
+        done = self._resampling()
+        return html_card(type(self).__name__, [*given, ("points", done[1] if done else "as stored")])
 
     def _subjects(self) -> list:
         return [s for subset in (self.dataset.training_set, self.dataset.validation_set, self.dataset.testing_set) for s in subset]

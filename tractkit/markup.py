@@ -117,7 +117,7 @@ def sparkline(
                      f'<circle cx="{u[-1]:.1f}" cy="{v[-1]:.1f}" r="2.8" fill="{color}"/>')
     return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
 
-# %% ../nbs/00_markup.ipynb #adc5773f
+# %% ../nbs/00_markup.ipynb #2af19242
 def svg_bars(
     values: Any,          # (n,) what the bars count
     label: str,           # for those who cannot see it
@@ -130,7 +130,8 @@ def svg_bars(
     known = known[np.isfinite(known)]
     if not len(known) or known.max() <= 0:
         return Html("")
-    heights, _ = np.histogram(known, nb_bars, (0, np.quantile(known, .995) or known.max()))
+    top = np.quantile(known, .995) or known.max()
+    heights, _ = np.histogram(np.minimum(known, top), nb_bars, (0, top))
     step, tall = width / nb_bars, height * heights / heights.max()
     bars = "".join(f'<rect x="{step * k:.1f}" y="{height - h:.1f}" width="{step - 1:.1f}" height="{h:.1f}"/>' for k, h in enumerate(tall) if h)
     return Html(f'<svg width="{width}" height="{height + 1}" role="img" aria-label="{html.escape(label)}" style="fill:currentColor;opacity:.6;display:block">'

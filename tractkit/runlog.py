@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RunLog', 'as_log', 'thin_places', 'Curve']
 
-# %% ../nbs/31_runlog.ipynb #05863a2b
+# %% ../nbs/31_runlog.ipynb #4f82be2e
 import errno
 import json
 import math
@@ -19,8 +19,9 @@ from typing import Any
 import numpy as np
 
 from .files import atomic_path
+from .markup import html_card, sparkline
 
-# %% ../nbs/31_runlog.ipynb #10c3a74f
+# %% ../nbs/31_runlog.ipynb #7e2fab68
 class RunLog:
     """The log of a run: `log.jsonl` in its folder. One writer; any number of readers."""
 
@@ -143,6 +144,34 @@ class RunLog:
                 if record is not None:
                     yield at, at + len(line), record
                 at += len(line)
+
+    def _glance(self, most: int = 2**23) -> tuple[int, list[dict]]:
+        """The last step and the records of epochs, as far as the last bytes of the file have them."""
+        step, seen, epochs = 0, 0, []
+        for line in self.backwards():
+            seen += len(line)
+            if line.startswith(b'{"kind": "epoch"'):
+                epochs.append(line)
+            elif not step:
+                step = (_parse(line) or {}).get("step", 0)
+            if seen > most:
+                break
+        found = self.parse(reversed(epochs))
+        return max([step, *(r["step"] for r in found)]), found
+
+    def __repr__(self) -> str:
+        step, epochs = self._glance()
+        return f"RunLog({self.path.parent.name}: {epochs[-1]['epoch'] + 1 if epochs else 0} epochs, {step:,} steps)"
+
+    def _repr_html_(self) -> str:
+        step, epochs = self._glance()
+        size = self.path.stat().st_size if self.path.exists() else 0
+        x = [r["step"] for r in epochs]
+        curves = {color: (x, [math.nan if r.get(k) is None else r[k] for r in epochs]) for color, k in (("#3b7dd8", "train_loss"), ("#e07b39", "valid_loss"))}
+        last = [(k.replace("_", " "), f"{v:.4g}") for k, v in (epochs[-1] if epochs else {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "step", "n")][:8]
+        facts = [("file", f"{self.path.name}, {size / 1e6:.2g} MB"), ("epochs", f"{epochs[-1]['epoch'] + 1:,}" if epochs else "none yet"), ("steps", f"{step:,}"), *last]
+        legend = '<div style="font-size:85%;opacity:.85"><span style="color:#3b7dd8">&#9679;</span> training <span style="color:#e07b39">&#9679;</span> validation</div>'
+        return html_card(f"RunLog of {self.path.parent.name}", facts, sparkline(curves) + legend if epochs else "")
 
     def backwards(self) -> Iterator[bytes]:
         """The lines as they are, from the last to the first: for whoever looks for a few of them. See `parse`."""

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NO_GROUP', 'BatchIDSampler']
 
-# %% ../nbs/12_sampler.ipynb #e0f7da4c
+# %% ../nbs/12_sampler.ipynb #473c116a
 import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -15,6 +15,7 @@ from numba import njit
 
 from .files import DataError
 from .keyed import fold, fold_ids, permutation, uniform
+from .markup import Html, as_html, html_card, html_table, svg_bars
 from .plan import BatchIds, Plan, cut_batches
 
 # %% ../nbs/12_sampler.ipynb #526abe7b
@@ -158,7 +159,7 @@ def _class_by_group(sft: Any, labels: list[str], subject: str, group_name: str) 
         codes[ids] = labels.index(name)
     return codes
 
-# %% ../nbs/12_sampler.ipynb #c770107a
+# %% ../nbs/12_sampler.ipynb #85aae9ba
 _UNITS = ("nb_streamlines", "length_mm", "nb_points")
 
 
@@ -183,7 +184,7 @@ def _check_settings(sizes: dict[str, Any], units: str, bucket: bool, balance: st
     if isinstance(rng, bool) or not isinstance(rng, (int, np.integer)):
         raise TypeError(f"rng is the seed, an integer; got {type(rng).__name__}")
 
-# %% ../nbs/12_sampler.ipynb #44d89594
+# %% ../nbs/12_sampler.ipynb #ffcde7b6
 class BatchIDSampler:
     """Decides which streamlines of which subjects make each batch, as a pure function of (rng, epoch).
 
@@ -261,6 +262,12 @@ class BatchIDSampler:
     def __len__(self) -> int:
         return len(self.plan(self.epoch, self.subset))
 
+    def __repr__(self) -> str:
+        return f"BatchIDSampler({', '.join(f'{k}={v!r}' for k, v in self.settings().items() if v not in (None, False))})"
+
+    def _repr_html_(self) -> str:
+        return _sampler_card(self)
+
     def _subjects(self, subset: str) -> list:
         if subset not in ("training", "validation", "testing"):
             raise ValueError(f"subset is {subset!r}; choose training, validation or testing")
@@ -333,3 +340,45 @@ class BatchIDSampler:
         if (counts[shares > 0] == 0).any():
             raise ValueError("a class with a weight above 0 has no streamlines: the balance cannot be kept")
         return shares
+
+# %% ../nbs/12_sampler.ipynb #ae51399e
+_MOST = 3_000_000  # streamlines that are cut in passing
+
+
+def _cut(sampler: BatchIDSampler, subset: str) -> tuple[Plan | None, np.ndarray]:
+    """The plan of a subset, nothing being said or kept; None if it would take long. The points of all streamlines."""
+    groups = [s.streamlines[sampler.streamline_group_name] for s in sampler._subjects(subset)]
+    nb_points = np.concatenate([np.zeros(0, np.int64), *(g.nb_points for g in groups)])
+    epoch = sampler.epoch if subset == "training" else 0
+    known = sampler._plans.get(subset, ((), None))
+    if known[0] == (epoch, *sampler.settings().values()):
+        return known[1], nb_points
+    return sampler._make(epoch, subset) if len(nb_points) <= _MOST else None, nb_points
+
+
+def _cut_row(sampler: BatchIDSampler, subset: str) -> tuple[tuple, list[str]]:
+    """A row of the table, and what is unusual."""
+    plan, nb_points = _cut(sampler, subset)
+    if plan is None or not len(plan):
+        return (subset, "none" if plan is not None else f"{len(nb_points):,} streamlines, not cut yet", "", "", "", ""), []
+    points, first, n = nb_points[plan.order], plan.starts[:-1], np.diff(plan.starts)
+    filled, longest = np.add.reduceat(points, first), np.maximum.reduceat(points, first)
+
+    def spread(values: np.ndarray, what: str) -> Html:
+        low, middle, high = (f"{v:,.0f}" for v in (values.min(), np.median(values), values.max()))
+        return Html((middle if low == high else f"{low} to {high}, median {middle}") + svg_bars(values, f"{what} of the batches"))
+
+    waste = 1 - filled.sum() / max((n * longest).sum(), 1)
+    return (subset, f"{len(plan):,}", f"{len(plan.order):,}", spread(n, "streamlines"), spread(filled, "points"), f"{waste:.0%}"), plan.notes
+
+
+def _sampler_card(sampler: BatchIDSampler) -> str:
+    used = {k: v for k, v in sampler.settings().items() if v not in (None, False) and k != "streamline_group_name"}
+    facts = [("streamlines", sampler.streamline_group_name), *((k.replace("_", " "), str(v)) for k, v in used.items() if (k, v) != ("cycles", 1))]
+    try:
+        cut = [_cut_row(sampler, subset) for subset in ("training", "validation")]
+    except (RuntimeError, ValueError) as e:  # the data are not loaded, or lack what is asked for
+        return html_card("BatchIDSampler", [*facts, ("epochs", f"cannot be cut: {e}")])
+    table = html_table(("", "batches", "streamlines", "streamlines in a batch", "points in a batch", "padding"), [row for row, _ in cut], align="lrrllr")
+    notes = "".join(f'<div style="opacity:.75">{as_html(f"{row[0]}: {note}")}</div>' for row, said in cut for note in said)
+    return html_card(f"BatchIDSampler, epoch {sampler.epoch}", facts, below=table + notes)

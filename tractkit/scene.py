@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['vulkan_available', 'Still', 'snapshot']
 
-# %% ../nbs/08_scene.ipynb #27cdefe6
+# %% ../nbs/08_scene.ipynb #8df328e0
 import os
 from collections.abc import Callable
 from functools import lru_cache
@@ -16,7 +16,7 @@ import pygfx as gfx
 from fury import window
 from PIL import Image
 
-from .actors import NORMALS, LineBlocks, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
+from .actors import NORMALS, LineBlocks, coarser, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
 from .camera import Marker, Turning, aim_camera, letter_actors, letter_places, scale_bar
 from .coloring import paste_legends
 from .compose import Composition, Part
@@ -25,7 +25,7 @@ from .flat import flat_picture
 from .plots import DARK, encode_png
 from .things import mask_outline
 
-# %% ../nbs/08_scene.ipynb #004c87fa
+# %% ../nbs/08_scene.ipynb #9232d8ce
 class Stage:
     """FURY's scene of a composition."""
 
@@ -41,6 +41,7 @@ class Stage:
                          for s in composition.slices]
         self._surfaces = [(c.name, contour_actor(c, color)) for c, color in composition.contours] if self.view == "3d" else []
         self._lines = [(part, self._made(part)) for part in composition.parts]
+        self._coarse: list[LineBlocks] = []  # for the parts, made when first asked for
         self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
         self._marker = Marker(composition.by_direction) if composition.letters else None
         if self._marker is not None:
@@ -67,13 +68,27 @@ class Stage:
                 self._lines[k] = part, self._made(part)
         self.show_lines()
 
-    def show_lines(self, most: int | None = None) -> int:
-        """Show the streamlines of the parts that are not hidden, at most so many of each tractogram; returns how many."""
-        limit = self.count if most is None else most if self.count is None else min(most, self.count)
+    def show_lines(self) -> int:
+        """Show the streamlines of the parts that are not hidden; returns how many."""
         shown = 0
         for part, actor in self._lines:
-            count = 0 if part.name in self.hidden else part.count(limit)
+            count = 0 if part.name in self.hidden else part.count(self.count)
             actor.show_first(count)
+            shown += count
+        for coarse in self._coarse:
+            coarse.show_first(0)
+        return shown
+
+    def show_coarse(self, most: int) -> int:
+        """Instead of all streamlines, at most so many of each tractogram, as thin lines of few points; returns how many."""
+        if not self._coarse:
+            self._coarse = [LineBlocks(*coarser(*part.drawn(most)), None) for part, _ in self._lines]
+            self.scene.add(*(o for coarse in self._coarse for o in coarse.objects))
+        limit, shown = most if self.count is None else min(most, self.count), 0
+        for (part, actor), coarse in zip(self._lines, self._coarse, strict=True):
+            count = 0 if part.name in self.hidden else part.count(limit)
+            actor.show_first(0)
+            coarse.show_first(count)
             shown += count
         return shown
 
@@ -252,19 +267,20 @@ def draw_stage(stage: Stage, size: tuple[int, int], camera_state: dict | None = 
         paste_legends(pixels, composition.legends)
     return Still(pixels)
 
-# %% ../nbs/08_scene.ipynb #56bc8cf0
+# %% ../nbs/08_scene.ipynb #b9fe190a
 _explained = False
 
 
-def draw_still(composition: Composition, size: tuple[int, int], always_explain: bool) -> tuple[Still, bool]:
-    """A still by FURY, or by matplotlib with a word of why; and whether FURY drew it."""
+def draw_still(composition: Composition, size: tuple[int, int], always_explain: bool) -> tuple[Still, Stage | None]:
+    """A still by FURY, with its stage; or by matplotlib with a word of why."""
     global _explained
     if vulkan_available():
-        return draw_stage(Stage(composition), size), True
+        stage = Stage(composition)
+        return draw_stage(stage, size), stage
     if always_explain or not _explained:
         print(NO_VULKAN)
         _explained = True
-    return Still(flat_picture(composition, size)), False
+    return Still(flat_picture(composition, size)), None
 
 # %% ../nbs/08_scene.ipynb #040c5bb4
 def snapshot(

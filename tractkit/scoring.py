@@ -7,8 +7,7 @@ __all__ = ['VALID', 'INVALID_CONNECTION', 'WRONG_PATH', 'NO_CONNECTION', 'Ground
            'classify_streamlines', 'TextTable', 'BundleScores', 'Scores', 'score_tractogram', 'score_table', 'mdf',
            'nearest_mdf', 'compare_tractograms', 'comparison_table']
 
-# %% ../nbs/42_scoring.ipynb #ae1400e9
-import html
+# %% ../nbs/42_scoring.ipynb #b97efda4
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from scipy.ndimage import binary_dilation
 from scipy.spatial import cKDTree
 
 from .files import DataError
+from .markup import as_html, html_table
 from .streamlines import Streamlines, resample_nb_points, resample_step
 from .tractogram import Tractogram
 from .volume import Volume
@@ -184,7 +184,7 @@ def _judged(tractogram: Tractogram, truth: GroundTruth, min_inside: float, dilat
     for start in range(0, max(len(tractogram), 1), _CHUNK):
         yield judge.judge(tractogram.streamlines[start:start + _CHUNK])
 
-# %% ../nbs/42_scoring.ipynb #25c1e1b3
+# %% ../nbs/42_scoring.ipynb #10f71c47
 @dataclass(frozen=True)
 class TextTable:
     """Rows under headings; aligned text where it is printed, HTML where a notebook shows it."""
@@ -211,16 +211,8 @@ class TextTable:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        def row(cells, tag):
-            sides = ["left", *["right"] * (len(cells) - 1)]
-            return "<tr>" + "".join(f'<{tag} style="text-align:{side};padding:.25em .8em">{html.escape(c)}</{tag}>'
-                                    for c, side in zip(cells, sides, strict=True)) + "</tr>"
-
-        heads = [h.replace("\n", " ") for h in self.headings]
-        notes = "".join(f'<div style="font-size:85%;opacity:.75;max-width:52em">{html.escape(n)}</div>' for n in self.notes)
-        caption = f'<caption style="font-weight:bold">{html.escape(self.caption)}</caption>' if self.caption else ""
-        return (f'<table style="border-collapse:collapse">{caption}<thead>{row(heads, "th")}</thead>'
-                f'<tbody>{"".join(row(r, "td") for r in self.rows)}</tbody></table>{notes}')
+        notes = "".join(f'<div style="font-size:85%;opacity:.75;max-width:52em">{as_html(n)}</div>' for n in self.notes)
+        return html_table([h.replace("\n", " ") for h in self.headings], self.rows, self.caption, align="l" + "r" * (len(self.headings) - 1), most=200) + notes
 
 # %% ../nbs/42_scoring.ipynb #3c7b2191
 @dataclass(frozen=True)

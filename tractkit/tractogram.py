@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Tractogram', 'concatenate_tractograms']
 
-# %% ../nbs/04_tractogram.ipynb #e401445a
+# %% ../nbs/04_tractogram.ipynb #b0aeadee
 import json
 import os
 import warnings
@@ -23,6 +23,7 @@ from nibabel.streamlines.tractogram_file import HeaderError
 from numba import njit
 
 from .files import DataError, atomic_path
+from .markup import html_card, svg_bars
 from .space import Origin, Space, check_affine, conversion_affine, voxel_order, voxel_sizes
 from .streamlines import PointMap, Streamlines, concatenate_streamlines, take
 
@@ -184,7 +185,7 @@ def _inside(points, offsets, low, high):
                     out[i] = False
     return out
 
-# %% ../nbs/04_tractogram.ipynb #87a03171
+# %% ../nbs/04_tractogram.ipynb #ed9c3bef
 def _facts(t: Tractogram) -> dict[str, str]:
     sizes = " × ".join(f"{v:g}" for v in np.round(t.voxel_sizes, 4))
     facts = {"streamlines": f"{len(t):,}", "points": f"{len(t.streamlines.points):,}"}
@@ -208,10 +209,7 @@ def _summary(t: Tractogram) -> str:
 
 
 def _html(t: Tractogram) -> str:
-    from html import escape
-    rows = "".join(f"<tr><th style='text-align:left'>{escape(k)}</th><td style='text-align:left'>{escape(v)}"
-                   "</td></tr>" for k, v in _facts(t).items())
-    return f"<table><caption>Tractogram</caption>{rows}</table>"
+    return html_card("Tractogram", _facts(t).items(), svg_bars(t.lengths_mm, "histogram of lengths", 160, 48))
 
 # %% ../nbs/04_tractogram.ipynb #21daad52
 _Grid = tuple[np.ndarray, tuple[int, int, int]]  # affine, dimensions
@@ -495,7 +493,7 @@ def _read_by_dipy(path: Path, grid: _Grid | None) -> Tractogram:
                         fix="Convert it to .trk, where DIPY has VTK and FURY 0.12") from e
     return _from_sft(sft)
 
-# %% ../nbs/04_tractogram.ipynb #46a41512
+# %% ../nbs/04_tractogram.ipynb #f7c0dcbd
 _FORMATS: dict[str, tuple[Callable, Callable | None]] = {
     ".trk": (_read_trk, _write_trk), ".tck": (_read_tck, _write_tck), ".trx": (_read_trx, _write_trx),
     **dict.fromkeys((".dpy", ".vtk", ".vtp", ".fib"), (_read_by_dipy, None))}
