@@ -14,6 +14,7 @@ from tractkit.distributed import take_rank
 from tractkit.hooks import OnNonFinite
 from tractkit.loader import BatchLoaderOneInput
 from tractkit.models.learn2track import Learn2Track
+from tractkit.policy import Policy
 from tractkit.ranks import Ranks
 from tractkit.sampler import BatchIDSampler
 from tractkit.trainer import TrainerOneInput
@@ -60,6 +61,19 @@ class FitSlow(Fit):
         return super().compute_batch_loss(batch)
 
 
+class ChangedByFirst(Policy):
+    """As somebody at a panel changes it: only the first rank is told."""
+
+    remembers = ()
+
+    def training_started(self, trainer):
+        self.trainer = trainer
+
+    def train_step_finished(self, epoch, iteration, loss):
+        if self.trainer.ranks.first and self.trainer.state.global_step == 4:
+            self.trainer.change(learning_rate=.02, clip_grad=.5, max_epochs=2, reverse_ratio=0., batch_size_training=6)
+
+
 def two_models():
     model = toy_model(0)
     model.unused = nn.Linear(2, 2)  # no gradient: weight decay must leave it alone
@@ -91,6 +105,7 @@ CASES = {
     "unused": lambda root, name: toy(root, name, model=two_models(), weight_decay=.1, max_epochs=2),
     "own": lambda root, name: toy(root, name, FitOwn),
     "iterations": lambda root, name: toy(root, name, iterations_per_epoch=9, max_epochs=2),
+    "changed": lambda root, name: streamlines(root, name, max_epochs=3, policies=[ChangedByFirst()]),
     "patience": lambda root, name: toy(root, name, learning_rate=0, patience=2, max_epochs=9),
 }
 TOGETHER = {  # not the same alone: that all ranks do the same is what counts

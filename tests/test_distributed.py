@@ -67,6 +67,12 @@ def test_two_processes_end_where_one_does(together, name):
     assert tree.epoch == one.state.epoch and tree.finished == one.state.finished and tree.fingerprints["plan"] == one.state.fingerprints["plan"]
 
 
+def test_what_the_first_rank_is_told_all_do(together):
+    changes = RunLog(together / "changed-2").records("change")
+    assert [(r["step"], r["name"], r["to"]) for r in changes] == [
+        (4, "learning_rate", .02), (4, "clip_grad", .5), (4, "max_epochs", 2), (4, "reverse_ratio", 0.), (4, "batch_size_training", 6)]
+
+
 def test_one_rank_writes(together):
     for name in CASES | TOGETHER:
         steps = [r["step"] for r in RunLog(together / f"{name}-2").records("batch")]

@@ -296,6 +296,8 @@ def test_a_failure_is_shown_once_with_its_batch_and_after_a_fix_it_goes_on(make_
     ids = str(trainer.batch_sampler.plan(1, "training")[3])
     text = f"ZeroDivisionError: division by zero It happened in epoch 2, batch 3 ({ids})."
     assert p.readout.readout["message"] == text and p.readout.readout["messages"].count(text) == 1
+    left = make_panel(trainer.folder).readout.readout
+    assert left["phase"] == "failed" and left["message"].startswith("ZeroDivisionError: division by zero")
     assert "start" in enabled(p)
     trainer.compute_batch_loss = whole
     p.buttons["start"].click()
@@ -328,6 +330,7 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     trainer.wait()
     until(lambda: "rewind" in enabled(p))
     assert [label for label, _ in p.checkpoint.options] == ["after epoch 2, the best", "after epoch 1", "step 2", "step 1", "the beginning"]
+    assert p.checkpoint.index == 0  # there is one chosen
     p.checkpoint.value = 8
     click("rewind", "Set back: 1 epochs done (step 8)")
     assert trainer.status.epoch == 1 and p.readout.readout["where"] == "epoch 2 of 5" and len(p._curves()["training"][0]) == 8

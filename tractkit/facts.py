@@ -147,14 +147,14 @@ def pack_curves(curves: Mapping[str, tuple[Any, Any]]) -> dict[str, bytes]:
     """Curves as float32 bytes: all x, then all y."""
     return {name: np.concatenate(thinned(x, y)).astype("<f4").tobytes() for name, (x, y) in curves.items()}
 
-# %% ../nbs/50_facts.ipynb #b4b06db4
+# %% ../nbs/50_facts.ipynb #4360a88d
 class LogFollower:
     """Curves of a log that grows, of bounded length: gradient norm, learning rate, batches per second."""
 
     def __init__(
         self,
         log: str | os.PathLike,   # log.jsonl
-        most: int = 4_000_000,    # bytes of it that are read at first
+        most: int = 1_000_000,    # bytes of it that are read at first
     ):
         self.path, self.most = Path(log), most
         self._reset()
@@ -198,7 +198,7 @@ class LogFollower:
         self._at, self._tail = start + len(data), (self._tail + data)[-80:]
         return True
 
-# %% ../nbs/50_facts.ipynb #5e811fc8
+# %% ../nbs/50_facts.ipynb #3b5fe838
 class FolderRun:
     """A run by its folder: at work in another process, or at rest. DataError if there is no run."""
 
@@ -232,9 +232,11 @@ class FolderRun:
             tree: Mapping[str, Any] = newest[0] if newest else {"epoch": 0, "batch": 0, "global_step": 0, "epochs": []}
             last = tree["epochs"][-1] if tree["epochs"] else {}
             end, best, points = tree.get("finished"), tree.get("best"), tree.get("loss_points")
-            message = f"{tree['epoch']} epochs and {tree['batch']} batches done (step {tree['global_step']:,})" + (f": {end['message']}" if end else "")
+            word = self.folder / "failed.txt"  # what broke it
+            failed = word.read_text(encoding="utf-8").split("\n\n")[0] if word.exists() else ""
+            message = failed or f"{tree['epoch']} epochs and {tree['batch']} batches done (step {tree['global_step']:,})" + (f": {end['message']}" if end else "")
             self._known = steps[-1:], Status(
-                "finished" if end else "stopped", tree["epoch"], int(self.settings().get("max_epochs") or tree["epoch"]), tree["batch"],
+                "finished" if end else "failed" if failed else "stopped", tree["epoch"], int(self.settings().get("max_epochs") or tree["epoch"]), tree["batch"],
                 global_step=tree["global_step"], train_loss=tree["loss_sum"] / points if points else last.get("train_loss", math.nan),
                 valid_loss=last.get("valid_loss", math.nan), best_loss=best["loss"] if best else math.nan, message=message,
                 learning_rate=last.get("learning_rate", math.nan))
@@ -284,7 +286,7 @@ class FolderRun:
 _EDITED = ("learning_rate", "max_epochs", "patience", "clip_grad", "batch_size_training", "reverse_ratio", "split_ratio",
            "noise_gaussian_size_forward", "noise_gaussian_size_loss", "noise_gaussian_size_forward_mm", "noise_gaussian_size_loss_mm")
 
-# %% ../nbs/50_facts.ipynb #b4347854
+# %% ../nbs/50_facts.ipynb #d4c1e715
 _CLASSES: dict[str, type] = {c.__name__: c for c in (MultiSubjectDataset, BatchIDSampler, BatchLoaderOneInput, BatchLoaderSeveralInputs,
                                                      StreamlinesBatchLoader, Trainer, TrainerOneInput)}
 _LOADING = ("load_training", "load_validation", "load_testing", "subj_id", "volume_groups", "streamline_groups")
@@ -317,7 +319,7 @@ def _call(words: Mapping[str, Any], before: str, cls: type | None, imports: set[
     if cls is not None and cls.__module__ != "__main__":
         imports.add(f"from {cls.__module__} import {name}")
     default = _defaults(cls)
-    given = [f"{k}={_literal(v, imports)}" for k, v in words.items() if k != "class" and k not in leave and not (k in default and default[k] == v)]
+    given = [f"{k}={_literal(v, imports)}" for k, v in words.items() if k != "class" and k not in leave and not (k in default and v in (default[k], [] if default[k] == () else default[k]))]
     arguments = [*filter(None, before.split(", ")), *given]
     text = f"{name}({', '.join(arguments)})"
     if len(text) <= 100:

@@ -41,7 +41,7 @@ class TrainerLike(Protocol):
     def stop(self) -> None: ...
     def curves(self) -> Mapping[str, tuple[Any, Any]]: ...  # "training", "validation" -> (steps, losses)
 
-# %% ../nbs/50_panel.ipynb #95217ba0
+# %% ../nbs/50_panel.ipynb #e8d3e8c9
 _BUTTONS = {  # description, icon, tooltip
     "start": ("Start", "play", "Train in the background; after a stop, go on at the next batch"),
     "pause": ("Pause", "pause", "Rest after the current batch; nothing is lost"),
@@ -57,7 +57,7 @@ _BUTTONS = {  # description, icon, tooltip
 
 def _make_button(verb: str, press: Callable[[str], None]) -> Button:
     words, icon, help_ = _BUTTONS[verb]
-    button = Button(description=words, icon=icon, tooltip=help_, disabled=True, layout=Layout(width="96px"))
+    button = Button(description=words, icon=icon, tooltip=help_, disabled=True, layout=Layout(width="100px" if verb in ("save", "rewind", "fork") else "88px"))
     button.on_click(lambda _: press(verb))
     return button
 
@@ -68,7 +68,7 @@ def _fulfilled(verb: str, s: Any) -> str:
     return {"pause": f"Paused after {where}; saved.", "resume": "Going on.", "step": f"One batch done; resting after {where}.",
             "epoch": f"Epoch {s.epoch} done; resting."}.get(verb, "")
 
-# %% ../nbs/50_panel.ipynb #0735f471
+# %% ../nbs/50_panel.ipynb #92ec8d22
 class TrainerPanel:
     """Controls and live curves of a trainer, in a notebook: `TrainerPanel(trainer)` as a cell's last value.
 
@@ -128,11 +128,12 @@ class TrainerPanel:
     def _build(self) -> None:
         click = lambda verb: self.press(verb, wait=False)  # noqa: E731
         self.buttons = {verb: _make_button(verb, click) for verb in VERBS}
-        self.checkpoint = Dropdown(options=[], disabled=True, layout=Layout(width="200px"))
+        self.checkpoint = Dropdown(options=[("checkpoints", -1)], disabled=True, tooltip="Where to go back to", layout=Layout(width="200px"))
         self.readout, self.form = Readout(), EditForm(lambda name, value: self.set(name, value, wait=False))
         self._code, show_code = HTML(), Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         show_code.on_click(lambda _: self._show_code())
-        edit = VBox([self.form.widget, show_code, self._code])
+        self._line = HTML()  # the status line once more, where the fields are
+        edit = VBox([self.form.widget, self._line, show_code, self._code])
         tabs: dict[str, Widget] = {"Progress": self.readout, "Settings": edit}
         if self.preview is not None:
             tabs["Preview"] = self.preview.widget
@@ -265,6 +266,9 @@ class TrainerPanel:
                     button.button_style = "primary" if verb in possible and verb in ("start", "resume") else ""
             self._choices("rewind" in possible)
             self.form.show(*self._settings())
+            line = f'<span role="status">{html.escape(said["message"])}</span>'
+            if self._line.value != line:
+                self._line.value = line
 
     def _choices(self, enabled: bool) -> None:
         options = tuple(kept_checkpoints(self.trainer)) if enabled else self.checkpoint.options

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #87526a9e
+# %% ../nbs/34_trainer.ipynb #70202e59
 import contextlib
 import copy
 import functools
@@ -35,7 +35,7 @@ from .session import ProgressLine, Session, check_fit, config_mark, find_state, 
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #67a1884e
+# %% ../nbs/34_trainer.ipynb #e7c1c16f
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -368,7 +368,8 @@ class Trainer(TrainerSteps):
             self._tell("training_ended", "stopped")
             self._save()
             self._say(f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; saved in {self.folder}. "
-                      "Call train_and_validate() or start() again to go on.", "ended", phase="stopped")
+                      "Call train_and_validate() or start() again to go on.", "ended", phase="stopped", batch=state.batch,
+                      n_batches=session.plans["training"][2] if "training" in session.plans else 0)
         except Exception as e:
             if session.step.policies is not None:  # the step was begun and did not end
                 session.step.undo(self.model)

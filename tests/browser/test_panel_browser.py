@@ -53,6 +53,11 @@ def test_a_person_trains_with_the_panel(lab):
         """Batches done, from the words on the page."""
         return int(step.inner_text().replace(",", "")) if step.count() else 0
 
+    def printed(text: str) -> str:
+        output = page.locator(".jp-OutputArea-output pre", has_text=text).first
+        output.wait_for(timeout=15_000)
+        return output.inner_text()
+
     for cell in (0, 1):
         lab.run_cell(page, cell)
     page.wait_for_selector(".tractkit-readout", timeout=60_000)
@@ -76,15 +81,14 @@ def test_a_person_trains_with_the_panel(lab):
     assert painted > 2_000  # curves, axes, labels
     page.locator(".tractkit-readout").screenshot(path=PICTURES / "panel-light.png")
     lab.run_cell(page, 4)
-    page.get_by_text("now ").wait_for(timeout=10_000)
-    assert page.get_by_text("now ").inner_text().split() == ["now", str(rested), "0.01"]  # the state is where the page says
+    assert printed("now ").split() == ["now", str(rested), "0.01"]  # the state is where the page says
 
-    page.get_by_role("tab", name="Settings").click()  # change the rate, by the keyboard
+    page.get_by_role("tab", name="Settings", exact=True).click()  # change the rate, by the keyboard
     field = page.get_by_label("learning rate")
     field.fill("0.002")
     field.press("Enter")
     page.screenshot(path=PICTURES / "panel-settings.png")
-    page.get_by_role("tab", name="Progress").click()
+    page.get_by_role("tab", name="Progress", exact=True).click()
     until(lambda: message.inner_text() == "learning_rate: 0.01 -> 0.002, from the next batch.")
     until(lambda: any("TrainerPanel(paused" in str(o) for o in lab.saved_outputs(page, "panel.ipynb")))  # the still follows
     assert (lab.work / "panel.ipynb").stat().st_size < 200_000
@@ -118,12 +122,12 @@ def test_a_person_trains_with_the_panel(lab):
     press("Stop")
     until(lambda: chip.inner_text() == "stopped")
     assert "saved in" in message.inner_text()
-    assert set(page.locator(".jupyter-button:not([disabled])").all_inner_texts()) >= {"Start", "1 batch", "1 epoch", "Go back", "Branch"}
+    until(lambda: set(page.locator(".jupyter-button:not([disabled])").all_inner_texts()) >= {"Start", "1 batch", "1 epoch", "Go back", "Branch"})
+    until(lambda: "step" in page.locator(".widget-dropdown select").evaluate("s => s.selectedOptions.length ? s.selectedOptions[0].textContent : ''"))
     assert not page.get_by_role("button", name="Pause").is_enabled()
     shown = batches()
     lab.run_cell(page, 5)
-    page.get_by_text("kept ").wait_for(timeout=15_000)
-    assert int(page.get_by_text("kept ").inner_text().split()[-1]) == shown  # the state on disk is the one shown
+    assert int(printed("kept ").split()[-1]) == shown  # the state on disk is the one shown
     page.screenshot(path=PICTURES / "panel-in-lab.png")
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     until(lambda: page.locator(".tractkit-readout").get_attribute("data-dark") == "true")
@@ -146,7 +150,7 @@ def test_a_person_looks_at_the_preview(lab):
     page = lab.open("preview.ipynb", [PREVIEW, "trainer.train_and_validate(); preview.wait(60)"])
     lab.run_cell(page, 0)
     page.wait_for_selector(".tractkit-readout", timeout=60_000)
-    page.get_by_role("tab", name="Preview").click()
+    page.get_by_role("tab", name="Preview", exact=True).click()
     lab.run_cell(page, 1)
     note, right = page.locator(".tractkit-note"), page.locator(".tractkit-lines").nth(1)
     until(lambda: "density in common" in note.inner_text(), 60)

@@ -1,0 +1,133 @@
+"""Training with the panel open beside training without it, and what an update of the panel costs.
+
+Learn2Track (28 features, LSTM 64-64) on batches of 32 streamlines, in a thread, as the panel starts it. Stretches of
+a second with the panel open and with it closed take turns, in the other order each time; compared are seconds per batch.
+The messages that widgets send are made (JSON and binary), counted and dropped. Then a toy of a thousand batches a second, which is as
+much to follow as there can be. The time of an update is that of the thread that makes it, against the 5 ms it may take; its
+bytes against 20 kB (in the columns of ms: kB)."""
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from ipywidgets import Widget
+from torch import nn
+
+from benchmarks.pairs import Ratio, median_interval
+from benchmarks.subjects import NB_FEATURES, bench_hdf5
+from tractkit.dataset import MultiSubjectDataset
+from tractkit.keyed import fold, permutation
+from tractkit.loader import BatchLoaderOneInput
+from tractkit.models.learn2track import Learn2Track
+from tractkit.panel import TrainerPanel
+from tractkit.sampler import BatchIDSampler
+from tractkit.trainer import Trainer, TrainerOneInput
+
+PAIRS, STRETCH = 60, 1.0  # stretches of each kind, seconds of one
+
+
+class Meter:
+    """Stands in for the kernel's line to the browser: makes each message, notes its bytes, drops it."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.before: Any = None
+
+    def __enter__(self) -> "Meter":
+        self.before = Widget._send
+        meter = self
+
+        def send(self: Widget, message: dict, buffers: Any = None) -> None:
+            meter.sizes.append(len(json.dumps(message, default=str).encode()) + sum(len(memoryview(b).cast("B")) for b in buffers or []))
+
+        Widget._send = send
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        Widget._send = self.before
+
+
+class Timed(TrainerPanel):
+    """Notes how long an update takes."""
+
+    def refresh(self) -> None:
+        began = time.thread_time()
+        super().refresh()
+        self.__dict__.setdefault("spent", []).append(time.thread_time() - began)
+
+
+def pace(trainer: Trainer, seconds: float) -> float:
+    """Seconds per batch, over a stretch that begins and ends with a batch."""
+    marks: list[tuple[float, int]] = []
+    trainer.listeners.append(listener := lambda event, t: marks.append((time.perf_counter(), t.state.global_step)) if event == "batch" and t.status.phase == "training" else None)
+    until = time.perf_counter() + seconds
+    while time.perf_counter() < until or len(marks) < 4:
+        time.sleep(.02)
+    trainer.listeners.remove(listener)
+    return (marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1])
+
+
+def beside(trainer: Trainer, what: str, note: str) -> Iterator[Ratio]:
+    trainer.start()
+    while trainer.status.global_step < 20:
+        time.sleep(.05)
+    times: tuple[list[float], list[float]] = ([], [])
+    spent: list[float] = []
+    with Meter() as meter:
+        for pair in range(-2, PAIRS):
+            for which in (0, 1) if pair % 2 else (1, 0):
+                panel = Timed(trainer) if which == 0 else None
+                time.sleep(.1)
+                meter.sizes = meter.sizes if pair >= 0 else []
+                value = pace(trainer, STRETCH)
+                if panel is not None:
+                    panel.close()
+                    spent += panel.__dict__["spent"][1:] if pair >= 0 else []
+                if pair >= 0:
+                    times[which].append(value)
+    trainer.stop(wait=True)
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    low, high = median_interval(ratios)
+    yield Ratio(f"{what}: a batch, panel open", "the same, panel closed", 1e3 * median(times[0]), 1e3 * median(times[1]), median(ratios), low, high,
+                f"{note}; {PAIRS} pairs of {STRETCH:g} s")
+    shares = [s / .005 for s in spent]
+    low, high = median_interval(shares)
+    yield Ratio(f"{what}: an update", "5 ms", 1e3 * median(spent), 5, median(shares), low, high, f"{len(spent)} updates, the longest {1e3 * max(spent):.1f} ms")
+    large = [s for s in meter.sizes if s > 1000]
+    low, high = median_interval([s / 20_000 for s in large])
+    yield Ratio(f"{what}: bytes of an update (kB)", "20 kB", median(large) / 1000, 20, median(large) / 20_000, low, high,
+                f"the largest {max(large) / 1000:.1f} kB")
+
+
+class Points:
+    def plan(self, epoch: int, subset: str) -> np.ndarray:
+        return permutation(fold(1, epoch, subset), 4000 * 8).reshape(4000, 8)[:4000 if subset == "training" else 2]
+
+    def load_batch_streamlines(self, ids: np.ndarray, *, epoch: int, training: bool) -> Any:
+        x = torch.from_numpy((ids[:, None] / 16000 - 1).astype(np.float32))
+        return x, x**3
+
+
+class Fit(Trainer):
+    def compute_batch_loss(self, batch: Any) -> tuple[torch.Tensor, int]:
+        return nn.functional.mse_loss(self.model(batch[0]), batch[1]), len(batch[0])
+
+
+def rows() -> Iterator[Ratio]:
+    threads = torch.get_num_threads()
+    with tempfile.TemporaryDirectory() as folder:
+        options: dict[str, Any] = dict(max_epochs=10_000, progress=False, device="cpu", num_threads=threads, tensorboard=False, checkpoint_every_seconds=None,
+                                       max_batches_per_epoch_validation=1)
+        dataset = MultiSubjectDataset(bench_hdf5(2, 4000)).load_data()
+        group, lines = (next(iter(g)) for g in (dataset.training_set[0].volumes, dataset.training_set[0].streamlines))
+        model = Learn2Track(NB_FEATURES, rnn_layer_sizes=(64, 64), dropout=.1, step_size=1.0, seed=1)
+        trainer = TrainerOneInput(model, folder, "learn2track", BatchIDSampler(dataset, lines, 32),
+                                  BatchLoaderOneInput(dataset, model, group, lines, reverse_ratio=.5), **options)
+        yield from beside(trainer, "Learn2Track", f"{threads} threads")
+        toy = Fit(nn.Linear(1, 1), folder, "toy", Points(), Points(), **options)
+        yield from beside(toy, "toy", "1,000 batches a second or so")
