@@ -110,7 +110,7 @@ def test_parts_of_one_subject(tmp_path):
 def test_nothing_is_written_when_a_file_is_missing(tmp_path, monkeypatch):
     make_file(tmp_path)
     (tmp_path / "sub-2/lines.trk").unlink()
-    monkeypatch.setattr(module, "_write_subject", lambda *a: pytest.fail("wrote before all files were checked"))
+    monkeypatch.setattr(module, "_write_subjects", lambda *a: pytest.fail("wrote before all files were checked"))
     with pytest.raises(DataError, match="no such file") as e:
         create_hdf5(tmp_path, tmp_path / "new.hdf5", CONFIG, {"training": ["sub-0", "sub-1", "sub-2"]}, progress=False)
     assert (e.value.subject, e.value.group) == ("sub-2", "streamlines") and not (tmp_path / "new.hdf5").exists()

@@ -1,5 +1,6 @@
 """The panel against a real trainer, and against a pretender for what a real one rarely does."""
 
+import json
 import math
 import subprocess
 import sys
@@ -10,9 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers_data import make_file
+from helpers_training import SlowPoints, same_states, streamline_trainer
+from helpers_training import fit as far_fit
 
-from tractkit import panel as room
+from tractkit.facts import thinned
 from tractkit.panel import TrainerPanel, panel_of
+from tractkit.preview import Preview
+from tractkit.process import attach
+from tractkit.state import TrainerState
+from tractkit.volume import Volume
 
 # A trainer of a cubic: also the source of the notebooks below, which run in a kernel of their own.
 FIT = '''
@@ -122,10 +130,10 @@ def test_a_wish_is_shown_until_it_is_fulfilled_and_cannot_be_made_twice(make_pan
     trainer = Pretender(phase="training")
     p = make_panel(trainer)
     p.buttons["pause"].click()
-    assert trainer.pressed == ["pause"] and p._readout.readout["label"] == "pausing" and enabled(p) == {"stop"}
+    assert trainer.pressed == ["pause"] and p.readout.readout["label"] == "pausing" and enabled(p) == {"stop"}
     trainer.set(phase="paused")
     p.refresh()
-    assert p._readout.readout["label"] == "paused" and enabled(p) == {"resume", "stop"}
+    assert p.readout.readout["label"] == "paused" and enabled(p) == {"resume", "stop"}
 
 
 def test_what_a_trainer_refuses_is_said(make_panel):
@@ -133,11 +141,11 @@ def test_what_a_trainer_refuses_is_said(make_panel):
     trainer.start = lambda: 1 / 0
     p = make_panel(trainer)
     p.buttons["start"].click()
-    assert p._readout.readout["message"] == "ZeroDivisionError: division by zero"
+    assert p.readout.readout["message"] == "ZeroDivisionError: division by zero"
     p.still()
     trainer.start = lambda: None
     p.press("start")
-    assert p._readout.readout["message"] == ""
+    assert p.readout.readout["message"] == ""
 
 
 @pytest.mark.parametrize("status, where, done", [
@@ -150,7 +158,7 @@ def test_what_a_trainer_refuses_is_said(make_panel):
     (dict(phase="training", n_batches=0, max_epochs=0), "epoch 1 of 1", 0),
 ])
 def test_progress_is_told_in_words_and_shares(make_panel, status, where, done):
-    said = make_panel(Pretender(**status))._readout.readout
+    said = make_panel(Pretender(**status)).readout.readout
     assert (said["where"], said["done"]) == (where, done)
 
 
@@ -158,17 +166,17 @@ def test_a_million_steps_cost_as_much_as_ten_thousand(make_panel):
     """The bytes of an update are bounded, and few."""
     trainer, sizes = Pretender(phase="training"), []
     p = make_panel(trainer)
-    send = p._readout._send
+    send = p.readout._send
     for n in (10_000, 1_000_000):
         x = np.arange(1, n + 1)
         trainer.data = {"training": (x, 1 / x), "validation": (x[::10], 2 / x[::10])}
         sent = []
-        p._readout._send = lambda message, buffers=None, sent=sent: sent.append(len(str(message)) + sum(map(len, buffers or [])))
+        p.readout._send = lambda message, buffers=None, sent=sent: sent.append(len(str(message)) + sum(map(len, buffers or [])))
         trainer.set(batch=n % 7)
         p.refresh()
         assert len(sent) == 1  # one message
         sizes += sent
-    p._readout._send = send
+    p.readout._send = send
     assert max(sizes) < 8_000 and sizes[1] < 1.2 * sizes[0]
 
 
@@ -176,17 +184,17 @@ def test_thinning_keeps_means_and_leaves_out_what_is_not_finite():
     rng = np.random.default_rng(0)
     y = rng.random(9_001)
     y[5] = np.nan
-    x, thin = room._thinned(np.arange(9_001), y, limit=300)
+    x, thin = thinned(np.arange(9_001), y, limit=300)
     assert len(x) <= 300 and np.all(np.diff(x) > 0)
     assert thin[1:-1].mean() == pytest.approx(np.nanmean(y), rel=0.02)
-    assert room._thinned([1, 2, 3], [1.0, np.inf, 3])[0].tolist() == [1, 3]
-    assert room._thinned([], []) [0].size == 0
-    assert len(room._thinned([1, 2], [1.0, 2, 3])[0]) == 2  # read while it is appended to
+    assert thinned([1, 2, 3], [1.0, np.inf, 3])[0].tolist() == [1, 3]
+    assert thinned([], []) [0].size == 0
+    assert len(thinned([1, 2], [1.0, 2, 3])[0]) == 2  # read while it is appended to
 
 
 def test_curves_arrive_as_they_are(make_panel):
     p = make_panel(Pretender())
-    x, y = np.frombuffer(p._readout.curves["training"], "<f4").reshape(2, -1)
+    x, y = np.frombuffer(p.readout.curves["training"], "<f4").reshape(2, -1)
     assert x.tolist() == [1, 2, 3] and y.tolist() == [3, 2, 1]
 
 
@@ -212,7 +220,7 @@ def test_a_trainer_without_listeners_is_looked_at_all_the_same(make_panel):
     p = make_panel(trainer)
     p._waits = 0.05
     trainer.set(phase="training", batch=3)
-    until(lambda: p._readout.readout["phase"] == "training")
+    until(lambda: p.readout.readout["phase"] == "training")
 
 
 def test_closing_ends_its_thread_and_leaves_the_trainer(make_panel):
@@ -250,10 +258,11 @@ def test_the_buttons_drive_a_real_trainer(make_panel, tmp_path):
     trainer = fit(tmp_path, pause=0.004, max_epochs=30)
     p = make_panel(trainer)
     p.buttons["start"].click()
-    until(lambda: p._readout.readout["done"] > 0 and "pause" in enabled(p))
+    until(lambda: p.readout.readout["done"] > 0 and "pause" in enabled(p))
     p.buttons["pause"].click()
     until(lambda: trainer.status.phase == "paused")
-    until(lambda: enabled(p) == {"resume", "stop"})
+    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork"})
+    assert p.readout.readout["message"].startswith("Paused after batch")
     step = trainer.status.global_step
     time.sleep(0.2)
     assert trainer.status.global_step == step
@@ -261,8 +270,8 @@ def test_the_buttons_drive_a_real_trainer(make_panel, tmp_path):
     until(lambda: trainer.status.global_step > step + 3)
     p.buttons["stop"].click()
     trainer.wait(20)
-    until(lambda: p._readout.readout["phase"] == "stopped" and enabled(p) == {"start"})
-    assert "saved in" in p._readout.readout["message"]
+    until(lambda: p.readout.readout["phase"] == "stopped" and enabled(p) == {"start", "step", "epoch", "rewind", "fork"})
+    assert "saved in" in p.readout.readout["message"]
     stopped = trainer.status.global_step
     p.buttons["start"].click()
     until(lambda: trainer.status.global_step > stopped)
@@ -273,17 +282,249 @@ def test_a_trainer_started_from_a_cell_is_noticed(make_panel, tmp_path):
     trainer = fit(tmp_path)
     p = make_panel(trainer)
     trainer.train_and_validate()
-    until(lambda: p._readout.readout["phase"] == "finished")
-    assert p._readout.readout["done"] == 1 and {"train", "valid", "best"} <= set(p._readout.readout["losses"])
+    until(lambda: p.readout.readout["phase"] == "finished")
+    assert p.readout.readout["done"] == 1 and {"train", "valid", "best"} <= set(p.readout.readout["losses"])
 
 
-def test_a_failure_is_shown(make_panel, tmp_path):
+def test_a_failure_is_shown_once_with_its_batch_and_after_a_fix_it_goes_on(make_panel, tmp_path):
     trainer = fit(tmp_path)
-    trainer.compute_batch_loss = lambda batch: 1 / 0
+    whole = trainer.compute_batch_loss
+    trainer.compute_batch_loss = lambda batch: 1 / 0 if trainer.state.global_step == 11 else whole(batch)
     p = make_panel(trainer)
     p.buttons["start"].click()
-    until(lambda: p._readout.readout["phase"] == "failed")
-    assert "ZeroDivisionError" in p._readout.readout["message"] and enabled(p) == {"start"}
+    until(lambda: p.readout.readout["phase"] == "failed")
+    ids = str(trainer.batch_sampler.plan(1, "training")[3])
+    text = f"ZeroDivisionError: division by zero It happened in epoch 2, batch 3 ({ids})."
+    assert p.readout.readout["message"] == text and p.readout.readout["messages"].count(text) == 1
+    assert "start" in enabled(p)
+    trainer.compute_batch_loss = whole
+    p.buttons["start"].click()
+    until(lambda: p.readout.readout["phase"] == "finished")
+    alone = fit(tmp_path, "alone")
+    assert same_states(alone.train_and_validate(), trainer.state) == []
+
+
+def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
+    trainer = fit(tmp_path, max_epochs=5, keep_checkpoints=9, checkpoint_every_seconds=None)
+    p = make_panel(trainer)
+
+    def click(verb, said):
+        assert verb in enabled(p)
+        p.buttons[verb].click()
+        until(lambda: p.readout.readout["message"].startswith(said))
+
+    click("step", "One batch done; resting after batch 1 of epoch 1.")
+    click("step", "One batch done; resting after batch 2 of epoch 1.")
+    click("epoch", "Epoch 1 done; resting.")
+    assert (trainer.state.epoch, trainer.state.batch) == (1, 0)
+    click("epoch", "Epoch 2 done; resting.")
+    p.buttons["fork"].click()
+    until(lambda: p.forks and "A branch of step 16, for" in p.readout.readout["message"])
+    branch = p.forks[0]
+    assert branch.trainer.state.parent == trainer.state.run_id and branch.widget in p.widget.children
+    branch.press("start")
+    branch.trainer.wait()
+    p.buttons["stop"].click()
+    trainer.wait()
+    until(lambda: "rewind" in enabled(p))
+    assert [label for label, _ in p.checkpoint.options] == ["after epoch 2, the best", "after epoch 1", "step 2", "step 1", "the beginning"]
+    p.checkpoint.value = 8
+    click("rewind", "Set back: 1 epochs done (step 8)")
+    assert trainer.status.epoch == 1 and p.readout.readout["where"] == "epoch 2 of 5" and len(p._curves()["training"][0]) == 8
+    p.press("start")
+    assert same_states(trainer.wait(), branch.trainer.state) == []  # the same in both folders
+
+
+def test_saving_waits_for_the_batch_but_not_the_kernel(make_panel, tmp_path):
+    trainer = fit(tmp_path, pause=.2, max_epochs=2, checkpoint_every_seconds=None)
+    p = make_panel(trainer)
+    p.press("start")
+    until(lambda: "save" in enabled(p) and trainer.status.global_step > 0)
+    before = trainer.checkpoints.steps()
+    began = time.monotonic()
+    p.buttons["save"].click()
+    assert time.monotonic() - began < .15
+    until(lambda: "Saved: step" in p.readout.readout["message"])
+    assert trainer.checkpoints.steps() != before
+    trainer.stop(wait=True)
+
+
+def test_two_panels_agree(make_panel, tmp_path):
+    trainer = fit(tmp_path, pause=.003, max_epochs=60)
+    a, b = make_panel(trainer), make_panel(trainer)
+    assert panel_of(trainer) not in (a, b)
+    a.press("start")
+    until(lambda: enabled(a) == enabled(b) and "pause" in enabled(b))
+    b.press("pause")
+    b.set("learning_rate", .002)
+    until(lambda: a.readout.readout["phase"] == b.readout.readout["phase"] == "paused")
+    until(lambda: a.form.fields["learning_rate"].value == b.form.fields["learning_rate"].value == "0.002")
+    a.refresh(), b.refresh()
+    same = ("phase", "where", "losses", "measures", "messages", "done")
+    assert {k: a.readout.readout[k] for k in same} == {k: b.readout.readout[k] for k in same} and a.readout.curves == b.readout.curves
+    panel_of(trainer).close()
+    trainer.stop(wait=True)
+
+
+def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, tmp_path):
+    trainer = fit(tmp_path)
+    p = make_panel(trainer)
+    p.press("step")
+    until(lambda: trainer.status.phase == "paused")
+    p.form.fields["learning_rate"].value = "0.003*2 0.001"
+    until(lambda: p.readout.readout["message"] == "learning_rate: 0.01 -> [0.003, 0.003, 0.001], from the next batch.")
+    assert p.form.fields["learning_rate"].value == "0.003 0.003 0.001"
+    p.form.fields["clip_grad"].value = "a lot"
+    until(lambda: "clip_grad must be a positive number or None, not 'a lot'" in p.readout.readout["message"])
+    until(lambda: p.form.fields["clip_grad"].value == "")
+    p.form.fields["max_epochs"].value = 2
+    until(lambda: trainer.max_epochs == 2 and p.readout.readout["where"].endswith("of 2, batch 1 of 8"))
+    assert [(r["step"], r["name"]) for r in trainer.log.records("change")] == [(1, "learning_rate"), (1, "max_epochs")]
+    p.press("resume")
+    trainer.wait()
+
+
+def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):
+    data = make_file(tmp_path / "data", points=(5, 30))[0]
+    trainer = streamline_trainer(data, tmp_path, policies=[])
+    p = make_panel(trainer)
+    trainer.change(learning_rate={"class": "Exponential", "initial": .02, "multiplier": .5}, clip_grad=None, reverse_ratio=.25, batch_size_training=5,
+                   patience=None)
+    space = {"model": trainer.model}
+    exec(p.code(), space)
+    assert space["trainer"].config() == trainer.config()
+    assert "noise_gaussian_size_loss=0.05" in p.code() and "rng=1234" not in p.code()  # no defaults
+    p._show_code()
+    assert "BatchIDSampler(" in p._code.value
+    trainer.step(2)
+    trainer.change(clip_grad=.5)
+    trainer.stop(wait=True)
+    assert "#   after step 2: clip_grad None -> 0.5" in p.code()
+    left = make_panel(trainer.folder)
+    exec(left.code(), space := {"model": trainer.model})
+    assert space["trainer"].config() == trainer.config()
+
+
+def test_after_the_kernel_died_the_panel_is_as_it_was(make_panel, tmp_path):
+    trainer = fit(tmp_path, keep_checkpoints=4)
+    before = make_panel(trainer)
+    trainer.step(11)
+    before.set("learning_rate", .004)
+    trainer.stop(wait=True)
+    before.refresh()
+
+    def facts(p):
+        return {k: p.readout.readout[k] for k in ("phase", "label", "losses", "name")} | {"where": p.readout.readout["where"].split(" of 8")[0]}
+
+    again = fit(tmp_path, keep_checkpoints=4)  # the same cells in a new kernel
+    unasked = make_panel(again)
+    assert facts(unasked) == facts(before) and "Start goes on with it" in unasked.readout.readout["message"] and again.state is None
+    loaded = make_panel(again, state=TrainerState.load(trainer.folder, model=fit(tmp_path, "x").model))
+    assert facts(loaded) == facts(before) and loaded.readout.curves == before.readout.curves
+    assert [x for x in loaded.checkpoint.options] == [x for x in before.checkpoint.options]
+    only = make_panel(str(trainer.folder))
+    assert facts(only) == facts(before) and only.readout.curves == before.readout.curves and enabled(only) == set()
+    assert only.form.fields["learning_rate"].value == "0.004" and only.form.fields["learning_rate"].disabled
+    loaded.press("start")
+    again.wait()
+    assert again.learning_rate.value == .004 and again.status.phase == "finished"
+
+
+def test_a_run_in_another_process_is_driven_by_its_folder(make_panel, tmp_path):
+    trainer = far_fit(tmp_path, points=SlowPoints(), max_epochs=40, prefetch=0)
+    trainer.start(paused=True, process=True)
+    until(lambda: trainer.status.phase == "paused")
+    p, own = make_panel(attach(trainer.folder)), make_panel(trainer)
+    other = make_panel(trainer.folder)
+    until(lambda: p.readout.readout["phase"] == "paused")
+    p.press("step")
+    until(lambda: trainer.status.global_step == 1 and "One batch done" in p.readout.readout["message"])
+    p.set("learning_rate", .002)
+    assert p.readout.readout["message"].startswith("learning_rate: 0.01 -> 0.002")
+    other.set("clip_grad", -1.)
+    assert "clip_grad must be a positive number or None" in other.readout.readout["message"]
+    trainer.change(max_epochs=3)
+    assert trainer.max_epochs == 3 and trainer.learning_rate.value == .01  # changed behind its back
+    until(lambda: other.form.fields["max_epochs"].value == 3 and other.form.fields["learning_rate"].value == "0.002")
+    p.press("epoch")
+    until(lambda: trainer.status.epoch == 1 and trainer.status.phase == "paused")
+    p.press("save")
+    assert trainer.checkpoints.steps()[-1] == 6
+    until(lambda: own.readout.readout["where"] == p.readout.readout["where"] == other.readout.readout["where"])
+    new = make_panel(far_fit(tmp_path, points=SlowPoints(), max_epochs=40))  # the notebook after a restart: it finds the process
+    until(lambda: new.readout.readout["phase"] == "paused")
+    assert new.trainer.learning_rate.value == .002 and new.trainer.max_epochs == 3
+    new.press("resume")
+    trainer.wait()
+    until(lambda: p.readout.readout["phase"] == "finished" and enabled(p) == set())
+    assert [(r["step"], r["name"]) for r in trainer.log.records("change")] == [(1, "learning_rate"), (1, "max_epochs")]
+    alone = far_fit(tmp_path, "alone", points=SlowPoints(), max_epochs=40, prefetch=0)
+    alone.step(1)
+    alone.change(learning_rate=.002, max_epochs=3)
+    alone.resume()
+    assert same_states(alone.wait(), trainer.state) == []
+    new.trainer.wait()
+
+
+def test_the_table_says_what_the_picture_shows(make_panel, tmp_path):
+    trainer = fit(tmp_path)
+    trainer.train_and_validate()
+    table = make_panel(trainer).table()
+    assert (table["status"], table["position"], table["learning_rate"], table["run"]) == ("finished", "3 of 3 epochs", "0.01", str(trainer.folder))
+    assert {"train", "valid", "best", "gradient norm", "message"} <= set(table)
+
+
+def preview_and_trainer(folder, **options):
+    """A trainer and a preview of its first subject."""
+    data, tractograms = make_file(Path(folder) / "data", points=(12, 40))
+    trainer = streamline_trainer(data, Path(folder), **{"max_epochs": 2, "patience": None} | options)
+    subject = trainer.batch_loader.dataset.training_set[0]
+    volume, reference = subject.volumes["input"].volume, tractograms[subject.name]
+    mask = Volume(np.ones(volume.shape3d, np.uint8), volume.affine)
+    return Preview(volume, mask, None, reference, n_streamlines=60, min_length=2., max_length=60.), trainer
+
+
+def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_panel, tmp_path):
+    preview, trainer = preview_and_trainer(tmp_path)
+    p = make_panel(trainer, preview=preview)
+    assert preview.widget in p.tabs.children and len(preview.widget.reference) % 48 == 0
+    p.press("start")
+    trainer.wait()
+    preview.wait(30)
+    epoch, score = preview.scores[-1]
+    assert epoch == 2 and 0 <= score <= 1 and len(preview.details[-1]) and len(preview.widget.latest) == 48 * len(preview.latest) < 20_000
+    alone = preview_and_trainer(tmp_path / "alone")[1]
+    assert same_states(alone.train_and_validate(), trainer.state) == []
+    broken, again = preview_and_trainer(tmp_path / "broken", max_epochs=1)
+    broken.follow(again)
+    broken.volume = None
+    again.train_and_validate()
+    broken.wait(30)
+    assert "No preview of this epoch" in broken.widget.note and again.status.phase == "finished"
+    for x in (preview, broken):
+        x.close()
+    assert again.listeners == []
+
+
+@pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])
+def test_with_the_panel_open_memory_and_messages_stay_flat(make_panel, tmp_path, batches):
+    """Of the kernel. A message is what the widgets send, by each of which there are at most 4 a second."""
+    trainer = fit(tmp_path, max_epochs=batches // 8, tensorboard=False)
+    p, sent = make_panel(trainer), []
+    for name, widget in {"readout": p.readout, "form": p.form.fields["learning_rate"], **p.buttons}.items():
+        widget._send = lambda message, buffers=None, name=name: sent.append((time.monotonic(), name, len(json.dumps(message, default=str)) + sum(map(len, buffers or []))))
+    resident = []
+    trainer.listeners.append(lambda event, t: resident.append(t.status.memory) if event == "epoch" else None)
+    began = time.monotonic()
+    p.press("start")
+    trainer.wait()
+    seconds = time.monotonic() - began
+    of_readout = [(at, size) for at, name, size in sent if name == "readout"]
+    assert len(of_readout) <= 4 * seconds + 3 and max(size for _, size in of_readout) < 20_000
+    assert len(sent) - len(of_readout) < 40  # buttons and fields: when something changes, not with time
+    third = len(resident) // 3
+    assert np.median(resident[-third:]) - np.median(resident[third:2 * third]) < (12 << 20)
+    assert trainer.state.global_step == batches // 8 * 8
 
 
 def test_a_plain_script_can_have_a_panel(tmp_path):

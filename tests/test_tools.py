@@ -92,7 +92,7 @@ def test_notebook_that_prints_what_is_stored_passes(tmp_path, monkeypatch):
         ("#| eval: false\n1/0", []),
         ("import os, tqdm.auto\nfor _ in tqdm.auto.tqdm([1]): pass\nos.path.basename(os.getcwd())", [value(text_plain="'nbs'")]),
     )
-    problems, _ = check_notebooks.run_apart(path, store=False)
+    problems, _ = check_notebooks.run(path)
     assert problems == []
 
 
@@ -106,7 +106,7 @@ def test_notebook_that_prints_something_else_fails(tmp_path):
         ("import sys; print('w', file=sys.stderr)", [printed("w\n")]),
         ("print('fine')", [printed("fine\n")]),
     )
-    problems, _ = check_notebooks.run_apart(path, store=False)
+    problems, _ = check_notebooks.run(path)
     assert [p.split()[1] for p in problems] == ["cell0", "cell1", "cell2", "cell3", "cell4"]
     assert "-stdout: 0.97" in problems[0] and "+stdout: 0.98" in problems[0]
 
@@ -119,14 +119,14 @@ def test_difference_in_a_long_line_is_shown():
 
 def test_notebook_that_raises_fails(tmp_path):
     path = write_notebook(tmp_path / "raises.ipynb", ("x = 1\nassert x == 2, 'x is one'", []))
-    problems, _ = check_notebooks.run_apart(path, store=False)
+    problems, _ = check_notebooks.run(path)
     assert len(problems) == 1 and "AssertionError: x is one" in problems[0]
 
 
 @pytest.mark.full
 def test_notebook_whose_kernel_dies_fails(tmp_path):
     path = write_notebook(tmp_path / "dies.ipynb", ("import os; os._exit(3)", []))
-    problems, _ = check_notebooks.run_apart(path, store=False)
+    problems, _ = check_notebooks.run(path)
     assert len(problems) == 1 and "died" in problems[0].lower()
 
 

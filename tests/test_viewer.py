@@ -358,14 +358,21 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         assert not a._drawn._coarse  # no button: nothing moves
         a._drawn.stage.camera.local.position = (1, 2, 3)
         a._drawn._on_pointer({"event_type": "pointer_move", "buttons": (1,)})
-        counts = [actor.objects[0].geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+        a._drawn.manager._draw_function()
+        seen = [drawn(each._stage) for each in (a, b)]
         a._drawn._on_pointer({"event_type": "pointer_up", "buttons": ()})
         await asyncio.sleep(0.2)
-        return counts, [actor.objects[0].geometry.positions.draw_range[1] for _, actor in a._stage._lines]
+        return seen, [drawn(each._stage) for each in (a, b)]
+
+    def drawn(stage):
+        """Points that are drawn of the full and of the coarse streamlines."""
+        return [sum(o.geometry.positions.draw_range[1] for actor in actors for o in actor.objects if o.visible)
+                for actors in ([actor for _, actor in stage._lines], stage._coarse)]
 
     with patch("tractkit.viewer._COARSE", 7):
         coarse, full = asyncio.run(drag())
-    assert 0 < coarse[0] < full[0] / 4
+    for (none, few), (all_of_them, no_more) in zip(coarse, full, strict=True):
+        assert none == no_more == 0 and 0 < few < all_of_them / 4
     np.testing.assert_allclose(b._stage.camera.local.position, (1, 2, 3))
     with pytest.raises(ValueError, match="only live views"):
         link_views(view(t, live=False, size=(60, 50)))

@@ -7,15 +7,15 @@
 --export copies the tree, deletes all that is generated, exports and cleans in the copy, and compares the two
 file by file, byte by byte.
 
---run executes each notebook in a process and kernel of its own, two at a time, and compares by cell id: streams
+--run executes each notebook in a kernel, a process of its own, two at a time, and compares by cell id: streams
 and text exactly, other outputs by their mime types (pictures may differ by a pixel between machines). Cells marked
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
 the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
-last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out where TRACTKIT_DATA is not set.
+last bit: only the kinds of their outputs are compared. `#| real` marks cells that need the data folder and are left out
+where TRACTKIT_DATA is not set. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
 """
 
 import argparse
-import asyncio
 import copy
 import difflib
 import json
@@ -26,14 +26,21 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+
+import nbformat
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from tools import export as exporting  # noqa: E402
+from tools import warm_kernel  # noqa: E402
 from tools.tree import copy_tree, git_status, source_files  # noqa: E402
 
+WARM = ROOT / "tools" / "warm_kernel.py"
 AT_ONCE = 2
+IN_SHORT = ("90_", "92_")  # the tutorials that the short run executes
 SLOW_NOTEBOOK = 20  # seconds
 LARGE_NOTEBOOK = 300  # KB
 
@@ -144,11 +151,12 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
     return "\n".join([*shown[:8], *more]) or "    outputs are cut at other places"
 
 
-def is_progress_bar(output) -> bool:
-    """Is an output the widget that tqdm draws in a notebook? (TQDM_DISABLE silences only the one it prints.)"""
+def dies_with_its_kernel(output) -> bool:
+    """Is an output a live view, or tqdm's widget? A stored one is an error message where it is opened; a view's still stays."""
     data = output.get("data", {})
+    text = as_text(data.get("text/plain", ""))
     return any("widget-view" in mime for mime in data) and \
-        NOT_FOR_KEEPING["a progress bar"].search(as_text(data.get("text/plain", ""))) is not None
+        (text.startswith("View(") or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
 
 
 def unfit_for_keeping(nb) -> list[str]:
@@ -161,8 +169,10 @@ def unfit_for_keeping(nb) -> list[str]:
     return problems
 
 
-def execute(nb, *, skip: set[str]) -> None:
-    """Run a notebook in place, in nbs/, in a new kernel of this very interpreter; cells with directives in `skip` are left."""
+def execute(nb, *, skip: set[str], warm: str | None = None) -> None:
+    """Run a notebook in place, in nbs/, in a new kernel of this very interpreter; cells with directives in `skip` are left.
+
+    `warm` is the socket of a server of kernels (tools/warm_kernel.py); without it the kernel is started cold."""
     from ipykernel.kernelspec import get_kernel_dict
     from jupyter_client.kernelspec import KernelSpec, KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager
@@ -172,18 +182,29 @@ def execute(nb, *, skip: set[str]) -> None:
         """Whatever kernels are installed on the machine, use this one."""
 
         def get_kernel_spec(self, kernel_name):
-            return KernelSpec(**get_kernel_dict())
+            spec = get_kernel_dict()
+            if warm:
+                spec["argv"] = [sys.executable, "-I", "-S", str(WARM), warm, "-f", "{connection_file}"]
+            return KernelSpec(**spec)
 
     kept = {}
     for cell in nb.cells:
         if cell.cell_type == "code" and directives(cell.source) & skip:
             kept[cell.id], cell.source = cell.source, ""
-    manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter())
-    NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}}).execute()
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
+        manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter(),
+                                     connection_file=str(Path(folder) / "kernel.json"))
+        client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}},
+                                store_widget_state=False)
+        try:
+            client.execute(env=isolated_environment(folder), stdout=printed, stderr=printed)
+        except (DeadKernelError, RuntimeError) as error:  # the second: before its first cell
+            printed.seek(0)
+            raise DeadKernelError(f"{error}: {printed.read().decode(errors='replace').strip()[-2500:]}") from None
     for cell in nb.cells:
         cell.source = kept.get(cell.id, cell.source)
         if cell.cell_type == "code":
-            cell.outputs = [output for output in cell.outputs if not is_progress_bar(output)]
+            cell.outputs = [output for output in cell.outputs if not dies_with_its_kernel(output)]
 
 
 def isolated_environment(folder: str) -> dict[str, str]:
@@ -195,44 +216,54 @@ def isolated_environment(folder: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", **own, "PYTHONPATH": str(ROOT), "TQDM_DISABLE": "1", "NO_COLOR": "1"}
 
 
-def run_here(path: Path, store: bool) -> list[str]:
-    """Run one notebook in this process and compare, or store. Returns the problems."""
-    import nbformat
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+@contextmanager
+def warm_kernels():
+    """A server of kernels that have the heavy libraries in memory: its socket, or None where the system has no such thing."""
+    if not warm_kernel.AVAILABLE:
+        yield None
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        address = str(Path(folder) / "kernels")
+        server = subprocess.Popen([sys.executable, str(WARM), "--serve", address], stdin=subprocess.PIPE,
+                                  stdout=subprocess.PIPE, env=isolated_environment(folder))
+        try:
+            assert server.stdin and server.stdout
+            if server.stdout.readline() != b"ready\n":
+                raise RuntimeError(f"{WARM.name} does not start: it ended with {server.wait()}")
+            yield address
+        finally:
+            server.stdin.close()  # its sign to end, and its kernels with it
+            server.wait()
 
+
+def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[str], float]:
+    """Run one notebook in a kernel of its own and compare, or store: its problems and its seconds."""
+    began = time.perf_counter()
     stored = nbformat.read(path, as_version=4)
     now = copy.deepcopy(stored)
-    if os.name == "nt":
-        asyncio.set_event_loop_policy(asyncio.WindowsSelectorEventLoopPolicy())
     try:
-        execute(now, skip=left_out())
+        execute(now, skip=left_out(), warm=warm)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
-        return [re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()[-2500:]]
+        problems = [re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()[-2500:]]
+        return problems, time.perf_counter() - began
     if store:
         for cell in now.cells:
             cell.metadata = {}
+        now.metadata.pop("widgets", None)
         nbformat.write(now, path)
-        return unfit_for_keeping(now)
-    problems = unfit_for_keeping(stored)
-    for was, got in zip(stored.cells, now.cells, strict=True):
-        kinds_only = "varies" in directives(was.source)
-        if was.cell_type == "code" and (difference := cell_difference(was.outputs, got.outputs, kinds_only)):
-            problems.append(f"cell {was.id} prints something else than what is stored\n{difference}")
-    return problems
-
-
-def run_apart(path: Path, store: bool) -> tuple[list[str], float]:
-    """Run one notebook in a process of its own; its problems and its seconds."""
-    began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, __file__, "--one", str(path), *(["--store"] if store else [])],
-            env=isolated_environment(folder), capture_output=True, text=True)
-    try:
-        problems = json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        problems = [f"its process ended with {done.returncode}: {done.stderr.strip()[-2500:]}"]
+        problems = unfit_for_keeping(now)
+    else:
+        problems = unfit_for_keeping(stored)
+        for was, got in zip(stored.cells, now.cells, strict=True):
+            kinds_only = "varies" in directives(was.source)
+            if was.cell_type == "code" and (difference := cell_difference(was.outputs, got.outputs, kinds_only)):
+                problems.append(f"cell {was.id} prints something else than what is stored\n{difference}")
     return problems, time.perf_counter() - began
+
+
+def in_this_run(notebooks: list[Path]) -> list[Path]:
+    """What is run if nothing is named: without FULL=1, of the tutorials only the first and the panel's."""
+    return [p for p in notebooks if os.environ.get("FULL") == "1" or not p.name.startswith("9") or p.name.startswith(IN_SHORT)]
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -249,10 +280,10 @@ def check_export() -> int:
 def check_run(notebooks: list[Path], store: bool = False) -> int:
     before = git_status()
     wrong = 0
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with warm_kernels() as warm, ThreadPoolExecutor(AT_ONCE) as pool:
         # The largest first, so that the last one to finish is not a long one that began late.
         by_size = sorted(notebooks, key=lambda p: -p.stat().st_size)
-        for path, (problems, seconds) in zip(by_size, pool.map(lambda p: run_apart(p, store), by_size), strict=True):
+        for path, (problems, seconds) in zip(by_size, pool.map(lambda p: run(p, store, warm), by_size), strict=True):
             size = path.stat().st_size / 1000
             notes = [f"over {SLOW_NOTEBOOK} s"] if seconds > SLOW_NOTEBOOK else []
             notes += [f"{size:.0f} KB, over {LARGE_NOTEBOOK}"] if size > LARGE_NOTEBOOK else []
@@ -276,12 +307,8 @@ def main() -> int:
     parser.add_argument("--export", action="store_true", help="compare the exported files")
     parser.add_argument("--run", action="store_true", help="run the notebooks and compare their outputs")
     parser.add_argument("--store", action="store_true", help="run the notebooks and store their outputs")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    notebooks = [p.resolve() for p in args.notebooks] or sorted((ROOT / "nbs").glob("*.ipynb"))
-    if args.one:
-        print(json.dumps(run_here(notebooks[0], args.store)))
-        return 0
+    notebooks = [p.resolve() for p in args.notebooks] or in_this_run(sorted((ROOT / "nbs").glob("*.ipynb")))
     if args.store:
         wrong = check_run(notebooks, store=True)
         exporting.export()

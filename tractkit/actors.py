@@ -30,7 +30,7 @@ def representative_order(n: int) -> np.ndarray:
         reverse, ids = reverse * 2 + (ids & 1), ids >> 1
     return np.argsort(reverse, kind="stable")
 
-# %% ../nbs/08_actors.ipynb #568e25c4
+# %% ../nbs/08_actors.ipynb #5d984dcd
 class LineActor:
     """Streamlines as one object of thin segments or of tubes, of which the first ones are shown."""
 
@@ -75,6 +75,16 @@ class LineBlocks:
         """Draw only the first streamlines."""
         for start, block in self._blocks:
             block.show_first(max(count - start, 0))
+
+
+def coarser(streamlines: Streamlines, rgb: np.ndarray, most: int = 12) -> tuple[Streamlines, np.ndarray]:
+    """Of each streamline at most so many of its points, spread evenly, with both ends; and their colors."""
+    counts, kept = streamlines.nb_points, np.minimum(streamlines.nb_points, most)
+    offsets = np.concatenate([[0], np.cumsum(kept)])
+    place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)
+    step = np.repeat((counts - 1) / np.maximum(kept - 1, 1), kept)
+    ids = np.repeat(streamlines.offsets[:-1], kept) + np.rint(place * step).astype(np.int64)
+    return Streamlines(streamlines.points[ids], offsets), rgb[ids]
 
 
 def _joined(streamlines: Streamlines) -> np.ndarray:

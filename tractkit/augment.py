@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MIN_PART', 'Pieces', 'cut_and_turn', 'Wholes', 'stored', 'resampled']
 
-# %% ../nbs/13_augment.ipynb #bf71a4ac
+# %% ../nbs/13_augment.ipynb #d7dd73d2
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -13,10 +13,10 @@ import numpy as np
 from numba import njit
 
 from .files import DataError
-from .keyed import fold, fold_ids, uniform
+from .keyed import _unit32, _unit64, fold, fold_ids
 from .streamlines import Streamlines, _arcs, _linear_part, _new_count, _walk, copy_runs
 
-# %% ../nbs/13_augment.ipynb #0a5d1537
+# %% ../nbs/13_augment.ipynb #5602d510
 MIN_PART = 6  # points of a part, the shared cut point included
 
 
@@ -52,27 +52,35 @@ def cut_and_turn(
     reverse_ratio: float,
 ) -> Pieces:
     """Draw which streamlines are cut, where, and which pieces are turned."""
-    room = np.maximum(n - 2 * (MIN_PART - 1), 0)  # places where a cut leaves two parts
-    flags = (uniform(keys["split"], 0) < split_ratio) & (room > 0)
-    at = MIN_PART - 1 + (uniform(keys["split"], 1, dtype=np.float64) * room).astype(np.int64)
-    source = np.repeat(np.arange(len(n)), 1 + flags)
-    second = np.zeros(len(source), bool)
-    second[1:] = source[1:] == source[:-1]
-    parts = np.where(flags[source], 1 + second, 0)
-    turned = uniform(keys["reverse"][source], parts) < reverse_ratio
-    high, cut = (n - 1)[source], at[source]
-    begin, end, step = np.where(parts == 2, cut, 0), np.where(parts == 1, cut, high), np.where(turned, -1, 1)
-    first, offsets = np.where(turned, end, begin), np.zeros(len(source) + 1, np.int64)
-    np.cumsum(end - begin + 1, out=offsets[1:])
-    return Pieces(source, parts, turned, np.where(flags, at, -1)[source], first, step, offsets, _before(first, step, high))
+    arrays = _cut_and_turn(n, keys["split"], keys["reverse"], np.float32(split_ratio), np.float32(reverse_ratio))
+    return Pieces(*arrays)
 
 
-def _before(first: np.ndarray, step: np.ndarray, high: np.ndarray) -> np.ndarray:
-    """(n, 2) the segment that leads to each first point. At the end of a whole streamline, where there is none, the
-    first segment itself; one point twice for fewer than two points."""
-    at_end = (first - step < 0) | (first - step > high)
-    a, b = np.where(at_end, first, first - step), np.where(at_end, first + step, first)
-    return np.where((high > 0)[:, None], np.stack([a, b], 1), 0)
+@njit(nogil=True, cache=True)
+def _cut_and_turn(n, split_keys, reverse_keys, split_ratio, reverse_ratio):
+    m, cut_at, total = len(n), np.full(len(n), -1), 0
+    for i in range(m):
+        room = n[i] - 2 * (MIN_PART - 1)  # places where a cut leaves two parts
+        if room > 0 and _unit32(split_keys[i], np.uint64(0)) < split_ratio:
+            cut_at[i] = MIN_PART - 1 + int(_unit64(split_keys[i], np.uint64(1)) * room)
+        total += 1 + (cut_at[i] >= 0)
+    source, parts, turned = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.bool_)
+    cuts, first, step = np.empty(total, np.int64), np.empty(total, np.int64), np.empty(total, np.int64)
+    offsets, before, j = np.zeros(total + 1, np.int64), np.zeros((total, 2), np.int64), 0
+    for i in range(m):
+        cut, high = cut_at[i], n[i] - 1
+        for part in range(1, 3) if cut >= 0 else range(1):
+            begin, end = cut if part == 2 else 0, cut if part == 1 else high
+            turn = _unit32(reverse_keys[i], np.uint64(part)) < reverse_ratio
+            source[j], parts[j], turned[j], cuts[j] = i, part, turn, cut
+            first[j], step[j] = (end, -1) if turn else (begin, 1)
+            offsets[j + 1] = offsets[j] + end - begin + 1
+            if high > 0:  # at the end of a whole streamline, where no segment leads to the first point, the first one
+                lead = first[j] - step[j]
+                at_end = lead < 0 or lead > high
+                before[j, 0], before[j, 1] = (first[j], first[j] + step[j]) if at_end else (lead, first[j])
+            j += 1
+    return source, parts, turned, cuts, first, step, offsets, before
 
 # %% ../nbs/13_augment.ipynb #af01d30e
 @dataclass(frozen=True)

@@ -154,7 +154,7 @@ def _by_values(data: np.ndarray, n: int, n_points: int, label: str, limits, per_
         limits = (float(low), float(high if high > low else low + 1))
     return Coloring("values", Legend(label, limits=limits), values, per_point)
 
-# %% ../nbs/08_coloring.ipynb #c7721082
+# %% ../nbs/08_coloring.ipynb #1e4e0435
 def _style(size: float) -> dict[str, Any]:
     return dict(color=LIGHT, fontsize=size, va="center", path_effects=[withStroke(linewidth=2.5, foreground=DARK)])
 
@@ -167,18 +167,24 @@ def _text_width(text: str, size: float) -> float:
     return float(box.width)
 
 
+def _legend_height(legend: Legend, names: int, row: float = 18) -> float:
+    """Pixels, when so many names are shown."""
+    return 12 + row * (bool(legend.title) + names) + (34 if legend.limits is not None else 0)
+
+
 def draw_legend(
     legend: Legend,
-    most: int = 12,   # names; more are counted
-) -> np.ndarray:      # (H, W, 4) uint8 RGBA, transparent around
+    most: int = 12,     # names; more are counted
+    row: float = 18,    # pixels a name
+) -> np.ndarray:        # (H, W, 4) uint8 RGBA, transparent around
     """Names beside dots of their color, or a bar with its limits, below the title."""
-    size, row, edge = 9.5, 18, 6
+    size, edge = 9.5 * min(row / 15, 1), 6
     names = [*legend.names[:most], *([(f"and {len(legend.names) - most} more", _OTHERS)] if len(legend.names) > most else [])]
     bar = legend.limits is not None
     texts = [legend.title, *(name for name, _ in names)]
     low, high = (f"{v:.3g}" for v in (legend.limits or (0, 1)))
     width = 2 * edge + max([*(_text_width(t, size) + 18 * (k > 0) for k, t in enumerate(texts)), 130 if bar else 0])
-    height = 2 * edge + row * (bool(legend.title) + len(names)) + (34 if bar else 0)
+    height = _legend_height(legend, len(names), row)
     figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor=(0, 0, 0, 0))
     canvas, y = FigureCanvasAgg(figure), height - edge - row / 2
     if legend.title:
@@ -204,10 +210,16 @@ def paste_legends(
     pixels: np.ndarray,            # (H, W, 3 or 4) uint8, changed in place
     legends: Sequence[Legend],
 ) -> None:
-    """Lay legends upon the upper left corner of a picture, one below the other, as many as fit."""
-    top = 6
+    """Lay legends upon the upper left corner of a picture, one below the other, as many as fit.
+
+    They end above the middle, where the letter of the left side stands; rows of many names draw together for it."""
+    top, bottom = 6, max(len(pixels) // 2 - 14, 70)
+    rows = sum(bool(legend.title) + len(legend.names) for legend in legends)
+    fixed = sum(_legend_height(legend, 0, 0) + 4 for legend in legends)
+    row = float(np.clip((bottom - top - fixed) / max(rows, 1), 13, 18))
     for legend in legends:
-        drawn = draw_legend(legend, most=max(2, (len(pixels) - top) // 18 - 3))
+        room = max(int((bottom - top - _legend_height(legend, 0, row)) // row), 2)
+        drawn = draw_legend(legend, room - (len(legend.names) > room), row)
         h, w = (min(a, b) for a, b in zip(drawn.shape[:2], (len(pixels) - top, pixels.shape[1] - 6), strict=True))
         if h <= 0:
             return

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/08_compose.ipynb #d466e423
+# %% ../nbs/08_compose.ipynb #d7b04f6e
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ from .camera import VIEWS
 from .coloring import Coloring, Legend, color_streamlines, merge_legends, palette
 from .plots import content_points, value_window
 from .streamlines import Streamlines
-from .things import Contour, Glyphs, Lines, Peaks, Slices, box_of, things_to_draw
+from .things import Contour, Glyphs, Lines, Peaks, Slices, as_glyphs, box_of, things_to_draw
 from .tractogram import Tractogram
 from .volume import Volume
 
@@ -75,7 +75,7 @@ def _parts(lines: Lines, coloring: Coloring, tubes: float | None) -> list[Part]:
                               tubes if lines.tubes is None else lines.tubes))
     return parts
 
-# %% ../nbs/08_compose.ipynb #21682fb7
+# %% ../nbs/08_compose.ipynb #e953a804
 class Composition:
     """What one picture shows, sorted, checked and colored.
 
@@ -97,9 +97,10 @@ class Composition:
         window: tuple[float, float] | None = None,
         frame: Any = None,
         letters: bool = True,
+        odf: bool = False,               # volumes with coefficients of an even order are fODFs
     ):
         check_view(view)
-        drawings = things_to_draw(things)
+        drawings = as_glyphs(things_to_draw(things)) if odf else things_to_draw(things)
         self.view, self.limit, self.letters = view, max_streamlines, letters
         self.lines = [d for d in drawings if isinstance(d, Lines)]
         self.slices = [d for d in drawings if isinstance(d, Slices)]

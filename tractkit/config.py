@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SECTIONS', 'keywords_of', 'import_file', 'read_value', 'read_run_config', 'check_run_config', 'build_trainer']
 
-# %% ../nbs/60_config.ipynb #dd8916cf
+# %% ../nbs/60_config.ipynb #1ee6cd7a
 import difflib
 import functools
 import importlib.util
@@ -30,8 +30,8 @@ from .models.base import model_class
 from .models.learn2track import Learn2Track
 from .policy import Policy
 from .sampler import BatchIDSampler
-from .settings import ONLY_IN_PYTHON
 from .trainer import Trainer, TrainerOneInput
+from .words import ONLY_IN_PYTHON
 
 # %% ../nbs/60_config.ipynb #0c7fb7c5
 SECTIONS: dict[str, list[type]] = {"data": [MultiSubjectDataset], "model": [Learn2Track], "sampler": [BatchIDSampler],

@@ -29,7 +29,7 @@ except ImportError:  # Windows: a run's folder is locked within one process only
 
 T = TypeVar("T")
 
-# %% ../nbs/29_control.ipynb #b29b91f3
+# %% ../nbs/29_control.ipynb #affe7ed5
 class Gate:
     """Lets one thread own something for a while; others have their work on it done at safe moments."""
 
@@ -67,6 +67,13 @@ class Gate:
                 except BaseException as e:  # belongs to the caller
                     result.set_exception(e)
 
+    def later(self, work: Callable[[], object]) -> None:
+        """Have `work` done at the next safe moment, also if it is the owner who asks."""
+        with self._lock:
+            self._jobs.append((work, Future()))
+            if self._owner is None:
+                self.serve()
+
     def call(self, work: Callable[[], T]) -> T:
         """Run `work` at a safe moment and return what it returns."""
         with self._lock:
@@ -76,7 +83,7 @@ class Gate:
             self._jobs.append((work, result))
         return result.result()
 
-# %% ../nbs/29_control.ipynb #8440121c
+# %% ../nbs/29_control.ipynb #fcb38b6f
 class Stopped(Exception):
     """Raised inside a loop that was asked to stop."""
 
@@ -86,7 +93,8 @@ class Control:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._paused, self._budget = False, -1  # budget: batches until the next pause; negative: no limit
+        self._paused, self._budget = False, -1  # budget: batches (epochs) until the next pause; negative: no limit
+        self._unit = "batch"
         self._stop: str | None = None
         self.rested = threading.Event()         # set while the loop waits in a pause
 
@@ -103,11 +111,13 @@ class Control:
         """Go on after a pause."""
         self._set(_paused=False, _budget=-1)
 
-    def step(self, n: int = 1) -> None:
-        """Run `n` batches, then rest."""
+    def step(self, n: int = 1, unit: str = "batch") -> None:
+        """Run `n` batches, or to the end of the `n`-th "epoch" from here, then rest."""
+        if unit not in ("batch", "epoch"):
+            raise ValueError(f"the unit of a step is 'batch' or 'epoch', not {unit!r}")
         if n < 1:
-            raise ValueError(f"step runs at least 1 batch, not {n}")
-        self._set(_paused=False, _budget=n)
+            raise ValueError(f"step runs at least 1 {unit}, not {n}")
+        self._set(_paused=False, _budget=n, _unit=unit)
 
     def stop(self, reason: str = "stopped") -> None:
         """End the loop after the current batch."""
@@ -126,10 +136,10 @@ class Control:
                 self.rested.clear()
             self._changed.notify_all()
 
-    def batch_done(self) -> None:
-        """Called by the loop after each training batch, for `step`."""
+    def done(self, unit: str) -> None:
+        """Called by the loop after each training "batch" and each "epoch", for `step`."""
         with self._changed:
-            if self._budget > 0:
+            if self._budget > 0 and self._unit == unit:
                 self._budget -= 1
                 self._paused = self._budget == 0
 
@@ -149,7 +159,7 @@ class Control:
         if self._stop is not None:
             raise Stopped(self._stop)
 
-# %% ../nbs/29_control.ipynb #531df6af
+# %% ../nbs/29_control.ipynb #293a3e43
 @dataclass(frozen=True)
 class Status:
     """How a trainer stands. Never changed, only replaced."""
@@ -165,6 +175,11 @@ class Status:
     best_loss: float = math.nan
     eta: float = math.nan          # seconds left, estimated
     message: str = ""              # how it ended, or what the user should know
+    grad_norm: float = math.nan    # of the last step, before clipping
+    learning_rate: float = math.nan
+    speed: float = math.nan        # batches per second, over the last few seconds
+    waiting: float = math.nan      # share of that time in which no batch was ready
+    memory: int = 0                # bytes: of the device, or of the process
 
     @property
     def line(self) -> str:
@@ -241,7 +256,7 @@ def folder_busy(folder: str | os.PathLike) -> bool:
         except OSError:
             return False
 
-# %% ../nbs/29_control.ipynb #307f1f56
+# %% ../nbs/29_control.ipynb #cfeb0a62
 class Runner:
     """A loop that runs in the calling thread or in one in the background. A child gives `_loop(foreground)`."""
 
@@ -309,11 +324,11 @@ class Runner:
         """Go on after a pause."""
         self.control.resume()
 
-    def step(self, n: int = 1, wait: bool = True) -> None:
-        """Run `n` batches, then rest; starts the loop if it is not running."""
+    def step(self, n: int = 1, wait: bool = True, unit: str = "batch") -> None:
+        """Run `n` batches (or epochs, by `unit`), then rest; starts the loop if it is not running."""
         if not self.running:
             self.start(paused=True)
-        self.control.step(n)
+        self.control.step(n, unit)
         self._until_resting(wait)
 
     def stop(self, wait: bool = False) -> None:

@@ -82,12 +82,15 @@ def encode_event(
     length = struct.pack("<Q", len(content))
     return length + struct.pack("<I", masked_crc32c(length)) + content + struct.pack("<I", masked_crc32c(content))
 
-# %% ../nbs/32_events.ipynb #2b882518
+# %% ../nbs/32_events.ipynb #68d384de
 _PLACES = ("epoch", "batch", "step")  # where a record belongs
 
 
 def scalars_of(record: Mapping[str, Any]) -> dict[str, float]:
     """The numbers of a record, as kind/name."""
+    if record["kind"] == "change":  # of a setting: what it is now
+        to = record["to"]
+        return {f"change/{record['name']}": to} if isinstance(to, (int, float)) and not isinstance(to, bool) else {}
     numbers = {k: v for k, v in record.items() if k not in _PLACES and isinstance(v, (int, float)) and not isinstance(v, bool)}
     seconds = (record.get("time") or {}).get("seconds")
     if seconds is not None:
@@ -104,7 +107,7 @@ def _encode_record(record: Mapping[str, Any], folder: Path, otherwise: float) ->
     path = folder / record["file"]
     return encode_event(step, time, images={record["name"]: path.read_bytes()}) if path.exists() else b""
 
-# %% ../nbs/32_events.ipynb #6ed4a2b8
+# %% ../nbs/32_events.ipynb #a87007c3
 def write_tensorboard(
     run: RunLog | str | os.PathLike | Any,    # a run's folder, its log, or a trainer
     folder: str | os.PathLike | None = None,  # default: `tensorboard` beside the log

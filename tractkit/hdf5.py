@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['HDF5_FORMAT', 'group_checksum', 'part_ids', 'create_hdf5', 'hdf5_fingerprint', 'open_hdf5', 'add_subject']
 
-# %% ../nbs/10_hdf5.ipynb #224294ad
+# %% ../nbs/10_hdf5.ipynb #d2339026
 import hashlib
 import json
 import os
@@ -14,10 +14,11 @@ import secrets
 import shutil
 import signal
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -164,7 +165,7 @@ def part_ids(
     start, stop = (round(n * p) for p in part)
     return np.sort(permutation(fold(seed, "parts", subject), n)[start:stop])
 
-# %% ../nbs/10_hdf5.ipynb #1009dc8a
+# %% ../nbs/10_hdf5.ipynb #66b09fa3
 @dataclass(frozen=True)
 class _Job:
     """One subject to write, under one name or several."""
@@ -177,18 +178,45 @@ class _Job:
     intermediate: Path | None = None
 
 
-def _write_subject(h5: h5py.File, job: _Job, step: Callable[[str], None]) -> None:
-    """Write one subject, once for each of its entries; the volumes of the others are links to the first's."""
-    for entry in job.entries:
+def _write_subjects(h5: h5py.File, jobs: Sequence[_Job], step: Callable[[str], None]) -> None:
+    """Write subjects, each once for each of its entries; the volumes of the others are links to the first's."""
+    for entry in (entry for job in jobs for entry in job.entries):
         h5.create_group(entry.name)
-    for name, source in job.sources.items():
-        with ThreadPoolExecutor(1) as thread:
-            record = thread.submit(source.provenance, job.root)  # while the files are read
-            if isinstance(source.group, VolumeGroup):
-                _write_linked(h5, job, name, load_volume_group(source), record.result())
+    with closing(_loaded(jobs)) as groups:
+        for job, name, content, record in groups:
+            if isinstance(content, Volume):
+                _write_linked(h5, job, name, content, record())
             else:
-                _write_parts(h5, job, name, source, record.result)
-        step(f"{job.subject}/{name}")
+                _write_parts(h5, job, name, content, record)
+            del content
+            step(f"{job.subject}/{name}")
+
+
+def _loaded(jobs: Sequence[_Job]) -> Generator[tuple[_Job, str, Any, Callable[[], list]], None, None]:
+    """Each group of each subject with what it is to hold, and its sources; one is loaded while the one before is written."""
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
+        waiting: deque[tuple] = deque()
+        for job in jobs:
+            for name, source in job.sources.items():
+                record = hasher.submit(source.provenance, job.root)
+                waiting.append((job, name, reader.submit(_load, source, job.options), record.result))
+                if len(waiting) > 1:
+                    yield _ready(waiting.popleft())
+        while waiting:
+            yield _ready(waiting.popleft())
+
+
+def _ready(group: tuple) -> tuple[_Job, str, Any, Callable[[], list]]:
+    job, name, content, record = group
+    return job, name, content.result(), record
+
+
+def _load(source: GroupSources, options: _Options) -> Any:
+    """A volume, or a tractogram, how many of its streamlines were removed, and its connectivity."""
+    if isinstance(source.group, VolumeGroup):
+        return load_volume_group(source)
+    t, removed = load_streamlines_group(source, remove_invalid=options.remove_invalid)
+    return t, removed, load_connectivity(source, (t.affine, t.dimensions))
 
 
 def _write_linked(h5: h5py.File, job: _Job, name: str, volume: Volume, record: list) -> None:
@@ -199,9 +227,8 @@ def _write_linked(h5: h5py.File, job: _Job, name: str, volume: Volume, record: l
         volume.save(job.intermediate / job.subject / f"{name}.nii.gz")
 
 
-def _write_parts(h5: h5py.File, job: _Job, name: str, source: GroupSources, record: Callable[[], list]) -> None:
-    t, removed = load_streamlines_group(source, remove_invalid=job.options.remove_invalid)
-    connectivity = load_connectivity(source, (t.affine, t.dimensions))
+def _write_parts(h5: h5py.File, job: _Job, name: str, content: tuple, record: Callable[[], list]) -> None:
+    (t, removed, connectivity), source = content, job.sources[name]
     for entry in job.entries:
         ids = None if entry.part is None else part_ids(len(t), entry.part, job.options.seed, job.subject)
         chosen = t if ids is None else t[ids]
@@ -260,7 +287,7 @@ def _writing(path: Path) -> Iterator[None]:
 def _subjects_folder(path: Path) -> Path:
     return path.with_name(f"{path.stem}_subjects")
 
-# %% ../nbs/10_hdf5.ipynb #d43299ed
+# %% ../nbs/10_hdf5.ipynb #04085ee0
 class _Stopped(Exception):
     """A child was asked to stop."""
 
@@ -289,7 +316,7 @@ def _child(path: Path, job: _Job, config: Mapping, placed: dict[str, list[SplitE
 def _write_subject_file(path: Path, job: _Job, config: Mapping, placed: dict[str, list[SplitEntry]], step: Callable[[str], None]) -> None:
     own = {split: [e for e in entries if e.subject == job.subject] for split, entries in placed.items()}
     with atomic_path(path) as temporary, h5py.File(temporary, "w", **_ALIGNED) as h5:
-        _write_subject(h5, job, step)
+        _write_subjects(h5, [job], step)
         _write_root(h5, config, own, job.options)
 
 
@@ -321,7 +348,7 @@ def _copy_subject(h5: h5py.File, file: Path, job: _Job) -> None:
         h5.move(f"{passing}/{entry.name}", entry.name)
     del h5[passing]
 
-# %% ../nbs/10_hdf5.ipynb #7d44267e
+# %% ../nbs/10_hdf5.ipynb #fe93fef0
 def create_hdf5(
     root: str | os.PathLike,              # folder with one folder per subject
     out: str | os.PathLike,               # the file to write
@@ -396,8 +423,7 @@ def _fill(h5: h5py.File, jobs: Sequence[_Job], folder: Path | None, subjects: Pa
     of what is linked."""
     checksums: dict[str, str] = {}
     if folder is None:
-        for job in jobs:
-            _write_subject(h5, job, step)
+        _write_subjects(h5, jobs, step)
         return checksums
     for job in _in_children(jobs, folder, processes, config, placed) if processes > 1 else jobs:
         file = folder / f"{job.subject}.hdf5"

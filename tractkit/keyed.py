@@ -91,15 +91,25 @@ def fold_ids(
     """One key per id: `fold_ids(fold(a), [b])[0] == fold(a, b)`."""
     return _word(_as_u64(key), _as_u64(ids), _INTEGER)
 
-# %% ../nbs/00_keyed.ipynb #7d6f3b35
+# %% ../nbs/00_keyed.ipynb #771f1b63
+@numba.njit(nogil=True, cache=True)
+def _unit32(key, counter):
+    return np.float32(_threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(40)) * np.float32(2.0**-24)
+
+
+@numba.njit(nogil=True, cache=True)
+def _unit64(key, counter):
+    return np.float64(_threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(11)) * 2.0**-53
+
+
 @numba.vectorize(cache=True)
 def _uniform32(key, counter):
-    return np.float32(_threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(40)) * np.float32(2.0**-24)
+    return _unit32(key, counter)
 
 
 @numba.vectorize(cache=True)
 def _uniform64(key, counter):
-    return np.float64(_threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(11)) * 2.0**-53
+    return _unit64(key, counter)
 
 
 def uniform(

@@ -26,8 +26,21 @@ from .space import voxel_sizes
 from .streamlines import Streamlines, compress as compress_streamlines, resample_nb_points, resample_step
 from .volume import Neighborhood
 
-# %% ../nbs/13_loader.ipynb #ee50d539
+# %% ../nbs/13_loader.ipynb #2e5f4592
 _fold = lru_cache(maxsize=4096)(fold)  # a batch asks for a few keys of each subject, the next batch for the same
+
+
+@lru_cache
+def _resampling(name: str, value: float) -> tuple[partial, str]:
+    """An operation on streamlines, and its name. ValueError if it cannot be."""
+    if name == "step_size":
+        found: tuple[partial, str] = partial(resample_step, step_mm=value), f"resampled to a step of {value:g} mm"
+    elif name == "nb_points":
+        found = partial(resample_nb_points, nb_points=int(value)), f"resampled to {value} points"
+    else:
+        found = partial(compress_streamlines, tolerance_mm=value), f"compressed to {value:g} mm"
+    found[0](Streamlines.from_list([]))
+    return found
 
 
 def _one_of(**options: float | None) -> None:
@@ -52,7 +65,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
     """One row per streamline or point: (n,) becomes (n, 1)."""
     return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
-# %% ../nbs/13_loader.ipynb #952d4bb9
+# %% ../nbs/13_loader.ipynb #1e0d07a6
 class StreamlinesBatchLoader:
     """Turns the sampler's ids into a StreamlineBatch.
 
@@ -82,21 +95,39 @@ class StreamlinesBatchLoader:
         dpp_keys: Sequence[str] | None = None,  # data per point; None: what all subjects have
     ):
         self._arguments = {k: v for k, v in locals().items() if k not in ("self", "dataset", "model")}
-        for name, ratio in (("split_ratio", split_ratio), ("reverse_ratio", reverse_ratio), ("known_start_ratio", known_start_ratio)):
-            if not 0 <= ratio <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {ratio}")
+        if not 0 <= known_start_ratio <= 1:
+            raise ValueError(f"known_start_ratio must be in [0, 1], got {known_start_ratio}")
         _one_of(step_size=step_size, nb_points=nb_points, compress=compress)
         if step_size is nb_points is compress is None:
             step_size, nb_points, compress = (getattr(model, k, None) for k in ("step_size", "nb_points", "compress"))
         self.dataset, self.streamline_group_name, self.rng = dataset, streamline_group_name, int(rng)
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
-        self.split_ratio, self.reverse_ratio, self.known_start_ratio = split_ratio, reverse_ratio, known_start_ratio
-        self._noise = {"forward": _noise_size(noise_gaussian_size_forward, noise_gaussian_size_forward_mm),
-                       "loss": _noise_size(noise_gaussian_size_loss, noise_gaussian_size_loss_mm)}
+        self.known_start_ratio = known_start_ratio
+        self.change()
         self._check_group("streamlines", streamline_group_name)
         self._resampling()  # a step or number of points that cannot be is refused here, not in a worker
         self.dps_keys = self._keys_beside("streamline", lambda sft: sft.dps, dps_keys)
         self.dpp_keys = self._keys_beside("point", lambda sft: sft.dpp_keys, dpp_keys)
+
+    def check_change(self, **settings: float | None) -> dict[str, Any]:
+        """The arguments as `change` would make them. ValueError as it raises it."""
+        known = ("split_ratio", "reverse_ratio", *(f"noise_gaussian_size_{where}{unit}" for where in ("forward", "loss") for unit in ("", "_mm")))
+        if unknown := sorted(set(settings) - set(known)):
+            raise ValueError(f"{', '.join(unknown)} cannot be changed: make another loader; {', '.join(known)} can")
+        now = {k: self._arguments[k] for k in known} | settings
+        for name in known[:2]:
+            if not (isinstance(now[name], (int, float)) and 0 <= now[name] <= 1):
+                raise ValueError(f"{name} must be in [0, 1], got {now[name]}")
+        for where in ("forward", "loss"):
+            _noise_size(now[f"noise_gaussian_size_{where}"] or 0.0, now[f"noise_gaussian_size_{where}_mm"])
+        return self._arguments | now
+
+    def change(self, **settings: float | None) -> None:
+        """Change the ratios of splits and reversals and the sizes of noise, for what is loaded from now on. ValueError as for the constructor."""
+        self._arguments = now = self.check_change(**settings)
+        self.split_ratio, self.reverse_ratio = now["split_ratio"], now["reverse_ratio"]
+        self._noise = {where: _noise_size(now[f"noise_gaussian_size_{where}"] or 0.0, now[f"noise_gaussian_size_{where}_mm"])
+                       for where in ("forward", "loss")}
 
     def settings(self) -> dict[str, Any]:
         """The arguments it was made with, or what they were changed to; those that were left to the model are None."""
@@ -134,16 +165,11 @@ class StreamlinesBatchLoader:
     def _resampling(self) -> tuple[partial, str] | None:
         """The operation that brings streamlines to the points asked for, and its name; None if they have them."""
         made = self.dataset
-        if self.step_size is not None and self.step_size != made.step_size:
-            found: tuple[partial, str] = partial(resample_step, step_mm=self.step_size), f"resampled to a step of {self.step_size:g} mm"
-        elif self.nb_points is not None and self.nb_points != made.nb_points:
-            found = partial(resample_nb_points, nb_points=self.nb_points), f"resampled to {self.nb_points} points"
-        elif self.compress is not None and self.compress != made.compress:
-            found = partial(compress_streamlines, tolerance_mm=self.compress), f"compressed to {self.compress:g} mm"
-        else:
-            return None
-        found[0](Streamlines.from_list([]))
-        return found
+        for name in ("step_size", "nb_points", "compress"):
+            wanted = getattr(self, name)
+            if wanted is not None and wanted != getattr(made, name):
+                return _resampling(name, wanted)
+        return None
 
     def _keys(self, epoch: int, subject: str, operation: str, ids: np.ndarray) -> np.ndarray:
         return fold_ids(_fold(self.rng, epoch, subject, operation), ids)

@@ -27,7 +27,7 @@ try:
 except ImportError:  # Windows: whether a process lives is told by its clock
     fcntl = None  # type: ignore[assignment]
 
-# %% ../nbs/34_post.ipynb #3f06f2ac
+# %% ../nbs/34_post.ipynb #ed566859
 class Post:
     """The folder through which a training process is watched and told what to do."""
 
@@ -56,6 +56,20 @@ class Post:
         """What is to be obeyed, oldest first."""
         for path in sorted(self.folder.glob("command-*.json")):
             yield path, json.loads(path.read_text(encoding="utf-8"))
+
+    def answer(self, command: Path, problem: str) -> None:
+        """Say what was wrong with a command."""
+        self._write(command.with_name(f"answer-{command.name}"), {"problem": problem})
+
+    def answer_to(self, command: Path) -> str:
+        """What was wrong with a command that has been obeyed; empty if nothing was."""
+        path = command.with_name(f"answer-{command.name}")
+        try:
+            problem = json.loads(path.read_text(encoding="utf-8"))["problem"]
+        except FileNotFoundError:
+            return ""
+        path.unlink(missing_ok=True)
+        return problem
 
     def say(self, status: Status, **more: Any) -> None:
         """Write the status."""
@@ -100,7 +114,7 @@ class Post:
                     time.sleep(0.05)
             yield
 
-# %% ../nbs/34_post.ipynb #65a2bdfc
+# %% ../nbs/34_post.ipynb #56759794
 class _Pickler(pickle.Pickler):
     """Refuses by name what the other process could not import."""
 

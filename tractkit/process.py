@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['serve_trainer', 'describe_error', 'main_of_process', 'ProcessRun', 'attach', 'pickled']
 
-# %% ../nbs/34_process.ipynb #bf16eefb
+# %% ../nbs/34_process.ipynb #f8d1050a
 import dataclasses
 import json
 import math
@@ -27,8 +27,9 @@ import torch
 from .control import Status
 from .post import Post, send_object
 from .runlog import Curve
+from .words import in_words
 
-# %% ../nbs/34_process.ipynb #968b220b
+# %% ../nbs/34_process.ipynb #24fe778b
 def serve_trainer(
     trainer: Any,
     paused: bool = False,
@@ -44,7 +45,12 @@ def serve_trainer(
     said, at = None, 0.0
     while trainer.running:
         for path, command in post.commands():
-            if _obey(trainer, command):
+            try:
+                done = _obey(trainer, command)
+            except ValueError as problem:
+                done = True
+                post.answer(path, str(problem))
+            if done:
                 post.say(trainer.status, resting=trainer.control.rested.is_set(), ended=False)
                 path.unlink(missing_ok=True)
         now = (trainer.status, trainer.control.rested.is_set())
@@ -70,11 +76,11 @@ def _obey(trainer: Any, command: dict) -> bool:
     if verb in ("pause", "resume", "stop"):
         getattr(trainer, verb)()
     elif verb == "step":
-        trainer.control.step(max(int(command.get("n", 1)), 1))
-    elif verb == "save":
+        trainer.control.step(max(int(command.get("n", 1)), 1), command.get("unit", "batch"))
+    elif verb in ("save", "change"):
         if trainer.state is None or trainer.status.phase == "starting":
             return False
-        trainer.save_checkpoint()
+        trainer.save_checkpoint() if verb == "save" else trainer.change(**command["settings"])
     return True
 
 
@@ -86,7 +92,7 @@ def main_of_process() -> None:
         torch.set_num_threads(threads)
         serve_trainer(trainer, paused)
 
-# %% ../nbs/34_process.ipynb #77516bc7
+# %% ../nbs/34_process.ipynb #baca7ef5
 _START = ("import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
           "from {0} import {1}; {1}()")
 
@@ -168,11 +174,21 @@ class ProcessRun:
         """Go on after a pause."""
         self.post.send("resume")
 
-    def step(self, n: int = 1, wait: bool = True) -> None:
-        """Run `n` batches, then rest."""
+    def step(self, n: int = 1, wait: bool = True, unit: str = "batch") -> None:
+        """Run `n` batches (or epochs, by `unit`), then rest."""
         if n < 1:
-            raise ValueError(f"step runs at least 1 batch, not {n}")
-        self._until(self.post.send("step", n=n), wait)
+            raise ValueError(f"step runs at least 1 {unit}, not {n}")
+        self._until(self.post.send("step", n=n, unit=unit), wait)
+
+    def change(self, **settings: Any) -> None:
+        """Change settings, between two batches; see `Trainer.change`. ValueError if they cannot be changed so."""
+        command = self.post.send("change", settings=in_words(settings))
+        self._until(command, True, rest=False)
+        if problem := self.post.answer_to(command):
+            raise ValueError(problem)
+        if command.exists():
+            command.unlink(missing_ok=True)
+            raise RuntimeError(f"the training process in {self.folder} has ended: nothing was changed")
 
     def stop(self, wait: bool = False) -> None:
         """End after the current batch, saved."""
@@ -285,7 +301,10 @@ class _LogFollower:
             data = f.read()
         data = data[:data.rfind(b"\n") + 1]
         for line in data.splitlines():
-            record = json.loads(line)
+            try:
+                record = json.loads(line)
+            except ValueError:  # cut back, and grown again
+                return False
             if record["kind"] == "batch":
                 if record["step"] <= self._step:
                     return False

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['vulkan_available', 'Still', 'snapshot']
 
-# %% ../nbs/08_scene.ipynb #1250c406
+# %% ../nbs/08_scene.ipynb #8df328e0
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -15,16 +16,16 @@ import pygfx as gfx
 from fury import window
 from PIL import Image
 
-from .actors import NORMALS, LineBlocks, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
-from .camera import aim_camera, letter_actors, letter_places, scale_bar
+from .actors import NORMALS, LineBlocks, coarser, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
+from .camera import Marker, Turning, aim_camera, letter_actors, letter_places, scale_bar
 from .coloring import paste_legends
 from .compose import Composition, Part
 from .files import atomic_path
 from .flat import flat_picture
-from .plots import DARK, color_ball, encode_png
+from .plots import DARK, encode_png
 from .things import mask_outline
 
-# %% ../nbs/08_scene.ipynb #c3d21e5b
+# %% ../nbs/08_scene.ipynb #9232d8ce
 class Stage:
     """FURY's scene of a composition."""
 
@@ -40,7 +41,11 @@ class Stage:
                          for s in composition.slices]
         self._surfaces = [(c.name, contour_actor(c, color)) for c, color in composition.contours] if self.view == "3d" else []
         self._lines = [(part, self._made(part)) for part in composition.parts]
+        self._coarse: list[LineBlocks] = []  # for the parts, made when first asked for
         self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
+        self._marker = Marker(composition.by_direction) if composition.letters else None
+        if self._marker is not None:
+            self.scene.add(self._marker.object)
         self.refresh()
 
     def _made(self, part: Part) -> LineBlocks:
@@ -63,13 +68,27 @@ class Stage:
                 self._lines[k] = part, self._made(part)
         self.show_lines()
 
-    def show_lines(self, most: int | None = None) -> int:
-        """Show the streamlines of the parts that are not hidden, at most so many of each tractogram; returns how many."""
-        limit = self.count if most is None else most if self.count is None else min(most, self.count)
+    def show_lines(self) -> int:
+        """Show the streamlines of the parts that are not hidden; returns how many."""
         shown = 0
         for part, actor in self._lines:
-            count = 0 if part.name in self.hidden else part.count(limit)
+            count = 0 if part.name in self.hidden else part.count(self.count)
             actor.show_first(count)
+            shown += count
+        for coarse in self._coarse:
+            coarse.show_first(0)
+        return shown
+
+    def show_coarse(self, most: int) -> int:
+        """Instead of all streamlines, at most so many of each tractogram, as thin lines of few points; returns how many."""
+        if not self._coarse:
+            self._coarse = [LineBlocks(*coarser(*part.drawn(most)), None) for part, _ in self._lines]
+            self.scene.add(*(o for coarse in self._coarse for o in coarse.objects))
+        limit, shown = most if self.count is None else min(most, self.count), 0
+        for (part, actor), coarse in zip(self._lines, self._coarse, strict=True):
+            count = 0 if part.name in self.hidden else part.count(limit)
+            actor.show_first(0)
+            coarse.show_first(count)
             shown += count
         return shown
 
@@ -116,6 +135,13 @@ class Stage:
                      if contour.name not in self.hidden or not contour.name]
         return [m for m in made if m is not None]
 
+    def place_marker(self, size: tuple[float, float]) -> None:
+        """The ball in its corner, for a picture of `size`, logical pixels, as the camera stands now."""
+        if self._marker is not None:
+            solid = self.view not in NORMALS
+            self._marker.object.visible = solid or self.composition.by_direction
+            self._marker.place(self.camera, self.composition.frame.mean(0), size, letters=solid)
+
     def aim(self, aspect: float) -> None:
         """Put the camera where the view wants it."""
         marks = list(letter_places(self.composition.frame, self.view).values()) if self.composition.letters else []
@@ -138,9 +164,12 @@ def _outline_actor(lines: list[np.ndarray], color) -> gfx.Line | None:
     points = np.concatenate([part for line in lines for part in (line, gap)]).astype(np.float32)
     return gfx.Line(gfx.Geometry(positions=points), gfx.LineMaterial(thickness=2, color=gfx.Color(color), depth_test=False), render_order=3)
 
-# %% ../nbs/08_scene.ipynb #035cae2c
+# %% ../nbs/08_scene.ipynb #64f402bd
 class Manager(window.ShowManager):
     """FURY's ShowManager that draws on demand and leaves the camera alone."""
+
+    stage: Stage
+    after_draw: Callable[[], None] | None = None
 
     def _resize(self, size):
         for screen in self.screens:
@@ -148,12 +177,21 @@ class Manager(window.ShowManager):
         self.render()
 
     def _draw_function(self):
+        size = self.renderer.logical_size
+        self.stage.camera.set_view_size(*size)
+        self.stage.place_marker(size)
         window.render_screens(self.renderer, self.screens)
+        if self.after_draw is not None:
+            self.after_draw()
 
 
 def open_stage(stage: Stage, size: tuple[int, int], kind: str, pixel_ratio: int) -> Manager:
     """A window on the stage, "offscreen" or "jupyter". RuntimeError where there is no driver."""
-    manager = Manager(scene=stage.scene, camera=stage.camera, size=size, window_type=kind, pixel_ratio=pixel_ratio, max_fps=30)
+    controller = Turning(stage.camera)
+    manager = Manager(scene=stage.scene, camera=stage.camera, controller=controller, size=size, window_type=kind,
+                      pixel_ratio=pixel_ratio, max_fps=30)
+    controller.register_events(manager.screens[0].viewport)
+    manager.stage = stage
     manager.renderer.ppaa = "none"
     stage.aim(size[0] / size[1])
     return manager
@@ -212,7 +250,7 @@ class Still:
     def __repr__(self):
         return f"Still({self.array.shape[1]} x {self.array.shape[0]} pixels)"
 
-# %% ../nbs/08_scene.ipynb #3e2f9378
+# %% ../nbs/08_scene.ipynb #888a9ab9
 def draw_stage(stage: Stage, size: tuple[int, int], camera_state: dict | None = None) -> Still:
     """The stage drawn offscreen at twice the size and averaged, so that thin lines come out smooth."""
     manager = open_stage(stage, size, "offscreen", pixel_ratio=2)
@@ -227,32 +265,24 @@ def draw_stage(stage: Stage, size: tuple[int, int], camera_state: dict | None = 
     pixels, composition = np.asarray(Image.fromarray(fine).reduce(2)).copy(), stage.composition
     if composition.letters:
         paste_legends(pixels, composition.legends)
-        if composition.by_direction and stage.view in NORMALS:
-            _paste_ball(pixels, stage.view)
     return Still(pixels)
 
-
-def _paste_ball(pixels: np.ndarray, plane: str, side: int = 46, gap: int = 10) -> None:
-    """The ball of direction colors at the lower right."""
-    ball = color_ball(plane, side)[::-1]
-    corner = pixels[-gap - side:-gap, -gap - side:-gap, :3]
-    corner[:] = corner * (1 - ball[..., 3:]) + 255 * ball[..., :3] * ball[..., 3:]
-
-# %% ../nbs/08_scene.ipynb #56bc8cf0
+# %% ../nbs/08_scene.ipynb #b9fe190a
 _explained = False
 
 
-def draw_still(composition: Composition, size: tuple[int, int], always_explain: bool) -> tuple[Still, bool]:
-    """A still by FURY, or by matplotlib with a word of why; and whether FURY drew it."""
+def draw_still(composition: Composition, size: tuple[int, int], always_explain: bool) -> tuple[Still, Stage | None]:
+    """A still by FURY, with its stage; or by matplotlib with a word of why."""
     global _explained
     if vulkan_available():
-        return draw_stage(Stage(composition), size), True
+        stage = Stage(composition)
+        return draw_stage(stage, size), stage
     if always_explain or not _explained:
         print(NO_VULKAN)
         _explained = True
-    return Still(flat_picture(composition, size)), False
+    return Still(flat_picture(composition, size)), None
 
-# %% ../nbs/08_scene.ipynb #2312063c
+# %% ../nbs/08_scene.ipynb #040c5bb4
 def snapshot(
     *things: Any,                               # what to draw: Tractogram, Volume, subject, batch, mask, fODF, peaks; lists, dicts
     path: str | os.PathLike | None = None,      # also write a PNG there
@@ -268,15 +298,16 @@ def snapshot(
     window: tuple[float, float] | None = None,  # values drawn black and white; None: `value_window`
     frame: np.ndarray | None = None,            # (2, 3) rasmm corners to fit in; None: the volumes' content, or all points
     letters: bool = True,                       # anatomical letters, the 20 mm bar, the ball of colors, legends
+    odf: bool = False,                          # volumes with coefficients of an even order (6, 15, 28, 45 ...) are fODFs
 ) -> Still:
     """Draw things offscreen into one picture, in rasmm.
 
     Volumes are slices; masks (zeros and ones) are contours; unit vectors are peaks; coefficients with their sidecar,
-    or as `load_sh` gives them, are glyphs. Without a Vulkan driver it says so once and draws with matplotlib. Raises
+    as `load_sh` gives them, or with `odf=True` are glyphs. Without a Vulkan driver it says so once and draws with matplotlib. Raises
     TypeError for a thing that cannot be drawn, ValueError for an unknown view, colors that do not fit, or if there is
     nothing to frame."""
     composition = Composition(things, view=view, position=position, colors=colors, label=label, limits=limits, tubes=tubes,
-                              max_streamlines=max_streamlines, channel=channel, window=window, frame=frame, letters=letters)
+                              max_streamlines=max_streamlines, channel=channel, window=window, frame=frame, letters=letters, odf=odf)
     still, _ = draw_still(composition, size, always_explain=False)
     if path is not None:
         still.save(path)

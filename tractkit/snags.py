@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OutOfMemory', 'TrainerSnags', 'provenance']
 
-# %% ../nbs/34_snags.ipynb #e8d842a3
+# %% ../nbs/34_snags.ipynb #726aec42
 import contextlib
 import math
 from collections.abc import Iterator
@@ -13,10 +13,12 @@ from typing import Any
 
 import torch
 
+from .control import Stopped
 from .hooks import OnNonFinite, TorchSchedule
+from .policy import EarlyStopping
 from .settings import TrainerSettings
 
-# %% ../nbs/34_snags.ipynb #006d72c2
+# %% ../nbs/34_snags.ipynb #3fcfa9e6
 class OutOfMemory(torch.OutOfMemoryError):
     """There was no memory for a batch. Says which setting to lower."""
 
@@ -64,6 +66,9 @@ class TrainerSnags(TrainerSettings):
             raise FloatingPointError(f"{e} {self._where()}: lower the learning rate, set clip_grad, or look at this data") from e
         except Exception as e:
             if not _is_memory(e):
+                if not isinstance(e, (Stopped, EarlyStopping)):
+                    with contextlib.suppress(Exception):  # there may be no plan to tell it of
+                        e.add_note(f"It happened {self._where()}.")
                 raise
             raise OutOfMemory(f"out of memory {self._where()}: {self._lower()}. The state is saved where it is whole; "
                               f"train_and_validate() goes on from there ({e})") from e

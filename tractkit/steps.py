@@ -23,7 +23,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #eade7540
+# %% ../nbs/34_steps.ipynb #12c54c11
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -124,6 +124,7 @@ class TrainerSteps(TrainerSnags):
 
     def _batches(self) -> Iterator[Any]:
         state, session = self._now()
+        self._between_batches()
         plan, stop = session.plan("training")
         if stop == 0:
             raise ValueError("there is nothing to train on: the epoch has no batch")
@@ -133,19 +134,24 @@ class TrainerSteps(TrainerSnags):
         self.model.train()
         self._show("", phase="training", n_batches=stop, batch=state.batch)
         session.lap()
-        with session.feeder.batches(plan, state.batch, stop, epoch=state.epoch, training=True) as made:
-            ahead = iter(made)
-            while state.batch < stop:
-                step = session.step = Step.begin(state, min(self.accumulate, stop - state.batch))
-                self._tell("train_step_started", state.epoch, state.batch)
-                self._set_rates()
-                for part in range(step.size):
-                    step.part = part
-                    self.batch = next(ahead)
-                    with session.noise.step(state.global_step + (step.part << 40) + (self.ranks.rank << 52)):
-                        yield self.batch
-                self._end_step()
-                self._between_batches()
+        while state.batch < stop:
+            if session.stale:  # workers have the loader as it was
+                session.feeder.close()
+            session.stale = False
+            with session.feeder.batches(plan, state.batch, stop, epoch=state.epoch, training=True) as made:
+                ahead = iter(made)
+                while state.batch < stop and not session.stale:
+                    step = session.step = Step.begin(state, min(self.accumulate, stop - state.batch))
+                    self._tell("train_step_started", state.epoch, state.batch)
+                    self._set_rates()
+                    for part in range(step.size):
+                        step.part, began = part, time.perf_counter()
+                        self.batch = next(ahead)
+                        step.waited += time.perf_counter() - began
+                        with session.noise.step(state.global_step + (step.part << 40) + (self.ranks.rank << 52)):
+                            yield self.batch
+                    self._end_step()
+                    self._between_batches()
 
     @complete_validate
     def validate_one_epoch(self) -> float:
@@ -225,8 +231,10 @@ class TrainerSteps(TrainerSnags):
             state.curve.append(state.global_step, loss)
         state.time["training"] += seconds
         session.step, self.loss, session.whole = Step(), (None, 1), True
-        self.control.batch_done()
-        self._show("batch", batch=state.batch, train_loss=state.loss_sum / max(state.loss_points, 1))
+        self.control.done("batch")
+        session.pace.add(step.size, seconds, step.waited)
+        self._show("batch", batch=state.batch, train_loss=state.loss_sum / max(state.loss_points, 1), grad_norm=norm, learning_rate=rate,
+                   **session.pace.status(self.device))
         self._tell("train_step_finished", epoch, i, loss)
 
     def _end_epoch(self, valid_loss: float, losses: list[float]) -> None:
@@ -241,9 +249,10 @@ class TrainerSteps(TrainerSnags):
         self.log.append("epoch", **record, time=state.time)
         state.epochs.append(record)
         state.best = {"epoch": state.epoch, "loss": loss} if better else state.best
-        session.epoch_record = state.epoch, losses, metrics
+        session.epoch_record, n_batches = (state.epoch, losses, metrics), session.plan("training")[1]
         state.epoch, state.batch, state.loss_sum, state.loss_points = state.epoch + 1, 0, 0.0, 0
-        self._show("epoch", valid_loss=metrics.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan)
+        self.control.done("epoch")
+        self._show("epoch", batch=0, n_batches=n_batches, valid_loss=metrics.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan)
 
     def _tell_epoch(self) -> None:
         """Tell the policies of the epoch that has ended, once."""
@@ -262,8 +271,17 @@ class TrainerSteps(TrainerSnags):
             self.control.between(state.gate.serve, self._rest)
         except Stopped as e:
             stop = e
-        if self.ranks.any(stop is not None):  # all of them, or none
+        changed, self._told = self._told, []
+        stopping, changing = self.ranks.sum(stop is not None, bool(changed))  # all of them, or none
+        if changing and self.ranks.size > 1:
+            for settings in self.ranks.share(changed):
+                if not self.ranks.first:
+                    self._change(settings)
+        if stopping:
             raise stop or Stopped("stopped by another rank")
+
+    def _change(self, settings: Mapping[str, Any]) -> list[str]:
+        raise NotImplementedError(f"{type(self).__name__} cannot be changed: Trainer gives it")
 
     def _rest(self, resting: bool) -> None:
         if resting:

@@ -5,15 +5,16 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #bc787c96
+# %% ../nbs/34_trainer.ipynb #87526a9e
 import contextlib
+import copy
 import functools
 import inspect
 import math
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,18 +22,20 @@ import numpy as np
 import torch
 import yaml
 
-from .checkpoint import pack_tree, unpack_tree
+from .checkpoint import Checkpoints, pack_tree, unpack_tree
 from .control import Stopped, folder_lock
+from .edits import apply_change, check_changes, note_changes, take_over
 from .files import atomic_path
 from .models.base import TractographyModel
 from .hooks import TorchSchedule
 from .policy import EarlyStopping
 from .process import ProcessRun, attach
-from .session import ProgressLine, Session, check_fit, find_state, nothing_left
+from .runlog import RunLog
+from .session import ProgressLine, Session, check_fit, config_mark, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #703fe2c4
+# %% ../nbs/34_trainer.ipynb #67a1884e
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -93,6 +96,7 @@ class Trainer(TrainerSteps):
             self._process = None
             raise RuntimeError(f"the training process in {self.folder} has not begun yet: try again in a moment")
         self.state = TrainerState.from_tree(newest[0], self.model, self.optimizer, self.device, file=newest[1])
+        take_over(self, self.state.fingerprints.get("changes", {}))
         super().start()
 
     def pause(self, wait: bool = False) -> None:
@@ -103,9 +107,60 @@ class Trainer(TrainerSteps):
         """Go on after a pause."""
         return super().resume() if self._process is None else self._process.resume()
 
-    def step(self, n: int = 1, wait: bool = True) -> None:
-        """Run `n` batches (steps, with `accumulate`), then rest; starts the loop if it is not running."""
-        return super().step(n, wait) if self._process is None else self._process.step(n, wait)
+    def step(self, n: int = 1, wait: bool = True, unit: str = "batch") -> None:
+        """Run `n` batches (steps, with `accumulate`), or to the end of the `n`-th "epoch", then rest; starts the loop if it is not running."""
+        return super().step(n, wait, unit) if self._process is None else self._process.step(n, wait, unit)
+
+    def change(self, **settings: Any) -> None:
+        """Change settings, also while it trains: they hold from the next batch on (`batch_size_training`: from the next epoch).
+
+        `learning_rate`, `max_epochs`, `patience`, `clip_grad`, `batch_size_training`, and the loader's ratios and noise. Each change
+        is in the log and in `config.yaml`, and the run goes on with it when it is resumed. From any thread; with several
+        processes, of the first. ValueError if a setting cannot be changed so, or not to this: then nothing is changed."""
+        found = check_changes(self, settings)
+        if (process := self._process) is not None:
+            process.change(**{name: last for name, (_, last) in found.items()})
+            self._set(found, settings)
+        elif self._inside:  # in the midst of a step, by a policy or a listener
+            self._now()[0].gate.later(lambda: self._change(settings))
+        elif self.state is not None:
+            self.state.gate.call(lambda: self._change(settings))
+        else:
+            self._change(settings)
+
+    def _set(self, found: Mapping[str, list[Any]], settings: Mapping[str, Any]) -> None:
+        """Apply what `check_changes` found."""
+        for name, (before, last) in found.items():
+            given = settings[name]
+            apply_change(self, name, given if name == "learning_rate" and hasattr(given, "value") else last, self.state)
+            self._changed[name] = [self._changed.get(name, [before])[0], last]
+        self._show("", max_epochs=self.max_epochs)
+
+    def _change(self, settings: Mapping[str, Any]) -> list[str]:
+        """Change settings, between two batches. What was changed, in words."""
+        found = check_changes(self, settings)
+        self._set(found, settings)
+        if not found or self._session is None:  # written down when a run begins
+            said = [f"{name}: {before} -> {last}" for name, (before, last) in found.items()]
+        else:
+            said = self._note_changes()
+            self._session.stale = any(hasattr(self.batch_loader, "change") and name in self.batch_loader.settings() for name in found)
+            self._told += [dict(settings)] if self.ranks.size > 1 else []
+            self._save()
+            self._write_config()
+        if said:
+            self._say("; ".join(said) + ".", "changed")
+        return said
+
+    def _note_changes(self) -> list[str]:
+        said = note_changes(self)
+        self._now()[0].fingerprints["config"] = config_mark(self)
+        return said
+
+    def _write_config(self) -> None:
+        if self.ranks.first:
+            with atomic_path(self.folder / "config.yaml") as path:
+                path.write_text(yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def stop(self, wait: bool = False) -> None:
         """End after the current batch."""
@@ -126,6 +181,57 @@ class Trainer(TrainerSteps):
             process.save_checkpoint()
             return self.checkpoints.path(self.checkpoints.steps()[-1])
         return self._now()[0].gate.call(self._save)
+
+    def take(self, state: TrainerState | None = None) -> TrainerState:
+        """Take over a state, or the one in this trainer's folder, without training: the status says where it stands."""
+        self._refuse_running()
+        self.state = find_state(self, state)
+        return self._stand()
+
+    def rewind(self, to: int | str | Path) -> TrainerState:
+        """Go back to so many finished epochs, or to a checkpoint; see `TrainerState.rewind`. RuntimeError while it runs."""
+        self._refuse_running()
+        if self.state is None:
+            self.take()
+        self._now()[0].rewind(to)
+        self.going_back = True
+        return self._stand("Set back")
+
+    def fork(self, experiment_name: str | None = None) -> "Trainer":
+        """A trainer like this one with a branch of its state, for a folder of its own beside this one's. From any thread."""
+        state = (self.state or self.take()).fork()
+        other = copy.copy(self)
+        names = (f"{self.folder.name}-fork{n or ''}" for n in (0, *range(2, 1000)))
+        other.folder = self.folder.parent / (experiment_name or next(n for n in names if not (self.folder.parent / n).exists()))
+        if other.folder.exists():
+            raise ValueError(f"{other.folder} is there already: give the fork another name")
+        for name in ("batch_sampler", "batch_loader"):
+            setattr(other, name, copy.copy(getattr(self, name)))
+        for name in ("policies", "_fresh", "_changed", "_arguments"):
+            setattr(other, name, copy.deepcopy(getattr(self, name)) if name != "_arguments" else dict(self._arguments))
+        other.learning_rate, other.views = other.policies[0], [copy.copy(v) for v in self.views]  # type: ignore[assignment]
+        other.state, other.model = state, state.model
+        if isinstance(self.optimizer, torch.optim.Optimizer):
+            other.optimizer = state.optimizer
+        other.checkpoints = Checkpoints(other.folder / "checkpoints", self.checkpoints.keep, self.checkpoints.background)
+        other.log = RunLog(other.folder)
+        other._stand(f"A branch of {self.folder}")
+        return other
+
+    def _refuse_running(self) -> None:
+        if self.running:
+            raise RuntimeError("it is running: stop it first")
+
+    def _stand(self, why: str = "") -> TrainerState:
+        """Show where the state is, which is not being trained."""
+        state = self._now()[0]
+        last = state.epochs[-1] if state.epochs else {}
+        where = state.position + (f": {state.finished['message']}" if state.finished else "")
+        self._say(f"{why}: {where}." if why else f"{where}.", "taken", phase="finished" if state.finished else "stopped" if state.global_step else "idle",
+                  batch=state.batch, n_batches=0, train_loss=state.loss_sum / state.loss_points if state.loss_points else last.get("train_loss", math.nan),
+                  valid_loss=last.get("valid_loss", math.nan), best_loss=state.best["loss"] if state.best else math.nan,
+                  learning_rate=float(state.optimizer.param_groups[0]["lr"]))
+        return state
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Name to (steps, losses) of the run so far, of bounded length. Readable while training."""
@@ -175,12 +281,14 @@ class Trainer(TrainerSteps):
                 stack.enter_context(folder_lock(self.folder))
             stack.callback(self._display.close)
             stack.callback(self.checkpoints.wait)
-            state = find_state(self, self._given)
+            state, self.going_back = find_state(self, self._given), False
             stack.enter_context(state.gate.own())
             known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
             stack.enter_context(torch_threads(self.num_threads or known))
             self.state, self._given = state.to(self.device), None
             self._share_state()
+            for text in take_over(self, state.fingerprints.get("changes", {})):
+                self._say(f"Going on with the change of this run: {text}.")
             body = self._body or self._own_loop
             if body is None and (done := nothing_left(self, state)):
                 self._say(f"Nothing left to train in {self.folder}: {done}.", "ended", phase="finished")
@@ -225,11 +333,11 @@ class Trainer(TrainerSteps):
             policy.load_state_dict(fresh if kept is None else kept)
             if isinstance(policy, TorchSchedule):
                 policy.attach(state.optimizer, new=kept is None)
+        self._write_config()
         if self.ranks.first:
-            with atomic_path(self.folder / "config.yaml") as path:
-                path.write_text(yaml.safe_dump(self.config(), sort_keys=False, allow_unicode=True), encoding="utf-8")
             (self.folder / "failed.txt").unlink(missing_ok=True)
         state.settle(self.log, self.checkpoints)
+        self._note_changes()
         self._tell("training_started", self)
         self._save()
         last = state.epochs[-1] if state.epochs else {}
@@ -272,7 +380,7 @@ class Trainer(TrainerSteps):
                 e.add_note(f"The state could not be saved then: {again}")
             self._leave_word(e)
             self._tell("training_ended", "failed")
-            self._show("ended", phase="failed", message=f"{type(e).__name__}: {e}")
+            self._say(" ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", [])]), "ended", phase="failed")
             raise
         else:
             if self._partly and state.finished is None:

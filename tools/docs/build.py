@@ -10,14 +10,16 @@ import re
 import shutil
 import subprocess
 import sys
+from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 from tools.export import generated_modules, public_names  # noqa: E402
 
 SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
-TEXTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+TEXTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md"]
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -122,7 +124,8 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     for name, path in modules.items():
         (source / "api" / f"{name}.md").write_text(api_page(path, root), encoding="utf-8")
     for name in TEXTS:
-        shutil.copy(root / name, source)
+        (source / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / name, source / name)
     pages = [p.name for p in notebooks]
     trees = [
         toctree("Tutorials", [f"nbs/{p}" for p in pages if p.startswith("9")]),
@@ -134,13 +137,55 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     (source / "index.md").write_text("\n\n".join([readme, *filter(None, trees)]) + "\n", encoding="utf-8")
 
 
-def main() -> int:
-    gather()
-    code = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-b", "html", str(SOURCE), str(HTML)]).returncode
-    if code == 0:
-        print(f"{len(list(HTML.rglob('*.html')))} pages: {(HTML / 'index.html').relative_to(ROOT)}")
-    return code
+class _Links(HTMLParser):
+    """The links of a page, what it loads, and the places in it that links can name."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.links: set[str] = set()
+        self.places: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name in ("href", "src") and value:
+                self.links.add(value)
+            elif name in ("id", "name") and value:
+                self.places.add(value)
+
+
+def broken_links(html: Path = HTML) -> list[str]:
+    """The links within the site that lead nowhere, and what pages would load from elsewhere."""
+    pages = {path: _Links(path.read_text(encoding="utf-8")) for path in sorted(html.rglob("*.html"))}
+    problems = []
+    for path, page in pages.items():
+        for link in sorted(page.links):
+            address = urlsplit(link)
+            if address.scheme or address.netloc:
+                continue
+            target = (path.parent / unquote(address.path)).resolve() if address.path else path
+            if not target.is_file():
+                problems.append(f"{path.relative_to(html)}: {link} is not there")
+            elif address.fragment and target in pages and unquote(address.fragment) not in pages[target].places:
+                problems.append(f"{path.relative_to(html)}: {link}: the page has no such place")
+    return problems
+
+
+def make_site(source: Path = SOURCE, html: Path = HTML) -> int:
+    """Write all pages into `html`. Not 0 if a page cannot be made, or a link leads nowhere."""
+    gather(source)
+    shutil.rmtree(html, ignore_errors=True)
+    code = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", str(source), str(html)]).returncode
+    if code:
+        return code
+    if (source / "nbs" / "images").is_dir():  # the README shows them by HTML, of which sphinx takes no notice
+        shutil.copytree(source / "nbs" / "images", html / "nbs" / "images", dirs_exist_ok=True)
+    problems = broken_links(html)
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    print(f"{len(list(html.rglob('*.html')))} pages in {html}" + (f"; {len(problems)} links BROKEN" if problems else "; all links lead somewhere"))
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(make_site())

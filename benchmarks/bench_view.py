@@ -1,0 +1,126 @@
+"""The live view in a real JupyterLab, with Debian's chromium in front of it (both on the same cores, and the driver's software
+rendering too). How long a view of 100,000 streamlines (60 points each, over a volume) takes from running the cell to a painted
+canvas, with its still; how fast 2,000 streamlines turn under the mouse beside the rate at which the same scene is redrawn
+offscreen, in turns; and what an open view costs a kernel that does nothing. Needs chromium and the packages of the dev extra."""
+
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+from benchmarks.pairs import median_interval
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for part in (".", "browser")]
+
+SETUP = """import gc, os, time
+import numpy as np
+from tractkit.keyed import fold, normal, uniform
+from tractkit.scene import Stage, open_stage
+from tractkit.streamlines import Streamlines
+from tractkit.tractogram import Tractogram
+from tractkit.viewer import view
+from tractkit.volume import Volume
+
+def made(n, points=60):
+    ends = uniform(fold("ends", 1), np.arange(n * 6).reshape(n, 2, 3)) * [90, 110, 70] + 5
+    bend = normal(fold("bend", 1), np.arange(n * 3).reshape(n, 1, 3)) * 12
+    t = np.linspace(0, 1, points)[:, None]
+    lines = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * t + bend * np.sin(np.pi * t)
+    return Tractogram(Streamlines(lines.reshape(-1, 3).astype(np.float32), np.arange(n + 1) * points), np.diag([-2, 2, 2, 1.]), (100, 120, 80))
+
+volume = Volume((60 - np.linalg.norm((np.indices((100, 120, 80)).T - [50, 60, 40]) * [1, .9, 1.3], axis=-1).T).clip(0).astype(np.float32),
+                np.diag([-2, 2, 2, 1.]))
+many, few = made(100_000), made(2_000)
+
+def redraw_rate(seconds):
+    # the scene of the open view, drawn and read back offscreen
+    manager = open_stage(Stage(v._composition), (640, 480), "offscreen", 1)
+    manager.render(); manager.window.draw()
+    began, n = time.perf_counter(), 0
+    while time.perf_counter() - began < seconds:
+        manager.stage.camera.local.x += 0.5
+        manager.window.draw(); n += 1
+    rate = n / (time.perf_counter() - began)
+    manager.close()
+    return rate
+"""
+OPEN, TURN = "v = view(many, volume)", "v.close(); v = view(few, volume)"
+SECONDS = 2.0
+
+
+def table(opens: int = 5, pairs: int = 20, idle: float = 20.0) -> str:
+    """Everything, as Markdown."""
+    from conftest import CHROMIUM
+    from lab import Lab
+    from test_view_browser import Kernel, canvas, rest, seen, until
+
+    if CHROMIUM is None:
+        return "No chromium was found: nothing was measured."
+    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder), CHROMIUM) as lab:
+        page = lab.open("view.ipynb", [SETUP, OPEN, "v.close(); gc.collect()", TURN])
+        lab.run_cell(page, 0)
+        kernel = Kernel(lab)
+        until(lambda: kernel.ask("'redraw_rate' in globals()"), 120)
+        opened = []
+        for _ in range(opens):
+            began = time.perf_counter()
+            lab.run_cell(page, 1)
+            canvas(page).wait_for(timeout=60_000)
+            until(lambda: seen(page), 60)
+            opened.append(time.perf_counter() - began)
+            rest(page)
+            words = kernel.ask("repr(v)")
+            lab.run_cell(page, 2)
+            page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
+        lab.run_cell(page, 1)
+        canvas(page).wait_for(timeout=60_000)
+        lab.run_cell(page, 3)
+        until(lambda: kernel.ask("v.total") == 2000, 60)
+        shown = canvas(page, page.locator(".jp-OutputArea-output .renderview-wrapper").count() - 1)
+        shown.scroll_into_view_if_needed()
+        page.wait_for_timeout(2000)
+        rates = []
+        for pair in range(pairs):
+            both = {}
+            for which in ("browser", "offscreen") if pair % 2 else ("offscreen", "browser"):
+                both[which] = _drag_rate(page, shown, kernel) if which == "browser" else kernel.ask(f"redraw_rate({SECONDS})")
+            rates.append((both["browser"], both["offscreen"]))
+        process = psutil.Process(kernel.ask("os.getpid()"))
+        page.wait_for_timeout(3000)
+        before = sum(process.cpu_times()[:2])
+        time.sleep(idle)
+        share = (sum(process.cpu_times()[:2]) - before) / idle
+        kernel.client.stop_channels()
+    ratios = [a / b for a, b in rates]
+    low, high = median_interval(ratios)
+    return "\n".join([
+        "| what | measured | promised |", "| --- | --- | --- |",
+        f"| 100,000 streamlines, from running the cell to a painted canvas: first time; median of {opens - 1} more | "
+        f"{opened[0]:.1f} s; {median(opened[1:]):.1f} s, {words} | under 5 s |",
+        f"| 2,000 streamlines dragged in the browser beside redrawn offscreen, {pairs} pairs of {SECONDS:g} s | "
+        f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio {median(ratios):.2f} "
+        f"({low:.2f} – {high:.2f}) | at least 0.6 |",
+        f"| an open view at rest for {idle:g} s, the kernel's processor time | {100 * share:.1f} % of a core | under 2 % |"])
+
+
+def _drag_rate(page, shown, kernel) -> float:
+    """Frames a second that the browser confirms while the mouse turns the scene."""
+    box = shown.bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    window = "v._drawn.manager.window"
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + 5, y)
+    frames = kernel.ask(f"{window}.get_stats()['confirmed_frames']")
+    began, step = time.perf_counter(), 0
+    while time.perf_counter() - began < SECONDS:
+        step += 1
+        page.mouse.move(x + 60 * (step % 40) / 40, y + 30 * (step % 25) / 25)
+        time.sleep(0.008)
+    rate = (kernel.ask(f"{window}.get_stats()['confirmed_frames']") - frames) / (time.perf_counter() - began)
+    page.mouse.up()
+    page.wait_for_timeout(700)
+    return rate

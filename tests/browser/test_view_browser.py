@@ -1,0 +1,240 @@
+"""The live view as a person has it: a real JupyterLab, a mouse, and the kernel asked what came of it.
+
+One notebook, one story: each test goes on where the one before it left the page."""
+
+import ast
+import io
+import time
+from base64 import b64decode
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = pytest.mark.browser
+pytest.importorskip("playwright.sync_api")
+pytest.importorskip("jupyterlab")
+
+from jupyter_client import BlockingKernelClient  # noqa: E402  (comes with jupyterlab)
+from lab import ROOT, Lab  # noqa: E402  (needs playwright)
+
+PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
+CELLS = ["""import numpy as np
+from tractkit.streamlines import Streamlines
+from tractkit.tractogram import Tractogram
+from tractkit.viewer import link_views, view
+from tractkit.volume import Volume
+x = np.linspace(-1, 1, 30)
+lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1) for a in range(-8, 9, 2) for b in range(-6, 7, 2)]
+affine, n = np.diag([-2, 2, 3, 1.]), len(lines)
+t = Tractogram(Streamlines.from_list(lines), affine, (40, 40, 20), groups={"front": np.arange(n // 2, n), "back": np.arange(n // 2)})
+ball = Volume((17 - np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T).clip(0).astype(np.float32), affine)""",
+         "v = view(t, ball, colors='groups', size=(400, 300))",
+         "import time; time.sleep(2.5)",
+         "a, b = (view(each, ball, size=(300, 220), show=False) for each in (t[:n // 2], t[n // 2:]))\nlink_views(a, b)"]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory, chromium):
+    from tractkit.scene import vulkan_available
+
+    if not vulkan_available():
+        pytest.skip("no Vulkan driver")
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    with Lab(tmp_path_factory.mktemp("lab"), chromium) as lab:
+        yield lab
+
+
+class Kernel:
+    """The kernel of the one notebook that is open, asked beside the page."""
+
+    def __init__(self, lab: Lab):
+        newest = max((lab.home / "jupyter_runtime_dir").glob("kernel-*.json"), key=lambda p: p.stat().st_mtime)
+        self.client = BlockingKernelClient(connection_file=str(newest))
+        self.client.load_connection_file()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+
+    def ask(self, expression: str):
+        """The value of an expression of plain Python values."""
+        answer = self.client.execute("", user_expressions={"value": expression}, silent=True, reply=True, timeout=30)
+        value = answer["content"]["user_expressions"]["value"]
+        assert value["status"] == "ok", value
+        return ast.literal_eval(value["data"]["text/plain"])
+
+
+@pytest.fixture(scope="module")
+def kernel(lab, page):
+    kernel = Kernel(lab)
+    yield kernel
+    kernel.client.stop_channels()
+
+
+@pytest.fixture(scope="module")
+def page(lab):
+    page = lab.open("view.ipynb", CELLS)
+    for cell in (0, 1):
+        lab.run_cell(page, cell)
+    canvas(page).wait_for(timeout=60_000)
+    until(lambda: seen(page))
+    rest(page)
+    return page
+
+
+def until(condition, seconds=20.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
+
+
+def canvas(page, k=0):
+    return page.locator(".jp-OutputArea-output .renderview-wrapper").nth(k)
+
+
+def seen(page, k=0) -> bool:
+    """Whether a person sees a picture there, and no grey box."""
+    return np.asarray(Image.open(io.BytesIO(canvas(page, k).screenshot())).convert("L")).std() > 10
+
+
+def look(page, k=0) -> np.ndarray:
+    """The picture that the browser shows, in its own pixels, wherever the page is scrolled to."""
+    url = canvas(page, k).locator("img").evaluate("""e => { const c = document.createElement('canvas');
+        [c.width, c.height] = [e.naturalWidth, e.naturalHeight]; c.getContext('2d').drawImage(e, 0, 0); return c.toDataURL(); }""")
+    return np.asarray(Image.open(io.BytesIO(b64decode(url.partition(",")[2]))).convert("RGB")).astype(int)
+
+
+def changed(page, before, k=0) -> float:
+    """The share of the canvas that is another than before."""
+    now = look(page, k)
+    return 1.0 if now.shape != before.shape else float((np.abs(now - before).max(axis=-1) > 24).mean())
+
+
+def rest(page, k=0) -> np.ndarray:
+    """The picture when two looks are the same: all streamlines are back, without traces of compression."""
+    before, end = look(page, k), time.monotonic() + 10
+    while time.monotonic() < end:
+        page.wait_for_timeout(450)
+        now = look(page, k)
+        if np.array_equal(now, before):
+            return now
+        before = now
+    raise AssertionError("the picture does not come to rest")
+
+
+def drag(page, dx, dy, k=0):
+    canvas(page, k).scroll_into_view_if_needed()
+    box = canvas(page, k).bounding_box()
+    x, y = box["x"] + box["width"] / 2 - dx / 2, box["y"] + box["height"] / 2 - dy / 2
+    page.mouse.move(x, y)
+    page.mouse.down()
+    page.mouse.move(x + dx, y + dy, steps=6)
+    page.mouse.up()
+
+
+def angle(kernel, name="v") -> np.ndarray:
+    """The quaternion of the camera."""
+    return np.array(kernel.ask(f"[float(q) for q in {name}.camera['rotation']]"))
+
+
+def turned(a, b) -> float:
+    """Degrees from one quaternion to the other."""
+    return float(np.rad2deg(2 * np.arccos(min(abs(a @ b), 1.0))))
+
+
+def test_a_drag_turns_the_camera_and_the_opposite_one_turns_it_back(page, kernel):
+    still = page.locator(".jp-RenderedImage img")
+    assert still.count() == 1 and still.is_visible()  # a picture beside it
+    first, before = angle(kernel), rest(page)
+    page.screenshot(path=PICTURES / "view-in-lab.png")
+    drag(page, 90, 20)
+    until(lambda: turned(angle(kernel), first) > 10)
+    assert rest(page).shape == before.shape and changed(page, before) > 0.02
+    page.screenshot(path=PICTURES / "view-turned.png")
+    drag(page, -90, -20)
+    until(lambda: turned(angle(kernel), first) < 1)
+    rest(page)
+    assert changed(page, before) < 0.005
+
+
+def test_wheel_sliders_and_legend_do_what_they_say(page, kernel):
+    before = rest(page)
+    canvas(page).click()
+    wide = kernel.ask("float(v.camera['height'])")
+    page.mouse.wheel(0, -400)
+    until(lambda: changed(page, before) > 0.02)
+    assert kernel.ask("float(v.camera['height'])") < 0.9 * wide
+    page.screenshot(path=PICTURES / "view-zoomed.png")
+    page.mouse.wheel(0, 400)
+    near = rest(page)
+    handles = page.locator(".jp-OutputArea-output .noUi-handle")
+    height = kernel.ask("float(v._stage.position[2])")
+    handles.nth(2).focus()
+    for _ in range(8):
+        page.keyboard.press("ArrowUp")
+    until(lambda: kernel.ask("float(v._stage.position[2])") > height + 1)
+    until(lambda: changed(page, near) > 0.02)
+    moved = rest(page)
+    handles.nth(4).focus()  # the upper end of the grey values
+    for _ in range(25):
+        page.keyboard.press("ArrowLeft")
+    until(lambda: (rest(page) - moved).mean() > 1)  # brighter
+    bright = rest(page)
+    page.get_by_label("front").uncheck()
+    until(lambda: changed(page, bright) > 0.005)
+    assert kernel.ask("v.shown") == kernel.ask("len(t.groups['back'])")
+    page.screenshot(path=PICTURES / "view-changed.png")
+
+
+def test_while_a_cell_blocks_both_pictures_stay(page, lab):
+    before, still = rest(page), page.locator(".jp-RenderedImage img")
+    lab.run_cell(page, 2)
+    until(lambda: page.locator(".jp-Notebook .jp-Cell").nth(2).locator(".jp-InputPrompt").inner_text() == "[*]:")
+    drag(page, 60, 0)
+    assert changed(page, before) < 0.001 and still.is_visible()
+    until(lambda: changed(page, before) > 0.02)  # what was dragged meanwhile is not lost
+
+
+def test_after_a_reload_the_view_is_painted_as_it_was_left(page, lab):
+    before = rest(page)
+    lab.saved_outputs(page, "view.ipynb")
+    page.reload()
+    lab.ready(page)
+    canvas(page).wait_for(timeout=30_000)
+    until(lambda: changed(page, before) < 0.005 and seen(page))
+    page.screenshot(path=PICTURES / "view-reloaded.png")
+    drag(page, 60, 0)
+    until(lambda: changed(page, before) > 0.02)
+
+
+def test_linked_views_turn_together(page, lab, kernel):
+    lab.run_cell(page, 3)
+    for k in (1, 2):
+        canvas(page, k).wait_for(timeout=30_000)
+    rest(page, 1)
+    canvas(page, 2).scroll_into_view_if_needed()
+    first, before = angle(kernel, "b"), rest(page, 2)
+    drag(page, 60, 10, k=1)
+    until(lambda: turned(angle(kernel, "b"), first) > 10)
+    rest(page, 1)
+    assert np.abs(angle(kernel, "a") - angle(kernel, "b")).max() < 1e-9
+    canvas(page, 2).scroll_into_view_if_needed()
+    until(lambda: changed(page, before, 2) > 0.02)
+    page.screenshot(path=PICTURES / "view-linked.png")
+
+
+@pytest.mark.full
+def test_a_restart_leaves_no_dead_view(page, lab):
+    page.evaluate("() => { window.jupyterapp.commands.execute('kernelmenu:restart'); }")
+    page.locator(".jp-Dialog .jp-mod-accept").click()
+    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000)
+    lab.command(page, "notebook:run-all-cells")
+    until(lambda: [cell.inner_text() for cell in page.locator(".jp-InputArea-prompt").all()] == [f"[{k + 1}]:" for k in range(len(CELLS))], 90)
+    for k in range(3):
+        canvas(page, k).scroll_into_view_if_needed()
+        until(lambda k=k: seen(page, k))
+    assert canvas(page, 3).count() == 0 and page.get_by_text("Error displaying widget").count() == 0
+    assert page.locator(".jp-RenderedImage img").count() == 2
+    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    page.wait_for_timeout(500)
+    page.screenshot(path=PICTURES / "view-restarted-dark.png")
