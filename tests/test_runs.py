@@ -382,3 +382,16 @@ def test_the_button_opens_the_panel_of_the_folder(kept, monkeypatch):
     assert panel.closed and len(below.children) == 1 and not browser.panels
     browser.close()
     assert math.isfinite(browser["done"].best)
+
+
+def test_the_panel_of_a_run_that_is_over_and_of_one_that_broke(kept):
+    browser = RunBrowser(kept)
+    for name in ("done", "broken"):
+        panel = browser.open(name)
+        assert Path(panel.trainer.folder) == kept / name and len(panel.trainer.curves()["training"][0]) > 0
+        assert panel.still().array().shape[2] == 4
+        browser._open_below(name)
+        assert browser.widget.children[1].children[-1].children[1] is browser.panels[name].widget
+        panel.close()
+    browser.close()
+    assert not browser.panels

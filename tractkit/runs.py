@@ -218,7 +218,7 @@ class _Table(anywidget.AnyWidget):
     dark = traitlets.Bool(False).tag(sync=True)                       # told by the page
     colors = traitlets.List(list(_LINES)).tag(sync=True)
 
-# %% ../nbs/51_runs.ipynb #a45704a6
+# %% ../nbs/51_runs.ipynb #21d8f35f
 class RunBrowser:
     """All runs of a folder: `RunBrowser("runs/")` as a cell's last value. DataError if there is no such folder.
 
@@ -301,8 +301,7 @@ class RunBrowser:
         """The panel of a run: live if a trainer is at work there, else of what it left. KeyError if there is no such run."""
         folder = self[name].folder
         here = runner_of(folder)
-        panel: Any = TrainerPanel
-        return panel_of(here) if here is not None else panel(folder)
+        return panel_of(here) if here is not None else TrainerPanel(folder)
 
     @property
     def widget(self) -> VBox:
@@ -357,6 +356,7 @@ class RunBrowser:
 
     def _open_below(self, name: str) -> None:
         """The panel of a run under the table, or what is in the way of it."""
+        opened = self.widget.children[1]
         try:
             panel = self.panels.get(name) or self.open(name)
             self.panels[name] = panel
@@ -367,7 +367,7 @@ class RunBrowser:
         box = VBox([HBox([Label(name), shut]), shown])
         shut.on_click(lambda _: self._close_panel(name, box))
         box.add_class("tractkit-runs-opened")
-        self._opened.children = [b for b in self._opened.children if b.children[0].children[0].value != name] + [box]
+        opened.children = [b for b in opened.children if b.children[0].children[0].value != name] + [box]
 
     def _close_panel(self, name: str, box: Any = None) -> None:
         self._opened.children = [b for b in self._opened.children if b is not box]
