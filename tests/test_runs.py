@@ -264,6 +264,7 @@ def test_settings_that_differ(kept):
     found = [r for r in find_runs(kept) if r.name in ("done", "series/small")]
     assert differing_settings(found) == {"learning_rate": {"done": .01, "series/small": .003}, "max_epochs": {"done": 3, "series/small": 2}}
     assert differing_settings(found[:1]) == {}
+    assert differing_settings(find_runs(kept))["trainer"] == {"broken": "FitBreaks", "done": "Fit", "series/small": "Fit", "stopped": "Fit"}
 
 
 def test_names_of_settings_stay_apart():
