@@ -264,6 +264,7 @@ def test_settings_that_differ(kept):
     found = [r for r in find_runs(kept) if r.name in ("done", "series/small")]
     assert differing_settings(found) == {"learning_rate": {"done": .01, "series/small": .003}, "max_epochs": {"done": 3, "series/small": 2}}
     assert differing_settings(found[:1]) == {}
+    assert differing_settings(find_runs(kept))["trainer"] == {"broken": "FitBreaks", "done": "Fit", "series/small": "Fit", "stopped": "Fit"}
 
 
 def test_names_of_settings_stay_apart():
@@ -382,3 +383,16 @@ def test_the_button_opens_the_panel_of_the_folder(kept, monkeypatch):
     assert panel.closed and len(below.children) == 1 and not browser.panels
     browser.close()
     assert math.isfinite(browser["done"].best)
+
+
+def test_the_panel_of_a_run_that_is_over_and_of_one_that_broke(kept):
+    browser = RunBrowser(kept)
+    for name in ("done", "broken"):
+        panel = browser.open(name)
+        assert Path(panel.trainer.folder) == kept / name and len(panel.trainer.curves()["training"][0]) > 0
+        assert panel.still().array().shape[2] == 4
+        browser._open_below(name)
+        assert browser.widget.children[1].children[-1].children[1] is browser.panels[name].widget
+        panel.close()
+    browser.close()
+    assert not browser.panels

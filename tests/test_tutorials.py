@@ -24,10 +24,16 @@ def outputs_of(path: Path) -> list:
     return [o for cell in nbformat.read(path, as_version=4).cells for o in cell.get("outputs", [])]
 
 
+def stills_in(output) -> int:
+    """Pictures of an output: a PNG, or those in its HTML (a panel's last state)."""
+    data = output.get("data", {})
+    return len(PNG.findall(data["text/html"])) if "text/html" in data else int("image/png" in data)
+
+
 def test_as_html_it_shows_its_stills(tutorial):
     from nbconvert import HTMLExporter
 
-    stills = sum("image/png" in o.get("data", {}) for o in outputs_of(tutorial))
+    stills = sum(map(stills_in, outputs_of(tutorial)))
     page, _ = HTMLExporter().from_filename(str(tutorial))
     assert stills >= 2
     assert len(PNG.findall(page)) == stills
@@ -45,7 +51,7 @@ def test_it_is_small_and_begins_with_its_story(tutorial):
     cells = nbformat.read(tutorial, as_version=4).cells
     assert re.match(r"# .+\n\n> .+", cells[0].source)
     assert not any("#| export" in cell.source for cell in cells)
-    pictured = [i for i, cell in enumerate(cells) if any("image/png" in o.get("data", {}) for o in cell.get("outputs", []))]
+    pictured = [i for i, cell in enumerate(cells) if any(map(stills_in, cell.get("outputs", [])))]
     asserted = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)]
     for i, following in zip(pictured, [*pictured[1:], len(cells)], strict=True):
         assert any(i < k < following for k in asserted), f"nothing is asserted below the figure of: {cells[i].source[-300:]}"
@@ -81,6 +87,6 @@ def test_the_site_is_built_from_what_is_stored(tmp_path, monkeypatch):
     pages = {p.relative_to(tmp_path / "html").as_posix() for p in (tmp_path / "html").rglob("*.html")}
     assert {"index.html", "ARCHITECTURE.html", "api/viewer.html"} | {f"nbs/{p.stem}.html" for p in TUTORIALS} <= pages
     for path in TUTORIALS:
-        stills = sum("image/png" in o.get("data", {}) for o in outputs_of(path))
+        stills = sum("image/png" in o.get("data", {}) for o in outputs_of(path))  # those in HTML stay where they are
         page = (tmp_path / "html" / "nbs" / f"{path.stem}.html").read_text(encoding="utf-8")
         assert len(re.findall(r'<img[^>]*src="\.\./_images/', page)) == stills, path.name

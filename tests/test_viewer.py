@@ -10,7 +10,7 @@ from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
 from test_scene import SIDE, cube_around, in_world, needs_vulkan
 
 from tractkit.actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
-from tractkit.coloring import color_streamlines, palette
+from tractkit.coloring import Legend, color_streamlines, palette, paste_legends
 from tractkit.compose import Composition
 from tractkit.dwi import ShInfo, save_sh
 from tractkit.plots import world_box
@@ -276,6 +276,28 @@ def test_every_kind_together_makes_a_picture(driver):
             assert (snapshot(things, size=(240, 200), letters=False, **options).array != picture).any()
 
 
+def test_legends_leave_the_letter_of_the_left_side_free():
+    names = tuple((f"bundle {k}", (1.0, 0.5, 0.0)) for k in range(9))
+    for height in (160, 240, 480):
+        pixels = np.zeros((height, 240, 3), np.uint8)
+        paste_legends(pixels, [Legend("bundle", names), Legend(names=(("mask", (1.0, 1.0, 1.0)),))])
+        rows = np.flatnonzero(pixels.any(axis=(1, 2)))
+        assert 6 <= rows[0] and height / 4 < rows[-1] < height / 2 - 6, height
+
+
+def test_coefficients_in_memory_are_glyphs_when_it_is_said(capsys):
+    fodf, background = one_fodf(AFFINES["RAS"]), Volume(np.ones(SHAPE, np.float32), AFFINES["RAS"])
+    told = Composition([fodf, background], odf=True)
+    assert [g.volume for g in told.glyphs] == [fodf] and [s.volume for s in told.slices] == [background]
+    with pytest.raises(ValueError, match="odf=True, but no volume has 6, 15, 28"):
+        Composition(background, odf=True)
+    with patch("tractkit.viewer.draw_still", return_value=(None, None)):
+        view(background)
+        assert capsys.readouterr().out == ""
+        view(fodf)
+        assert "odf=True draws it as the glyphs of an fODF" in capsys.readouterr().out
+
+
 # --- the live view
 
 
@@ -373,6 +395,8 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         coarse, full = asyncio.run(drag())
     for (none, few), (all_of_them, no_more) in zip(coarse, full, strict=True):
         assert none == no_more == 0 and 0 < few < all_of_them / 4
-    np.testing.assert_allclose(b._stage.camera.local.position, (1, 2, 3))
+    np.testing.assert_allclose(b.camera["position"], (1, 2, 3))
+    linked = link_views(a, b)
+    assert linked.box.children == (a.canvas, b.canvas) and linked.still.array.shape == (90, 240, 4)
     with pytest.raises(ValueError, match="only live views"):
         link_views(view(t, live=False, size=(60, 50)))

@@ -152,11 +152,11 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
 
 
 def dies_with_its_kernel(output) -> bool:
-    """Is an output a live view, or tqdm's widget? A stored one is an error message where it is opened; a view's still stays."""
+    """Is an output a live view or panel, or tqdm's widget? A stored one is an error message where it is opened; the still stays."""
     data = output.get("data", {})
     text = as_text(data.get("text/plain", ""))
     return any("widget-view" in mime for mime in data) and \
-        (text.startswith("View(") or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
+        (text.startswith(("View(", "TrainerPanel(")) or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
 
 
 def unfit_for_keeping(nb) -> list[str]:
@@ -256,7 +256,8 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
         problems = unfit_for_keeping(stored)
         for was, got in zip(stored.cells, now.cells, strict=True):
             kinds_only = "varies" in directives(was.source)
-            if was.cell_type == "code" and (difference := cell_difference(was.outputs, got.outputs, kinds_only)):
+            if was.cell_type == "code" and (
+                    difference := cell_difference([o for o in was.outputs if not dies_with_its_kernel(o)], got.outputs, kinds_only)):
                 problems.append(f"cell {was.id} prints something else than what is stored\n{difference}")
     return problems, time.perf_counter() - began
 

@@ -116,12 +116,19 @@ class Marker:
         for k, text in enumerate(self._letters.values()):
             text.visible = bool(letters and abs(forward[k // 2]) < 0.85)
 
-# %% ../nbs/08_camera.ipynb #1ca72e3c
+# %% ../nbs/08_camera.ipynb #6e9e3a11
 class Turning(gfx.TrackballController):
     """A trackball without inertia whose turns can be undone."""
 
     def __init__(self, camera: gfx.Camera):
         super().__init__(camera, damping=0)
+
+    def handle_event(self, event, viewport):
+        if event.type == "pointer_up":  # where a drag ends: the last move may come after it, too late
+            for action in self._actions.values():
+                if action.mode == "drag" and not action.done:
+                    action.set_target(np.array((event.x, event.y)))
+        super().handle_event(event, viewport)
 
     def _update_rotate(self, delta):
         angle = float(np.hypot(*delta))

@@ -154,7 +154,7 @@ def _by_values(data: np.ndarray, n: int, n_points: int, label: str, limits, per_
         limits = (float(low), float(high if high > low else low + 1))
     return Coloring("values", Legend(label, limits=limits), values, per_point)
 
-# %% ../nbs/08_coloring.ipynb #1e4e0435
+# %% ../nbs/08_coloring.ipynb #9fdec99f
 def _style(size: float) -> dict[str, Any]:
     return dict(color=LIGHT, fontsize=size, va="center", path_effects=[withStroke(linewidth=2.5, foreground=DARK)])
 
@@ -218,8 +218,10 @@ def paste_legends(
     fixed = sum(_legend_height(legend, 0, 0) + 4 for legend in legends)
     row = float(np.clip((bottom - top - fixed) / max(rows, 1), 13, 18))
     for legend in legends:
-        room = max(int((bottom - top - _legend_height(legend, 0, row)) // row), 2)
-        drawn = draw_legend(legend, room - (len(legend.names) > room), row)
+        room = int((bottom - top - _legend_height(legend, 0, row)) // row)
+        if room < (1 if legend.names else 0) and top > 6:
+            return
+        drawn = draw_legend(legend, max(room - (len(legend.names) > room), 1), row)
         h, w = (min(a, b) for a, b in zip(drawn.shape[:2], (len(pixels) - top, pixels.shape[1] - 6), strict=True))
         if h <= 0:
             return

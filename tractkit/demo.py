@@ -607,7 +607,7 @@ def _do(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
         snapshot(truth, path=folder / "phantom.png", view="axial")
         say(f"the seven bundles: {folder / 'phantom.png'}")
     tested = {e.split()[0] for part in ("validation", "testing") for e in demo.splits[part]}
-    for name in tqdm(names, desc="signal and fODF", unit="subject", disable=not progress):
+    for name in tqdm(names, desc="signal and fODF", unit="subject", disable=not progress, leave=False):
         _prepare(sources[name], folder / "subjects" / name, name in tested, root / name / "wm_mask.nii.gz" if root else None, say)
     if not (folder / "data.hdf5").exists():
         create_hdf5(folder / "subjects", folder / "data.hdf5", {

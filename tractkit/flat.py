@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/08_flat.ipynb #ddbd9552
+# %% ../nbs/08_flat.ipynb #cd9411e8
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.collections import LineCollection, PolyCollection
 from .actors import NORMALS
 from .compose import Composition
 from .coloring import paste_legends
-from .plots import Picture, direction_colors, plot_slice, plot_streamlines
+from .plots import Picture, color_ball, direction_colors, plot_slice, plot_streamlines
 from .space import apply_affine
 from .streamlines import Streamlines
 from .things import Glyphs, glyph_radii, mask_outline, peak_sticks, voxels_on_plane
@@ -64,7 +64,7 @@ def _together(composition: Composition, most: int) -> tuple[Tractogram, Any]:
     colors = np.concatenate([np.zeros((0, 3), np.float32), *(rgb for _, rgb in drawn)])
     return Tractogram(Streamlines(points, np.cumsum(counts)), np.eye(4), (1, 1, 1)), colors
 
-# %% ../nbs/08_flat.ipynb #1576288d
+# %% ../nbs/08_flat.ipynb #6d8d2267
 def flat_picture(
     composition: Composition,
     size: tuple[int, int],        # pixels
@@ -87,7 +87,16 @@ def flat_picture(
     pixels = picture.array()
     if composition.letters:
         paste_legends(pixels, composition.legends)
+        if composition.by_direction:
+            _paste_ball(pixels, plane)
     return pixels
+
+
+def _paste_ball(pixels: np.ndarray, plane: str, side: int = 46, gap: int = 10) -> None:
+    """The ball of direction colors at the lower right."""
+    ball = color_ball(plane, side)[::-1]
+    corner = pixels[-gap - side:-gap, -gap - side:-gap, :3]
+    corner[:] = corner * (1 - ball[..., 3:]) + 255 * ball[..., :3] * ball[..., 3:]
 
 
 def _restate(picture: Picture, composition: Composition) -> None:

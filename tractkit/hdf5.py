@@ -394,7 +394,7 @@ def create_hdf5(
             jobs = [replace(job, intermediate=kept) for job in jobs]
         if processes > 1 and folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)))
-        bar = stack.enter_context(tqdm(total=sum(len(job.sources) for job in jobs), disable=not progress, unit="group"))
+        bar = stack.enter_context(tqdm(total=sum(len(job.sources) for job in jobs), disable=not progress, unit="group", leave=False))
         h5 = stack.enter_context(h5py.File(temporary, "w", **_ALIGNED))
         linked = _fill(h5, jobs, folder, subjects, processes, _stepper(bar), raw, placed)
         _write_root(h5, raw, placed, options, linked if subjects else None)
@@ -547,7 +547,7 @@ def add_subject(
         raise DataError("is there already", file=path, subject=entry.name, fix="Create the file again to change a subject")
     (job,) = _jobs(root, read_config(config), new, options)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
-    with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group") as bar:
+    with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group", leave=False) as bar:
         _write_subject_file(file, job, config, new, _stepper(bar))
     with _writing(path), atomic_path(path) as temporary:
         shutil.copyfile(path, temporary)

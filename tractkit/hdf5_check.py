@@ -511,7 +511,7 @@ def validate_hdf5(
             return HDF5Report(os.fspath(path), (Finding("error", "", "", "", f"cannot be read ({type(e).__name__}: {e})", _AGAIN),))
         kinds: dict[str, dict[str, Any]] = {}
         seen: set[tuple] = set()  # groups that several subjects link to are read once
-        for name in tqdm(names, unit="subject", disable=not progress):
+        for name in tqdm(names, unit="subject", disable=not progress, leave=False):
             subject = _open_subject(h5, name)
             if isinstance(subject, Finding):
                 findings.append(subject)

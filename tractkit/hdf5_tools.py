@@ -404,7 +404,7 @@ def extract_hdf5(
             there = [out / s / name for s, _, part in parts for name in part.files() if (out / s / name).exists()]
         if there and not overwrite:
             raise DataError("exists already" + (f", and {len(there) - 1} more" if there[1:] else ""), file=there[0], fix="Give overwrite=True to replace it")
-        for subject, grids, part in tqdm(parts, unit="group", disable=not progress):
+        for subject, grids, part in tqdm(parts, unit="group", disable=not progress, leave=False):
             with _placed(path, subject, part.name):
                 part.needed = _allow(check_group(part.group, subject, part.name, grids), repair, path)
                 for name, write in part.files().items():

@@ -243,7 +243,7 @@ def _natural(name: str) -> list[tuple[int, Any]]:
     """Run 9 comes before run 10."""
     return [(1, int(part)) if part.isdigit() else (0, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
-# %% ../nbs/36_listing.ipynb #c04bf5f4
+# %% ../nbs/36_listing.ipynb #ef95043c
 def differing_settings(
     runs: Iterable[RunFacts],
 ) -> dict[str, dict[str, Any]]:  # setting -> run -> value
@@ -252,5 +252,5 @@ def differing_settings(
     keys = dict.fromkeys(k for run in told for k in run.settings)
     differ = {k: {run.name: run.settings.get(k) for run in told} for k in keys}
     differ = {k: v for k, v in differ.items() if len({repr(x) for x in v.values()}) > 1}
-    short = [k.rpartition(".")[2] for k in differ]
+    short = [k.removesuffix(".class").rpartition(".")[2] for k in differ]
     return {s if short.count(s) == 1 else k: v for s, (k, v) in zip(short, differ.items(), strict=True)}

@@ -404,7 +404,7 @@ def make_phantom(
     _claim(root, settings)
     names = [f"sub-{k:02}" for k in range(1, n_subjects + 1)]
     missing = [n for n in names if not (root / n).exists()]
-    with tqdm(total=len(missing), desc="phantom", unit="subject", disable=not (progress and missing)) as bar:
+    with tqdm(total=len(missing), desc="phantom", unit="subject", disable=not (progress and missing), leave=False) as bar:
         _each(partial(_make_subject, root, settings=settings), missing, processes, bar.update)
     return [root / n for n in names]
 

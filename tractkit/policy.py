@@ -330,7 +330,7 @@ class TQDM(Policy):
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc=f"epoch {epoch}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True)
+            self._bar = tqdm(desc=f"epoch {epoch}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True, leave=False)
 
     def train_step_finished(self, epoch: int, iteration: int, loss: float) -> None:
         if self._bar is not None:

@@ -90,13 +90,13 @@ def _page(runs: Sequence[RunFacts], rows: Sequence[Mapping[str, Any]], keys: Seq
     table = html_table([*(_COLUMNS.get(k, k) for k in keys), "loss"], lines, align="ll" + "r" * (len(keys) - 2))
     return Html(f'<div style="max-width:100%;overflow-x:auto">{table}{more}<div style="opacity:.7;font-size:88%;padding:.3em .8em">{as_html(below)}</div></div>')
 
-# %% ../nbs/51_runs.ipynb #0ff3e662
+# %% ../nbs/51_runs.ipynb #e4b6b528
 _TABLE = """
 function render({ model, el }) {
   const root = document.createElement("div"), head = document.createElement("div"), said = document.createElement("span");
   const again = document.createElement("button"), scroll = document.createElement("div"), image = document.createElement("img");
   root.className = "tractkit-runs"; head.className = "tractkit-runs-head"; scroll.className = "tractkit-runs-scroll";
-  again.textContent = "refresh"; again.title = "Read the folder again; while a run is at work this happens by itself"; again.className = "jp-mod-styled tractkit-runs-button";
+  again.textContent = "refresh"; again.title = "Read the folder again; while a run is at work this happens by itself"; again.className = "tractkit-runs-button";
   again.onclick = () => model.send({ verb: "refresh" });
   head.append(said, again); root.append(head, scroll, image); el.append(root);
   const make = (parent, tag, text) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; parent.append(e); return e; };
@@ -123,11 +123,11 @@ function render({ model, el }) {
       cell.setAttribute("aria-sort", key !== name ? "none" : down ? "descending" : "ascending");
       button.onclick = () => { model.set("order", [name, key === name && !down]); model.save_changes(); };
     }
-    make(line, "th", "loss"); make(line, "th");
+    make(line, "th", "loss"); make(line, "th").className = "last";
     for (const row of sorted(rows)) {
       const tr = make(body, "tr"), first = make(tr, "td"), at = chosen.indexOf(row.name);
       tr.dataset.name = row.name; tr.dataset.status = row.status;
-      if (row.curve) {
+      if (row.drawable) {
         const box = make(first, "input");
         box.type = "checkbox"; box.checked = at >= 0; box.dataset.id = "show " + row.name; box.setAttribute("aria-label", "show the curves of " + row.name);
         if (at >= 0) box.style.accentColor = model.get("colors")[at % 8];
@@ -143,6 +143,7 @@ function render({ model, el }) {
       });
       make(tr, "td").innerHTML = row.curve;           // drawn by the kernel, of numbers only
       const last = make(tr, "td");
+      last.className = "last";
       if (!["no run", "damaged"].includes(row.status)) {
         const open = make(last, "button", "open");
         open.className = "tractkit-runs-button"; open.dataset.id = "open " + row.name; open.title = "Show the panel of " + row.name;
@@ -179,7 +180,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/51_runs.ipynb #c42014d3
+# %% ../nbs/51_runs.ipynb #b6eb98de
 _LOOK = """
 .tractkit-runs { background: var(--jp-layout-color0, Canvas); color: var(--jp-ui-font-color1, CanvasText); padding: 6px 4px;
   font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 900px; box-sizing: border-box; }
@@ -188,10 +189,12 @@ _LOOK = """
 .tractkit-runs table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .tractkit-runs th { position: sticky; top: 0; background: var(--jp-layout-color0, Canvas); z-index: 1; text-align: left; padding: 2px 8px;
   border-bottom: 1px solid rgba(128, 128, 128, .45); white-space: nowrap; }
-.tractkit-runs td { padding: 3px 8px; vertical-align: middle; border-bottom: 1px solid rgba(128, 128, 128, .18); overflow-wrap: anywhere; }
+.tractkit-runs td { padding: 3px 8px; vertical-align: middle; border-bottom: 1px solid rgba(128, 128, 128, .18); }
 .tractkit-runs td:not(:nth-child(2)):not(:nth-child(3)) { white-space: nowrap; }
 .tractkit-runs tr:hover td { background: rgba(128, 138, 150, .10); }
 .tractkit-runs .right { text-align: right; }
+.tractkit-runs .last { position: sticky; right: 0; background: var(--jp-layout-color0, Canvas); }
+.tractkit-runs td:nth-child(2), .tractkit-runs td:nth-child(3) { min-width: 9em; overflow-wrap: break-word; }
 .tractkit-runs th button { all: unset; cursor: pointer; font-weight: 600; color: var(--jp-ui-font-color1, CanvasText); }
 .tractkit-runs button:focus-visible, .tractkit-runs input:focus-visible { outline: 2px solid #3f86d1; outline-offset: 2px; }
 .tractkit-runs-button { font: inherit; padding: 1px 10px; border-radius: 4px; cursor: pointer; color: inherit; background: none; border: 1px solid rgba(128, 128, 128, .5); }
@@ -218,7 +221,7 @@ class _Table(anywidget.AnyWidget):
     dark = traitlets.Bool(False).tag(sync=True)                       # told by the page
     colors = traitlets.List(list(_LINES)).tag(sync=True)
 
-# %% ../nbs/51_runs.ipynb #a45704a6
+# %% ../nbs/51_runs.ipynb #e5ca8e84
 class RunBrowser:
     """All runs of a folder: `RunBrowser("runs/")` as a cell's last value. DataError if there is no such folder.
 
@@ -301,8 +304,7 @@ class RunBrowser:
         """The panel of a run: live if a trainer is at work there, else of what it left. KeyError if there is no such run."""
         folder = self[name].folder
         here = runner_of(folder)
-        panel: Any = TrainerPanel
-        return panel_of(here) if here is not None else panel(folder)
+        return panel_of(here) if here is not None else TrainerPanel(folder)
 
     @property
     def widget(self) -> VBox:
@@ -336,7 +338,7 @@ class RunBrowser:
         keys, below = self._keys(rows)
         columns = [[k, _COLUMNS.get(k, k), k not in ("name", "status")] for k in keys]
         lines = [{"name": run.name, "status": run.status, "note": run.note, "cells": [_words(row, k) for k in keys], "curve": _small_curve(run),
-                  "sort": {k: _weight(row[k]) for k in keys}} for run, row in zip(self.runs[:500], rows, strict=False)]
+                  "drawable": bool(run.epochs or "batch" in run.columns), "sort": {k: _weight(row[k]) for k in keys}} for run, row in zip(self.runs[:500], rows, strict=False)]
         page: dict[str, Any] = {"columns": columns, "rows": lines, "below": below}
         self._table.table = page
         self.chosen = [n for n in self._table.chosen if any(r.name == n for r in self.runs)]
@@ -357,6 +359,7 @@ class RunBrowser:
 
     def _open_below(self, name: str) -> None:
         """The panel of a run under the table, or what is in the way of it."""
+        opened = self.widget.children[1]
         try:
             panel = self.panels.get(name) or self.open(name)
             self.panels[name] = panel
@@ -367,7 +370,7 @@ class RunBrowser:
         box = VBox([HBox([Label(name), shut]), shown])
         shut.on_click(lambda _: self._close_panel(name, box))
         box.add_class("tractkit-runs-opened")
-        self._opened.children = [b for b in self._opened.children if b.children[0].children[0].value != name] + [box]
+        opened.children = [b for b in opened.children if b.children[0].children[0].value != name] + [box]
 
     def _close_panel(self, name: str, box: Any = None) -> None:
         self._opened.children = [b for b in self._opened.children if b is not box]

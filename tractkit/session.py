@@ -115,7 +115,7 @@ class ProgressLine:
             self._began = done, time.monotonic()
             if self.shown:
                 self.bar = tqdm(total=total, initial=done, mininterval=0.25, dynamic_ncols=True,
-                                bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]")
+                                bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]", leave=False)
         if self.bar is not None:
             self.bar.total = total
             self.bar.set_description_str(text, refresh=False)

@@ -227,7 +227,7 @@ class Tracker:
         self.report = report = TrackingReport(nb_seeds=len(seeds))
         parts = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), seeds[:0])]
         try:
-            with tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress) as bar:
+            with tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress, leave=False) as bar:
                 for start in range(0, len(seeds), self.batch_size):
                     batch = seeds[start:start + self.batch_size]
                     points, counts, ids, completed = self._grow(batch)

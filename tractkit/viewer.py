@@ -32,7 +32,7 @@ from .plots import DARK
 from .scene import Manager, Stage, Still, draw_stage, draw_still, open_stage
 from .things import may_be_odf
 
-# %% ../nbs/08_viewer.ipynb #e7218a39
+# %% ../nbs/08_viewer.ipynb #3587a42e
 _COARSE = 2000  # streamlines of each tractogram while the camera moves
 
 
@@ -44,7 +44,7 @@ class _Drawn:
         with _undisplayed():
             self.manager: Manager = open_stage(stage, size, "jupyter", pixel_ratio=1)
             self.manager.window.set_title("")  # no title bar
-        self._coarse = False
+        self._coarse = self._ended = False
         self._timer: asyncio.TimerHandle | None = None
         self.manager.after_draw = self._drew
         self.manager.window.add_event_handler(self._on_pointer, "pointer_move", "pointer_up", "wheel")
@@ -65,14 +65,15 @@ class _Drawn:
         self._timer = asyncio.get_running_loop().call_later(0.05 if kind == "pointer_up" else 0.4, self._rest)
 
     def _rest(self) -> None:
-        self._coarse = False
+        self._coarse, self._ended = False, True
         self.stage.show_lines()
         self.redraw()
         self._pass_on()
 
     def _drew(self) -> None:
         """The camera has moved, which it does just before a drawing."""
-        if self._coarse:
+        if self._coarse or self._ended:
+            self._ended = False
             self._pass_on()
 
     def _pass_on(self) -> None:
@@ -344,7 +345,7 @@ def _bars(composition: Composition) -> list[widgets.Image]:
             out.append(widgets.Image(value=buffer.getvalue(), format="png", layout={"width": f"{drawn.width}px"}))
     return out
 
-# %% ../nbs/08_viewer.ipynb #251c1b90
+# %% ../nbs/08_viewer.ipynb #04be1371
 class NiivueView(View):
     """A view that NiiVue draws in the browser; `scene` is what it was given."""
 
@@ -383,8 +384,7 @@ class NiivueView(View):
         meshes = self._need_scene().meshes
         if name not in meshes:
             raise ValueError(f"nothing is named {name!r}; there are {', '.join(filter(None, meshes)) or 'no names'}")
-        for mesh in meshes[name]:
-            mesh.visible = not mesh.visible if visible is None else visible
+        self._need_scene().show(name, not meshes[name][0].visible if visible is None else visible)
 
     def _need_scene(self) -> NiivueScene:
         if self.scene is None:

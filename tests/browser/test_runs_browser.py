@@ -25,7 +25,7 @@ window.end = render({ model: window.model, el: document.getElementById("here") }
 
 def row(name, status, best, rate, note="", curve="<svg width='84' height='22'><circle r='3' cx='9' cy='9' fill='currentColor'/></svg>"):
     cells = [name, status, "" if best is None else f"{best:.4g}", f"{rate}"]
-    return {"name": name, "status": status, "note": note, "cells": cells, "curve": curve, "sort": {"name": name, "status": status, "best": best, "rate": rate}}
+    return {"name": name, "status": status, "note": note, "cells": cells, "curve": curve, "drawable": bool(curve), "sort": {"name": name, "status": status, "best": best, "rate": rate}}
 
 
 ROWS = [row("run-10", "finished", .25, .01), row("run-9", "failed", .5, .001, "OSError: <b>disk</b> full"), row("<i>x</i>", "running", .125, .002),

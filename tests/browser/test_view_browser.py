@@ -18,6 +18,8 @@ pytest.importorskip("jupyterlab")
 from jupyter_client import BlockingKernelClient  # noqa: E402  (comes with jupyterlab)
 from lab import ROOT, Lab  # noqa: E402  (needs playwright)
 
+from tractkit.coloring import palette  # noqa: E402
+
 PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
 CELLS = ["""import numpy as np
 from tractkit.streamlines import Streamlines
@@ -31,7 +33,8 @@ t = Tractogram(Streamlines.from_list(lines), affine, (40, 40, 20), groups={"fron
 ball = Volume((17 - np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T).clip(0).astype(np.float32), affine)""",
          "v = view(t, ball, colors='groups', size=(400, 300))",
          "import time; time.sleep(2.5)",
-         "a, b = (view(each, ball, size=(300, 220), show=False) for each in (t[:n // 2], t[n // 2:]))\nlink_views(a, b)"]
+         "a, b = (view(each, ball, size=(300, 220), show=False) for each in (t[:n // 2], t[n // 2:]))\nlink_views(a, b)",
+         "w = view(t, ball, colors='groups', size=(400, 300), backend='niivue')"]
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +102,9 @@ def seen(page, k=0) -> bool:
 
 def look(page, k=0) -> np.ndarray:
     """The picture that the browser shows, in its own pixels, wherever the page is scrolled to."""
-    url = canvas(page, k).locator("img").evaluate("""e => { const c = document.createElement('canvas');
+    url = canvas(page, k).locator("img").evaluate("""async e => {
+        for (let k = 0; k < 250 && !(e.complete && e.naturalWidth > 1); k++) await new Promise(r => setTimeout(r, 20));  // between frames
+        const c = document.createElement('canvas');
         [c.width, c.height] = [e.naturalWidth, e.naturalHeight]; c.getContext('2d').drawImage(e, 0, 0); return c.toDataURL(); }""")
     return np.asarray(Image.open(io.BytesIO(b64decode(url.partition(",")[2]))).convert("RGB")).astype(int)
 
@@ -224,17 +229,39 @@ def test_linked_views_turn_together(page, lab, kernel):
 
 
 @pytest.mark.full
+def test_niivue_draws_the_same_in_the_browser(page, lab):
+    pytest.importorskip("ipyniivue")
+    if not page.evaluate("() => !!document.createElement('canvas').getContext('webgl2')"):
+        pytest.skip("no WebGL 2 in this browser: tests/test_niivue.py asks the traits only")
+    lab.run_cell(page, 4)
+    drawn = page.locator(".jp-OutputArea-output canvas").last
+
+    def near(color) -> int:
+        """Pixels of about this color."""
+        drawn.scroll_into_view_if_needed()
+        pixels = np.asarray(Image.open(io.BytesIO(drawn.screenshot())).convert("RGB")).astype(int)
+        return int((np.abs(pixels - color).max(axis=-1) < 12).sum())
+
+    front, back = (np.rint(np.array(color) * 255) for color in palette(2))
+    until(lambda: near(front) > 100 and near(back) > 100)
+    page.screenshot(path=PICTURES / "view-niivue.png")
+    page.get_by_label("front").last.uncheck()
+    until(lambda: near(front) < 30 and near(back) > 100)
+
+
+@pytest.mark.full
 def test_a_restart_leaves_no_dead_view(page, lab):
     page.evaluate("() => { window.jupyterapp.commands.execute('kernelmenu:restart'); }")
     page.locator(".jp-Dialog .jp-mod-accept").click()
     page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000)
     lab.command(page, "notebook:run-all-cells")
+    page.locator(".jp-Notebook .jp-Cell").last.scroll_into_view_if_needed()
     until(lambda: [cell.inner_text() for cell in page.locator(".jp-InputArea-prompt").all()] == [f"[{k + 1}]:" for k in range(len(CELLS))], 90)
     for k in range(3):
         canvas(page, k).scroll_into_view_if_needed()
         until(lambda k=k: seen(page, k))
     assert canvas(page, 3).count() == 0 and page.get_by_text("Error displaying widget").count() == 0
-    assert page.locator(".jp-RenderedImage img").count() == 2
+    assert page.locator(".jp-RenderedImage img").count() == 3
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     page.wait_for_timeout(500)
     page.screenshot(path=PICTURES / "view-restarted-dark.png")
