@@ -219,8 +219,9 @@ def test_worker_processes_load_by_the_new_settings(data, tmp_path):
 
 
 def test_many_threads_may_change_at_once(tmp_path):
-    run = fit(tmp_path, points=SlowPoints(), max_epochs=3)
-    run.start()
+    run = fit(tmp_path, points=SlowPoints(), max_epochs=9)
+    run.step(1)
+    run.resume()
     threads = [threading.Thread(target=lambda i=i: run.change(clip_grad=float(i))) for i in range(1, 9)]
     for t in threads:
         t.start()
