@@ -88,10 +88,11 @@ def describe_trainer(
         "messages": [m[:300] for m in list(getattr(trainer, "messages", ()))[-6:]],
     }
 
-# %% ../nbs/50_facts.ipynb #7efae5ba
+# %% ../nbs/50_facts.ipynb #1f0d1bd4
 VERBS = {"start": "start", "pause": "pause", "resume": "resume", "step": "step", "epoch": "step", "stop": "stop", "save": "save_checkpoint",
          "rewind": "rewind", "fork": "fork"}  # -> the trainer's method
-_SENSIBLE = {"starting": {"stop"}, "training": {"pause", "stop", "epoch", "save", "fork"}, "validating": {"pause", "stop", "save", "fork"},
+_WORKING = {"pause", "stop", "epoch", "save", "fork"}
+_SENSIBLE = {"starting": {"stop"}, "training": _WORKING, "validating": _WORKING,
              "paused": {"resume", "stop", "step", "epoch", "fork"}}
 
 

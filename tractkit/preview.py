@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['pack_lines', 'PreviewPicture', 'Preview']
 
-# %% ../nbs/50_preview.ipynb #b16edb95
+# %% ../nbs/50_preview.ipynb #820007e8
 import math
 import os
 import threading
@@ -18,6 +18,7 @@ import traitlets
 
 from .keyed import fold, permutation
 from .scoring import GroundTruth, compare_tractograms, score_tractogram
+from .space import apply_affine
 from .streamlines import Streamlines, resample_nb_points
 from .tracking import Tracker, seeds_from_mask
 from .tractogram import Tractogram
@@ -149,7 +150,7 @@ class PreviewPicture(anywidget.AnyWidget):
     measure = traitlets.Unicode("").tag(sync=True)
     note = traitlets.Unicode("").tag(sync=True)
 
-# %% ../nbs/50_preview.ipynb #80aa916a
+# %% ../nbs/50_preview.ipynb #9545d598
 class Preview:
     """Tracks with the model every few epochs while it trains: `TrainerPanel(trainer, preview=Preview(...))`.
 
@@ -177,7 +178,8 @@ class Preview:
         self.details: list[Any] = []         # what `compare_tractograms` or `score_tractogram` gave, for each score
         measure = "mean F1 of the bundles" if isinstance(reference, GroundTruth) else "density in common with the reference"
         lines = self._reference_lines()
-        self._box = np.stack([lines.points.min(0), lines.points.max(0)]) if len(lines.points) else np.array([[0.0] * 3, [1.0] * 3])
+        drawn = lines.points if len(lines.points) else apply_affine(mask.affine, np.argwhere(mask.data > 0))
+        self._box = np.stack([drawn.min(0), drawn.max(0)])
         self.widget = PreviewPicture(reference=pack_lines(self._some(lines), self._box), measure=measure, title="the model",
                                      note="Streamlines appear after the first epoch.")
         self._bell, self._asked, self._done, self._closed = threading.Condition(), 0, 0, False  # how often it rang, and was heard

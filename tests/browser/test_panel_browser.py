@@ -128,6 +128,8 @@ def test_a_person_trains_with_the_panel(lab):
     shown = batches()
     lab.run_cell(page, 5)
     assert int(printed("kept ").split()[-1]) == shown  # the state on disk is the one shown
+    page.locator(".tractkit-earlier").scroll_into_view_if_needed()
+    page.locator(".jupyter-button:has-text('Start')").scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-in-lab.png")
     page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
     until(lambda: page.locator(".tractkit-readout").get_attribute("data-dark") == "true")
