@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -151,3 +152,23 @@ def test_same_in_another_process_and_without_torch():
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     key = fold(1, "sub-01")
     assert out == [str(key), normal(key, np.arange(3)).tobytes().hex(), "False"]
+
+
+def test_threads_that_draw_first_at_the_same_time(monkeypatch, recwarn):
+    """Numba compiles in each of them, and warns."""
+    vectorize = keyed.numba.vectorize
+    monkeypatch.setattr(keyed.numba, "vectorize", lambda cache: vectorize)  # nothing that an earlier run has compiled
+    for _ in range(2):
+        draw, gate, drawn = keyed._vectorize(lambda key, counter: key + counter), threading.Barrier(4), []
+
+        def run(draw=draw, gate=gate, drawn=drawn):
+            gate.wait()
+            drawn.append(draw(np.uint64(1), np.arange(3, dtype=np.uint64)).tolist())
+
+        threads = [threading.Thread(target=run) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert drawn == [[1, 2, 3]] * 4
+    assert not len(recwarn)

@@ -1005,6 +1005,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'tractkit.keyed._uniform64': ('keyed.html#_uniform64', 'tractkit/keyed.py'),
                                 'tractkit.keyed._unit32': ('keyed.html#_unit32', 'tractkit/keyed.py'),
                                 'tractkit.keyed._unit64': ('keyed.html#_unit64', 'tractkit/keyed.py'),
+                                'tractkit.keyed._vectorize': ('keyed.html#_vectorize', 'tractkit/keyed.py'),
                                 'tractkit.keyed._word': ('keyed.html#_word', 'tractkit/keyed.py'),
                                 'tractkit.keyed.fold': ('keyed.html#fold', 'tractkit/keyed.py'),
                                 'tractkit.keyed.fold_ids': ('keyed.html#fold_ids', 'tractkit/keyed.py'),

@@ -374,7 +374,7 @@ def _placed(path: Path, subject: str | None = None, group: str | None = None) ->
         raise DataError(f"cannot be extracted ({e if on_disk else f'{type(e).__name__}: {e}'})", file=path, subject=subject, group=group,
                         fix="Check the space and the rights in the folder that is written to" if on_disk else "See validate_hdf5") from e
 
-# %% ../nbs/11_hdf5_tools.ipynb #91ddae61
+# %% ../nbs/11_hdf5_tools.ipynb #368fdf47
 def extract_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
     out: str | os.PathLike,   # folder; in it a folder for each subject, with a file for each group

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['KEYED_VERSION', 'random_bits', 'fold', 'fold_ids', 'uniform', 'normal', 'permutation', 'torch_seed']
 
-# %% ../nbs/00_keyed.ipynb #ca96acc2
+# %% ../nbs/00_keyed.ipynb #3656ca99
 import hashlib
 import math
 import operator
+import threading
 
 import numba
 import numpy as np
@@ -40,11 +41,25 @@ def _threefry(k0, k1, c0, c1):
     x0, x1 = _four_rounds(x0 + k1, x1 + k2 + _u64(4), 16, 42, 12, 31)
     return x0 + k2, x1 + k0 + _u64(5)
 
-# %% ../nbs/00_keyed.ipynb #dd9db29f
+# %% ../nbs/00_keyed.ipynb #06f66c29
 _DRAW, _INTEGER, _STRING, _TORCH = (_u64(i) for i in range(4))
 
 
-@numba.vectorize(cache=True)
+def _vectorize(function):
+    """`numba.vectorize` for arguments of uint64, compiled at the first call; by one thread, while others wait."""
+    ufunc, lock, n = numba.vectorize(cache=True)(function), threading.Lock(), function.__code__.co_argcount
+
+    def call(*args):
+        if not ufunc.types:
+            with lock:
+                if not ufunc.types:
+                    ufunc(*[_u64(0)] * n)
+        return ufunc(*args)
+
+    return call
+
+
+@_vectorize
 def _word(key, counter, use):
     return _threefry(key, _u64(0), counter, use)[0]
 
@@ -91,7 +106,7 @@ def fold_ids(
     """One key per id: `fold_ids(fold(a), [b])[0] == fold(a, b)`."""
     return _word(_as_u64(key), _as_u64(ids), _INTEGER)
 
-# %% ../nbs/00_keyed.ipynb #771f1b63
+# %% ../nbs/00_keyed.ipynb #91ea9f1f
 @numba.njit(nogil=True, cache=True)
 def _unit32(key, counter):
     return np.float32(_threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(40)) * np.float32(2.0**-24)
@@ -102,12 +117,12 @@ def _unit64(key, counter):
     return np.float64(_threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(11)) * 2.0**-53
 
 
-@numba.vectorize(cache=True)
+@_vectorize
 def _uniform32(key, counter):
     return _unit32(key, counter)
 
 
-@numba.vectorize(cache=True)
+@_vectorize
 def _uniform64(key, counter):
     return _unit64(key, counter)
 
@@ -172,8 +187,8 @@ def _normal_quantile(p):
                 + 5.99832206555887937690e-1) * r + 1.0)
     return math.copysign(num / den, q)
 
-# %% ../nbs/00_keyed.ipynb #5befff65
-@numba.vectorize(cache=True)
+# %% ../nbs/00_keyed.ipynb #a8b12c47
+@_vectorize
 def _normal32(key, counter):
     top = _threefry(key, _u64(0), counter, _DRAW)[0] >> _u64(12)
     return np.float32(_normal_quantile((np.float64(top) + 0.5) * 2.0**-52))

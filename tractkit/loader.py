@@ -65,7 +65,7 @@ def _rows(array: np.ndarray) -> np.ndarray:
     """One row per streamline or point: (n,) becomes (n, 1)."""
     return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
-# %% ../nbs/13_loader.ipynb #1e0d07a6
+# %% ../nbs/13_loader.ipynb #61a5ac18
 class StreamlinesBatchLoader:
     """Turns the sampler's ids into a StreamlineBatch.
 
