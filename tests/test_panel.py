@@ -562,7 +562,7 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
     nbformat, nbclient, nbconvert = (pytest.importorskip(m) for m in ("nbformat", "nbclient", "nbconvert"))
     cells = [FIT, f"import tractkit.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
              "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.panel.panel_of(trainer), time.monotonic() + 30\n"
-             "while 'finished' not in panel._still_of and time.monotonic() < end: time.sleep(.05)\ntime.sleep(.5)"]
+             "while 'finished' not in panel._still_of and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
     live, still = notebook.cells[1].outputs
