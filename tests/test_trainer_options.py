@@ -246,16 +246,23 @@ def test_a_limit_of_seconds_is_turned_into_batches_once(tmp_path):
     def make(limit=.1):
         return fit(tmp_path, kind=Slow, points=Points(n_valid=40), validation_time_limit=limit, max_epochs=4, prefetch=0)
 
-    counts = []
+    counts, last = [], [0]
+
+    def count(event, t):
+        if event == "batch" and t.status.phase == "validating":
+            last[0] = t.status.batch
+        if event == "epoch":
+            counts.append(last[0])
+            pause[0] = 0.
+
     trainer = make()
-    trainer.listeners.append(lambda event, t: (counts.append(t.status.batch), pause.__setitem__(0, 0.))
-                             if event == "epoch" else None)
+    trainer.listeners.append(count)
     trainer.step(14)
     first = trainer.state.validation["batches"]
     assert 1 < first < 10 and trainer.state.validation["seconds"] == .1 and counts == [first] * 2
     trainer.stop(wait=True)
     again = make()
-    again.listeners.append(lambda event, t: counts.append(t.status.batch) if event == "epoch" else None)
+    again.listeners.append(count)
     again.train_and_validate()
     assert counts == [first] * 4 and again.state.validation["batches"] == first
 

@@ -64,7 +64,7 @@ def _together(composition: Composition, most: int) -> tuple[Tractogram, Any]:
     colors = np.concatenate([np.zeros((0, 3), np.float32), *(rgb for _, rgb in drawn)])
     return Tractogram(Streamlines(points, np.cumsum(counts)), np.eye(4), (1, 1, 1)), colors
 
-# %% ../nbs/08_flat.ipynb #6d8d2267
+# %% ../nbs/08_flat.ipynb #f07a1daa
 def flat_picture(
     composition: Composition,
     size: tuple[int, int],        # pixels
@@ -93,7 +93,9 @@ def flat_picture(
 
 
 def _paste_ball(pixels: np.ndarray, plane: str, side: int = 46, gap: int = 10) -> None:
-    """The ball of direction colors at the lower right."""
+    """The ball of direction colors at the lower right; not in a picture that it would fill."""
+    if min(pixels.shape[:2]) < 2 * (side + gap):
+        return
     ball = color_ball(plane, side)[::-1]
     corner = pixels[-gap - side:-gap, -gap - side:-gap, :3]
     corner[:] = corner * (1 - ball[..., 3:]) + 255 * ball[..., :3] * ball[..., 3:]

@@ -277,7 +277,7 @@ class LossStop(Policy):
     def __repr__(self) -> str:
         return f"LossStop({self.max_ratio:g})"
 
-# %% ../nbs/30_policy.ipynb #dc57c889
+# %% ../nbs/30_policy.ipynb #a4075c66
 class TimeProfiler(Policy):
     """Reports after each epoch how long its steps, its validation, and what was between them took, in seconds.
 
@@ -330,7 +330,7 @@ class TQDM(Policy):
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
         if self._bar is None:
-            self._bar = tqdm(desc=f"epoch {epoch}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True, leave=False)
+            self._bar = tqdm(desc=f"epoch {epoch}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True)
 
     def train_step_finished(self, epoch: int, iteration: int, loss: float) -> None:
         if self._bar is not None:
