@@ -19,7 +19,7 @@ log=$venv/setup.log
 target=${1:-}
 case $target in
     demo | lab) extra=lab covers="lab" ;;
-    test | bench) extra=dev covers="dev lab" ;; # dev contains lab
+    test | bench) extra=dev covers="dev lab docs" ;; # dev contains both
     docs) extra=docs covers="docs" ;;
     *) echo "usage: tools/setup.sh demo|lab|test|bench|docs" >&2 && exit 2 ;;
 esac
