@@ -365,7 +365,7 @@ def test_no_streamlines(made):
     assert len(batch.provenance()) == 0 and "0" in repr(batch) and "<table" in batch._repr_html_()
 
 
-START = [("fork", 1), ("fork", 2), ("spawn", 2), ("forkserver", 1)]
+START = [("fork", 1), ("fork", 2), ("spawn", 1), ("forkserver", 1)]
 START_FULL = [(m, n) for m in ("fork", "spawn", "forkserver") for n in (1, 2, 4)]
 
 

@@ -265,7 +265,7 @@ def _child(file, place, queue):
     queue.put(file.rows(place, np.array([7]), np.array([20])))
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", ["fork", "spawn", pytest.param("forkserver", marks=pytest.mark.full)])
 def test_in_another_process(made, method):
     file = data_file(made[0])
     place = file.ask(lambda h5: place_of(h5["rows"]))

@@ -11,6 +11,7 @@ pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jupyterlab")
 
 from lab import ROOT, Lab  # noqa: E402  (needs playwright)
+from playwright.sync_api import expect  # noqa: E402
 
 PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
 NAME = "92_tutorial.panel.ipynb"
@@ -41,7 +42,5 @@ def test_a_person_opens_the_tutorial_and_runs_it(lab):
     outputs = lab.saved_outputs(page, NAME)
     assert not [o for o in outputs if o["output_type"] == "error"]
     page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(1)")
-    chip = page.locator(".tractkit-chip").first
-    chip.wait_for(timeout=30_000)
-    assert chip.inner_text() == "finished"
+    expect(page.locator(".tractkit-chip").first).to_have_text("finished", timeout=30_000)
     page.screenshot(path=PICTURES / "tutorial-finished.png")
