@@ -256,7 +256,7 @@ def folder_busy(folder: str | os.PathLike) -> bool:
         except OSError:
             return False
 
-# %% ../nbs/29_control.ipynb #cfeb0a62
+# %% ../nbs/29_control.ipynb #ba0b49a4
 class Runner:
     """A loop that runs in the calling thread or in one in the background. A child gives `_loop(foreground)`."""
 
