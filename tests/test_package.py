@@ -68,6 +68,19 @@ def test_compiled_code_has_a_place_where_nothing_can_be_written(tmp_path, taken)
     assert usual.stdout.strip() == "False"
 
 
+def test_no_import_silences_the_warnings_of_a_session():
+    """FURY does, and DIPY imports FURY."""
+    code = """
+import importlib, pkgutil, warnings, tractkit
+before = warnings.filters[:]
+for module in pkgutil.walk_packages(tractkit.__path__, "tractkit."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+print([f for f in warnings.filters if f not in before and f[0] == "ignore" and f[1] is f[3] is None and f[2] in (Warning, UserWarning)])
+"""
+    assert python(code) == "[]\n"
+
+
 def test_unknown_name_says_so():
     import tractkit
 

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/08_actors.ipynb #8a551056
+# %% ../nbs/08_actors.ipynb #3611ace0
+import warnings
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
 import numpy as np
 import pygfx as gfx
-from fury import actor, window
 from scipy.sparse import csr_matrix
 
 from .plots import DARK, direction_colors
@@ -20,6 +20,9 @@ from .space import apply_affine
 from .streamlines import Streamlines
 from .things import Contour, Glyphs, Peaks, glyph_radii, peak_sticks, voxels_on_plane
 from .volume import Volume
+
+with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
+    from fury import actor, window
 
 # %% ../nbs/08_actors.ipynb #18aae846
 def representative_order(n: int) -> np.ndarray:

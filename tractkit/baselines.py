@@ -5,18 +5,15 @@
 # %% auto #0
 __all__ = ['DipySettings', 'track_dipy', 'choose_dipy_settings', 'track_oracle', 'previous_direction_loss']
 
-# %% ../nbs/46_baselines.ipynb #eb1c3c06
+# %% ../nbs/46_baselines.ipynb #59d62f57
 import itertools
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from dipy.data import default_sphere
-from dipy.direction import DeterministicMaximumDirectionGetter
-from dipy.tracking.local_tracking import LocalTracking
-from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
 from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -29,7 +26,13 @@ from .tracking import Tracker, check_limits, check_seeds
 from .tractogram import Tractogram
 from .volume import Volume
 
-# %% ../nbs/46_baselines.ipynb #317f0f0a
+with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
+    from dipy.data import default_sphere
+    from dipy.direction import DeterministicMaximumDirectionGetter
+    from dipy.tracking.local_tracking import LocalTracking
+    from dipy.tracking.stopping_criterion import BinaryStoppingCriterion
+
+# %% ../nbs/46_baselines.ipynb #e04853a1
 @dataclass(frozen=True)
 class DipySettings:
     """What may be tuned of DIPY's deterministic tracker."""
@@ -87,7 +90,7 @@ def _shared_limit(line: np.ndarray, seed: np.ndarray, max_steps: int) -> np.ndar
         return line[backward - (max_steps - forward):backward + forward + 1]
     return line
 
-# %% ../nbs/46_baselines.ipynb #ad084a31
+# %% ../nbs/46_baselines.ipynb #3f5e68cd
 def choose_dipy_settings(
     fodf: Volume,              # of a validation subject
     seeds: np.ndarray,         # (n, 3) voxel space, center origin

@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SubjectFiles', 'check_subject', 'DemoSettings', 'demo_settings', 'demo_trainer', 'Demo', 'run_demo', 'open_demo']
 
-# %% ../nbs/52_demo.ipynb #493eea73
+# %% ../nbs/52_demo.ipynb #7ee83488
 import dataclasses
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from dipy.reconst.dti import TensorModel
 from tqdm.auto import tqdm
 
 from .baselines import DipySettings, choose_dipy_settings, previous_direction_loss, track_dipy, track_oracle
@@ -41,6 +41,9 @@ from .tracking import Tracker, dilate_mask, seeds_from_mask
 from .tractogram import Tractogram
 from .trainer import TrainerOneInput
 from .volume import Volume
+
+with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
+    from dipy.reconst.dti import TensorModel
 
 # %% ../nbs/52_demo.ipynb #c4212be4
 _USUAL = {
@@ -518,7 +521,7 @@ def _html(demo: Demo, say: Callable[[str], None]) -> None:
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")
 
-# %% ../nbs/52_demo.ipynb #76d06d26
+# %% ../nbs/52_demo.ipynb #40919479
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for a person's files
     *,

@@ -6,7 +6,7 @@
 __all__ = ['DWI', 'load_dwi', 'select_shell', 'largest_sh_order', 'compute_sh', 'Response', 'estimate_response', 'compute_fodf',
            'fodf_peaks', 'ShInfo', 'save_sh', 'load_sh', 'prepare_subject']
 
-# %% ../nbs/06_dwi.ipynb #a9532f7a
+# %% ../nbs/06_dwi.ipynb #0bffb8c3
 import json
 import os
 import warnings
@@ -17,17 +17,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from dipy.core.gradients import GradientTable, gradient_table
-from dipy.core.sphere import Sphere
-from dipy.data import get_sphere
-from dipy.direction import peak_directions
-from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, mask_for_response_ssst, response_from_mask_ssst
-from dipy.reconst.dti import TensorModel
-from dipy.reconst.shm import sf_to_sh, sh_to_sf
 from scipy.ndimage import binary_erosion
 
 from .files import DataError, atomic_path
 from .volume import Volume
+
+with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
+    from dipy.core.gradients import GradientTable, gradient_table
+    from dipy.core.sphere import Sphere
+    from dipy.data import get_sphere
+    from dipy.direction import peak_directions
+    from dipy.reconst.csdeconv import ConstrainedSphericalDeconvModel, mask_for_response_ssst, response_from_mask_ssst
+    from dipy.reconst.dti import TensorModel
+    from dipy.reconst.shm import sf_to_sh, sh_to_sf
 
 # %% ../nbs/06_dwi.ipynb #dfa7c3e2
 @dataclass(frozen=True, eq=False)

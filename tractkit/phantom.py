@@ -6,12 +6,13 @@
 __all__ = ['BUNDLES', 'LAYOUTS', 'PHANTOM_VERSION', 'Layout', 'PhantomSettings', 'PhantomSubject', 'simulate_subject',
            'make_phantom', 'sample_subjects']
 
-# %% ../nbs/05_phantom.ipynb #ed3857b9
+# %% ../nbs/05_phantom.ipynb #33d0e2d7
 import json
 import os
 import secrets
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
@@ -21,9 +22,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from dipy.core.gradients import GradientTable, gradient_table
-from dipy.core.sphere import HemiSphere, disperse_charges
-from dipy.sims.voxel import multi_tensor
 from scipy.interpolate import CubicSpline
 from scipy.ndimage import binary_dilation
 from scipy.sparse import coo_array
@@ -34,6 +32,11 @@ from .keyed import KEYED_VERSION, fold, normal, uniform
 from .streamlines import Streamlines, resample_step
 from .tractogram import Tractogram, concatenate_tractograms
 from .volume import Volume
+
+with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
+    from dipy.core.gradients import GradientTable, gradient_table
+    from dipy.core.sphere import HemiSphere, disperse_charges
+    from dipy.sims.voxel import multi_tensor
 
 # %% ../nbs/05_phantom.ipynb #512824ae
 class _Plan(NamedTuple):
@@ -376,7 +379,7 @@ def _claim(root: Path, settings: PhantomSettings) -> None:
         if time.time() - left.stat().st_mtime > 3600:
             shutil.rmtree(left, ignore_errors=True)
 
-# %% ../nbs/05_phantom.ipynb #9dd11645
+# %% ../nbs/05_phantom.ipynb #bbc6a6f7
 def make_phantom(
     out_dir: str | os.PathLike,   # the folder of the phantom; made if it is not there
     n_subjects: int = 3,          # sub-01, sub-02, …; those already there are kept

@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['vulkan_available', 'Still', 'snapshot']
 
-# %% ../nbs/08_scene.ipynb #8df328e0
+# %% ../nbs/08_scene.ipynb #80593cfb
 import os
+import warnings
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import pygfx as gfx
-from fury import window
 from PIL import Image
 
 from .actors import NORMALS, LineBlocks, coarser, contour_actor, glyphs_actor, peaks_actor, place_slices, slices_actor
@@ -24,6 +24,9 @@ from .files import atomic_path
 from .flat import flat_picture
 from .plots import DARK, encode_png
 from .things import mask_outline
+
+with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
+    from fury import window
 
 # %% ../nbs/08_scene.ipynb #9232d8ce
 class Stage:
