@@ -251,6 +251,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.checkpoint.Checkpoints.wait': ('checkpoint.html#checkpoints.wait', 'tractkit/checkpoint.py'),
                                      'tractkit.checkpoint.FrozenTree': ('checkpoint.html#frozentree', 'tractkit/checkpoint.py'),
                                      'tractkit.checkpoint._checksum': ('checkpoint.html#_checksum', 'tractkit/checkpoint.py'),
+                                     'tractkit.checkpoint._reading': ('checkpoint.html#_reading', 'tractkit/checkpoint.py'),
                                      'tractkit.checkpoint.freeze_tree': ('checkpoint.html#freeze_tree', 'tractkit/checkpoint.py'),
                                      'tractkit.checkpoint.load_checkpoint': ('checkpoint.html#load_checkpoint', 'tractkit/checkpoint.py'),
                                      'tractkit.checkpoint.pack_tree': ('checkpoint.html#pack_tree', 'tractkit/checkpoint.py'),

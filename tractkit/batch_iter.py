@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['EpochPlan', 'BatchIter', 'Infinite', 'as_batch_iter']
 
-# %% ../nbs/35_batch_iter.ipynb #1fb3acfd
+# %% ../nbs/35_batch_iter.ipynb #2234b9fd
 import functools
 import hashlib
 import threading
 import warnings
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from collections.abc import Iterator as AnyIterator
@@ -23,7 +24,7 @@ from .batch_flow import Iterator, Stage, Threads, _Counted, _line, _restart, com
 from .feeding import Feeder
 from .keyed import fold
 
-# %% ../nbs/35_batch_iter.ipynb #c9bab52d
+# %% ../nbs/35_batch_iter.ipynb #bfd50488
 class EpochPlan(Sequence):
     """The numbers of the batches of an epoch."""
 
@@ -37,7 +38,7 @@ class EpochPlan(Sequence):
         return self.numbers[i]
 
 
-class BatchIter:
+class BatchIter(ABC):
     """Batches by number, `batches_per_epoch` to an epoch. A child gives `make(number)`, `behind(number)` and `settings()`."""
 
     keep = 16  # batches that are held on to where a batch cannot be made again: more than a trainer makes ahead
@@ -49,9 +50,9 @@ class BatchIter:
         self._recent: OrderedDict[int, Any] = OrderedDict()
         self._lock = threading.RLock()
 
+    @abstractmethod
     def make(self, number: int) -> Any:
         """Batch `number`, counted over all epochs."""
-        raise NotImplementedError(f"{type(self).__name__} needs make(number) -> batch")
 
     def behind(self, number: int) -> int:
         """How much has to be gone through again to get to batch `number`; 0 if it can be had at once."""
@@ -103,7 +104,7 @@ class BatchIter:
     def __len__(self) -> int:
         return self.batches_per_epoch
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027  (some have none)
         """End threads and processes. They start again when needed."""
 
     def __enter__(self) -> "BatchIter":

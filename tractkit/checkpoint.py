@@ -6,7 +6,7 @@
 __all__ = ['pack_tree', 'unpack_tree', 'FrozenTree', 'freeze_tree', 'save_checkpoint', 'load_checkpoint', 'peek_checkpoint',
            'Checkpoints']
 
-# %% ../nbs/32_checkpoint.ipynb #782d1418
+# %% ../nbs/32_checkpoint.ipynb #8a943e02
 import hashlib
 import json
 import math
@@ -15,8 +15,9 @@ import re
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -83,7 +84,7 @@ def unpack_tree(
         return tensors[value] if kind == "tensor" else tensors[value].numpy()
     return {k: unpack_tree(v, tensors) for k, v in packed.items()}
 
-# %% ../nbs/32_checkpoint.ipynb #e24cbd9b
+# %% ../nbs/32_checkpoint.ipynb #5ce75e83
 class FrozenTree(NamedTuple):
     """A tree at one moment, that nothing changes any more: tensors copied to the host, the rest as text."""
 
@@ -125,21 +126,28 @@ def save_checkpoint(
                       "make room and go on from the last", os.fspath(path)) from e
 
 
+@contextmanager
+def _reading(path: str | os.PathLike) -> Iterator[None]:
+    """DataError for whatever comes of reading a file that is absent, foreign or damaged."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError("there is no such checkpoint", file=path) from None
+    except Exception as e:  # whatever a damaged header leads to
+        raise DataError(f"not a checkpoint, or damaged ({type(e).__name__})", file=path, fix="Use the one before it") from e
+
+
 def load_checkpoint(
     path: str | os.PathLike,
 ) -> Any:
     """The tree of a checkpoint, tensors on the CPU. DataError if the file is absent, foreign or damaged."""
-    try:
+    with _reading(path):
         data = Path(path).read_bytes()
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + size])["__metadata__"]
         tensors = safetensors.torch.load(data)
         meta = header["meta"]
         intact = header["checksum"] == _checksum(tensors, meta)
-    except FileNotFoundError:
-        raise DataError("there is no such checkpoint", file=path) from None
-    except Exception as e:  # whatever a damaged header leads to
-        raise DataError(f"not a checkpoint, or damaged ({type(e).__name__})", file=path, fix="Use the one before it") from e
     if not intact:
         raise DataError("the checksum does not fit: the file is damaged", file=path, fix="Use the one before it")
     content = json.loads(meta)
@@ -154,7 +162,7 @@ def peek_checkpoint(
     """A few branches of a tree, empty tensors in them, from the file's header alone: the checksum is not looked at.
 
     DataError if the file is absent, foreign, or too short."""
-    try:
+    with _reading(path):
         with open(path, "rb") as f:
             there = os.fstat(f.fileno()).st_size
             size = int.from_bytes(f.read(8), "little")
@@ -163,10 +171,6 @@ def peek_checkpoint(
         tree = json.loads(plain["meta"])["tree"]
         whole = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0) == there
         found = {k: unpack_tree(v, defaultdict(lambda: torch.empty(0))) for k, v in tree.items() if k in names}
-    except FileNotFoundError:
-        raise DataError("there is no such checkpoint", file=path) from None
-    except Exception as e:  # whatever a damaged header leads to
-        raise DataError(f"not a checkpoint, or damaged ({type(e).__name__})", file=path, fix="Use the one before it") from e
     if not whole:
         raise DataError("the file is cut short", file=path, fix="Use the one before it")
     return found

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['T', 'Gate', 'Stopped', 'Control', 'Status', 'stop_on_interrupt', 'folder_lock', 'folder_busy', 'Runner', 'runner_of']
 
-# %% ../nbs/29_control.ipynb #ec236224
+# %% ../nbs/29_control.ipynb #47d5a574
 import atexit
 import math
 import os
@@ -14,6 +14,7 @@ import struct
 import sys
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
@@ -256,8 +257,8 @@ def folder_busy(folder: str | os.PathLike) -> bool:
         except OSError:
             return False
 
-# %% ../nbs/29_control.ipynb #ba0b49a4
-class Runner:
+# %% ../nbs/29_control.ipynb #c5631832
+class Runner(ABC):
     """A loop that runs in the calling thread or in one in the background. A child gives `_loop(foreground)`."""
 
     def __init__(self) -> None:
@@ -266,8 +267,9 @@ class Runner:
         self._thread: threading.Thread | None = None
         self._busy = threading.Lock()
 
+    @abstractmethod
     def _loop(self, foreground: bool) -> None:
-        raise NotImplementedError(f"{type(self).__name__} needs _loop(foreground), what the runner runs")
+        """What it runs."""
 
     @property
     def running(self) -> bool:

@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['TrainerSteps', 'to_device']
 
-# %% ../nbs/34_steps.ipynb #933f3e89
+# %% ../nbs/34_steps.ipynb #cd9caf15
 import math
 import threading
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #12c54c11
+# %% ../nbs/34_steps.ipynb #5bd0922f
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -42,12 +43,14 @@ class TrainerSteps(TrainerSnags):
     def _inside(self) -> bool:
         return self._inside_of == threading.get_ident()
 
+    @abstractmethod
     def _alone(self, what: Callable[[], float]) -> float:
-        raise NotImplementedError(f"{type(self).__name__} has no loop to put around one method: Trainer gives it")
+        """Run one method by itself, with a run around it."""
 
     def compute_batch_loss(self, batch: Any) -> tuple[torch.Tensor, int]:
         """The mean loss of a batch, and how many points (pixels, rows) it is the mean of."""
-        raise NotImplementedError(f"{type(self).__name__} needs compute_batch_loss(batch) -> (mean loss, n)")
+        # Not abstract: a child that replaces `run_one_batch`, as the founding text's does, needs none.
+        raise NotImplementedError(f"{type(self).__name__} needs compute_batch_loss(batch) -> (mean loss, n), or a run_one_batch of its own")
 
     @complete_run
     def run_one_batch(self, batch: Any = None) -> tuple[torch.Tensor, int]:
@@ -280,8 +283,9 @@ class TrainerSteps(TrainerSnags):
         if stopping:
             raise stop or Stopped("stopped by another rank")
 
+    @abstractmethod
     def _change(self, settings: Mapping[str, Any]) -> list[str]:
-        raise NotImplementedError(f"{type(self).__name__} cannot be changed: Trainer gives it")
+        """Change settings, between two batches. What was changed, in words."""
 
     def _rest(self, resting: bool) -> None:
         if resting:

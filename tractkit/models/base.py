@@ -24,9 +24,10 @@ from ..markup import html_card, html_fold, html_table
 from .directions import Targets, point_directions
 from ..volume import Neighborhood
 
-# %% ../../nbs/22_models.base.ipynb #3aab5612
+# %% ../../nbs/22_models.base.ipynb #ebd843e9
 class TractographyModel(nn.Module):
-    """Base of models that predict directions. A child gives `forward`, `compute_loss`, `init_state` and `step`.
+    """Base of models that predict directions. A child gives `forward` and `compute_loss` to be trained, `init_state` and `step`
+    to track. None is abstract: a model may do one of the two only.
 
     The loader and the tracker ask the model how streamlines are resampled and what is seen around each point, so that
     they agree. A child that takes these settings hands them on; those that are set are hyperparameters."""
@@ -55,11 +56,11 @@ class TractographyModel(nn.Module):
 
     def forward(self, inputs: torch.Tensor, batch: Any) -> torch.Tensor:
         """(P, C) features under the points of `batch` to (P, ...) outputs."""
-        raise NotImplementedError(f"{type(self).__name__} has no forward(inputs, batch)")
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no forward(inputs, batch)")  # one that only tracks needs none
 
     def compute_loss(self, outputs: torch.Tensor, targets: Targets, average_results: bool = True) -> tuple[torch.Tensor, int]:
         """The mean loss, and the number of points it is the mean of."""
-        raise NotImplementedError(f"{type(self).__name__} has no compute_loss(outputs, targets)")
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no compute_loss(outputs, targets)")  # as above
 
     def targets(self, batch: Any) -> Targets:
         """The direction at each point of a `StreamlineBatch`; undirected at first points that nothing came before."""
@@ -73,11 +74,11 @@ class TractographyModel(nn.Module):
 
     def init_state(self, n: int, device: torch.device | str | None = None) -> Any:
         """What the model remembers of `n` streamlines before their first point."""
-        raise NotImplementedError(f"{type(self).__name__} has no init_state(n, device)")
+        raise NotImplementedError(f"{type(self).__name__} cannot track: it has no init_state(n, device)")  # one that is only trained needs none
 
     def step(self, inputs: torch.Tensor, previous: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
         """(n, C) features and (n, 3) previous directions (zero: none) to (n, 3) unit directions and the next state."""
-        raise NotImplementedError(f"{type(self).__name__} has no step(inputs, previous, state)")
+        raise NotImplementedError(f"{type(self).__name__} cannot track: it has no step(inputs, previous, state)")  # one that is only trained needs none
 
     def select_state(self, state: Any, keep: torch.Tensor) -> Any:
         """The state of the streamlines `keep` (mask or indices): of tensors, and tuples of tensors, rows first."""
