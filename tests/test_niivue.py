@@ -25,7 +25,6 @@ from tractkit.volume import Volume
 @pytest.fixture
 def niivue_view():
     """A view that believes to be in a notebook; its still, which is not asked here, is a grey one."""
-    pytest.importorskip("ipyniivue")
     grey = Still(np.full((40, 60, 4), 128, np.uint8))
     with patch("tractkit.viewer._in_notebook", return_value=True), patch("tractkit.viewer.display"), \
             patch("tractkit.viewer.draw_still", return_value=(grey, None)):

@@ -559,7 +559,10 @@ panel._ipython_display_()
 
 def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path):
     """In a kernel, without a browser: what a saved notebook and its export hold."""
-    nbformat, nbclient, nbconvert = (pytest.importorskip(m) for m in ("nbformat", "nbclient", "nbconvert"))
+    import nbclient
+    import nbconvert
+    import nbformat
+
     cells = [FIT, f"import tractkit.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
              "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.panel.panel_of(trainer), time.monotonic() + 30\n"
              "while 'finished' not in panel._still_of and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)"]

@@ -159,7 +159,9 @@ def test_lists_are_flattened_and_parts_counted():
 @needs_vulkan
 def test_in_a_notebook_a_view_is_two_outputs_and_shows_itself_once_a_cell():
     """In a kernel, without a browser: what a saved notebook holds."""
-    nbformat, nbclient = (pytest.importorskip(m) for m in ("nbformat", "nbclient"))
+    import nbclient
+    import nbformat
+
     cells = ["""import numpy as np
 from tractkit.viewer import view
 from tractkit.streamlines import Streamlines

@@ -10,8 +10,6 @@ import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.browser
-pytest.importorskip("playwright.sync_api")
-pytest.importorskip("jupyterlab")
 
 from lab import ROOT, Lab  # noqa: E402  (needs playwright)
 

@@ -7,8 +7,6 @@ import nbformat
 import pytest
 
 pytestmark = pytest.mark.browser
-pytest.importorskip("playwright.sync_api")
-pytest.importorskip("jupyterlab")
 
 from lab import ROOT, Lab  # noqa: E402  (needs playwright)
 from playwright.sync_api import expect  # noqa: E402

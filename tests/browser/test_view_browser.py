@@ -12,8 +12,6 @@ import pytest
 from PIL import Image
 
 pytestmark = pytest.mark.browser
-pytest.importorskip("playwright.sync_api")
-pytest.importorskip("jupyterlab")
 
 from jupyter_client import BlockingKernelClient  # noqa: E402  (comes with jupyterlab)
 from lab import ROOT, Lab  # noqa: E402  (needs playwright)
@@ -230,7 +228,6 @@ def test_linked_views_turn_together(page, lab, kernel):
 
 @pytest.mark.full
 def test_niivue_draws_the_same_in_the_browser(page, lab):
-    pytest.importorskip("ipyniivue")
     if not page.evaluate("() => !!document.createElement('canvas').getContext('webgl2')"):
         pytest.skip("no WebGL 2 in this browser: tests/test_niivue.py asks the traits only")
     lab.run_cell(page, 4)
