@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['vulkan_available', 'Still', 'snapshot']
 
-# %% ../nbs/08_scene.ipynb #80593cfb
+# %% ../nbs/08_scene.ipynb #696be683
 import os
+import re
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -207,7 +208,38 @@ NO_VULKAN = (
     "root, set VK_DRIVER_FILES (older loaders: VK_ICD_FILENAMES) to the .json file of a software driver."
 )
 
-# %% ../nbs/08_scene.ipynb #7f210744
+# %% ../nbs/08_scene.ipynb #84e94644
+def _read_fewer_names(parser: Any) -> bool:
+    """Let a parser of cffi read, beside a piece of C, only the declarations that the piece names; whether that could be done."""
+    read = getattr(parser, "_parse", None)
+    if read is None or not isinstance(getattr(parser, "_declarations", None), dict) or "_parse" in vars(parser):
+        return False
+
+    def read_less(source):
+        every, words = parser._declarations, set(re.findall(r"\w+", source))
+        parser._declarations = {name: what for name, what in every.items() if name.removeprefix("typedef ") in words}
+        try:
+            return read(source)
+        except Exception:  # then as before
+            parser._declarations = every
+            return read(source)
+        finally:
+            parser._declarations = every
+
+    parser._parse = read_less
+    return True
+
+
+def _quicken_wgpu() -> bool:
+    """`_read_fewer_names` for wgpu; False where it is built in another way."""
+    try:
+        from wgpu.backends.wgpu_native._ffi import ffi
+
+        return _read_fewer_names(ffi._parser)
+    except (ImportError, OSError, RuntimeError, AttributeError):  # if wgpu cannot be loaded, opening a window says why
+        return False
+
+# %% ../nbs/08_scene.ipynb #8fcaa9ca
 def _is_no_driver(error: Exception) -> bool:
     """Whether wgpu says that it found no adapter, or only one that cannot do what the slices need; or says so again."""
     return str(error).startswith(("Request adapter failed", "Request device failed", "'Shared' object has no attribute '_device'"))
@@ -216,6 +248,7 @@ def _is_no_driver(error: Exception) -> bool:
 @lru_cache(maxsize=1)
 def vulkan_available() -> bool:
     """Whether FURY can draw on this machine: a window is opened once, and the answer kept."""
+    _quicken_wgpu()
     try:
         window.ShowManager(size=(8, 8), window_type="offscreen").close()
     except (RuntimeError, AttributeError) as error:
