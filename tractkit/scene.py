@@ -29,7 +29,10 @@ from .things import mask_outline
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from fury import window
 
-# %% ../nbs/08_scene.ipynb #9232d8ce
+# %% ../nbs/08_scene.ipynb #57a2fa1f
+_COARSE_POINTS = 16_000  # of all streamlines together while the camera moves; the time of a frame goes with them
+
+
 class Stage:
     """FURY's scene of a composition."""
 
@@ -86,7 +89,8 @@ class Stage:
     def show_coarse(self, most: int) -> int:
         """Instead of all streamlines, at most so many of each tractogram, as thin lines of few points; returns how many."""
         if not self._coarse:
-            self._coarse = [LineBlocks(*coarser(*part.drawn(most)), None) for part, _ in self._lines]
+            points = _COARSE_POINTS // max(sum(part.count(most) for part, _ in self._lines), 1)
+            self._coarse = [LineBlocks(*coarser(*part.drawn(most), int(np.clip(points, 8, 24))), None) for part, _ in self._lines]
             self.scene.add(*(o for coarse in self._coarse for o in coarse.objects))
         limit, shown = most if self.count is None else min(most, self.count), 0
         for (part, actor), coarse in zip(self._lines, self._coarse, strict=True):
@@ -168,7 +172,7 @@ def _outline_actor(lines: list[np.ndarray], color) -> gfx.Line | None:
     points = np.concatenate([part for line in lines for part in (line, gap)]).astype(np.float32)
     return gfx.Line(gfx.Geometry(positions=points), gfx.LineMaterial(thickness=2, color=gfx.Color(color), depth_test=False), render_order=3)
 
-# %% ../nbs/08_scene.ipynb #64f402bd
+# %% ../nbs/08_scene.ipynb #4fe7646e
 class Manager(window.ShowManager):
     """FURY's ShowManager that draws on demand and leaves the camera alone."""
 
@@ -184,7 +188,9 @@ class Manager(window.ShowManager):
         size = self.renderer.logical_size
         self.stage.camera.set_view_size(*size)
         self.stage.place_marker(size)
-        window.render_screens(self.renderer, self.screens)
+        for screen in self.screens:  # but not FURY's scene of buttons, which is empty and takes its time
+            screen.viewport.render(screen.scene.main_scene, screen.camera)
+        self.renderer.flush()
         if self.after_draw is not None:
             self.after_draw()
 
