@@ -65,6 +65,7 @@ def test_colors_switches_and_grey_values_are_those_of_the_other_backend(niivue_v
     t = grouped()
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), t.affine)
     v = niivue_view({"t": t, "back": background}, colors="groups", tubes=0.4, window=(0.1, 0.7))
+    assert not v.scene.widget.opts.is_radiological_convention and "left of the head is on the left" in v.controls["said"].value
     assert isinstance(v, NiivueView) and v.shown == v.total == 40
     for name, color in zip(("t: left", "t: right"), palette(2), strict=True):
         mesh, = v.scene.meshes[name]

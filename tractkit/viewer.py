@@ -350,7 +350,7 @@ def _bars(composition: Composition) -> list[widgets.Image]:
             out.append(widgets.Image(value=buffer.getvalue(), format="png", layout={"width": f"{drawn.width}px"}))
     return out
 
-# %% ../nbs/08_viewer.ipynb #b6c800d3
+# %% ../nbs/08_viewer.ipynb #6b31090f
 _CAMERA = ("render_azimuth", "render_elevation", "vol_scale_multiplier")
 
 
@@ -370,6 +370,7 @@ class NiivueView(View):
         self._position, self._told = self.scene.start, False
         if composition.slices:
             _add_planes(self, self._position)
+            made["said"] = widgets.HTML("planes: the left of the head is on the left")  # where NiiVue's own letters fail to come
             self.scene.widget.on_location_change(self._clicked)
             made["window"] = _window_slider(self)
         _add_switches(self)
