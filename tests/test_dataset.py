@@ -16,7 +16,7 @@ import pytest
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 
 from tractkit.dataset import ByteCache, MultiSubjectDataset
-from tractkit.files import DataError, data_folder
+from tractkit.files import DataError
 from tractkit.hdf5 import add_subject, create_hdf5
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
@@ -333,10 +333,9 @@ def test_reprs(made):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(data_folder() is None, reason="TRACTKIT_DATA is not set")
 @pytest.mark.parametrize("lazy", [False, True])
-def test_file_of_dwi_ml(lazy):
-    sample = data_folder() / "dwi_ml_sample"
+def test_file_of_dwi_ml(lazy, real_data):
+    sample = real_data / "dwi_ml_sample"
     dataset = MultiSubjectDataset(sample / "data.hdf5", lazy=lazy).load_data()
     assert [s.subjects for s in (dataset.training_set, dataset.validation_set, dataset.testing_set)] == [["sub-1"], ["sub-2"], ["sub-3"]]
     for i in (1, 2, 3):
@@ -654,7 +653,7 @@ print(peak)
 """
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="no /proc")
+@pytest.mark.linux
 def test_memory_of_a_pass_does_not_grow_with_the_file(tmp_path):
     shape, peaks, sizes = (64, 64, 64, 8), [], []  # 8 MB a volume
     volume = np.random.default_rng(0).normal(size=shape).astype(np.float32)

@@ -14,13 +14,11 @@ import numpy as np
 import pytest
 from helpers_data import make_file
 from helpers_remote import Collate
+from moto import server as moto_server
 from torch.utils.data import DataLoader
 
 from tractkit.dataset import MultiSubjectDataset
 from tractkit.files import DataError
-
-pytest.importorskip("s3fs")
-moto_server = pytest.importorskip("moto.server")
 
 
 def split_file(path: Path, folder: Path) -> Path:
