@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +17,19 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+def _has_vulkan() -> bool:
+    from tractkit.scene import vulkan_available
+
+    return vulkan_available()
+
+
 # marker -> (can this machine run it?, what a person can do about it); asked only where a test carries the marker
 NEEDS = {
     "full": (lambda: os.environ.get("FULL") == "1", "a long repetition: set FULL=1 to run it"),
     "gpu": (_has_gpu, "torch finds no CUDA device here"),
     "browser": (lambda: CHROMIUM is not None, "no chromium or google-chrome on the PATH"),
+    "vulkan": (_has_vulkan, "no Vulkan driver for FURY: tractkit.scene.NO_VULKAN says what to install"),
+    "linux": (lambda: sys.platform == "linux", "asks Linux: /proc, or limits of a process"),
     "real": (lambda: bool(DATA), "TRACTKIT_DATA names no folder of real data"),
 }
 

@@ -18,7 +18,7 @@ import pytest
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 
 import tractkit.hdf5 as module
-from tractkit.files import DataError, data_folder
+from tractkit.files import DataError
 from tractkit.hdf5 import (
     add_subject,
     create_hdf5,
@@ -214,7 +214,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="limits the size of files")
+@pytest.mark.linux
 @pytest.mark.parametrize("how", ["one", "each", "children", "add"])
 def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, how):
     for name in ("sub-0", "sub-1"):
@@ -302,12 +302,11 @@ def test_open_says_what_is_wrong(tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.skipif(data_folder() is None, reason="TRACTKIT_DATA is not set")
 @pytest.mark.parametrize("options", [{}, {"one_file_per_subject": True}])
-def test_same_as_dwi_ml(tmp_path, options):
+def test_same_as_dwi_ml(tmp_path, options, real_data):
     """The sample's sources give the sample: every dataset and attribute, their kinds, shapes and values; points
     float32 instead of float64."""
-    sample = data_folder() / "dwi_ml_sample"
+    sample = real_data / "dwi_ml_sample"
     lists = [sample / f"source/{s}.txt" for s in ("train", "valid", "test")]
     path = create_hdf5(sample / "source/ready", tmp_path / "x.hdf5", sample / "source/config.json", lists, progress=False, **options)
     with h5py.File(path) as ours, h5py.File(sample / "data.hdf5") as theirs:

@@ -262,7 +262,6 @@ def test_volume_and_streamlines_on_different_grids(tmp_path):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no accelerator")
 def test_on_a_device(made):
     loader = BatchLoaderOneInput(made[0], None, "input", "streamlines", **AUGMENT)
     batch = loader.load_batch_streamlines(BatchIDSampler(made[0], "streamlines", 40).plan(0)[0])

@@ -301,7 +301,6 @@ def test_processes_make_the_same(root, tmp_path):
 
 
 @pytest.mark.full
-@pytest.mark.skipif(os.name != "posix", reason="sends SIGKILL")
 def test_a_kill_leaves_whole_subjects(root, tmp_path):
     code = f"from tractkit.phantom import make_phantom; print(1, flush=True); make_phantom({str(tmp_path)!r}, 2, progress=False)"
     for wait in (0.5, 1.0, 1.5, 2.0):

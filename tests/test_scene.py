@@ -21,7 +21,6 @@ from tractkit.tractogram import Tractogram
 from tractkit.viewer import view
 from tractkit.volume import Volume
 
-needs_vulkan = pytest.mark.skipif(not vulkan_available(), reason="no Vulkan driver")
 SIDE = 300
 
 
@@ -37,7 +36,7 @@ def cube_around(box: np.ndarray) -> np.ndarray:
     return np.stack([box.mean(0) - half, box.mean(0) + half])
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("name", AFFINES)
 def test_a_lit_voxel_and_the_streamline_that_starts_in_it_meet_where_the_affine_says(name, plane):
@@ -60,7 +59,7 @@ def test_a_lit_voxel_and_the_streamline_that_starts_in_it_meet_where_the_affine_
         assert np.linalg.norm(red - tip[[across, up]], axis=1).min() < 2.5 * pixel
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_an_opaque_slice_hides_no_streamline_in_a_flat_view():
     affine = AFFINES["LAS anisotropic"]
     solid = Volume(np.ones(SHAPE, np.float32), affine)
@@ -70,14 +69,14 @@ def test_an_opaque_slice_hides_no_streamline_in_a_flat_view():
         assert (rgb[..., 0] - rgb[..., 1] > 60).sum() > 100
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_the_frame_does_not_depend_on_the_streamlines():
     background = Volume(np.ones(SHAPE, np.float32), AFFINES["LAS anisotropic"])
     a, b = (snapshot(t, background, view=v, colors=None, size=(200, 160)).array for t, v in ((wavy(1), "3d"), (wavy(30), "3d")))
     assert np.array_equal(a[:30], b[:30]) and (a != b).any()
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_everything_in_the_outline_is_in_the_picture():
     """Corners of a box, as short lines: all eight are visible in every view, at every aspect."""
     box = np.array([[-30.0, -50, 10], [10, 60, 40]])
@@ -92,7 +91,7 @@ def test_everything_in_the_outline_is_in_the_picture():
                 assert (rgb[..., 0] - rgb[..., 1] > 40).any(), (which, size, k)
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_colors_are_those_asked_for():
     rows = [np.array([[0, y, 0], [40, y, 0]]) for y in np.arange(0, 20, 0.02)]
     t = Tractogram(Streamlines.from_list(rows), np.eye(4), (40, 20, 1))
@@ -106,7 +105,7 @@ def test_colors_are_those_asked_for():
         snapshot(t, colors=np.zeros((3, 3)))
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_ragged_empty_and_lone_streamlines_are_drawn_without_joining():
     parts = [np.array([[0, 0, 0], [10, 0, 0]]), np.empty((0, 3)), np.array([[5.0, 5, 0]]), np.array([[0, 10, 0], [5, 10, 0], [10, 10, 0]])]
     t = Tractogram(Streamlines.from_list(parts), np.eye(4), (11, 11, 1))
@@ -117,14 +116,14 @@ def test_ragged_empty_and_lone_streamlines_are_drawn_without_joining():
     snapshot(dots, Volume(np.ones((11, 11, 1), np.float32), np.eye(4)))
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_a_snapshot_is_written_whole(tmp_path):
     still = snapshot(wavy(3), path=tmp_path / "a.png", size=(120, 90))
     assert Image.open(tmp_path / "a.png").size == (120, 90) == Image.open(io.BytesIO(still.png)).size
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_many_snapshots_do_not_pile_up():
     import psutil
 
@@ -185,7 +184,7 @@ def test_lists_are_flattened_and_parts_counted():
     assert repr(shown) == "View(70 of 80 streamlines, still)"
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_in_a_notebook_a_view_is_two_outputs_and_shows_itself_once_a_cell():
     """In a kernel, without a browser: what a saved notebook holds."""
     import nbclient

@@ -8,7 +8,7 @@ from dipy.tracking.streamlinespeed import compress_streamlines, length, set_numb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tractkit.files import DataError, data_folder
+from tractkit.files import DataError
 from tractkit.streamlines import (
     PointMap,
     Streamlines,
@@ -373,12 +373,9 @@ def test_map_made_by_hand_and_pickled():
 
 
 @pytest.mark.real
-def test_real_bundle_against_dipy():
-    folder = data_folder()
-    if folder is None:
-        pytest.skip("TRACTKIT_DATA is not set")
+def test_real_bundle_against_dipy(real_data):
     import nibabel as nib
-    lines = nib.streamlines.load(folder / "stanford_bundles" / "hardi-lr-superiorfrontal.trk").streamlines[:300]
+    lines = nib.streamlines.load(real_data / "stanford_bundles" / "hardi-lr-superiorfrontal.trk").streamlines[:300]
     s = Streamlines.from_list(lines)
     np.testing.assert_allclose(s.lengths(), length(lines), rtol=1e-5)
     theirs = compress_streamlines(lines, tol_error=0.1)

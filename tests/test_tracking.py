@@ -256,8 +256,6 @@ def test_other_devices_read_the_volume_as_a_tensor():
 
 @pytest.mark.gpu
 def test_a_gpu_gives_the_same_to_tolerance():
-    if not torch.cuda.is_available():
-        pytest.skip("no accelerator")
     seeds = seeds_from_mask(box())[::83]
     want, got = lines_of(Recurrent(), 100, seeds), lines_of(Recurrent(), 100, seeds, device="cuda")
     np.testing.assert_array_equal(want.streamlines.offsets, got.streamlines.offsets)

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from fury import window
 from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
-from test_scene import SIDE, cube_around, in_world, needs_vulkan
+from test_scene import SIDE, cube_around, in_world
 
 from tractkit.actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
 from tractkit.coloring import Legend, color_streamlines, palette, paste_legends
 from tractkit.compose import Composition
 from tractkit.dwi import ShInfo, save_sh
 from tractkit.plots import world_box
-from tractkit.scene import snapshot, vulkan_available
+from tractkit.scene import snapshot
 from tractkit.space import apply_affine
 from tractkit.streamlines import Streamlines
 from tractkit.things import (
@@ -136,7 +136,7 @@ def test_contours_and_glyphs_are_where_the_affine_says(name):
         assert (voxels_on_plane(mask, axis, there[axis]) == LIT).all(1).any()
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 @pytest.mark.parametrize("driver", ["FURY", "matplotlib"])
 @pytest.mark.parametrize("kind", ["contour", "glyphs", "peaks"])
 def test_what_lies_on_a_plane_is_seen_where_the_affine_says(kind, driver):
@@ -263,7 +263,7 @@ def test_parts_keep_their_share_and_legends_say_what_colors_mean():
     assert [(x.title, [n for n, _ in x.names]) for x in named.legends] == [("score", []), ("", ["a", "m"])]
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 @pytest.mark.parametrize("driver", ["FURY", "matplotlib"])
 def test_every_kind_together_makes_a_picture(driver):
     affine = AFFINES["LAS anisotropic"]
@@ -304,8 +304,6 @@ def test_coefficients_in_memory_are_glyphs_when_it_is_said(capsys):
 @pytest.fixture
 def live_view():
     """A view whose window is offscreen, as in a notebook."""
-    if not vulkan_available():
-        pytest.skip("no Vulkan driver")
     import ipywidgets
 
     made = window.ShowManager.__init__
@@ -330,6 +328,7 @@ def live_view():
         v.close()
 
 
+@pytest.mark.vulkan
 def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
     affine = AFFINES["LAS anisotropic"]
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
@@ -365,6 +364,7 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
         v.look("oblique")
 
 
+@pytest.mark.vulkan
 def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_view):
     import asyncio
 

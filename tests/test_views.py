@@ -16,6 +16,8 @@ import pytest
 from helpers_training import Points, fit, log_without_time, same_states, toy_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tensorboard.backend.event_processing import event_accumulator
+from tensorboard.compat.proto import event_pb2
 
 from tractkit import comet
 from tractkit import events as event_files
@@ -26,9 +28,6 @@ from tractkit.runlog import RunLog
 from tractkit.state import TrainerState
 from tractkit.views import make_views, write_npy_logs
 
-accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-needs_comet = pytest.mark.skipif(comet.importlib.util.find_spec("comet_ml") is None, reason="comet-ml is not installed")
-
 
 @pytest.fixture(autouse=True)
 def no_key(monkeypatch, tmp_path):
@@ -37,7 +36,7 @@ def no_key(monkeypatch, tmp_path):
 
 
 def reader(folder, purge=True):  # purge: as TensorBoard does, forget what a later file says is void
-    return accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=purge)
+    return event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=purge)
 
 
 def scalars(read):
@@ -138,11 +137,10 @@ def test_each_step_of_the_log_is_read_once(tmp_path, monkeypatch):
 
 def test_a_checksum_and_an_event_of_another_writer():
     assert masked_crc32c(b"") == 0xA282EAD8
-    proto = pytest.importorskip("tensorboard.compat.proto.event_pb2")
-    event = proto.Event(wall_time=12.5, step=2**40)
+    event = event_pb2.Event(wall_time=12.5, step=2**40)
     event.summary.value.add(tag="loss/é", simple_value=0.25)
     ours = encode_event(2**40, 12.5, {"loss/é": 0.25})
-    assert proto.Event.FromString(ours[12:-4]) == event
+    assert event_pb2.Event.FromString(ours[12:-4]) == event
 
 
 def test_numbers_that_are_no_curve_and_pictures_that_are_gone(tmp_path):
@@ -228,27 +226,24 @@ def archived(folder):
 @pytest.mark.parametrize("kills", [[(3, "training"), (9, "training"), (12, "validating")],
                                    pytest.param([(k, p) for k in (1, 6, 7, 13) for p in ("training", "validating")], marks=pytest.mark.full)])
 def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, child, kills):
-    options = {"comet": "offline"} if comet.importlib.util.find_spec("comet_ml") else {}
     whole = fit(tmp_path, "whole")
     whole.train_and_validate()
     for step, phase in kills:
         child(tmp_path, kill=step, phase=phase)
         run = tmp_path / "run"
         assert scalars(reader(run / "tensorboard")).keys() <= told_by(RunLog(run)).keys()
-    child(tmp_path, options=options)
+    child(tmp_path, options={"comet": "offline"})
     assert log_without_time(RunLog(run)) == log_without_time(whole.log)
     found = scalars(reader(run / "tensorboard"))
     assert found == told_by(RunLog(run))
     assert [s for s, _ in found["batch/loss"]] == list(range(1, 19)) and [s for s, _ in found["epoch/valid_loss"]] == [6, 12, 18]
     for name, key in (("train_loss", "train_loss"), ("valid_local_loss", "valid_loss")):
         assert np.load(run / f"logs/{name}_monitor_per_epoch.npy").tolist() == whole.state.history[key].tolist()
-    if options:
-        metrics = archived(run)
-        assert max(Counter(metrics).values()) == 1
-        assert [s for name, s in metrics if name == "valid_loss"] == [6, 12, 18] and ("batch/loss", 10) in metrics
+    metrics = archived(run)
+    assert max(Counter(metrics).values()) == 1
+    assert [s for name, s in metrics if name == "valid_loss"] == [6, 12, 18] and ("batch/loss", 10) in metrics
 
 
-@needs_comet
 @pytest.mark.filterwarnings("ignore:.*sentry_sdk.Hub")
 def test_views_do_not_change_a_training(tmp_path):
     bare = fit(tmp_path, "bare", tensorboard=False).train_and_validate()
@@ -451,7 +446,6 @@ def test_without_network_the_log_becomes_an_archive(tmp_path, server):
     assert [s for name, s in got if name == "valid_loss"] == [20, 40, 60]
 
 
-@needs_comet
 def test_upload_sends_each_archive_once(tmp_path, monkeypatch):
     import comet_ml.offline
 

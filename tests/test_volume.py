@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_space import any_affine
 
-from tractkit.files import DataError, data_folder
+from tractkit.files import DataError
 from tractkit.keyed import fold, normal, uniform
 from tractkit.space import apply_affine, convert_points
 from tractkit.volume import Volume, neighborhood_vectors
@@ -347,11 +347,8 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 @pytest.mark.real
-def test_real_volumes(tmp_path):
-    folder = data_folder()
-    if folder is None:
-        pytest.skip("TRACTKIT_DATA is not set")
-    files = [p for name in ("real_dwi_3mm", "human_atlas") for p in sorted((folder / name).glob("*.nii.gz"))
+def test_real_volumes(tmp_path, real_data):
+    files = [p for name in ("real_dwi_3mm", "human_atlas") for p in sorted((real_data / name).glob("*.nii.gz"))
              if p.stat().st_size < 1e6]
     assert files
     for file in files:
