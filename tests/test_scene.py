@@ -158,7 +158,7 @@ def test_wgpus_types_are_the_same_when_fewer_names_are_read():
     assert [("Pair;" in call.args[0], "Far;" in call.args[0]) for call in read.call_args_list] == [(False, False), (False, False), (True, False)]
 
 
-@needs_vulkan
+@pytest.mark.vulkan
 def test_a_view_draws_its_still_once():
     with patch("tractkit.scene.open_stage", wraps=open_stage) as opened:
         still = view(wavy(3), size=(60, 50)).still
