@@ -227,7 +227,7 @@ def _cell_number() -> int | None:
     shell = get_ipython()
     return None if shell is None else shell.execution_count
 
-# %% ../nbs/08_viewer.ipynb #d523cca7
+# %% ../nbs/08_viewer.ipynb #b820ffb0
 def _names(composition: Composition) -> dict[str, Any]:
     """What can be shown and hidden, with its color (None: many)."""
     parts = {p.name: p.color for p in composition.parts if p.name}
@@ -307,8 +307,11 @@ def _move_along(v: View, name: str, mm: float) -> None:
     v.move(**{name: mm})
 
 
+_FIT = "<style>.tractkit-view .renderview-wrapper { max-width: 100%; }</style>"  # in a cell narrower than the view
+
+
 def _canvas(*rows: widgets.Widget) -> widgets.VBox:
-    return widgets.VBox(rows)
+    return widgets.VBox([*rows, widgets.HTML(_FIT, layout={"display": "none"})], _dom_classes=["tractkit-view"])
 
 
 def _on_value(widget: widgets.Widget, act: Callable[[Any], None]) -> None:
