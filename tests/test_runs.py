@@ -132,7 +132,7 @@ with post.living():
     run = facts(folder, "stopped")
     assert said == ["running", "paused"] and (run.status, run.note) == ("failed", "MemoryError: too much")
     Post(at).say(Status("training"), resting=False, ended=False)
-    assert (facts(folder, "stopped").status, facts(folder, "stopped").note) == ("failed", "the process ended without a word")
+    assert (facts(folder, "stopped").status, facts(folder, "stopped").note) == ("dead", "its process is gone")
 
 
 def test_looking_hinders_no_trainer(tmp_path):
@@ -194,7 +194,7 @@ def test_a_damaged_folder_is_one_row(folder, content):
     """Each file in turn holds something else, then all together, then they are folders."""
     at = folder / "stopped"
     files = [at / name for name in ("log.jsonl", "config.yaml", "checkpoints/step-00000008.ckpt", "process/status.json", "failed.txt")]
-    (at / "process").mkdir()
+    (at / "process").mkdir(exist_ok=True)
 
     def look():
         found = find_runs(folder)
