@@ -251,10 +251,17 @@ def test_no_folder_is_said_and_a_run_is_a_list_of_one(folder):
     assert "no run yet" in repr(RunBrowser(folder / "empty"))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read(folder):
-    (folder / "done").chmod(0)
-    assert "Permission" in facts(folder, "done").note
+def test_a_folder_that_may_not_be_read(folder, monkeypatch):
+    """By the one place that opens it: root may read everything."""
+    def refuse(path, *args, inside=str(folder / "done"), real=os.listdir):
+        if os.fspath(path) == inside:
+            raise PermissionError(13, "Permission denied", inside)
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert (facts(folder, "done").status, facts(folder, "done").note.partition(":")[0]) == ("damaged", "PermissionError")
+    found = {r.name: r.status for r in find_runs(folder)}
+    assert found["done"] == "damaged" and found["stopped"] == "stopped"
 
 
 # ---- what differs --------------------------------------------------------------------------------------------

@@ -35,7 +35,7 @@ from .session import ProgressLine, Session, check_fit, config_mark, find_state, 
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #e1932908
+# %% ../nbs/34_trainer.ipynb #c6e27a70
 _BACK = "going back"
 
 
@@ -82,6 +82,7 @@ class Trainer(TrainerSteps):
                 self.state, self._given = find_state(self, state), None
                 with self.state.gate.own():
                     self._process = (ProcessRun.launch if process is True else process)(self, paused, before=self._leave_to_process)
+                    self._unwritten.clear()  # it writes them
         super().start(paused)
 
     def _leave_to_process(self) -> None:
@@ -138,13 +139,14 @@ class Trainer(TrainerSteps):
             given = settings[name]
             apply_change(self, name, given if name == "learning_rate" and hasattr(given, "value") else last, self.state)
             self._changed[name] = [self._changed.get(name, [before])[0], last]
+            self._unwritten += [(name, last)] if self._session is None and self._process is None else []  # when a run begins
         self._show("", max_epochs=self.max_epochs)
 
     def _change(self, settings: Mapping[str, Any]) -> list[str]:
         """Change settings, between two batches. What was changed, in words."""
         found = check_changes(self, settings)
         self._set(found, settings)
-        if not found or self._session is None:  # written down when a run begins
+        if not found or self._session is None:
             said = [f"{name}: {before} -> {last}" for name, (before, last) in found.items()]
         else:
             said = self._note_changes()
@@ -221,7 +223,7 @@ class Trainer(TrainerSteps):
             raise ValueError(f"{other.folder} is there already: give the fork another name")
         for name in ("batch_sampler", "batch_loader"):
             setattr(other, name, copy.copy(getattr(self, name)))
-        for name in ("policies", "_fresh", "_changed", "_arguments"):
+        for name in ("policies", "_fresh", "_changed", "_unwritten", "_arguments"):
             setattr(other, name, copy.deepcopy(getattr(self, name)) if name != "_arguments" else dict(self._arguments))
         other.learning_rate, other.views = other.policies[0], [copy.copy(v) for v in self.views]  # type: ignore[assignment]
         other.state, other.model = state, state.model
