@@ -150,9 +150,11 @@ class PreviewPicture(anywidget.AnyWidget):
     measure = traitlets.Unicode("").tag(sync=True)
     note = traitlets.Unicode("").tag(sync=True)
 
-# %% ../nbs/50_preview.ipynb #f8cd0271
+# %% ../nbs/50_preview.ipynb #bd8aa27e
 class Preview:
     """Tracks with the model every few epochs while it trains: `TrainerPanel(trainer, preview=Preview(...))`.
+
+    Of a run by its folder it tracks with the newest checkpoint, if its model is one of this package or registered (see `load_model`).
 
     The score is the mean F1 of the bundles where the reference is a `GroundTruth`, and the common part of the two
     densities where it is a tractogram (see `compare_tractograms`)."""
