@@ -61,6 +61,16 @@ class FitSlow(Fit):
         return super().compute_batch_loss(batch)
 
 
+class FitAgrees(Fit):
+    """Fails at the first batch before which the ranks are not the same, to the last bit."""
+
+    def compute_batch_loss(self, batch):
+        weights = [p.detach().numpy().tobytes() for p in self.model.parameters()]
+        rates = [group["lr"] for group in self.state.optimizer.param_groups]
+        self.ranks.check_same((self.state.global_step, rates, self.clip_grad, weights), "weights or settings")
+        return super().compute_batch_loss(batch)
+
+
 class ChangedByFirst(Policy):
     """As somebody at a panel changes it: only the first rank is told."""
 

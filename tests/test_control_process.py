@@ -17,6 +17,8 @@ import torch
 from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, same_states
 
 from tractkit.control import Gate, Status
+from tractkit.facts import FolderRun
+from tractkit.listing import read_facts
 from tractkit.policy import Policy
 from tractkit.post import Post
 from tractkit.process import ProcessRun, attach
@@ -89,7 +91,7 @@ import sys, time
 from pathlib import Path
 from helpers_training import SlowPoints, fit
 trainer = fit(Path(sys.argv[1]), "run", points=SlowPoints(), max_epochs=4, prefetch=0)
-trainer.start(process=True)
+trainer.start(process=sys.argv[2] == "True")
 while trainer.status.global_step < 2:
     time.sleep(.01)
 print("started", flush=True)
@@ -97,9 +99,9 @@ time.sleep(600)
 """
 
 
-def kernel(folder):
+def kernel(folder, process=True):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen([sys.executable, "-c", KERNEL, str(folder)], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", KERNEL, str(folder), str(process)], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
 
 
 def test_it_outlives_its_kernel_and_another_takes_over(whole, tmp_path):
@@ -128,6 +130,30 @@ def test_it_outlives_its_kernel_and_another_takes_over(whole, tmp_path):
         run.start()
     trainer.train_and_validate()        # the rest here
     assert_equal_runs(trainer, whole)
+
+
+@pytest.mark.full
+def test_a_thread_of_another_kernel_is_told_what_to_do_and_found_dead(whole, tmp_path):
+    """By the folder: as a process of its own, as long as its kernel lives."""
+    other = kernel(tmp_path, process=False)
+    assert other.stdout.readline() == "started\n"
+    run = attach(tmp_path / "run")
+    run.pause(wait=True)
+    at = run.status.global_step
+    assert (run.status.phase, read_facts(tmp_path / "run").status) == ("paused", "paused")
+    run.step(2)
+    run.save_checkpoint()
+    assert run.status.global_step == at + 2
+    branch = slow(tmp_path, run.fork("branch").name)
+    os.killpg(other.pid, signal.SIGKILL)
+    other.wait()
+    assert not run.running and read_facts(tmp_path / "run").status == "dead" and FolderRun(tmp_path / "run").status.phase == "dead"
+    again = slow(tmp_path)
+    for trainer in (again, branch):
+        trainer.train_and_validate()
+        assert trainer.log.records("batch")[-1]["step"] == 24
+        assert same_states(trainer.state, whole.state) == []
+    assert read_facts(tmp_path / "run").status == "finished"
 
 
 def test_killed_it_says_so_and_goes_on_in_another_process(whole, tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from helpers_data import make_file
 from helpers_training import FitBreaks, SlowPoints, fit, log_without_time, same_states, toy_model
-from ranks_child import CASES, TOGETHER
+from ranks_child import CASES, TOGETHER, FitAgrees
 
 from tractkit.distributed import launch, write_module
+from tractkit.panel import TrainerPanel
 from tractkit.plan import Plan
 from tractkit.process import attach
 from tractkit.ranks import Ranks, RankSampler
@@ -189,6 +190,57 @@ def test_killed_the_same_bits(tmp_path):
     whole.wait()
     assert same_states(trainer.state, whole.state) == []
     assert log_without_time(trainer.log) == log_without_time(whole.log)
+
+
+@pytest.mark.full
+def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
+    """Each wish comes true on both, and is confirmed; the ranks compare their bits and their rates before each batch."""
+    launch(slow(tmp_path, "run", kind=FitAgrees, max_epochs=500), 2)
+    until((tmp_path / "run/process/status.json").exists)
+    p = TrainerPanel(tmp_path / "run")
+
+    def step():
+        return p.trainer.status.global_step
+
+    def wish(verb, said, **setting):
+        p.set(**setting, wait=False) if setting else p.press(verb, wait=False)
+        until(lambda: p.readout.readout["message"].startswith(said), 20)
+
+    try:
+        until(lambda: step() >= 2 and p.readout.readout["measures"].get("step", "0") >= "2" and len(p._curves()["training"][0]) >= 2)
+        wish("pause", "Paused after batch")
+        at = step()
+        wish("step", "One batch done; resting after batch")
+        assert step() == at + 1
+        wish("", "learning_rate: 0.01 -> 0.003, from the next batch.", name="learning_rate", value=.003)
+        time.sleep(.2)
+        assert step() == at + 1
+        wish("resume", "Going on.")
+        wish("save", "Saved: step")
+        assert p.trainer.checkpoints.steps()[-1] > at
+        wish("", "clip_grad: None -> 0.5, from the next batch.", name="clip_grad", value=.5)
+        wish("epoch", f"Epoch {p.trainer.status.epoch + 1} done; resting.")
+        kept = p.trainer.checkpoints.steps()[0]
+        p.press("rewind", to=p.trainer.checkpoints.path(kept))
+        assert p.readout.readout["message"] == f"Set back to step {kept}; resting." and step() == kept and p.readout.readout["phase"] == "paused"
+        wish("step", "One batch done; resting after batch")
+        wish("fork", f"A branch of step {kept + 1}, for")
+        wish("resume", "Going on.")
+        wish("", "ValueError: clip_grad must be a positive number", name="clip_grad", value=-1)
+        wish("stop", "Stopped in epoch")
+        assert p.trainer.verbs == set() and all(b.disabled for b in p.buttons.values())
+        until(lambda: not p.trainer._process.running)
+        p.refresh()
+        assert p.readout.readout["phase"] == "stopped" and p.readout.readout["message"].startswith("Stopped in epoch")
+        with pytest.raises(RuntimeError, match="nothing trains in"):
+            p.trainer.pause()
+    finally:
+        p.press("stop")
+        p.close()
+    log = RunLog(tmp_path / "run").records()
+    rates = {r["step"]: r["learning_rate"] for r in log if r["kind"] == "batch"}
+    assert rates == {s: .01 if s <= at + 1 else .003 for s in range(1, len(rates) + 1)}
+    assert [(r["step"], r["name"]) for r in log if r["kind"] == "change"][0] == (at + 1, "learning_rate")
 
 
 @pytest.mark.full

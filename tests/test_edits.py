@@ -1,5 +1,6 @@
 """Settings that are changed while a model trains: in the log, in config.yaml, and in the same bits."""
 
+import pickle
 import shutil
 import threading
 import time
@@ -19,10 +20,12 @@ from helpers_training import (
     toy_model,
 )
 
+from tractkit.checkpoint import Checkpoints
 from tractkit.curves import read_run
 from tractkit.events import scalars_of
 from tractkit.hooks import Callback
 from tractkit.policy import DecreasingOnPlateau, Exponential, Patience
+from tractkit.runlog import RunLog
 from tractkit.state import TrainerState
 from tractkit.trainer import Trainer
 
@@ -125,15 +128,26 @@ def test_a_cell_that_says_something_new_has_the_last_word(tmp_path):
 
 
 def test_a_change_while_it_rests_in_no_run_is_written_when_one_begins(tmp_path):
+    """Each is one record, with the step at which it was made; also in another process, and once."""
     run = fit(tmp_path)
-    run.change(clip_grad=2.)
+    run.change(clip_grad=1.)
+    run.change(learning_rate=.02, clip_grad=2.)
+    run.change(clip_grad=2.)  # as it is
     assert not run.log.path.exists()
+    sent = pickle.loads(pickle.dumps(run))
     run.step(2)
     run.stop(wait=True)
     run.change(clip_grad=.1)
-    run.change(clip_grad=.2)
-    run.train_and_validate()
-    assert [(r["step"], r["from"], r["to"]) for r in run.log.records("change")] == [(0, None, 2.), (2, 2., .2)]
+    run.change(clip_grad=None)
+    branch = run.fork()
+    for trainer in (branch, run):
+        trainer.train_and_validate()
+        assert [(r["step"], r["from"], r["to"]) for r in trainer.log.records("change")] == [
+            (0, None, 1.), (0, .01, .02), (0, 1., 2.), (2, 2., .1), (2, .1, None)]
+    sent.folder, sent.log = tmp_path / "sent", RunLog(tmp_path / "sent")
+    sent.checkpoints = Checkpoints(sent.folder / "checkpoints")
+    sent.train_and_validate()
+    assert [(r["step"], r["to"]) for r in sent.log.records("change")] == [(0, 1.), (0, .02), (0, 2.)]
 
 
 def test_after_a_rewind_the_change_is_told_where_it_now_begins(tmp_path):

@@ -15,8 +15,11 @@ from helpers_data import make_file
 from helpers_training import SlowPoints, same_states, streamline_trainer
 from helpers_training import fit as far_fit
 
-from tractkit.facts import thinned
+from tractkit.facts import FolderRun, thinned
+from tractkit.files import DataError
+from tractkit.listing import find_runs
 from tractkit.panel import TrainerPanel, panel_of
+from tractkit.post import Post
 from tractkit.preview import Preview
 from tractkit.process import attach
 from tractkit.scoring import GroundTruth
@@ -262,7 +265,7 @@ def test_the_buttons_drive_a_real_trainer(make_panel, tmp_path):
     until(lambda: p.readout.readout["done"] > 0 and "pause" in enabled(p))
     p.buttons["pause"].click()
     until(lambda: trainer.status.phase == "paused")
-    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork"})
+    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork", "rewind"})
     assert p.readout.readout["message"].startswith("Paused after batch")
     step = trainer.status.global_step
     time.sleep(0.2)
@@ -370,6 +373,67 @@ def test_two_panels_agree(make_panel, tmp_path):
     trainer.stop(wait=True)
 
 
+def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_panel, tmp_path):
+    """As another kernel does, through files in the folder."""
+    trainer = fit(tmp_path, pause=.004, max_epochs=90, keep_checkpoints=9)
+    with pytest.raises(DataError):
+        TrainerPanel(trainer.folder)
+    trainer.start()
+    until(lambda: trainer.checkpoints.steps())
+    p = make_panel(trainer.folder)
+    assert isinstance(p.trainer, FolderRun)
+
+    def click(verb, said):
+        until(lambda: verb in enabled(p))
+        p.buttons[verb].click()
+        until(lambda: p.readout.readout["message"].startswith(said))
+
+    click("pause", "Paused after batch")
+    until(lambda: find_runs(tmp_path)[0].status == "paused")
+    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork", "rewind"})
+    click("step", "One batch done; resting after batch")
+    click("epoch", "Epoch ")
+    p.set("learning_rate", .002)
+    assert p.readout.readout["message"] == "learning_rate: 0.01 -> 0.002, from the next batch." and trainer.learning_rate.value == .002
+    at = trainer.state.global_step
+    click("epoch", f"Epoch {at // 8 + 1} done; resting.")
+    p.checkpoint.value = at
+    click("rewind", f"Set back to step {at}; resting.")
+    assert (trainer.state.global_step, trainer.status.phase, p.readout.readout["phase"]) == (at, "paused", "paused")
+    assert p.readout.readout["where"] == f"epoch {at // 8 + 1} of 90" and len(p._curves()["training"][0]) == at
+    p.press("rewind", to=77)
+    assert "no checkpoint of the end of 77 epochs" in p.readout.readout["message"] and trainer.status.phase == "paused"
+    click("fork", f"A branch of step {at}, for {tmp_path / 'run-fork'}: its panel is below.")
+    p.press("fork", to="run-fork")
+    assert "is there already" in p.readout.readout["message"]
+    assert p.forks[0].readout.readout["phase"] == "stopped" and len(p.forks[0]._curves()["training"][0]) == at
+    click("resume", "Going on.")
+    click("stop", "Stopped in epoch")
+    trainer.wait()
+    until(lambda: enabled(p) == set() and "build the trainer as it was" in p.buttons["rewind"].tooltip)
+    branch = fit(tmp_path, "run-fork", max_epochs=at // 8 + 1, learning_rate=.002)
+    assert branch.train_and_validate().parent == trainer.state.run_id
+    Post(trainer.folder).say(replace(trainer.status, phase="training"), resting=False, ended=False)  # as it stands after SIGKILL
+    p.refresh()
+    assert p.readout.readout["phase"] == "dead" and p.readout.readout["message"].startswith("Its process is gone.")
+    assert find_runs(trainer.folder)[0].status == "dead"
+
+
+def test_a_running_trainer_goes_back_and_ends_as_one_that_did_not(make_panel, tmp_path):
+    trainer, whole = far_fit(tmp_path, keep_checkpoints=9), far_fit(tmp_path, "whole")
+    trainer.step(1, unit="epoch")
+    trainer.step(9)
+    p = make_panel(trainer)
+    p.press("rewind", to=1)
+    assert (trainer.state.global_step, trainer.status.phase) == (6, "paused") and p.readout.readout["message"] == "Set back to step 6; resting."
+    trainer.step(2)
+    trainer.change(max_epochs=3)
+    trainer.resume()
+    trainer.wait()
+    assert same_states(trainer.state, whole.train_and_validate()) == []
+    assert [r["step"] for r in trainer.log.records("batch")] == list(range(1, 19))
+
+
 def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, tmp_path):
     trainer = fit(tmp_path)
     p = make_panel(trainer)
@@ -434,6 +498,7 @@ def test_after_the_kernel_died_the_panel_is_as_it_was(make_panel, tmp_path):
     assert again.learning_rate.value == .004 and again.status.phase == "finished"
 
 
+@pytest.mark.full
 def test_a_run_in_another_process_is_driven_by_its_folder(make_panel, tmp_path):
     trainer = far_fit(tmp_path, points=SlowPoints(), max_epochs=40, prefetch=0)
     trainer.start(paused=True, process=True)
@@ -516,7 +581,11 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
         box = np.frombuffer(judged.widget.latest, np.int8)
         assert abs(box.astype(int)).max() <= 127 and box.std() > 5
         judged.close()
-    for x in (preview, broken):
+    by_folder = preview_and_trainer(tmp_path / "folder")[0]
+    q = make_panel(trainer.folder, preview=by_folder)
+    until(lambda: by_folder.scores)
+    assert by_folder.scores == preview.scores[-1:] and by_folder.widget.latest == preview.widget.latest and by_folder.widget in q.tabs.children
+    for x in (preview, broken, by_folder):
         x.close()
     assert again.listeners == []
 

@@ -132,7 +132,7 @@ with post.living():
     run = facts(folder, "stopped")
     assert said == ["running", "paused"] and (run.status, run.note) == ("failed", "MemoryError: too much")
     Post(at).say(Status("training"), resting=False, ended=False)
-    assert (facts(folder, "stopped").status, facts(folder, "stopped").note) == ("failed", "the process ended without a word")
+    assert (facts(folder, "stopped").status, facts(folder, "stopped").note) == ("dead", "its process is gone")
 
 
 def test_looking_hinders_no_trainer(tmp_path):
@@ -194,7 +194,7 @@ def test_a_damaged_folder_is_one_row(folder, content):
     """Each file in turn holds something else, then all together, then they are folders."""
     at = folder / "stopped"
     files = [at / name for name in ("log.jsonl", "config.yaml", "checkpoints/step-00000008.ckpt", "process/status.json", "failed.txt")]
-    (at / "process").mkdir()
+    (at / "process").mkdir(exist_ok=True)
 
     def look():
         found = find_runs(folder)
@@ -251,10 +251,17 @@ def test_no_folder_is_said_and_a_run_is_a_list_of_one(folder):
     assert "no run yet" in repr(RunBrowser(folder / "empty"))
 
 
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_that_may_not_be_read(folder):
-    (folder / "done").chmod(0)
-    assert "Permission" in facts(folder, "done").note
+def test_a_folder_that_may_not_be_read(folder, monkeypatch):
+    """By the one place that opens it: root may read everything."""
+    def refuse(path, *args, inside=str(folder / "done"), real=os.listdir):
+        if os.fspath(path) == inside:
+            raise PermissionError(13, "Permission denied", inside)
+        return real(path, *args)
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    assert (facts(folder, "done").status, facts(folder, "done").note.partition(":")[0]) == ("damaged", "PermissionError")
+    found = {r.name: r.status for r in find_runs(folder)}
+    assert found["done"] == "damaged" and found["stopped"] == "stopped"
 
 
 # ---- what differs --------------------------------------------------------------------------------------------

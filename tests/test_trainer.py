@@ -373,7 +373,7 @@ def test_a_damaged_newest_checkpoint_costs_little(whole, tmp_path):
 def test_settings_are_written_down(whole):
     config = yaml.safe_load((whole.folder / "config.yaml").read_text())["trainer"]
     assert config["max_epochs"] == 3 and config["learning_rate"] == .01 and config["class"] == "Fit"
-    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.yaml", "log.jsonl", "tensorboard"]
+    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.yaml", "log.jsonl", "process", "tensorboard"]
 
 
 def test_a_checkpoint_exists_before_the_first_batch(tmp_path):

@@ -426,6 +426,7 @@ from .streamlines import segment_directions as segment_directions
 from .dwi import select_shell as select_shell
 from .post import send_object as send_object
 from .process import serve_trainer as serve_trainer
+from .process import served as served
 from .functional import set_optimizer_params as set_optimizer_params
 from .facts import settings_code as settings_code
 from .panel import show_trainers_as_panels as show_trainers_as_panels

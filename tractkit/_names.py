@@ -427,6 +427,7 @@ NAMES = {
     "select_shell": "dwi",
     "send_object": "post",
     "serve_trainer": "process",
+    "served": "process",
     "set_optimizer_params": "functional",
     "settings_code": "facts",
     "show_trainers_as_panels": "panel",

@@ -84,7 +84,7 @@ class Gate:
             self._jobs.append((work, result))
         return result.result()
 
-# %% ../nbs/29_control.ipynb #fcb38b6f
+# %% ../nbs/29_control.ipynb #c90d4121
 class Stopped(Exception):
     """Raised inside a loop that was asked to stop."""
 
@@ -129,6 +129,11 @@ class Control:
     def stopping(self) -> bool:
         """Whether the loop was asked to end."""
         return self._stop is not None
+
+    @property
+    def reason(self) -> str:
+        """Why it was asked to end; empty if it was not."""
+        return self._stop or ""
 
     def _set(self, **values: Any) -> None:
         with self._changed:

@@ -5,18 +5,16 @@
 # %% auto #0
 __all__ = ['take_rank', 'main_of_worker', 'main_of_agent', 'torchrun_words', 'launch', 'write_module']
 
-# %% ../nbs/61_distributed.ipynb #dde036fc
+# %% ../nbs/61_distributed.ipynb #1a4740b7
 import ast
 import contextlib
 import json
 import linecache
 import os
 import pickle
-import signal
 import socket
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -81,7 +79,7 @@ def take_rank(trainer: Trainer, ranks: Ranks, local_rank: int = 0) -> None:
         if hasattr(trainer, "views"):  # of the log
             trainer.views = []
 
-# %% ../nbs/61_distributed.ipynb #58c169ce
+# %% ../nbs/61_distributed.ipynb #4792adcf
 _JOB = "TRACTKIT_JOB"
 
 
@@ -126,15 +124,7 @@ def _build(job: Mapping[str, Any]) -> Trainer:
 
 def _work(trainer: Trainer, paused: bool) -> None:
     """Train to the end; raises what ended it."""
-    if trainer.ranks.first:
-        serve_trainer(trainer, paused, passing=(LostRank,))
-    else:
-        for name in ("SIGINT", "SIGHUP"):
-            signal.signal(getattr(signal, name, signal.SIGINT), signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, lambda *_: trainer.control.stop("terminated"))
-        trainer.start()
-        while trainer.running:
-            time.sleep(0.02)
+    serve_trainer(trainer, paused and trainer.ranks.first)
     if trainer.error is not None:
         raise trainer.error
 

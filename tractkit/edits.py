@@ -132,7 +132,7 @@ def _set_patience(trainer: Any, epochs: int | None, state: Any) -> None:
         policy.patience = epochs
     trainer._arguments["patience"] = epochs
 
-# %% ../nbs/34_edits.ipynb #992bd517
+# %% ../nbs/34_edits.ipynb #89c156e6
 def take_over(
     trainer: Any,
     kept: Mapping[str, list[Any]],  # of the state: name -> what it was at first, what it is
@@ -166,15 +166,16 @@ def note_changes(
     """Write the changes of a trainer to the log and to the state that it trains."""
     state, said = trainer.state, []
     kept = state.fingerprints.get("changes", {})
-    for name, (first, last) in trainer._changed.items():
-        before = kept.get(name, [first, first])
-        if before[1] != last:
+    stood = {name: kept.get(name, [first])[-1] for name, (first, _) in trainer._changed.items()}
+    for name, value in [*trainer._unwritten, *((name, last) for name, (_, last) in trainer._changed.items())]:
+        if stood[name] != value:
             trainer.log.append("change", step=state.global_step, epoch=state.epoch, batch=state.batch, name=name,
-                               **{"from": _for_log(before[1]), "to": _for_log(last)}, time={})
+                               **{"from": _for_log(stood[name]), "to": _for_log(value)}, time={})
             when = FROM_WHEN.get(name, "from the next batch")
-            said.append(f"{name}: {before[1]} -> {last}" + (f", {when}" if when else ""))
-        if before != [first, last]:
-            kept = {**kept, name: [first, last]}
+            said.append(f"{name}: {stood[name]} -> {value}" + (f", {when}" if when else ""))
+            stood[name] = value
+    trainer._unwritten.clear()
+    kept = kept | {name: [first, last] for name, (first, last) in trainer._changed.items() if kept.get(name, [first, first]) != [first, last]}
     if kept:
         state.fingerprints["changes"] = kept
     return said

@@ -6,7 +6,7 @@
 __all__ = ['ACTIVE', 'VERBS', 'time_left', 'describe_trainer', 'possible_verbs', 'kept_checkpoints', 'thinned', 'pack_curves',
            'LogFollower', 'FolderRun', 'settings_code']
 
-# %% ../nbs/50_facts.ipynb #67fe0aff
+# %% ../nbs/50_facts.ipynb #34c11bf6
 import inspect
 import json
 import math
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from .checkpoint import Checkpoints
+from .checkpoint import Checkpoints, peek_checkpoint
 from .control import Status
 from .dataset import MultiSubjectDataset
 from .files import DataError
@@ -27,10 +27,11 @@ from .loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBa
 from .process import ProcessRun
 from .runlog import Curve, RunLog
 from .sampler import BatchIDSampler
+from .state import TrainerState
 from .trainer import Trainer, TrainerOneInput
 from .words import ONLY_IN_PYTHON
 
-# %% ../nbs/50_facts.ipynb #5a1e8ade
+# %% ../nbs/50_facts.ipynb #798485f8
 _PHASES = {"idle": "ready"}
 _ASKED = {"pause": "pausing", "stop": "stopping", "resume": "resuming", "start": "starting"}
 ACTIVE = ("starting", "training", "validating")
@@ -73,7 +74,7 @@ def describe_trainer(
     """A trainer's status as the words and shares that the panel shows."""
     s = trainer.status
     epochs, batches = max(s.max_epochs, 1), max(s.n_batches, 1)
-    within = min(s.batch / batches, 1.0) if s.n_batches and s.phase in ("training", "paused", "stopped", "failed", "starting") else 0.0
+    within = min(s.batch / batches, 1.0) if s.n_batches and s.phase in ("training", "paused", "stopped", "dead", "failed", "starting") else 0.0
     done = 1.0 if s.phase == "finished" else min((s.epoch + within) / epochs, 1.0)
     where = f"epoch {min(s.epoch + 1, epochs)} of {epochs}" if s.phase != "finished" else f"{s.epoch} of {epochs} epochs"
     if s.phase not in ("idle", "finished") and (s.n_batches or s.batch):
@@ -88,12 +89,12 @@ def describe_trainer(
         "messages": [m[:300] for m in list(getattr(trainer, "messages", ()))[-6:]],
     }
 
-# %% ../nbs/50_facts.ipynb #1f0d1bd4
+# %% ../nbs/50_facts.ipynb #dfad3d32
 VERBS = {"start": "start", "pause": "pause", "resume": "resume", "step": "step", "epoch": "step", "stop": "stop", "save": "save_checkpoint",
          "rewind": "rewind", "fork": "fork"}  # -> the trainer's method
 _WORKING = {"pause", "stop", "epoch", "save", "fork"}
 _SENSIBLE = {"starting": {"stop"}, "training": _WORKING, "validating": _WORKING,
-             "paused": {"resume", "stop", "step", "epoch", "fork"}}
+             "paused": {"resume", "stop", "step", "epoch", "fork", "rewind"}}
 
 
 def possible_verbs(
@@ -199,7 +200,7 @@ class LogFollower:
         self._at, self._tail = start + len(data), (self._tail + data)[-80:]
         return True
 
-# %% ../nbs/50_facts.ipynb #3b5fe838
+# %% ../nbs/50_facts.ipynb #456915fa
 class FolderRun:
     """A run by its folder: at work in another process, or at rest. DataError if there is no run."""
 
@@ -215,7 +216,8 @@ class FolderRun:
     @property
     def verbs(self) -> set[str]:
         """What it can be told."""
-        return {"pause", "resume", "stop", "step", "epoch", "save"} if self._process.running else set()
+        at_work = self._process.running and not self._process.post.heard().get("ended")  # torchrun stays a moment longer
+        return set(VERBS) - {"start"} if at_work else set()
 
     @property
     def status(self) -> Status:
@@ -226,9 +228,9 @@ class FolderRun:
         return status
 
     def _stored(self) -> Status:
-        """How it stands by its newest checkpoint, which is read once."""
-        steps = self.checkpoints.steps()
-        if steps[-1:] != self._known[0]:
+        """How it stands by its newest checkpoint, which is read once, and by what was last said."""
+        steps, said = self.checkpoints.steps(), self._process.post.heard()
+        if (steps[-1:], said.get("at")) != self._known[0]:
             newest = self.checkpoints.newest()
             tree: Mapping[str, Any] = newest[0] if newest else {"epoch": 0, "batch": 0, "global_step": 0, "epochs": []}
             last = tree["epochs"][-1] if tree["epochs"] else {}
@@ -236,8 +238,11 @@ class FolderRun:
             word = self.folder / "failed.txt"  # what broke it
             failed = word.read_text(encoding="utf-8").split("\n\n")[0] if word.exists() else ""
             message = failed or f"{tree['epoch']} epochs and {tree['batch']} batches done (step {tree['global_step']:,})" + (f": {end['message']}" if end else "")
-            self._known = steps[-1:], Status(
-                "finished" if end else "failed" if failed else "stopped", tree["epoch"], int(self.settings().get("max_epochs") or tree["epoch"]), tree["batch"],
+            phase = "finished" if end else "failed" if failed else "stopped"
+            if said and not said["ended"] and not failed:
+                phase, message = "dead", f"Its process is gone. {message}"
+            self._known = (steps[-1:], said.get("at")), said["status"] if said.get("ended") and said["status"].global_step == tree["global_step"] else Status(
+                phase, tree["epoch"], int(self.settings().get("max_epochs") or tree["epoch"]), tree["batch"],
                 global_step=tree["global_step"], train_loss=tree["loss_sum"] / points if points else last.get("train_loss", math.nan),
                 valid_loss=last.get("valid_loss", math.nan), best_loss=best["loss"] if best else math.nan, message=message,
                 learning_rate=last.get("learning_rate", math.nan))
@@ -261,27 +266,47 @@ class FolderRun:
         """The records of changes in its log."""
         return RunLog(self.folder).records("change")
 
+    @property
+    def _worker(self) -> ProcessRun:
+        if not self.verbs:
+            raise RuntimeError(f"nothing trains in {self.folder}: build the trainer as it was, and it goes on with the run; its panel can do the rest")
+        return self._process
+
     def pause(self) -> None:
-        self._process.pause()
+        self._worker.pause()
 
     def resume(self) -> None:
-        self._process.resume()
+        self._worker.resume()
 
     def step(self, n: int = 1, wait: bool = True, unit: str = "batch") -> None:
-        self._process.step(n, wait, unit)
+        self._worker.step(n, wait, unit)
 
     def stop(self) -> None:
-        self._process.stop()
+        self._worker.stop()
 
-    def save_checkpoint(self) -> Path | None:
-        self._process.save_checkpoint()
+    def save_checkpoint(self) -> Path:
+        self._worker.save_checkpoint()
         return self.checkpoints.path(self.checkpoints.steps()[-1])
 
+    def rewind(self, to: int | str | Path) -> None:
+        self._worker.rewind(to)
+
+    def fork(self, name: str | None = None) -> "FolderRun":
+        """A branch, written to a folder beside this one."""
+        return FolderRun(self._worker.fork(name))
+
+    def epochs_kept(self) -> int:
+        """Finished epochs of its newest checkpoint."""
+        steps = self.checkpoints.steps()
+        return peek_checkpoint(self.checkpoints.path(steps[-1]), ("epoch",))["epoch"] if steps else 0
+
+    def load_state(self) -> TrainerState:
+        """Its newest state. DataError where the model can only be built in Python."""
+        return TrainerState.load(self.folder)
+
     def change(self, **settings: Any) -> None:
-        """See `Trainer.change`. RuntimeError if nobody trains there."""
-        if not self._process.running:
-            raise RuntimeError(f"nothing trains in {self.folder}: give the setting to the trainer that goes on with it")
-        self._process.change(**settings)
+        """See `Trainer.change`."""
+        self._worker.change(**settings)
 
 
 _EDITED = ("learning_rate", "max_epochs", "patience", "clip_grad", "batch_size_training", "reverse_ratio", "split_ratio",

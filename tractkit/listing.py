@@ -24,8 +24,8 @@ from .files import DataError
 from .post import Post
 from .runlog import RunLog
 
-# %% ../nbs/36_listing.ipynb #c209cd0a
-STATUSES = ("running", "paused", "failed", "stopped", "finished", "damaged", "no run")
+# %% ../nbs/36_listing.ipynb #8c91c70f
+STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damaged", "no run")
 
 
 @dataclass(frozen=True)
@@ -117,16 +117,12 @@ def _flat(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     else:
         yield path, node
 
-# %% ../nbs/36_listing.ipynb #c66ed484
+# %% ../nbs/36_listing.ipynb #30c561f1
 def _status(folder: Path, end: Mapping[str, Any], step: int, saved: int) -> tuple[str, str]:
     """Status and note of a folder that holds a run."""
-    post, said = Post(folder), {}
-    if post.folder.is_dir():
-        try:
-            said = post.heard()
-        except (OSError, ValueError, KeyError, TypeError):  # half written, or by another version
-            pass
-    if folder_busy(folder) or (post.lock.exists() and post.alive()):
+    post = Post(folder)
+    said = post.heard()
+    if folder_busy(folder) or post.alive():
         phase = said["status"].phase if said and not said.get("ended") else "training"
         return ("paused", "") if phase == "paused" else ("running", phase * (phase in ("starting", "validating")))
     if end:
@@ -136,9 +132,10 @@ def _status(folder: Path, end: Mapping[str, Any], step: int, saved: int) -> tupl
         return "failed", broken.read_text(encoding="utf-8", errors="replace")[:400].partition("\n")[0]
     if said.get("error"):
         return "failed", f"{said['error'].get('type')}: {said['error'].get('message')}"[:400].partition("\n")[0]
+    lost = f"killed {step - saved:,} batches after its last checkpoint" if 0 <= saved < step else ""
     if said and not said.get("ended"):
-        return "failed", "the process ended without a word"
-    return "stopped", f"killed {step - saved:,} batches after its last checkpoint" if 0 <= saved < step else ""
+        return "dead", lost or "its process is gone"
+    return "stopped", lost
 
 
 def read_facts(

@@ -41,7 +41,7 @@ class TrainerLike(Protocol):
     def stop(self) -> None: ...
     def curves(self) -> Mapping[str, tuple[Any, Any]]: ...  # "training", "validation" -> (steps, losses)
 
-# %% ../nbs/50_panel.ipynb #e8d3e8c9
+# %% ../nbs/50_panel.ipynb #abd1ab6a
 _BUTTONS = {  # description, icon, tooltip
     "start": ("Start", "play", "Train in the background; after a stop, go on at the next batch"),
     "pause": ("Pause", "pause", "Rest after the current batch; nothing is lost"),
@@ -53,6 +53,9 @@ _BUTTONS = {  # description, icon, tooltip
     "rewind": ("Go back", "history", "Go back to the checkpoint chosen here; what came after it goes when training starts from there"),
     "fork": ("Branch", "code-fork", "A copy of the training as it stands, to be trained in a folder of its own"),
 }
+
+
+_AT_REST = "Nothing trains in this folder: build the trainer as it was, see Show code, and its panel can start, go back and branch off"
 
 
 def _make_button(verb: str, press: Callable[[str], None]) -> Button:
@@ -68,7 +71,7 @@ def _fulfilled(verb: str, s: Any) -> str:
     return {"pause": f"Paused after {where}; saved.", "resume": "Going on.", "step": f"One batch done; resting after {where}.",
             "epoch": f"Epoch {s.epoch} done; resting."}.get(verb, "")
 
-# %% ../nbs/50_panel.ipynb #92ec8d22
+# %% ../nbs/50_panel.ipynb #7603eaa0
 class TrainerPanel:
     """Controls and live curves of a trainer, in a notebook: `TrainerPanel(trainer)` as a cell's last value.
 
@@ -154,7 +157,7 @@ class TrainerPanel:
                 "save": self._save, "rewind": lambda: self._rewind(to), "fork": lambda: self._fork(to)}.get(verb) or getattr(self.trainer, verb)
         self._asked, self._complaint, self._note = verb, "", ""
         self._asked_in = self._marks()
-        self._do(work, wait or verb not in ("save", "fork"))
+        self._do(work, wait or verb not in ("save", "fork", "rewind"))
 
     def set(
         self,
@@ -193,9 +196,11 @@ class TrainerPanel:
         self._asked = ""
         return f"Saved: step {self.trainer.status.global_step}."
 
-    def _rewind(self, to: Any) -> None:
+    def _rewind(self, to: Any) -> str | None:
+        going = self.trainer.status.phase == "paused"
         self.trainer.rewind(self.trainer.checkpoints.path(self.checkpoint.value) if to is None else to)
         self._asked, self._folder = "", None
+        return f"Set back to step {self.trainer.status.global_step}; resting." if going else None
 
     def _fork(self, name: Any) -> str:
         branch = self.trainer.fork(name)
@@ -260,7 +265,9 @@ class TrainerPanel:
             with self.readout.hold_sync():  # one message
                 self.readout.readout, self.readout.curves = said, curves
             possible = possible_verbs(self.trainer) - {self._asked}
+            at_rest = isinstance(self.trainer, FolderRun) and not self.trainer.verbs
             for verb, button in self.buttons.items():
+                button.tooltip = _AT_REST if at_rest else _BUTTONS[verb][2]
                 if button.disabled == (verb in possible):
                     button.disabled = verb not in possible
                     button.button_style = "primary" if verb in possible and verb in ("start", "resume") else ""

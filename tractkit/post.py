@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['Post', 'send_object']
 
-# %% ../nbs/34_post.ipynb #a17f6254
+# %% ../nbs/34_post.ipynb #1beeecab
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,20 +21,15 @@ from pathlib import Path
 from types import FunctionType
 from typing import Any
 
-from .control import Status
+from .control import Status, fcntl, folder_busy, folder_lock
 
-try:
-    import fcntl
-except ImportError:  # Windows: whether a process lives is told by its clock
-    fcntl = None  # type: ignore[assignment]
-
-# %% ../nbs/34_post.ipynb #ed566859
+# %% ../nbs/34_post.ipynb #a01b998a
 class Post:
-    """The folder through which a training process is watched and told what to do."""
+    """The folder through which a training is watched and told what to do, from any process."""
 
     def __init__(self, folder: str | os.PathLike):  # of the run
         self.folder = Path(folder) / "process"
-        self.lock, self.output = self.folder / ".alive", self.folder / "output.txt"
+        self.output = self.folder / "output.txt"
 
     def clear(self) -> None:
         """Forget what an earlier process said and was told."""
@@ -54,22 +50,23 @@ class Post:
 
     def commands(self) -> Iterator[tuple[Path, dict]]:
         """What is to be obeyed, oldest first."""
-        for path in sorted(self.folder.glob("command-*.json")):
+        for name in sorted(n for n in os.listdir(self.folder) if n.startswith("command-")):
+            path = self.folder / name
             yield path, json.loads(path.read_text(encoding="utf-8"))
 
-    def answer(self, command: Path, problem: str) -> None:
-        """Say what was wrong with a command."""
-        self._write(command.with_name(f"answer-{command.name}"), {"problem": problem})
+    def answer(self, command: Path, **words: str) -> None:
+        """Say what was wrong with a command, its `problem`, or what came of it."""
+        self._write(command.with_name(f"answer-{command.name}"), words)
 
-    def answer_to(self, command: Path) -> str:
-        """What was wrong with a command that has been obeyed; empty if nothing was."""
+    def answer_to(self, command: Path) -> dict[str, str]:
+        """What was said to a command that has been obeyed."""
         path = command.with_name(f"answer-{command.name}")
         try:
-            problem = json.loads(path.read_text(encoding="utf-8"))["problem"]
+            words = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            return ""
+            return {}
         path.unlink(missing_ok=True)
-        return problem
+        return words
 
     def say(self, status: Status, **more: Any) -> None:
         """Write the status."""
@@ -77,41 +74,29 @@ class Post:
         self._write(self.folder / "status.json", {"status": plain, "at": time.time(), "pid": os.getpid(), "host": socket.gethostname(), **more})
 
     def heard(self) -> dict[str, Any]:
-        """What the process said last; empty if nothing."""
+        """What was said there last; empty if nothing, or nothing that this version reads."""
         try:
             said = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            plain: dict[str, Any] = {k: math.nan if v is None else v for k, v in said["status"].items()}
+            return said | {"status": Status(**plain), "ended": bool(said["ended"])}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
-        plain: dict[str, Any] = {k: math.nan if v is None else v for k, v in said["status"].items()}
-        said["status"] = Status(**plain)
-        return said
 
     def alive(self) -> bool:
-        """Whether a training process is at work there. Not to be asked by that process itself."""
-        if fcntl is None:
-            said = self.heard()
-            return bool(said) and not said["ended"] and time.time() - said["at"] < 10
-        try:
-            with open(self.lock, "rb") as f:
-                fcntl.lockf(f, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except OSError:
+        """Whether a training is at work there, in this process or another."""
+        if folder_busy(self.folder):
             return True
-        return False
+        said: dict[str, Any] = self.heard() if fcntl is None else {}  # Windows: it is told by the clock
+        return bool(said) and not said["ended"] and time.time() - said["at"] < 10
 
     @contextmanager
     def living(self) -> Iterator[None]:
-        """Be the process at work there. RuntimeError if there is another."""
-        with open(self.lock, "ab") as f:
-            for attempt in range(20 if fcntl else 0):  # somebody who looks holds it for a moment
-                try:
-                    fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError:
-                    if attempt == 19:
-                        raise RuntimeError(f"another training process is at work in {self.folder.parent}") from None
-                    time.sleep(0.05)
+        """Be the one at work there. RuntimeError if there is another."""
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(folder_lock(self.folder))
+            except RuntimeError:
+                raise RuntimeError(f"another training process is at work in {self.folder.parent}") from None
             yield
 
 # %% ../nbs/34_post.ipynb #56759794

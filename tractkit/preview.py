@@ -150,9 +150,11 @@ class PreviewPicture(anywidget.AnyWidget):
     measure = traitlets.Unicode("").tag(sync=True)
     note = traitlets.Unicode("").tag(sync=True)
 
-# %% ../nbs/50_preview.ipynb #9545d598
+# %% ../nbs/50_preview.ipynb #bd8aa27e
 class Preview:
     """Tracks with the model every few epochs while it trains: `TrainerPanel(trainer, preview=Preview(...))`.
+
+    Of a run by its folder it tracks with the newest checkpoint, if its model is one of this package or registered (see `load_model`).
 
     The score is the mean F1 of the bundles where the reference is a `GroundTruth`, and the common part of the two
     densities where it is a tractogram (see `compare_tractograms`)."""
@@ -197,13 +199,11 @@ class Preview:
         return lines[kept]
 
     def follow(self, trainer: Any) -> None:
-        """Look at a trainer's model from now on."""
-        if not hasattr(trainer, "listeners"):
-            self.widget.note = "There is a preview where a trainer is at hand, not of a folder."
-            return
+        """Look at the model of a trainer, or of a run by its folder, from now on."""
         if self._trainer is None:
-            self._trainer = trainer
-            trainer.listeners.append(self._on_event)
+            self._trainer, self._by_folder, self._seen = trainer, not hasattr(trainer, "listeners"), 0
+            if not self._by_folder:
+                trainer.listeners.append(self._on_event)
             threading.Thread(target=self._work, daemon=True, name="tractkit-preview").start()
 
     def _on_event(self, event: str, trainer: Any) -> None:
@@ -220,12 +220,16 @@ class Preview:
                 pass
         while True:
             with self._bell:
-                self._bell.wait_for(lambda: self._asked > self._done or self._closed)
+                self._bell.wait_for(lambda: self._asked > self._done or self._closed, 1.0 if self._by_folder else None)
                 asked = self._asked
             if self._closed:
                 return
             try:
-                self.look(self._trainer.state)
+                if not self._by_folder:
+                    self.look(self._trainer.state)
+                elif (epoch := self._trainer.epochs_kept() // self.every * self.every) != self._seen:
+                    self._seen = epoch
+                    self.look(self._trainer.load_state())
             except Exception as e:  # a picture must not end a training
                 self.widget.note = f"No preview of this epoch: {type(e).__name__}: {e}"
             with self._bell:
@@ -273,7 +277,7 @@ class Preview:
         with self._bell:
             self._closed = True
             self._bell.notify_all()
-        if self._trainer is not None and self._on_event in self._trainer.listeners:
+        if self._on_event in getattr(self._trainer, "listeners", ()):
             self._trainer.listeners.remove(self._on_event)
         self.widget.close()
 

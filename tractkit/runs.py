@@ -64,8 +64,8 @@ def _weight(value: Any) -> Any:
         return float(value) if math.isfinite(value) else None
     return None if value is None else str(value).lower()
 
-# %% ../nbs/51_runs.ipynb #a27a2703
-_CHIPS = {"running": "#2f6fb5", "paused": "#a86a12", "stopped": "#6b727c", "finished": "#2f7d4f", "failed": "#b3362c", "damaged": "#b3362c", "no run": "#8b929c"}
+# %% ../nbs/51_runs.ipynb #dc6255d3
+_CHIPS = {"running": "#2f6fb5", "paused": "#a86a12", "dead": "#b3362c", "stopped": "#6b727c", "finished": "#2f7d4f", "failed": "#b3362c", "damaged": "#b3362c", "no run": "#8b929c"}
 _LINES = ("#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#b0862a", "#c2497b", "#4a9aa5", "#6b6f76")  # as `plot_runs` draws them
 
 
@@ -180,7 +180,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/51_runs.ipynb #b6eb98de
+# %% ../nbs/51_runs.ipynb #0b5af764
 _LOOK = """
 .tractkit-runs { background: var(--jp-layout-color0, Canvas); color: var(--jp-ui-font-color1, CanvasText); padding: 6px 4px;
   font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 900px; box-sizing: border-box; }
@@ -202,7 +202,7 @@ _LOOK = """
 .tractkit-runs-chip[data-status=running] { background: #2f6fb5; }
 .tractkit-runs-chip[data-status=paused] { background: #a86a12; }
 .tractkit-runs-chip[data-status=finished] { background: #2f7d4f; }
-.tractkit-runs-chip[data-status=failed], .tractkit-runs-chip[data-status=damaged] { background: #b3362c; }
+.tractkit-runs-chip[data-status=dead], .tractkit-runs-chip[data-status=failed], .tractkit-runs-chip[data-status=damaged] { background: #b3362c; }
 .tractkit-runs-note { opacity: .75; font-size: 12px; max-width: 22em; margin-top: 2px; }
 .tractkit-runs tr[data-status="no run"] td { opacity: .75; }
 .tractkit-runs img { max-width: 100%; margin-top: 8px; }

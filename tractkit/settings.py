@@ -29,7 +29,7 @@ from .state import TrainerState
 from .views import make_views
 from .words import in_words, policy_name
 
-# %% ../nbs/34_settings.ipynb #0af62cf5
+# %% ../nbs/34_settings.ipynb #a3afe0cb
 class TrainerSettings(Runner):
     """How to train, and who is told about it."""
 
@@ -110,6 +110,7 @@ class TrainerSettings(Runner):
         self.listeners: list[Callable[[str, Any], None]] = []  # listener(event, trainer), called in the training thread
         self._fresh = [copy.deepcopy(p.state_dict()) for p in self.policies]
         self._changed: dict[str, list[Any]] = {}  # by `change`: name -> what it was at first, what it is, in words
+        self._unwritten: list[tuple[str, Any]] = []  # changes made while nothing trained, for the log of the run that begins next
         self.messages: deque[str] = deque(maxlen=20)  # the last ones
         self._told: list[dict[str, Any]] = []     # changes that other ranks are still to hear of
         self._given: TrainerState | None = None

@@ -30,7 +30,7 @@ from .runlog import Curve, RunLog
 
 _T = TypeVar("_T")
 
-# %% ../nbs/33_state.ipynb #8053ce8b
+# %% ../nbs/33_state.ipynb #a680bc53
 class TrainerState:
     """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
 
@@ -195,15 +195,24 @@ class TrainerState:
 
         Raises DataError if there is none, RuntimeError while it is being trained."""
         with self.gate.own():
-            path = self._checkpoint_of(to) if isinstance(to, int) else Path(to)
-            tree, own = load_checkpoint(path), (self.run_id, self.parent)
-            if tree.get("run_id") not in own:
-                raise DataError("a checkpoint of another run", file=path, fix="TrainerState.load reads it")
-            if isinstance(to, int) and (tree["epoch"], tree["batch"]) != (to, 0):
-                raise DataError(f"written before epoch {to} had ended", file=path, fix="rewind(path) goes there")
-            self.load_state_dict(tree)
-            (self.run_id, self.parent), self.rewound = own, True
+            self.go_back(self.earlier(to))
         return self
+
+    def earlier(self, to: int | str | os.PathLike) -> dict[str, Any]:
+        """The content of a checkpoint that `rewind` can go to. DataError if there is none."""
+        path = self._checkpoint_of(to) if isinstance(to, int) else Path(to)
+        tree = load_checkpoint(path)
+        if tree.get("run_id") not in (self.run_id, self.parent):
+            raise DataError("a checkpoint of another run", file=path, fix="TrainerState.load reads it")
+        if isinstance(to, int) and (tree["epoch"], tree["batch"]) != (to, 0):
+            raise DataError(f"written before epoch {to} had ended", file=path, fix="rewind(path) goes there")
+        return tree
+
+    def go_back(self, tree: dict[str, Any]) -> None:
+        """Become what `earlier` found. For the owner of the gate."""
+        own = self.run_id, self.parent
+        self.load_state_dict(tree)
+        (self.run_id, self.parent), self.rewound = own, True
 
     def _checkpoint_of(self, epochs: int) -> Path:
         ends = {r["step"]: r["epoch"] + 1 for r in self.epochs} | {0: 0}

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Trainer', 'torch_threads', 'TrainerOneInput']
 
-# %% ../nbs/34_trainer.ipynb #70202e59
+# %% ../nbs/34_trainer.ipynb #200e146b
 import contextlib
 import copy
 import functools
@@ -29,13 +29,16 @@ from .files import atomic_path
 from .models.base import TractographyModel
 from .hooks import TorchSchedule
 from .policy import EarlyStopping
-from .process import ProcessRun, attach
+from .process import ProcessRun, attach, served
 from .runlog import RunLog
 from .session import ProgressLine, Session, check_fit, config_mark, find_state, nothing_left
 from .state import TrainerState
 from .steps import TrainerSteps
 
-# %% ../nbs/34_trainer.ipynb #e7c1c16f
+# %% ../nbs/34_trainer.ipynb #c6e27a70
+_BACK = "going back"
+
+
 class Trainer(TrainerSteps):
     """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
@@ -48,6 +51,7 @@ class Trainer(TrainerSteps):
     _body: Callable[[], Any] | None = None         # what to run in place of the epochs
     _partly = False                                # it is less than a whole training
     _process: ProcessRun | None = None             # that trains in place of this one
+    _back: dict[str, Any] | None = None            # a checkpoint that was asked for
 
     def train_and_validate(self, state: TrainerState | None = None) -> TrainerState:
         """Train until `max_epochs`, early stopping, or Ctrl-C (which ends after the current batch, saves and returns).
@@ -78,6 +82,7 @@ class Trainer(TrainerSteps):
                 self.state, self._given = find_state(self, state), None
                 with self.state.gate.own():
                     self._process = (ProcessRun.launch if process is True else process)(self, paused, before=self._leave_to_process)
+                    self._unwritten.clear()  # it writes them
         super().start(paused)
 
     def _leave_to_process(self) -> None:
@@ -134,13 +139,14 @@ class Trainer(TrainerSteps):
             given = settings[name]
             apply_change(self, name, given if name == "learning_rate" and hasattr(given, "value") else last, self.state)
             self._changed[name] = [self._changed.get(name, [before])[0], last]
+            self._unwritten += [(name, last)] if self._session is None and self._process is None else []  # when a run begins
         self._show("", max_epochs=self.max_epochs)
 
     def _change(self, settings: Mapping[str, Any]) -> list[str]:
         """Change settings, between two batches. What was changed, in words."""
         found = check_changes(self, settings)
         self._set(found, settings)
-        if not found or self._session is None:  # written down when a run begins
+        if not found or self._session is None:
             said = [f"{name}: {before} -> {last}" for name, (before, last) in found.items()]
         else:
             said = self._note_changes()
@@ -189,13 +195,23 @@ class Trainer(TrainerSteps):
         return self._stand()
 
     def rewind(self, to: int | str | Path) -> TrainerState:
-        """Go back to so many finished epochs, or to a checkpoint; see `TrainerState.rewind`. RuntimeError while it runs."""
-        self._refuse_running()
+        """Go back to so many finished epochs, or to a checkpoint; see `TrainerState.rewind`. One that runs goes back after the batch, and rests."""
+        if self.running:
+            self._process.rewind(to) if self._process is not None else self.ask_back(to)
+            self._until_resting(self._process is None)
+            state = self._now()[0]
+            return state.gate.call(lambda: state)  # a process's is brought up to date
         if self.state is None:
             self.take()
         self._now()[0].rewind(to)
         self.going_back = True
         return self._stand("Set back")
+
+    def ask_back(self, to: int | str | Path) -> None:
+        """Have a training go back to a checkpoint after the current batch, and rest there. DataError if there is none."""
+        self._back = self._now()[0].earlier(to)
+        self.control.stop(_BACK)
+        self.control.rested.clear()
 
     def fork(self, experiment_name: str | None = None) -> "Trainer":
         """A trainer like this one with a branch of its state, for a folder of its own beside this one's. From any thread."""
@@ -207,7 +223,7 @@ class Trainer(TrainerSteps):
             raise ValueError(f"{other.folder} is there already: give the fork another name")
         for name in ("batch_sampler", "batch_loader"):
             setattr(other, name, copy.copy(getattr(self, name)))
-        for name in ("policies", "_fresh", "_changed", "_arguments"):
+        for name in ("policies", "_fresh", "_changed", "_unwritten", "_arguments"):
             setattr(other, name, copy.deepcopy(getattr(self, name)) if name != "_arguments" else dict(self._arguments))
         other.learning_rate, other.views = other.policies[0], [copy.copy(v) for v in self.views]  # type: ignore[assignment]
         other.state, other.model = state, state.model
@@ -217,6 +233,13 @@ class Trainer(TrainerSteps):
         other.log = RunLog(other.folder)
         other._stand(f"A branch of {self.folder}")
         return other
+
+    def write_folder(self) -> Path:
+        """Write the state to the folder, with log and settings, without training: for whoever is to train it. Returns the folder."""
+        self._now()[0].settle(self.log, self.checkpoints)
+        self._leave_to_process()
+        self._write_config()
+        return self.folder
 
     def _refuse_running(self) -> None:
         if self.running:
@@ -255,7 +278,8 @@ class Trainer(TrainerSteps):
                         self.status = status
                         self._notify("batch")
                     if state.gate.waiting:
-                        process.save_checkpoint()
+                        with contextlib.suppress(RuntimeError):  # it has just ended
+                            process.save_checkpoint()
                         self._catch_up()
                         state.gate.serve()
                     time.sleep(0.05)
@@ -274,12 +298,27 @@ class Trainer(TrainerSteps):
     def _loop(self, foreground: bool) -> None:
         if self._process is not None:
             return self._follow(self._process)
-        self._display = ProgressLine(foreground and self.progress)
+        self._display, self._back = ProgressLine(foreground and self.progress), None
         self._show("", phase="starting", message="")
         with contextlib.ExitStack() as stack:
             if self.ranks.first:
                 stack.enter_context(folder_lock(self.folder))
+                stack.enter_context(served(self))
             stack.callback(self._display.close)
+            self._train()
+            while self.ranks.share(self.control.reason == _BACK):
+                if self._back is not None:
+                    with self._now()[0].gate.own():
+                        self._now()[0].go_back(self._back)
+                self._back, self.going_back = None, True
+                self._stand("Set back")
+                self.control.reset(paused=self.ranks.first)
+                self._show("", phase="starting")
+                self._train()
+
+    def _train(self) -> None:
+        """From where it stands to the end, or until it is told to stop."""
+        with contextlib.ExitStack() as stack:
             stack.callback(self.checkpoints.wait)
             state, self.going_back = find_state(self, self._given), False
             stack.enter_context(state.gate.own())
