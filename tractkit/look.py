@@ -211,7 +211,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/50_look.ipynb #5a853a78
+# %% ../nbs/50_look.ipynb #61c98cd6
 _STYLE = """
 .tractkit-readout { background: var(--jp-layout-color0, Canvas); color: var(--jp-ui-font-color1, CanvasText); padding: 8px 4px 2px;
   font: 13px/1.5 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 860px; box-sizing: border-box; }
@@ -220,7 +220,7 @@ _STYLE = """
 .tractkit-chip[data-phase=training], .tractkit-chip[data-phase=validating], .tractkit-chip[data-phase=starting] { background: #2f6fb5; }
 .tractkit-chip[data-phase=paused], .tractkit-chip[data-phase=stopped] { background: #a86a12; }
 .tractkit-chip[data-phase=finished] { background: #2f7d4f; }
-.tractkit-chip[data-phase=failed] { background: #b3362c; }
+.tractkit-chip[data-phase=failed], .tractkit-chip[data-phase=dead] { background: #b3362c; }
 .tractkit-left, .tractkit-name { color: var(--jp-ui-font-color2, GrayText); }
 .tractkit-name { margin-left: auto; font-family: var(--jp-code-font-family, monospace); font-size: 12px; overflow-wrap: anywhere; }
 .tractkit-bar { height: 7px; margin: 7px 0 0; border-radius: 4px; background: rgba(128, 138, 150, .25); overflow: hidden; }

@@ -31,7 +31,7 @@ from .ranks import LostRank
 from .runlog import Curve
 from .words import in_words
 
-# %% ../nbs/34_process.ipynb #d26608af
+# %% ../nbs/34_process.ipynb #7e638ee1
 @contextmanager
 def served(trainer: Any) -> Iterator[None]:
     """While the block trains, the run's folder tells how it stands, and what is asked for there is done."""
@@ -56,7 +56,7 @@ def served(trainer: Any) -> Iterator[None]:
 
 def _serve(trainer: Any, post: Post, ended: threading.Event) -> None:
     said, at = None, 0.0
-    while not ended.wait(0.02):
+    while not ended.wait(0.05):
         with suppress(OSError):  # of a full disk: a display must not end a training
             for path, command in post.commands():
                 try:
@@ -69,7 +69,7 @@ def _serve(trainer: Any, post: Post, ended: threading.Event) -> None:
                     path.unlink(missing_ok=True)
             status, resting = trainer.status, trainer.control.rested.is_set()
             now, age = (status.phase, status.message, resting), time.monotonic() - at
-            if now != said or age > (1 if resting else 0.1):
+            if now != said or age > (1 if resting else 0.25):
                 post.say(status, resting=resting, ended=False)
                 said, at = now, time.monotonic()
 
