@@ -59,6 +59,7 @@ def test_a_person_clicks_through_it(lab, page, panel):
     (PICTURES / "another-cell.txt").write_text(note + "\n")
     print(note)
     assert meanwhile < 300  # of 12,000: it did not wait for the training, however busy the machine
+    panel.readout.scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "tutorial-training.png")
 
     panel.press("Pause")
@@ -73,9 +74,11 @@ def test_a_person_clicks_through_it(lab, page, panel):
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.type("0.002")
     page.keyboard.press("Enter")
+    told = "learning_rate: 0.005 -> 0.002, from the next batch."
+    page.get_by_text(told).locator("visible=true").first.wait_for(timeout=10_000)
     page.screenshot(path=PICTURES / "tutorial-settings.png")
     panel.tab("Progress")
-    until(lambda: panel.message.inner_text() == "learning_rate: 0.005 -> 0.002, from the next batch.")
+    until(lambda: panel.message.inner_text() == told)
 
     panel.press("Resume")
     until(lambda: panel.batches() > rested + 12)
@@ -86,6 +89,7 @@ def test_a_person_clicks_through_it(lab, page, panel):
     reloaded = panel.batches()
     assert reloaded > rested
     until(lambda: panel.batches() > reloaded + 12)  # still live
+    panel.readout.scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "tutorial-reloaded.png")
 
     panel.press("Stop")
@@ -104,6 +108,7 @@ def test_after_a_restart_it_runs_from_top_to_bottom(lab, page, panel):
     widgets = sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(1)")
     until(lambda: panel.chip.inner_text() == "finished", 30)
+    panel.readout.scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "tutorial-finished.png")
     assert page.get_by_text(DEAD).count() == 0
     readouts = page.locator(".tractkit-readout")
