@@ -14,6 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
+from helpers_loading import Collate, loaded_beside
 
 from tractkit.dataset import ByteCache, MultiSubjectDataset
 from tractkit.files import DataError
@@ -593,43 +594,18 @@ def test_two_hundred_files_with_64_handles(made, tmp_path):
 # ---- workers and threads ---------------------------------------------------------------------------------------
 
 
-class Collate:
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __call__(self, items):
-        out = []
-        for name, ids in items:
-            s = self.dataset.subject(name)
-            out.append((s.streamlines["streamlines"].get(ids).points, float(s.volumes["gzip"].volume.data.sum())))
-        return out
-
-
 @pytest.mark.parametrize("method, workers", [("fork", 1), ("fork", 2), ("spawn", 1), ("forkserver", 2)])
 def test_dataloader_workers_beside_a_reading_thread(rich, method, workers):
-    from torch.utils.data import DataLoader
-
     dataset, eager = (MultiSubjectDataset(rich[0], lazy=lazy, cache_size=0).load_data() for lazy in (True, False))
-    rng, stop, wrong = np.random.default_rng(0), threading.Event(), []
+    rng = np.random.default_rng(0)
     items = [(f"sub-{i % 3}", rng.integers(0, 30, 10)) for i in range(24)]
-    expected = Collate(eager)(items)
+    read, expected = Collate(dataset, "gzip"), Collate(eager, "gzip")(items)
 
-    def keep_reading():
-        while not stop.is_set():
-            for (points, total), (p, t) in zip(Collate(dataset)(items[:3]), expected, strict=False):
-                if not np.array_equal(points, p) or total != t:
-                    wrong.append(1)
+    def same(some, others):
+        return all(np.array_equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(some, others, strict=True))
 
-    thread = threading.Thread(target=keep_reading)
-    thread.start()
-    try:
-        loader = DataLoader(items, batch_size=4, collate_fn=Collate(dataset), num_workers=workers, multiprocessing_context=method, timeout=100)
-        got = [x for batch in loader for x in batch]
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not wrong and not thread.is_alive() and len(got) == len(items)
-    assert all(np.array_equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(got, expected, strict=True))
+    got = loaded_beside(lambda: same(read(items[:3]), expected[:3]), items, read, batch_size=4, num_workers=workers, multiprocessing_context=method)
+    assert same(got, expected)
 
 
 EPOCH = """

@@ -13,9 +13,8 @@ import h5py
 import numpy as np
 import pytest
 from helpers_data import make_file
-from helpers_remote import Collate
+from helpers_loading import Collate, loaded_beside
 from moto import server as moto_server
-from torch.utils.data import DataLoader
 
 from tractkit.dataset import MultiSubjectDataset
 from tractkit.files import DataError
@@ -184,24 +183,12 @@ def test_dataloader_workers(request, here, kind, method, workers):
         (f"http://127.0.0.1:{request.getfixturevalue('web').server_address[1]}", {})
     there = MultiSubjectDataset(f"{base}/split/data.hdf5", lazy=True, block_size=2048, cache_size=0, **options).load_data()
     there.subject("sub-0").streamlines["streamlines"].get([0])  # the filesystem is in use here
-    rng, stop, errors = np.random.default_rng(0), threading.Event(), []
+    rng = np.random.default_rng(0)
     items = [(f"sub-{i % 3}", rng.integers(0, 300, 20)) for i in range(12)]
-
-    def keep_reading():
-        while not stop.wait(0 if method == "fork" else 0.5):  # only a fork is of what this thread holds
-            if not equal(there.subject("sub-1"), here.subject("sub-1"), [1, 2, 250]):
-                errors.append("differs")
-
-    thread = threading.Thread(target=keep_reading)
-    thread.start()
-    try:
-        loader = DataLoader(items, batch_size=3, collate_fn=Collate(there), num_workers=workers, multiprocessing_context=method, timeout=100)
-        got = [points for batch in loader for points in batch]
-    finally:
-        stop.set()
-        thread.join(60)
-    assert not thread.is_alive() and not errors
-    for points, (name, ids) in zip(got, items, strict=True):
+    got = loaded_beside(lambda: equal(there.subject("sub-1"), here.subject("sub-1"), [1, 2, 250]), items, Collate(there),
+                        pause=0 if method == "fork" else 0.5,  # only a fork is of what this thread holds
+                        batch_size=3, num_workers=workers, multiprocessing_context=method)
+    for (points, _), (name, ids) in zip(got, items, strict=True):
         assert np.array_equal(np.asarray(points), here.subject(name).streamlines["streamlines"].get(ids).points)
 
 
