@@ -181,12 +181,8 @@ class Lab:
         self.command(page, "kernelmenu:restart")
         page.locator(".jp-Dialog .jp-mod-accept").click()
         page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000)
-        self.command(page, "notebook:run-all-cells")
-        page.wait_for_function("""() => {
-            const codes = window.jupyterapp.shell.currentWidget.content.widgets.filter(w => w.model.type === 'code');
-            const counts = codes.map(w => w.model.executionCount);
-            return codes.some(w => w.model.sharedModel.getOutputs().some(o => o.output_type === 'error')) || counts.every((n, k) => n === k + 1);
-        }""", timeout=1000 * seconds)
+        page.evaluate("""milliseconds => Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'),
+            new Promise((_, no) => setTimeout(() => no(new Error('the cells are still running')), milliseconds))])""", 1000 * seconds)
 
     def theme(self, page: Page, name: str) -> None:
         """Light or Dark."""

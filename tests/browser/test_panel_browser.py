@@ -125,4 +125,5 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, note  # the others: when something changes, not with time
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
     assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
-    assert end["file"] < 1.2 * tenth["file"] < 200_000 and end["elements"] < 1.05 * tenth["elements"], note
+    assert end["file"] < tenth["file"] + 20_000 < 200_000, note  # a still of the curves takes a little more or less than another
+    assert end["elements"] < 1.05 * tenth["elements"], note

@@ -210,7 +210,7 @@ def test_niivue_draws_the_same_in_the_browser(page, lab):
 def test_a_restart_leaves_no_dead_view(page, lab):
     lab.restart_and_run_all(page)
     page.locator(".jp-Notebook .jp-Cell").last.scroll_into_view_if_needed()
-    until(lambda: [cell.inner_text() for cell in page.locator(".jp-InputArea-prompt").all()] == [f"[{k + 1}]:" for k in range(len(CELLS))], 90)
+    until(lambda: page.locator(".jp-InputArea-prompt").all_text_contents() == [f"[{k + 1}]:" for k in range(len(CELLS))])
     for k in range(3):
         canvas(page, k).scroll_into_view_if_needed()
         until(lambda k=k: seen(page, k))
