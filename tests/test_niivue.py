@@ -18,7 +18,7 @@ from tractkit.space import apply_affine
 from tractkit.streamlines import Streamlines
 from tractkit.things import Glyphs, Slices
 from tractkit.tractogram import Tractogram
-from tractkit.viewer import NiivueView, view
+from tractkit.viewer import NiivueView, View, link_views, view
 from tractkit.volume import Volume
 
 
@@ -65,6 +65,7 @@ def test_colors_switches_and_grey_values_are_those_of_the_other_backend(niivue_v
     t = grouped()
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), t.affine)
     v = niivue_view({"t": t, "back": background}, colors="groups", tubes=0.4, window=(0.1, 0.7))
+    assert not v.scene.widget.opts.is_radiological_convention and "left of the head is on the left" in v.controls["said"].value
     assert isinstance(v, NiivueView) and v.shown == v.total == 40
     for name, color in zip(("t: left", "t: right"), palette(2), strict=True):
         mesh, = v.scene.meshes[name]
@@ -100,6 +101,68 @@ def test_directions_are_niivues_own_colors_and_others_keep_theirs(niivue_view):
     many = np.random.default_rng(0).random((len(s.points), 3))
     pieces = list(by_color(s, many))
     assert len(pieces) <= 32 and sum(len(p.points) - len(p) for _, p in pieces) == len(s.points) - len(s)
+
+
+def test_the_slices_stand_and_move_where_the_sliders_say(niivue_view):
+    """NiiVue counts in fractions of the grid that nibabel calls closest canonical, from face to face."""
+    for affine in AFFINES.values():
+        grid = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
+        there = apply_affine(affine, LIT[None].astype(float))[0]
+        v = niivue_view(grid, position=tuple(there))
+
+        def place(v=v, affine=affine):
+            turned = nib.as_closest_canonical(nib.Nifti1Image.from_bytes(v.scene.volumes[0].data))
+            return apply_affine(turned.affine, np.array(v.scene.widget.scene.crosshair_pos)[None] * turned.shape - 0.5)[0]
+
+        np.testing.assert_allclose(place(), there, atol=1e-3)
+        low, high = v.controls["x"].min, v.controls["x"].max
+        v.controls["x"].value = low + 0.4 * (high - low)
+        np.testing.assert_allclose(place(), [v.controls["x"].value, there[1], there[2]], atol=1e-3)
+        v.move(z=there[2] + 1)
+        np.testing.assert_allclose(place(), [v.controls["x"].value, there[1], there[2] + 1], atol=1e-3)
+        before, to = place(), (v.controls[n].min * 0.7 + v.controls[n].max * 0.3 for n in "xyz")
+        v.scene.widget._handle_custom_msg({"event": "location_change", "data": {"mm": [*to, 1.0]}}, [])  # a click in the browser
+        assert all(c.value == pytest.approx(0.7 * c.min + 0.3 * c.max, abs=c.step) for c in (v.controls[n] for n in "xyz"))
+        np.testing.assert_array_equal(place(), before)  # which has moved the planes itself
+    np.testing.assert_allclose(niivue_view(grid).scene.widget.scene.crosshair_pos, 0.5, atol=0.1)  # not at the far sides, as FURY's three
+    lines = niivue_view(grouped())
+    assert "x" not in lines.controls
+    with pytest.raises(ValueError, match="no slices to move"):
+        lines.move(z=3)
+
+
+def test_views_of_niivue_follow_each_other_and_only_each_other(niivue_view):
+    grid = Volume(np.ones(SHAPE, np.float32), AFFINES["RAS"])
+    a, b, lines = niivue_view(grid), niivue_view(grid, grouped()), niivue_view(grouped())
+    linked = link_views(a, b)
+    assert linked.box.children == (a.canvas, b.canvas)
+    one, other = a.scene.widget, b.scene.widget
+    for volume in (one.volumes[0], other.volumes[0]):  # what the browser tells when it has loaded
+        volume.set_trait("frac2mm", np.eye(4))
+        volume.set_trait("frac2mm_ortho", np.eye(4))
+    other._canvas_attached = True
+    with patch.object(other, "mm2frac", side_effect=lambda mm: mm[:3]):
+        one.set_state({"scene": {"renderAzimuth": 77.0, "renderElevation": -5.0, "crosshairPos": [0.2, 0.3, 0.4]}})  # turned by a person
+    assert b.camera == a.camera == dict(render_azimuth=77.0, render_elevation=-5.0, vol_scale_multiplier=1.0)
+    assert other.scene.crosshair_pos == [0.2, 0.3, 0.4]
+    b.camera = {**a.camera, "render_azimuth": 10.0}
+    assert other.scene.render_azimuth == 10.0 and one.scene.render_azimuth == 77.0
+    link_views(a, lines)
+    assert one.sync_opts == {"3d": True, "2d": False}  # no planes to share
+    with pytest.raises(ValueError, match="cannot be a camera of FURY"):
+        a.camera = {"position": (1, 2, 3)}
+    with pytest.raises(ValueError, match="FURY and of NiiVue cannot be linked"):
+        link_views(a, other_backend(a))
+    a.close()
+    with pytest.raises(ValueError, match="only live views"):
+        link_views(a, b)
+
+
+def other_backend(like: View) -> View:
+    """A view that is live, and not NiiVue's."""
+    v = View(like.still, like._composition, (40, 30), None)
+    v.canvas = like.canvas
+    return v
 
 
 def test_without_the_package_one_sentence_says_what_to_do():

@@ -13,7 +13,7 @@ from PIL import Image
 from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
 
 from tractkit.plots import world_box
-from tractkit.scene import NO_VULKAN, Still, snapshot, vulkan_available
+from tractkit.scene import NO_VULKAN, Still, _read_fewer_names, open_stage, snapshot, vulkan_available
 from tractkit.space import apply_affine
 from tractkit.streamlines import Streamlines
 from tractkit.things import Slices
@@ -136,6 +136,35 @@ def test_many_snapshots_do_not_pile_up():
     assert psutil.Process().memory_info().rss - before < 60e6
 
 
+def test_wgpus_types_are_the_same_when_fewer_names_are_read():
+    from cffi import FFI, cparser
+    from wgpu.backends.wgpu_native._ffi import ffi
+
+    vulkan_available()
+    assert "_parse" in vars(ffi._parser), "cffi or wgpu has changed, and the first view of a process takes 1.5 s longer"
+    asked = [kind for kind in ffi._parsed_types if "WGPU" in kind][::9] + ["WGPUColor[3]", "struct WGPUExtent3D const *", "uint8_t[]"]
+    assert len(asked) > 6
+    quick = [ffi._parser.parse_type(kind) for kind in asked]
+    with patch.object(ffi._parser, "_parse", type(ffi._parser)._parse.__get__(ffi._parser)):
+        assert quick == [ffi._parser.parse_type(kind) for kind in asked]
+    with pytest.raises(Exception, match="WGPUNobody"):
+        ffi.typeof("WGPUNobody *")
+    other = FFI()
+    assert _read_fewer_names(other._parser) and not _read_fewer_names(other._parser) and not _read_fewer_names(object())
+    other.cdef("typedef struct { int a, b; } Pair; typedef Pair *Pairs; typedef int Far;")
+    c = cparser._get_parser()
+    with patch("cffi.cparser._get_parser", return_value=c), patch.object(c, "parse", wraps=c.parse) as read:
+        assert other.sizeof("Pairs[2]") == 2 * other.sizeof("void *") and other.new("Pair *", dict(a=3)).a == 3
+    assert [("Pair;" in call.args[0], "Far;" in call.args[0]) for call in read.call_args_list] == [(False, False), (False, False), (True, False)]
+
+
+@pytest.mark.vulkan
+def test_a_view_draws_its_still_once():
+    with patch("tractkit.scene.open_stage", wraps=open_stage) as opened:
+        still = view(wavy(3), size=(60, 50)).still
+    assert [call.args[1:3] for call in opened.call_args_list] == [((60, 50), "offscreen")] and still.array.std() > 0
+
+
 def test_what_cannot_be_drawn_is_named():
     with pytest.raises(TypeError, match="cannot draw a str"):
         snapshot("bundles.trk")
@@ -213,6 +242,7 @@ def test_other_errors_are_not_hidden(fresh_answer):
 def test_a_process_without_a_driver(tmp_path):
     """The real thing: a child that the loader shows no driver to."""
     code = f"""
+import sys
 import numpy as np
 from fury import window
 try: window.ShowManager(size=(8, 8), window_type="offscreen")  # somebody has tried before: the second error is another
@@ -221,6 +251,7 @@ from tractkit.scene import snapshot, vulkan_available
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
 assert not vulkan_available()
+assert not {{"dipy", "torch"}} & set(sys.modules)  # a picture of streamlines need not wait for them
 t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye(4), (10, 10, 10))
 snapshot(t, path={str(tmp_path / "a.png")!r}, size=(200, 150))
 snapshot(t, size=(50, 50))

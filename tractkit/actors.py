@@ -33,7 +33,7 @@ def representative_order(n: int) -> np.ndarray:
         reverse, ids = reverse * 2 + (ids & 1), ids >> 1
     return np.argsort(reverse, kind="stable")
 
-# %% ../nbs/08_actors.ipynb #5d984dcd
+# %% ../nbs/08_actors.ipynb #c03953e8
 class LineActor:
     """Streamlines as one object of thin segments or of tubes, of which the first ones are shown."""
 
@@ -80,7 +80,7 @@ class LineBlocks:
             block.show_first(max(count - start, 0))
 
 
-def coarser(streamlines: Streamlines, rgb: np.ndarray, most: int = 12) -> tuple[Streamlines, np.ndarray]:
+def coarser(streamlines: Streamlines, rgb: np.ndarray, most: int) -> tuple[Streamlines, np.ndarray]:
     """Of each streamline at most so many of its points, spread evenly, with both ends; and their colors."""
     counts, kept = streamlines.nb_points, np.minimum(streamlines.nb_points, most)
     offsets = np.concatenate([[0], np.cumsum(kept)])

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['trx_bytes', 'mz3_bytes', 'nifti_bytes', 'by_color']
 
-# %% ../nbs/08_niivue.ipynb #053eb77a
+# %% ../nbs/08_niivue.ipynb #8dd2d1d0
 import importlib.util
 import io
 import json
@@ -21,8 +21,10 @@ from PIL import Image
 from .actors import NORMALS, contour_actor, glyphs_actor
 from .compose import Composition, Part
 from .plots import DARK
+from .space import apply_affine
 from .streamlines import Streamlines
 from .things import Slices, peak_sticks
+from .volume import Volume
 
 # %% ../nbs/08_niivue.ipynb #5ef1cc3d
 def trx_bytes(
@@ -91,7 +93,20 @@ def _first_twice(streamlines: Streamlines) -> Streamlines:
     return Streamlines(np.insert(kept.points, kept.offsets[:-1], kept.points[kept.offsets[:-1]], axis=0),
                        kept.offsets + np.arange(len(kept) + 1))
 
-# %% ../nbs/08_niivue.ipynb #037b1278
+# %% ../nbs/08_niivue.ipynb #dc10c7c2
+def fractions_in(
+    volume: Volume,
+    position: np.ndarray,  # (3,) rasmm
+) -> list[float]:
+    """Along right, anterior, superior: 0 at the first face of the volume's grid, 1 at the last."""
+    voxel = apply_affine(np.linalg.inv(volume.affine), np.asarray(position, float)[None])[0]
+    along = (voxel + 0.5) / volume.data.shape[:3]
+    axes, signs = nib.io_orientation(volume.affine).T
+    out = np.empty(3)
+    out[axes.astype(int)] = np.where(signs > 0, along, 1 - along)
+    return [float(v) for v in out.clip(0, 1)]
+
+# %% ../nbs/08_niivue.ipynb #e4efbe76
 HOW_TO_INSTALL = "backend='niivue' draws with ipyniivue, which is not installed; install it by pip install ipyniivue, or tractkit[niivue]"
 
 
@@ -125,8 +140,15 @@ class NiivueScene:
                 setattr(mesh, key, value)
             self.meshes.setdefault(name, []).append(mesh)
         self.widget.scene.render_azimuth, self.widget.scene.render_elevation = 315.0, 29.0
+        self.start = composition.position("axial")  # in the middle, as the three planes lie side by side
+        self.move(self.start)
         self.widget.load_volumes(self.volumes)
         self.widget.load_meshes([mesh for meshes in self.meshes.values() for mesh in meshes])
+
+    def move(self, position: np.ndarray) -> None:
+        """Slices through a position, (3,) rasmm; sticks and glyphs stay on the plane they were made for."""
+        if self.composition.slices:
+            self.widget.scene.crosshair_pos = fractions_in(self.composition.slices[0].volume, position)
 
     def show(self, name: str, visible: bool) -> None:
         """Show or hide what has this name. NiiVue draws hidden lines beside visible ones, but never those that are too short."""

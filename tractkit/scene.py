@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['vulkan_available', 'Still', 'snapshot']
 
-# %% ../nbs/08_scene.ipynb #80593cfb
+# %% ../nbs/08_scene.ipynb #696be683
 import os
+import re
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -28,7 +29,10 @@ from .things import mask_outline
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from fury import window
 
-# %% ../nbs/08_scene.ipynb #9232d8ce
+# %% ../nbs/08_scene.ipynb #57a2fa1f
+_COARSE_POINTS = 16_000  # of all streamlines together while the camera moves; the time of a frame goes with them
+
+
 class Stage:
     """FURY's scene of a composition."""
 
@@ -85,7 +89,8 @@ class Stage:
     def show_coarse(self, most: int) -> int:
         """Instead of all streamlines, at most so many of each tractogram, as thin lines of few points; returns how many."""
         if not self._coarse:
-            self._coarse = [LineBlocks(*coarser(*part.drawn(most)), None) for part, _ in self._lines]
+            points = _COARSE_POINTS // max(sum(part.count(most) for part, _ in self._lines), 1)
+            self._coarse = [LineBlocks(*coarser(*part.drawn(most), int(np.clip(points, 8, 24))), None) for part, _ in self._lines]
             self.scene.add(*(o for coarse in self._coarse for o in coarse.objects))
         limit, shown = most if self.count is None else min(most, self.count), 0
         for (part, actor), coarse in zip(self._lines, self._coarse, strict=True):
@@ -167,7 +172,7 @@ def _outline_actor(lines: list[np.ndarray], color) -> gfx.Line | None:
     points = np.concatenate([part for line in lines for part in (line, gap)]).astype(np.float32)
     return gfx.Line(gfx.Geometry(positions=points), gfx.LineMaterial(thickness=2, color=gfx.Color(color), depth_test=False), render_order=3)
 
-# %% ../nbs/08_scene.ipynb #64f402bd
+# %% ../nbs/08_scene.ipynb #4fe7646e
 class Manager(window.ShowManager):
     """FURY's ShowManager that draws on demand and leaves the camera alone."""
 
@@ -183,7 +188,9 @@ class Manager(window.ShowManager):
         size = self.renderer.logical_size
         self.stage.camera.set_view_size(*size)
         self.stage.place_marker(size)
-        window.render_screens(self.renderer, self.screens)
+        for screen in self.screens:  # but not FURY's scene of buttons, which is empty and takes its time
+            screen.viewport.render(screen.scene.main_scene, screen.camera)
+        self.renderer.flush()
         if self.after_draw is not None:
             self.after_draw()
 
@@ -207,7 +214,38 @@ NO_VULKAN = (
     "root, set VK_DRIVER_FILES (older loaders: VK_ICD_FILENAMES) to the .json file of a software driver."
 )
 
-# %% ../nbs/08_scene.ipynb #7f210744
+# %% ../nbs/08_scene.ipynb #84e94644
+def _read_fewer_names(parser: Any) -> bool:
+    """Let a parser of cffi read, beside a piece of C, only the declarations that the piece names; whether that could be done."""
+    read = getattr(parser, "_parse", None)
+    if read is None or not isinstance(getattr(parser, "_declarations", None), dict) or "_parse" in vars(parser):
+        return False
+
+    def read_less(source):
+        every, words = parser._declarations, set(re.findall(r"\w+", source))
+        parser._declarations = {name: what for name, what in every.items() if name.removeprefix("typedef ") in words}
+        try:
+            return read(source)
+        except Exception:  # then as before
+            parser._declarations = every
+            return read(source)
+        finally:
+            parser._declarations = every
+
+    parser._parse = read_less
+    return True
+
+
+def _quicken_wgpu() -> bool:
+    """`_read_fewer_names` for wgpu; False where it is built in another way."""
+    try:
+        from wgpu.backends.wgpu_native._ffi import ffi
+
+        return _read_fewer_names(ffi._parser)
+    except (ImportError, OSError, RuntimeError, AttributeError):  # if wgpu cannot be loaded, opening a window says why
+        return False
+
+# %% ../nbs/08_scene.ipynb #8fcaa9ca
 def _is_no_driver(error: Exception) -> bool:
     """Whether wgpu says that it found no adapter, or only one that cannot do what the slices need; or says so again."""
     return str(error).startswith(("Request adapter failed", "Request device failed", "'Shared' object has no attribute '_device'"))
@@ -216,6 +254,7 @@ def _is_no_driver(error: Exception) -> bool:
 @lru_cache(maxsize=1)
 def vulkan_available() -> bool:
     """Whether FURY can draw on this machine: a window is opened once, and the answer kept."""
+    _quicken_wgpu()
     try:
         window.ShowManager(size=(8, 8), window_type="offscreen").close()
     except (RuntimeError, AttributeError) as error:

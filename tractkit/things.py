@@ -6,19 +6,21 @@
 __all__ = ['Lines', 'Slices', 'Contour', 'Peaks', 'Glyphs', 'things_to_draw', 'may_be_odf', 'as_glyphs', 'box_of', 'mask_outline',
            'voxels_on_plane', 'to_world_axes', 'peak_sticks', 'glyph_radii']
 
-# %% ../nbs/07_things.ipynb #f49edf43
+# %% ../nbs/07_things.ipynb #12667873
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from .dwi import ShInfo, load_sh
 from .plots import direction_colors, world_box
 from .space import apply_affine, voxel_sizes
 from .tractogram import Tractogram
 from .volume import Volume
+
+if TYPE_CHECKING:
+    from tractkit.dwi import ShInfo
 
 # %% ../nbs/07_things.ipynb #e91b6a4d
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class Glyphs:
 # %% ../nbs/07_things.ipynb #b12b068e
 Drawing = Lines | Slices | Contour | Peaks | Glyphs
 
-# %% ../nbs/07_things.ipynb #926aee7c
+# %% ../nbs/07_things.ipynb #27709c5f
 def _is_mask(volume: Volume) -> bool:
     """Whether it holds zeros and ones, both, and nothing else."""
     return volume.nb_features == 1 and bool(volume.data.any()) and not volume.data.all() \
@@ -97,15 +99,28 @@ def _volume_drawing(volume: Volume, name: str) -> Drawing:
     return _coefficients(volume, info, name) if info else Slices(volume, name)
 
 
-def _sidecar_of(volume: Volume) -> ShInfo | None:
+def _sidecar_of(volume: Volume) -> "ShInfo | None":
     """What the file beside the volume's says of its coefficients; None if there is no such file, or it says something else."""
+    if volume.file is None:
+        return None
+    from tractkit.dwi import load_sh  # which loads DIPY's models: not for streamlines and slices
+
     try:
-        return None if volume.file is None else load_sh(volume.file)[1]
+        return load_sh(volume.file)[1]
     except (ValueError, OSError):
         return None
 
 
-def _coefficients(volume: Volume, info: ShInfo, name: str) -> Drawing:
+def _is_coefficients(thing: Any) -> "TypeGuard[tuple[Volume, ShInfo]]":
+    """Whether it is what `load_sh` gives."""
+    if not (isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[0], Volume)):
+        return False
+    from tractkit.dwi import ShInfo
+
+    return isinstance(thing[1], ShInfo)
+
+
+def _coefficients(volume: Volume, info: "ShInfo", name: str) -> Drawing:
     """An fODF as glyphs; of a signal the first coefficient, its mean, as slices."""
     if info.kind != "fodf":
         return Slices(volume, name, channel=0)
@@ -119,7 +134,7 @@ def _one_volume(drawings: list["Drawing"]) -> list["Drawing"]:
     first = next((d for d in drawings if isinstance(d, Slices)), None)
     return [d for d in drawings if not isinstance(d, Slices) or d is first]
 
-# %% ../nbs/07_things.ipynb #469b084a
+# %% ../nbs/07_things.ipynb #721d1000
 def things_to_draw(
     thing: Any,      # a drawing, Tractogram, Volume, (Volume, ShInfo) as of `load_sh`, what has `__view__`; lists, dicts of these
     name: str = "",  # for the legend; the keys of a dict are names
@@ -135,7 +150,7 @@ def things_to_draw(
         return [_volume_drawing(thing, name)]
     if hasattr(thing, "__view__"):
         return _one_volume(things_to_draw(thing.__view__(), name))
-    if isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[0], Volume) and isinstance(thing[1], ShInfo):
+    if _is_coefficients(thing):
         return [_coefficients(*thing, name)]
     if isinstance(thing, Mapping):
         return [d for key, value in thing.items() for d in things_to_draw(value, str(key))]

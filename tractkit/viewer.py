@@ -227,7 +227,7 @@ def _cell_number() -> int | None:
     shell = get_ipython()
     return None if shell is None else shell.execution_count
 
-# %% ../nbs/08_viewer.ipynb #43bffaf5
+# %% ../nbs/08_viewer.ipynb #d523cca7
 def _names(composition: Composition) -> dict[str, Any]:
     """What can be shown and hidden, with its color (None: many)."""
     parts = {p.name: p.color for p in composition.parts if p.name}
@@ -246,12 +246,7 @@ def _add_controls(v: View) -> None:
     made["said"] = widgets.HTML()
     made["screenshot"].on_click(lambda _: _save_screenshot(v, made["said"]))
     if c.slices or c.peaks or c.glyphs or c.contours:
-        for axis, (name, text) in enumerate(zip("xyz", ("sagittal", "coronal", "axial"), strict=True)):
-            low, high = (float(f) for f in c.frame[:, axis])
-            made[name] = widgets.FloatSlider(value=float(np.clip(stage.position[axis], low, high)), min=low, max=high, step=(high - low) / 200,
-                                             description=text, readout_format=".0f", tooltip=f"{name}, mm", layout={"width": "206px"},
-                                             style={"description_width": "52px"})
-            _on_value(made[name], partial(_move_along, v, name))
+        _add_planes(v, stage.position)
     if c.slices:
         made["window"] = _window_slider(v)
     most = max((len(lines.tractogram) for lines in c.lines), default=0)
@@ -267,6 +262,16 @@ def _add_controls(v: View) -> None:
 
         _on_value(made["count"], recount)
     _add_switches(v)
+
+
+def _add_planes(v: View, position: np.ndarray) -> None:
+    """A slider for each of the three planes."""
+    for axis, (name, text) in enumerate(zip("xyz", ("sagittal", "coronal", "axial"), strict=True)):
+        low, high = (float(f) for f in v._composition.frame[:, axis])
+        v.controls[name] = widgets.FloatSlider(value=float(np.clip(position[axis], low, high)), min=low, max=high, step=(high - low) / 200,
+                                               description=text, readout_format=".0f", tooltip=f"{name}, mm", layout={"width": "206px"},
+                                               style={"description_width": "52px"})
+        _on_value(v.controls[name], partial(_move_along, v, name))
 
 
 def _window_slider(v: View) -> widgets.FloatRangeSlider:
@@ -345,7 +350,10 @@ def _bars(composition: Composition) -> list[widgets.Image]:
             out.append(widgets.Image(value=buffer.getvalue(), format="png", layout={"width": f"{drawn.width}px"}))
     return out
 
-# %% ../nbs/08_viewer.ipynb #04be1371
+# %% ../nbs/08_viewer.ipynb #6b31090f
+_CAMERA = ("render_azimuth", "render_elevation", "vol_scale_multiplier")
+
+
 class NiivueView(View):
     """A view that NiiVue draws in the browser; `scene` is what it was given."""
 
@@ -356,7 +364,14 @@ class NiivueView(View):
         made["look"] = widgets.ToggleButtons(options=list(VIEWS), value=composition.view, style={"button_width": "74px"},
                                              tooltips=[f"{name} view" for name in VIEWS])
         _on_value(made["look"], self.look)
+        made["screenshot"] = widgets.Button(description="Screenshot", icon="camera", tooltip="Let the browser save a PNG",
+                                            layout={"width": "112px"})
+        made["screenshot"].on_click(lambda _: self._need_scene().widget.save_scene("view.png"))
+        self._position, self._told = self.scene.start, False
         if composition.slices:
+            _add_planes(self, self._position)
+            made["said"] = widgets.HTML("planes: the left of the head is on the left")  # where NiiVue's own letters fail to come
+            self.scene.widget.on_location_change(self._clicked)
             made["window"] = _window_slider(self)
         _add_switches(self)
         self.canvas = _canvas(self.scene.widget, *_rows(made), *_bars(composition))
@@ -374,6 +389,39 @@ class NiivueView(View):
         check_view(view)
         self._need_scene().widget.set_slice_type(self._need_scene().slice_type(view))
 
+    def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None:
+        """Move the slices. Raises ValueError if there are none."""
+        scene = self._need_scene()
+        if not scene.volumes:
+            raise ValueError("there are no slices to move")
+        if not self._told:
+            self._position = np.array([old if new is None else new for new, old in zip((x, y, z), self._position, strict=True)], float)
+            scene.move(self._position)
+
+    def _clicked(self, place: dict[str, Any]) -> None:
+        """A click into a plane moves the other two in the browser: the sliders follow."""
+        self._position = np.array(place["mm"][:3], float)
+        self._told = True
+        try:
+            for name, mm in zip("xyz", self._position, strict=True):
+                self.controls[name].value = float(mm)
+        finally:
+            self._told = False
+
+    @property
+    def camera(self) -> dict[str, Any]:
+        """How the whole is turned and zoomed, in NiiVue's words: it can be given to another view of NiiVue."""
+        scene = self._need_scene().widget.scene
+        return {name: getattr(scene, name) for name in _CAMERA}
+
+    @camera.setter
+    def camera(self, state: dict[str, Any]) -> None:
+        scene = self._need_scene().widget.scene
+        if set(state) != set(_CAMERA):
+            raise ValueError(f"a camera of NiiVue has {', '.join(_CAMERA)}; it cannot be a camera of FURY")
+        for name, value in state.items():
+            setattr(scene, name, value)
+
     def set_window(self, low: float, high: float) -> None:
         """Change the grey values of the slices."""
         for volume in self._need_scene().volumes:
@@ -385,6 +433,12 @@ class NiivueView(View):
         if name not in meshes:
             raise ValueError(f"nothing is named {name!r}; there are {', '.join(filter(None, meshes)) or 'no names'}")
         self._need_scene().show(name, not meshes[name][0].visible if visible is None else visible)
+
+    def _follow(self, others: "list[NiivueView]") -> None:
+        """Give others the camera, and the planes, if all have slices, while a person moves this one."""
+        widgets_of = [other._need_scene().widget for other in others]
+        flat = all(v._need_scene().volumes for v in (self, *others))
+        self._need_scene().widget.broadcast_to(widgets_of, {"3d": True, "2d": flat})
 
     def _need_scene(self) -> NiivueScene:
         if self.scene is None:
@@ -447,7 +501,7 @@ def view(
         result._shown_in = None
     return result
 
-# %% ../nbs/08_viewer.ipynb #24be5508
+# %% ../nbs/08_viewer.ipynb #10caa1ac
 class LinkedViews:
     """Live views side by side, of which each follows the camera of the others; `box` is the widget."""
 
@@ -478,11 +532,15 @@ def link_views(
 ) -> LinkedViews:
     """Views side by side of which each follows the camera of the others: the last value of a cell.
 
-    Raises ValueError unless all are live."""
-    drawn = [v._drawn for v in views]
-    if any(d is None for d in drawn):
+    Raises ValueError unless all are live, and drawn by the same backend."""
+    if any(v.canvas is None for v in views):
         raise ValueError("only live views can be linked")
+    by_niivue = [v for v in views if isinstance(v, NiivueView)]
+    if by_niivue and len(by_niivue) < len(views):
+        raise ValueError("views of FURY and of NiiVue cannot be linked: their cameras say different things; give all the same backend")
+    for v in by_niivue:
+        v._follow([other for other in by_niivue if other is not v])
+    drawn = [v._drawn for v in views if v._drawn is not None]
     for d in drawn:
-        assert d is not None
-        d.linked = [other for other in drawn if other is not None and other is not d]
+        d.linked = [other for other in drawn if other is not d]
     return LinkedViews(views)

@@ -143,6 +143,7 @@ class _Links(HTMLParser):
     def __init__(self, text: str):
         super().__init__()
         self.links: set[str] = set()
+        self.loads: set[str] = set()
         self.places: set[str] = set()
         self.feed(text)
 
@@ -150,6 +151,8 @@ class _Links(HTMLParser):
         for name, value in attrs:
             if name in ("href", "src") and value:
                 self.links.add(value)
+                if name == "src" or (tag == "link" and dict(attrs).get("rel") in ("stylesheet", "preload", "icon")):
+                    self.loads.add(value)
             elif name in ("id", "name") and value:
                 self.places.add(value)
 
@@ -162,6 +165,8 @@ def broken_links(html: Path = HTML) -> list[str]:
         for link in sorted(page.links):
             address = urlsplit(link)
             if address.scheme or address.netloc:
+                if link in page.loads and address.scheme != "data":
+                    problems.append(f"{path.relative_to(html)}: {link} comes from elsewhere")
                 continue
             target = (path.parent / unquote(address.path)).resolve() if address.path else path
             if not target.is_file():
