@@ -1,15 +1,20 @@
 """Training with the panel open beside training without it, and what an update of the panel costs.
 
-Learn2Track (28 features, LSTM 64-64) on batches of 32 streamlines, in a thread, as the panel starts it. Stretches of
-a second with the panel open and with it closed take turns, in the other order each time; compared are seconds per batch.
-The messages that widgets send are made (JSON and binary), counted and dropped. Then a toy of a thousand batches a second, which is as
-much to follow as there can be. The time of an update is that of the thread that makes it, against the 5 ms it may take; its
-bytes against 20 kB (in the columns of ms: kB)."""
+Learn2Track (28 features, LSTM 64-64) on one batch of 8 streamlines again and again, so that all batches take equally long, in a
+thread, as the panel starts it, in the kernel of a real JupyterLab with chromium in front of it (on the same cores). Stretches
+with the panel open in the page and with it closed take turns, in the other order each time; compared are seconds per batch.
+The bytes are those that the page receives. Then a toy of a thousand batches a second, which is as much to follow as there can be,
+without a page: the messages that widgets send are made (JSON and binary), counted and dropped. Where there is no chromium, so are
+those of Learn2Track. The time of an update is that of the thread that makes it, against the 5 ms it may take; its bytes against
+20 kB (in the columns of ms: kB)."""
 
 import json
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,10 +30,13 @@ from tractkit.keyed import fold, permutation
 from tractkit.loader import BatchLoaderOneInput
 from tractkit.models.learn2track import Learn2Track
 from tractkit.panel import TrainerPanel
+from tractkit.plan import Plan
 from tractkit.sampler import BatchIDSampler
 from tractkit.trainer import Trainer, TrainerOneInput
 
-PAIRS, STRETCH = 60, 1.0  # stretches of each kind, seconds of one
+sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for part in (".", "browser")]
+
+PAIRS, STRETCH = 52, 0.5  # stretches of each kind, seconds of one
 
 
 class Meter:
@@ -72,7 +80,22 @@ def pace(trainer: Trainer, seconds: float) -> float:
     return (marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1])
 
 
+def as_rows(what: str, note: str, times: tuple[list[float], list[float]], spent: Sequence[float], large: Sequence[int]) -> Iterator[Ratio]:
+    """Seconds per batch with the panel and without, seconds of each update, its bytes: as rows."""
+    ratios = [a / b for a, b in zip(*times, strict=True)]
+    low, high = median_interval(ratios)
+    yield Ratio(f"{what}: a batch, panel open", "the same, panel closed", 1e3 * median(times[0]), 1e3 * median(times[1]), median(ratios), low, high,
+                f"{note}; {len(ratios)} pairs of {STRETCH:g} s")
+    shares = [s / .005 for s in spent]
+    low, high = median_interval(shares)
+    yield Ratio(f"{what}: an update", "5 ms", 1e3 * median(spent), 5, median(shares), low, high, f"{len(spent)} updates, the longest {1e3 * max(spent):.1f} ms")
+    low, high = median_interval([s / 20_000 for s in large])
+    yield Ratio(f"{what}: bytes of an update (kB)", "20 kB", median(large) / 1000, 20, median(large) / 20_000, low, high,
+                f"the largest {max(large) / 1000:.1f} kB")
+
+
 def beside(trainer: Trainer, what: str, note: str) -> Iterator[Ratio]:
+    """Without a page."""
     trainer.start()
     while trainer.status.global_step < 20:
         time.sleep(.05)
@@ -91,17 +114,66 @@ def beside(trainer: Trainer, what: str, note: str) -> Iterator[Ratio]:
                 if pair >= 0:
                     times[which].append(value)
     trainer.stop(wait=True)
-    ratios = [a / b for a, b in zip(*times, strict=True)]
-    low, high = median_interval(ratios)
-    yield Ratio(f"{what}: a batch, panel open", "the same, panel closed", 1e3 * median(times[0]), 1e3 * median(times[1]), median(ratios), low, high,
-                f"{note}; {PAIRS} pairs of {STRETCH:g} s")
-    shares = [s / .005 for s in spent]
-    low, high = median_interval(shares)
-    yield Ratio(f"{what}: an update", "5 ms", 1e3 * median(spent), 5, median(shares), low, high, f"{len(spent)} updates, the longest {1e3 * max(spent):.1f} ms")
-    large = [s for s in meter.sizes if s > 1000]
-    low, high = median_interval([s / 20_000 for s in large])
-    yield Ratio(f"{what}: bytes of an update (kB)", "20 kB", median(large) / 1000, 20, median(large) / 20_000, low, high,
-                f"the largest {max(large) / 1000:.1f} kB")
+    yield from as_rows(what, note, times, spent, [s for s in meter.sizes if s > 1000])
+
+
+class InPage:
+    """Runs in the kernel of the page: trains, and times a stretch in a thread while the kernel stays free."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.paces, self.spent = trainer, list[float](), list[float]()
+        self.panel: Timed | None = None
+        trainer.start()
+
+    def open(self) -> TrainerPanel:
+        self.panel = Timed(self.trainer)
+        return self.panel
+
+    def close(self) -> None:
+        if self.panel is not None:
+            self.panel.close()
+            self.spent += self.panel.__dict__["spent"][1:]
+            self.panel = None
+
+    def time_stretch(self) -> None:
+        threading.Thread(target=lambda: self.paces.append(pace(self.trainer, STRETCH))).start()
+
+
+def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
+    """With a page: the panel is shown by running a cell, and closed by running another."""
+    from lab import Kernel, Wire, one_lab, until
+
+    with tempfile.TemporaryDirectory() as folder, one_lab(Path(folder), chromium) as lab:
+        wire = Wire(lab.page)
+        page = lab.open("panel.ipynb", [f"from benchmarks.bench_panel import InPage, steady\nrun = InPage(steady({str(hdf5)!r}, '.'))", "run.open()", "run.close()"])
+        lab.run_cell_with(page, "import")
+        kernel, readout = Kernel(lab), page.locator(".tractkit-readout .tractkit-measure[data-name=step]")
+        until(lambda: kernel.ask("run.trainer.status.global_step") > 20, 120)
+        times: tuple[list[float], list[float]] = ([], [])
+        for pair in range(-2, PAIRS):
+            for which in (0, 1) if pair % 2 else (1, 0):
+                lab.run_cell_with(page, "run.open()" if which == 0 else "run.close()")
+                until(lambda which=which: (readout.count() > 0) == (which == 0))
+                page.wait_for_timeout(150)
+                before = kernel.ask("(len(run.paces), run.time_stretch())")[0]
+                page.wait_for_timeout(1000 * STRETCH)
+                until(lambda before=before: kernel.ask("len(run.paces)") > before)
+                if pair >= 0:
+                    times[which].append(kernel.ask("run.paces[-1]"))
+                lab.run_cell_with(page, "run.close()")
+        spent = kernel.ask("run.spent")
+        kernel.ask("run.trainer.stop(wait=True) is None")
+        kernel.close()
+        yield from as_rows("Learn2Track in a page", note, times, spent, [size for _, kind, size in wire.seen if kind == "comm_msg" and size > 1000])
+
+
+class OneBatch(BatchIDSampler):
+    """The same batch again and again."""
+
+    def plan(self, epoch: int = 0, subset: str = "training") -> Plan:
+        plan, n = super().plan(1, subset), 1000 if subset == "training" else 1
+        first = plan.order[plan.starts[0]:plan.starts[1]]
+        return Plan(plan.subjects, plan._firsts, np.tile(first, n), np.arange(n + 1) * len(first), epoch=epoch, subset=subset)
 
 
 class Points:
@@ -118,16 +190,25 @@ class Fit(Trainer):
         return nn.functional.mse_loss(self.model(batch[0]), batch[1]), len(batch[0])
 
 
+def options() -> dict[str, Any]:
+    return dict(max_epochs=10_000, progress=False, device="cpu", num_threads=torch.get_num_threads(), tensorboard=False, checkpoint_every_seconds=None,
+                max_batches_per_epoch_validation=1)
+
+
+def steady(hdf5: str | Path, folder: str) -> Trainer:
+    dataset = MultiSubjectDataset(hdf5).load_data()
+    group, lines = (next(iter(g)) for g in (dataset.training_set[0].volumes, dataset.training_set[0].streamlines))
+    model = Learn2Track(NB_FEATURES, rnn_layer_sizes=(64, 64), dropout=.1, step_size=1.0, seed=1)
+    return TrainerOneInput(model, folder, "learn2track", OneBatch(dataset, lines, 8), BatchLoaderOneInput(dataset, model, group, lines), **options())
+
+
 def rows() -> Iterator[Ratio]:
-    threads = torch.get_num_threads()
+    from conftest import CHROMIUM
+
+    hdf5, note = bench_hdf5(2, 4000), f"{torch.get_num_threads()} threads"
     with tempfile.TemporaryDirectory() as folder:
-        options: dict[str, Any] = dict(max_epochs=10_000, progress=False, device="cpu", num_threads=threads, tensorboard=False, checkpoint_every_seconds=None,
-                                       max_batches_per_epoch_validation=1)
-        dataset = MultiSubjectDataset(bench_hdf5(2, 4000)).load_data()
-        group, lines = (next(iter(g)) for g in (dataset.training_set[0].volumes, dataset.training_set[0].streamlines))
-        model = Learn2Track(NB_FEATURES, rnn_layer_sizes=(64, 64), dropout=.1, step_size=1.0, seed=1)
-        trainer = TrainerOneInput(model, folder, "learn2track", BatchIDSampler(dataset, lines, 32),
-                                  BatchLoaderOneInput(dataset, model, group, lines, reverse_ratio=.5), **options)
-        yield from beside(trainer, "Learn2Track", f"{threads} threads")
-        toy = Fit(nn.Linear(1, 1), folder, "toy", Points(), Points(), **options)
-        yield from beside(toy, "toy", "1,000 batches a second or so")
+        if CHROMIUM:
+            yield from in_page(hdf5, CHROMIUM, note)
+        else:
+            yield from beside(steady(hdf5, folder), "Learn2Track", f"{note}; no chromium, so no page")
+        yield from beside(Fit(nn.Linear(1, 1), folder, "toy", Points(), Points(), **options()), "toy", "1,000 batches a second or so")

@@ -56,12 +56,12 @@ SECONDS = 2.0
 def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0) -> str:
     """Everything, as Markdown."""
     from conftest import CHROMIUM
-    from lab import Lab
-    from test_view_browser import Kernel, canvas, rest, seen, until
+    from lab import Kernel, one_lab, until
+    from test_view_browser import canvas, rest, seen
 
     if CHROMIUM is None:
         return "No chromium was found: nothing was measured."
-    with tempfile.TemporaryDirectory() as folder, Lab(Path(folder), CHROMIUM) as lab:
+    with tempfile.TemporaryDirectory() as folder, one_lab(Path(folder), CHROMIUM) as lab:
         page = lab.open("view.ipynb", [SETUP, OPEN, "v.close(); gc.collect()", TURN])
         first, later, loads = [], [], []
         for number in range(kernels):
@@ -104,7 +104,7 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
         before = sum(process.cpu_times()[:2])
         time.sleep(idle)
         share = (sum(process.cpu_times()[:2]) - before) / idle
-        kernel.client.stop_channels()
+        kernel.close()
     print(f"load average before each opening: {', '.join(f'{load:.1f}' for load in loads)}; openings: {first + later}")
     ratios = [a / b for a, b in rates]
     low, high = median_interval(ratios)

@@ -36,7 +36,7 @@ NEEDS = {
 
 # Files that take minutes, longest first: where files run side by side, none of these may be the last to begin.
 LONG = ["test_promise.py", "test_demo.py", "test_distributed.py", "test_views.py", "test_fuzz.py", "test_cli_train.py", "test_control_process.py",
-        "test_panel_browser.py", "test_view_browser.py", "test_resume.py", "test_dataset.py", "test_loader.py", "test_feeding.py", "test_functional.py", "test_trainer.py"]
+        "test_tutorial_browser.py", "test_view_browser.py", "test_panel_browser.py", "test_resume.py", "test_dataset.py", "test_loader.py", "test_feeding.py", "test_functional.py", "test_trainer.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -41,7 +41,7 @@ class TrainerLike(Protocol):
     def stop(self) -> None: ...
     def curves(self) -> Mapping[str, tuple[Any, Any]]: ...  # "training", "validation" -> (steps, losses)
 
-# %% ../nbs/50_panel.ipynb #abd1ab6a
+# %% ../nbs/50_panel.ipynb #dc163030
 _BUTTONS = {  # description, icon, tooltip
     "start": ("Start", "play", "Train in the background; after a stop, go on at the next batch"),
     "pause": ("Pause", "pause", "Rest after the current batch; nothing is lost"),
@@ -60,7 +60,7 @@ _AT_REST = "Nothing trains in this folder: build the trainer as it was, see Show
 
 def _make_button(verb: str, press: Callable[[str], None]) -> Button:
     words, icon, help_ = _BUTTONS[verb]
-    button = Button(description=words, icon=icon, tooltip=help_, disabled=True, layout=Layout(width="100px" if verb in ("save", "rewind", "fork") else "88px"))
+    button = Button(description=words, icon=icon, tooltip=help_, disabled=True, layout=Layout(width="auto", min_width="84px"))
     button.on_click(lambda _: press(verb))
     return button
 

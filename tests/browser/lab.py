@@ -1,26 +1,46 @@
 """A real JupyterLab on 127.0.0.1 and a browser looking at one notebook in it, for tests marked `browser`.
 
-Everything it writes is in one temporary folder, and it ends only what it started."""
+Everything it writes is in one temporary folder, and it ends only what it started.
 
+    with Server(folder) as server, browse(chromium) as browser:
+        lab = Lab(server, browser)
+        page = lab.open("name.ipynb", ["6 * 7"])"""
+
+import ast
+import datetime
 import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import nbformat
-from playwright.sync_api import Page, sync_playwright
+from jupyter_client import BlockingKernelClient
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 SETTINGS = {  # no question asked before a cell can run
     "@jupyterlab/notebook-extension/tracker": {"autoStartDefaultKernel": True},
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
 }
 ROOT = Path(__file__).resolve().parents[2]
+PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
+
+
+def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait, as a person would, until it has come to that."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come to that"
+        time.sleep(0.05)
 
 
 def free_port() -> int:
@@ -29,17 +49,17 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-class Lab:
-    """`with Lab(folder, chromium) as lab: page = lab.open({"name.ipynb": [cells]})`."""
+class Server:
+    """JupyterLab, with all that it reads and writes in one folder."""
 
-    def __init__(self, folder: Path, chromium: str):
-        self.folder, self.chromium, self.port = folder, chromium, free_port()
+    def __init__(self, folder: Path):
+        self.folder, self.port = folder, free_port()
         self.home = folder / "home"
         self.work = folder / "work"
         for path in (self.home, self.work):
             path.mkdir(parents=True)
 
-    def __enter__(self) -> "Lab":
+    def __enter__(self) -> "Server":
         own = {name: str(self.home / name.lower()) for name in (
             "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTERLAB_WORKSPACES_DIR",
             "JUPYTERLAB_SETTINGS_DIR", "IPYTHONDIR", "XDG_RUNTIME_DIR")}
@@ -58,10 +78,6 @@ class Lab:
         self.server = subprocess.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
         try:
             self._wait_for_server()
-            self.playwright = sync_playwright().start()
-            self.context = self.playwright.chromium.launch_persistent_context(
-                str(self.folder / "profile"), executable_path=self.chromium, viewport={"width": 1000, "height": 900},
-                args=["--no-sandbox", "--disable-dev-shm-usage"])
         except BaseException:
             self._end_server()
             raise
@@ -79,15 +95,51 @@ class Lab:
                 time.sleep(0.2)
         raise RuntimeError("JupyterLab did not start:\n" + (self.folder / "lab.log").read_text()[-3000:])
 
+    def _end_server(self) -> None:
+        if self.server.poll() is None:
+            os.killpg(self.server.pid, signal.SIGTERM)  # its own session: the server and the kernels it started
+            try:
+                self.server.wait(10)
+            except subprocess.TimeoutExpired:
+                os.killpg(self.server.pid, signal.SIGKILL)
+                self.server.wait()
+        self.log.close()
+
+    def __exit__(self, *exc: object) -> None:
+        self._end_server()
+
+
+@contextmanager
+def browse(chromium: str) -> Iterator[Browser]:
+    """A browser without a window."""
+    with sync_playwright() as p, p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]) as browser:
+        yield browser
+
+
+class Lab:
+    """One page of a browser at a server, with one notebook in it at a time."""
+
+    def __init__(self, server: Server, browser: Browser):
+        self.server, self.work = server, server.work
+        self.page = browser.new_page(viewport={"width": 1000, "height": 900})
+
     def open(self, name: str, cells: list[str]) -> Page:
         """Write a notebook of code cells, open it, wait for its kernel."""
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
         notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "python3", "language": "python"}
         nbformat.write(notebook, self.work / name)
-        page = self.context.pages[0] if self.context.pages else self.context.new_page()
-        page.goto(f"http://127.0.0.1:{self.port}/lab/tree/{name}?reset")  # no tab of an earlier test
-        self.ready(page)
-        return page
+        return self.visit(name)
+
+    def visit(self, name: str) -> Page:
+        """Open a notebook of the folder, wait for its kernel; those of other notebooks end."""
+        self.end_kernels()
+        self.page.goto(f"http://127.0.0.1:{self.server.port}/lab/tree/{name}?reset")  # no tab of an earlier test
+        self.ready(self.page)
+        return self.page
+
+    def end_kernels(self) -> None:
+        if self.page.url.startswith("http"):
+            self.page.evaluate("() => window.jupyterapp.serviceManager.sessions.shutdownAll()")
 
     def ready(self, page: Page) -> None:
         """Wait until the notebook is there; answer the dialog that asks for a kernel, if it comes."""
@@ -108,24 +160,106 @@ class Lab:
         page.locator(".jp-Notebook .jp-Cell").nth(index).locator(".jp-InputPrompt").first.click()
         self.command(page, "notebook:run-cell")
 
+    def run_cell_with(self, page: Page, text: str) -> list[str]:
+        """Run the one cell that has `text` in it, however long the notebook is; what it printed or showed as text."""
+        return page.evaluate("""async text => {
+            const notebook = window.jupyterapp.shell.currentWidget.content, found = [];
+            notebook.widgets.forEach((w, k) => { if (w.model.type === 'code' && w.model.sharedModel.getSource().includes(text)) found.push(k); });
+            if (found.length !== 1) throw new Error(`${found.length} cells have in them: ${text}`);
+            notebook.activeCellIndex = found[0];
+            await window.jupyterapp.commands.execute('notebook:run-cell');
+            return notebook.widgets[found[0]].model.sharedModel.getOutputs().map(o => o.text ? [o.text].flat().join('') : String(o.data?.['text/plain'] ?? o.evalue));
+        }""", text)
+
+    def trust(self, page: Page) -> None:
+        """Trust Notebook: of one that is not, JupyterLab shows no widgets again after a reload."""
+        self.command(page, "notebook:trust")
+        page.locator(".jp-Dialog .jp-mod-accept").click()
+
+    def restart_and_run_all(self, page: Page, seconds: float = 120) -> None:
+        """A new kernel, all cells; returns when the last has been run."""
+        self.command(page, "kernelmenu:restart")
+        page.locator(".jp-Dialog .jp-mod-accept").click()
+        page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000)
+        page.evaluate("""milliseconds => Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'),
+            new Promise((_, no) => setTimeout(() => no(new Error('the cells are still running')), milliseconds))])""", 1000 * seconds)
+
+    def theme(self, page: Page, name: str) -> None:
+        """Light or Dark."""
+        page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab ' + name })", name)
+
     def saved_outputs(self, page: Page, name: str) -> list[dict]:
         """Save, and read the outputs as another program would."""
         page.evaluate("() => window.jupyterapp.commands.execute('docmanager:save')")
         return [o for c in nbformat.read(self.work / name, 4).cells for o in c.get("outputs", [])]
 
-    def _end_server(self) -> None:
-        if self.server.poll() is None:
-            os.killpg(self.server.pid, signal.SIGTERM)  # its own session: the server and the kernels it started
-            try:
-                self.server.wait(10)
-            except subprocess.TimeoutExpired:
-                os.killpg(self.server.pid, signal.SIGKILL)
-                self.server.wait()
-        self.log.close()
 
-    def __exit__(self, *exc) -> None:
-        try:
-            self.context.close()
-            self.playwright.stop()
-        finally:
-            self._end_server()
+@contextmanager
+def one_lab(folder: Path, chromium: str) -> Iterator[Lab]:
+    """A server, a browser and a page, for what is no test."""
+    with Server(folder) as server, browse(chromium) as browser:
+        yield Lab(server, browser)
+
+
+class Kernel:
+    """The kernel of the notebook that was opened last, asked beside the page."""
+
+    def __init__(self, lab: Lab):
+        newest = max((lab.server.home / "jupyter_runtime_dir").glob("kernel-*.json"), key=lambda p: p.stat().st_mtime)
+        self.client = BlockingKernelClient(connection_file=str(newest))
+        self.client.load_connection_file()
+        self.client.start_channels()
+        self.client.wait_for_ready(timeout=30)
+
+    def ask(self, expression: str) -> Any:
+        """The value of an expression of plain Python values."""
+        answer = self.client.execute("", user_expressions={"value": expression}, silent=True, reply=True, timeout=30)
+        value = answer["content"]["user_expressions"]["value"]
+        assert value["status"] == "ok", value
+        return ast.literal_eval(value["data"]["text/plain"])
+
+    def close(self) -> None:
+        self.client.stop_channels()
+
+
+class Panel:
+    """One of the page's panels of trainers, as a person reads and clicks it."""
+
+    def __init__(self, page: Page, k: int = 0):
+        self.page, self.k = page, k
+        self.readout = page.locator(".tractkit-readout").nth(k)
+        self.chip, self.message = self.readout.locator(".tractkit-chip"), self.readout.locator(".tractkit-message")
+        self.step = self.readout.locator(".tractkit-measure[data-name=step] b")
+
+    def button(self, verb: str) -> Locator:
+        return self.page.locator(f".jupyter-button:has-text('{verb}')").nth(self.k)
+
+    def press(self, verb: str) -> None:
+        self.button(verb).click()
+
+    def tab(self, name: str) -> None:
+        self.page.get_by_role("tab", name=name, exact=True).nth(self.k).click()
+
+    def batches(self) -> int:
+        """Batches done, from the words on the page."""
+        return int(self.step.inner_text().replace(",", "")) if self.step.count() else 0
+
+    def painted(self) -> int:
+        """How many pixels of its curves are drawn on."""
+        return self.readout.locator("canvas").evaluate(
+            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v > 0).length")
+
+
+class Wire:
+    """What the kernels send to a page, of the messages that come after this was made and the page was opened (again)."""
+
+    def __init__(self, page: Page):
+        self.seen: list[tuple[float, str, int]] = []  # when it was sent, what kind of message, bytes with its buffers
+        page.on("websocket", lambda socket: socket.on("framereceived", self._note))
+
+    def _note(self, frame: bytes | str) -> None:
+        if isinstance(frame, bytes):  # the protocol v1.kernel.websocket.jupyter.org: how many offsets, the offsets, the parts
+            offsets = struct.unpack_from(f"<{struct.unpack_from('<Q', frame)[0]}Q", frame, 8)
+            header = json.loads(frame[offsets[1]:offsets[2]])
+            when = datetime.datetime.fromisoformat(header["date"].replace("Z", "+00:00")).timestamp()
+            self.seen.append((when, header["msg_type"], len(frame)))

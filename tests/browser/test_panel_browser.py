@@ -1,170 +1,129 @@
-"""The panel as a person has it: a real JupyterLab, a real trainer, a mouse."""
+"""The panel of a small trainer in a real JupyterLab, with a mouse and a keyboard; the tutorial's is in test_tutorial_browser.py.
 
-import io
-import os
+One notebook, one story: the second test goes on where the first left the page; the third has a panel of its own."""
+
 import re
 import time
 
-import numpy as np
+import psutil
 import pytest
-from PIL import Image
+from lab import PICTURES, ROOT, Kernel, Panel, Wire, until
 
 pytestmark = pytest.mark.browser
 
-from lab import ROOT, Lab  # noqa: E402  (needs playwright)
-
-PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
-SETUP = f"""import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+FILLED = 400  # batches after which the curves have as many points as they will ever have
+CELLS = [f"""import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from tempfile import mkdtemp
 from test_panel import fit
 import tractkit.panel
-trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)"""
+trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
+         "trainer",
+         "import time; time.sleep(5); print('awake')",
+         "step = trainer.log.batches()['step'].tolist(); print(step == list(range(1, len(step) + 1)), len(step), trainer.learning_rate.value)",
+         *(f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong" for batches in (1_000, 10_000))]
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, chromium):
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    with Lab(tmp_path_factory.mktemp("lab"), chromium) as lab:
-        yield lab
+def wire(lab):
+    return Wire(lab.page)
 
 
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
+@pytest.fixture(scope="module")
+def page(lab, wire):
+    page = lab.open("panel.ipynb", CELLS)
+    lab.run_cell(page, 0)
+    return page
 
 
-def test_a_person_trains_with_the_panel(lab):
-    page = lab.open("panel.ipynb", [SETUP, "trainer", "6 * 7", "import time; time.sleep(5); print('awake')",
-                                    "print('now', trainer.state.global_step, trainer.learning_rate.value)",
-                                    "from tractkit.state import TrainerState\n"
-                                    "kept = TrainerState.load(trainer.folder, model=fit(mkdtemp()).model)\n"
-                                    "print('kept', kept.epoch, kept.batch, kept.global_step)"])
-    chip, step = page.locator(".tractkit-chip"), page.locator(".tractkit-measure[data-name=step] b")
-    message = page.locator(".tractkit-message")
-
-    def press(verb):
-        page.locator(f".jupyter-button:has-text('{verb}')").first.click()
-
-    def batches() -> int:
-        """Batches done, from the words on the page."""
-        return int(step.inner_text().replace(",", "")) if step.count() else 0
-
-    def printed(text: str) -> str:
-        output = page.locator(".jp-OutputArea-output pre", has_text=text).first
-        output.wait_for(timeout=15_000)
-        return output.inner_text()
-
-    for cell in (0, 1):
-        lab.run_cell(page, cell)
+def test_while_a_cell_blocks_the_training_and_its_panel_go_on(lab, page):
+    lab.run_cell(page, 1)
     page.wait_for_selector(".tractkit-readout", timeout=60_000)
-    assert chip.inner_text() == "ready"
-
-    press("Start")
-    until(lambda: chip.inner_text() == "training" and batches() > 12)
-    began = time.monotonic()
-    lab.run_cell(page, 2)  # the kernel is free
-    page.locator(".jp-OutputArea-output", has_text="42").wait_for(timeout=5_000)
-    assert time.monotonic() - began < 1 or os.getloadavg()[0] > os.cpu_count()  # on a machine that is not busy with other things
+    panel = Panel(page)
+    panel.press("Start")
+    until(lambda: panel.chip.inner_text() == "training" and panel.batches() > 12)
     assert {"gradient norm", "batches/s", "waiting for data", "memory"} <= set(page.locator(".tractkit-measure").evaluate_all("es => es.map(e => e.dataset.name)"))
 
-    press("Pause")
-    until(lambda: chip.inner_text() == "paused")
-    rested = batches()
-    page.wait_for_timeout(700)
-    assert batches() == rested and re.match(r"Paused after batch \d+ of epoch \d+; saved.", message.inner_text())
-    painted = page.locator(".tractkit-canvas").evaluate(
-        "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v > 0).length")
-    assert painted > 2_000  # curves, axes, labels
-    page.locator(".tractkit-readout").screenshot(path=PICTURES / "panel-light.png")
-    lab.run_cell(page, 4)
-    assert printed("now ").split() == ["now", str(rested), "0.01"]  # the state is where the page says
-
-    page.get_by_role("tab", name="Settings", exact=True).click()  # change the rate, by the keyboard
-    field = page.get_by_label("learning rate")
-    field.fill("0.002")
-    field.press("Enter")
-    page.screenshot(path=PICTURES / "panel-settings.png")
-    page.get_by_role("tab", name="Progress", exact=True).click()
-    until(lambda: message.inner_text() == "learning_rate: 0.01 -> 0.002, from the next batch.")
-    until(lambda: any("TrainerPanel(paused" in str(o) for o in lab.saved_outputs(page, "panel.ipynb")))  # the still follows
-    assert (lab.work / "panel.ipynb").stat().st_size < 200_000
-
-    page.locator(".jupyter-button:has-text('1 batch')").focus()
-    page.keyboard.press("Enter")
-    until(lambda: batches() == rested + 1 and "One batch done" in message.inner_text())
-    press("Resume")
-    until(lambda: batches() > rested + 4)
-    page.get_by_role("radio", name="learning rate").click()
-    page.locator(".tractkit-smoothing input").press("ArrowRight")
-    page.locator(".tractkit-readout").screenshot(path=PICTURES / "panel-learning-rate.png")
-    page.get_by_role("radio", name="losses").click()
-
-    lab.run_cell(page, 3)  # a cell that blocks: the training goes on, and so does what the page says of it
-    until(lambda: page.locator(".jp-Notebook .jp-Cell").nth(3).locator(".jp-InputPrompt").inner_text() == "[*]:")
-    before = batches()
-    until(lambda: batches() > before + 8, 4.5)
-    assert page.get_by_text("awake", exact=True).count() == 0
+    lab.run_cell(page, 2)
+    prompt = page.locator(".jp-Notebook .jp-Cell").nth(2).locator(".jp-InputPrompt")
+    until(lambda: prompt.inner_text() == "[*]:")
+    before = panel.batches()
+    until(lambda: panel.batches() > before + 8, 15)
+    assert prompt.inner_text() == "[*]:"  # blocked still: what the page says is news
     page.get_by_text("awake", exact=True).wait_for(timeout=15_000)
-    after = batches()
-    until(lambda: batches() > after + 2)
+    after = panel.batches()
+    until(lambda: panel.batches() > after + 2)
 
-    lab.saved_outputs(page, "panel.ipynb")
-    page.reload()
-    lab.ready(page)
-    page.wait_for_selector(".tractkit-readout", timeout=30_000)
-    reloaded = batches()
-    until(lambda: batches() > reloaded + 8)  # still live
+    panel.press("Pause")
+    until(lambda: panel.chip.inner_text() == "paused")
+    rested = panel.batches()
+    assert lab.run_cell_with(page, "trainer.log.batches()") == [f"True {rested} 0.01\n"]  # nothing is lost
 
-    press("Stop")
-    until(lambda: chip.inner_text() == "stopped")
-    assert "saved in" in message.inner_text()
+
+def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
+    panel = Panel(page)
+    rested = panel.batches()
+    assert panel.painted() > 2_000  # curves, axes, labels
+    panel.readout.screenshot(path=PICTURES / "panel-light.png")
+    until(lambda: any("TrainerPanel(paused" in str(o) for o in lab.saved_outputs(page, "panel.ipynb")))  # the still follows
+    panel.button("1 batch").focus()
+    page.keyboard.press("Enter")
+    until(lambda: panel.batches() == rested + 1 and "One batch done" in panel.message.inner_text())
+    page.get_by_role("radio", name="learning rate").press("Enter")
+    page.locator(".tractkit-smoothing input").press("ArrowRight")
+    panel.readout.screenshot(path=PICTURES / "panel-learning-rate.png")
+    page.get_by_role("radio", name="losses").press("Enter")
+
+    panel.button("Stop").press("Enter")
+    until(lambda: panel.chip.inner_text() == "stopped" and re.search("saved in", panel.message.inner_text()))
     until(lambda: set(page.locator(".jupyter-button:not([disabled])").all_inner_texts()) >= {"Start", "1 batch", "1 epoch", "Go back", "Branch"})
     until(lambda: "step" in page.locator(".widget-dropdown select").evaluate("s => s.selectedOptions.length ? s.selectedOptions[0].textContent : ''"))
-    assert not page.get_by_role("button", name="Pause").is_enabled()
-    shown = batches()
-    lab.run_cell(page, 5)
-    assert int(printed("kept ").split()[-1]) == shown  # the state on disk is the one shown
-    page.locator(".tractkit-earlier").scroll_into_view_if_needed()
-    page.locator(".jupyter-button:has-text('Start')").scroll_into_view_if_needed()
+    assert not panel.button("Pause").is_enabled()
+    panel.button("Start").scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-in-lab.png")
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
-    until(lambda: page.locator(".tractkit-readout").get_attribute("data-dark") == "true")
+    lab.theme(page, "Dark")
+    until(lambda: panel.readout.get_attribute("data-dark") == "true" and page.locator("#jupyterlab-splash").count() == 0)
     page.screenshot(path=PICTURES / "panel-in-lab-dark.png")
-
-    still, = page.locator(".tractkit-still").all()
-    assert not still.is_visible()  # while the panel lives
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Light' })")
+    lab.theme(page, "Light")
+    assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
 
 
-PREVIEW = f"""import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
-from tempfile import mkdtemp
-from test_panel import preview_and_trainer
-from tractkit.panel import TrainerPanel
-preview, trainer = preview_and_trainer(mkdtemp())
-TrainerPanel(trainer, preview=preview)"""
+@pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])
+def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, batches):
+    readouts = page.locator(".tractkit-readout").count()
+    lab.run_cell_with(page, f"max_epochs={(FILLED + batches) // 8}, ")
+    until(lambda: page.locator(".tractkit-readout").count() == readouts + 1, 60)
+    panel, kernel = Panel(page, readouts), Kernel(lab)
+    process = psutil.Process(kernel.ask("__import__('os').getpid()"))
+    kernel.close()
 
+    def look() -> dict[str, float]:
+        lab.saved_outputs(page, "panel.ipynb")
+        return {"at": time.time(), "rss": process.memory_info().rss, "file": (lab.work / "panel.ipynb").stat().st_size,
+                "elements": page.evaluate("() => document.querySelectorAll('*').length")}
 
-def test_a_person_looks_at_the_preview(lab):
-    page = lab.open("preview.ipynb", [PREVIEW, "trainer.train_and_validate(); preview.wait(60)"])
-    lab.run_cell(page, 0)
-    page.wait_for_selector(".tractkit-readout", timeout=60_000)
-    page.get_by_role("tab", name="Preview", exact=True).click()
-    lab.run_cell(page, 1)
-    note, right = page.locator(".tractkit-note"), page.locator(".tractkit-lines").nth(1)
-    until(lambda: "density in common" in note.inner_text(), 60)
+    panel.press("Start")
+    until(lambda: panel.batches() >= FILLED, 60)
+    panel.press("Pause")  # once, so that what memory a still takes is taken
+    until(lambda: panel.chip.inner_text() == "paused" and "TrainerPanel(paused" in str(lab.saved_outputs(page, "panel.ipynb")))
+    panel.press("Resume")
+    began, resumed = time.time(), panel.batches()
+    until(lambda: panel.batches() >= resumed + batches // 10, 60)
+    tenth = look()
+    until(lambda: panel.chip.inner_text() == "finished", 60 + batches / 20)
+    assert panel.batches() == FILLED + batches
+    end = look()
 
-    def look() -> np.ndarray:
-        return np.asarray(Image.open(io.BytesIO(right.screenshot())).convert("RGB")).astype(int)
-
-    page.wait_for_timeout(500)
-    before, box = look(), right.bounding_box()
-    assert (before.max(axis=-1) > 120).mean() > .01  # streamlines
-    page.mouse.move(box["x"] + 100, box["y"] + 100)
-    page.mouse.down()
-    page.mouse.move(box["x"] + 160, box["y"] + 130, steps=3)
-    page.mouse.up()
-    page.wait_for_timeout(200)
-    assert (np.abs(look() - before).max(axis=-1) > 24).mean() > .01  # turned
-    page.screenshot(path=PICTURES / "panel-preview.png")
+    sent = [(when, size) for when, kind, size in wire.seen if kind == "comm_msg" and when >= began]
+    updates, seconds = [x for x in sent if x[1] > 3_000], sent[-1][0] - began
+    fifths = [[size for when, size in updates if k <= 5 * (when - began) / seconds <= k + 1] for k in range(5)]
+    note = (f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, {end['rss'] / 2**20:.1f} MiB at the end; "
+            f"updates in each fifth {[len(f) for f in fifths]} of {[sum(f) // 1000 for f in fifths]} kB, {len(sent) - len(updates)} other messages; "
+            f"notebook {tenth['file']} and {end['file']} bytes, page {tenth['elements']} and {end['elements']} elements")
+    (PICTURES / f"flat-{batches}.txt").write_text(note + "\n")
+    print(note)
+    assert end["rss"] - tenth["rss"] < 12 << 20, note
+    assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, note  # the others: when something changes, not with time
+    assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
+    assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
+    assert end["file"] < tenth["file"] + 20_000 < 200_000, note  # a still of the curves takes a little more or less than another
+    assert end["elements"] < 1.05 * tenth["elements"], note

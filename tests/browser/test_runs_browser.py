@@ -3,15 +3,12 @@
 import json
 
 import pytest
+from lab import PICTURES
+
+from tractkit.runs import _Table
 
 pytestmark = pytest.mark.browser
-sync_api = pytest.importorskip("playwright.sync_api")
 
-from lab import ROOT  # noqa: E402  (needs playwright)
-
-from tractkit.runs import _Table  # noqa: E402
-
-PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
 PAGE = """<!DOCTYPE html><html><head><style>%s body { margin: 0 } </style></head><body><div id="here"></div><script type="module">
 %s
 const listeners = {}, state = %s;
@@ -32,14 +29,6 @@ ROWS = [row("run-10", "finished", .25, .01), row("run-9", "failed", .5, .001, "O
         row("void", "no run", None, 0, "empty", "")]
 STATE = {"table": {"columns": [["name", "run", False], ["status", "status", False], ["best", "best", True], ["rate", "learning_rate", True]], "rows": ROWS, "below": "4 runs"},
          "chosen": ["run-10"], "order": ["", False], "picture": None, "dark": False, "colors": ["#2f6fb5"] * 8}
-
-
-@pytest.fixture(scope="module")
-def browser(chromium):
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    with sync_api.sync_playwright() as p:
-        with p.chromium.launch(executable_path=chromium, args=["--no-sandbox"]) as browser:
-            yield browser
 
 
 @pytest.fixture

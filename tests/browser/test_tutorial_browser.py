@@ -1,44 +1,141 @@
-"""The tutorial of the panel in a real JupyterLab: as it is opened, and run from top to bottom."""
+"""The tutorial of the panel in a real JupyterLab: clicked through as a person does, then run from top to bottom.
 
+One notebook, one story: each test goes on where the one before it left the page."""
+
+import io
+import json
 import re
 import shutil
 
-import nbformat
+import numpy as np
 import pytest
+from lab import PICTURES, ROOT, Panel, until
+from PIL import Image
 
 pytestmark = pytest.mark.browser
 
-from lab import ROOT, Lab  # noqa: E402  (needs playwright)
-from playwright.sync_api import expect  # noqa: E402
-
-PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
 NAME = "92_tutorial.panel.ipynb"
+DEAD = re.compile("Error displaying widget|model not found|Loading widget")
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, chromium):
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    with Lab(tmp_path_factory.mktemp("tutorial"), chromium) as lab:
-        yield lab
-
-
-def test_a_person_opens_the_tutorial_and_runs_it(lab):
+def page(lab):
     shutil.copy(ROOT / "nbs" / NAME, lab.work)
-    page = lab.context.pages[0] if lab.context.pages else lab.context.new_page()
-    page.goto(f"http://127.0.0.1:{lab.port}/lab/tree/{NAME}?reset")
-    lab.ready(page)
-    still = page.locator(".jp-OutputArea-output img").first
-    still.wait_for(timeout=30_000)
-    assert page.get_by_text(re.compile("Error displaying widget|model not found")).count() == 0, "what is stored can be looked at"
+    return lab.visit(NAME)
+
+
+@pytest.fixture(scope="module")
+def panel(page):
+    return Panel(page)
+
+
+def batch_records(lab) -> list[dict]:
+    """What the first run's log has of each batch, as another program reads it."""
+    lines = (lab.work / "results" / "panel" / "run-1" / "log.jsonl").read_text().splitlines()
+    return [r for r in map(json.loads, lines) if r["kind"] == "batch"]
+
+
+def test_what_is_stored_can_be_looked_at(page):
+    page.locator(".jp-OutputArea-output img").first.wait_for(timeout=30_000)
+    assert page.get_by_text(DEAD).count() == 0
     page.screenshot(path=PICTURES / "tutorial-opened.png")
 
-    lab.command(page, "notebook:run-all-cells")
-    last = [c for c in nbformat.read(lab.work / NAME, 4).cells if c.cell_type == "code"]
-    page.wait_for_function(
-        "n => window.jupyterapp.shell.currentWidget.content.widgets.filter(w => w.model.type == 'code')[n - 1].model.executionCount",
-        arg=len(last), timeout=120_000)
+
+def test_a_person_clicks_through_it(lab, page, panel):
+    lab.trust(page)
+    lab.run_cell_with(page, "panel = tk.TrainerPanel(trainer, preview=preview)")
+    page.wait_for_selector(".tractkit-readout", timeout=60_000)
+    assert panel.chip.inner_text() == "ready"
+
+    panel.press("Start")
+    until(lambda: panel.chip.inner_text() == "training" and panel.batches() > 12)
+    asked = page.evaluate("() => Date.now() / 1000")
+    assert lab.run_cell_with(page, "6 * 7") == ["42"]
+    answered = page.evaluate("() => Date.now() / 1000")
+    until(lambda: batch_records(lab)[-1]["time"]["at"] > answered)  # it was trained before, meanwhile and after
+    at = np.array([r["time"]["at"] for r in batch_records(lab)])
+    meanwhile = int(((at > asked) & (at < answered)).sum())
+    note = f"another cell: answered after {answered - asked:.2f} s, while {meanwhile} batches of {np.diff(at).mean():.3f} s were trained"
+    (PICTURES / "another-cell.txt").write_text(note + "\n")
+    print(note)
+    assert meanwhile < 300  # of 12,000: it did not wait for the training, however busy the machine
+    panel.readout.scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "tutorial-training.png")
+
+    panel.press("Pause")
+    until(lambda: panel.chip.inner_text() == "paused")
+    rested = panel.batches()
+    page.wait_for_timeout(700)
+    assert panel.batches() == rested == len(batch_records(lab))
+    assert re.match(r"Paused after batch \d+ of epoch \d+; saved.", panel.message.inner_text())
+
+    panel.tab("Settings")
+    page.get_by_label("learning rate").first.focus()  # from here on by the keyboard
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("0.002")
+    page.keyboard.press("Enter")
+    told = "learning_rate: 0.005 -> 0.002, from the next batch."
+    page.get_by_text(told).locator("visible=true").first.wait_for(timeout=10_000)
+    page.screenshot(path=PICTURES / "tutorial-settings.png")
+    panel.tab("Progress")
+    until(lambda: panel.message.inner_text() == told)
+
+    panel.press("Resume")
+    until(lambda: panel.batches() > rested + 12)
+    lab.saved_outputs(page, NAME)
+    page.reload()
+    lab.ready(page)
+    page.wait_for_selector(".tractkit-readout", timeout=30_000)
+    reloaded = panel.batches()
+    assert reloaded > rested
+    until(lambda: panel.batches() > reloaded + 12)  # still live
+    panel.readout.scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "tutorial-reloaded.png")
+
+    panel.press("Stop")
+    until(lambda: panel.chip.inner_text() == "stopped")
+    assert "saved in" in panel.message.inner_text()
+    shown = panel.batches()
+    assert lab.run_cell_with(page, "kept = tk.TrainerState.load(trainer.folder)") == [f"on disk: step {shown}; in the panel: step {shown}\n"]
+    rates = [r["learning_rate"] for r in batch_records(lab)]
+    assert rates == [0.005] * rested + [0.002] * (shown - rested)  # every batch once, and the change where the page said it
+
+
+def test_after_a_restart_it_runs_from_top_to_bottom(lab, page, panel):
+    lab.restart_and_run_all(page)
     outputs = lab.saved_outputs(page, NAME)
     assert not [o for o in outputs if o["output_type"] == "error"]
+    widgets = sum("application/vnd.jupyter.widget-view+json" in o.get("data", {}) for o in outputs)
     page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(1)")
-    expect(page.locator(".tractkit-chip").first).to_have_text("finished", timeout=30_000)
+    until(lambda: panel.chip.inner_text() == "finished", 30)
+    panel.readout.scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "tutorial-finished.png")
+    assert page.get_by_text(DEAD).count() == 0
+    readouts = page.locator(".tractkit-readout")
+    assert widgets == 2 and readouts.count() == 3  # of the run, its branch, and the folder at the end
+    for k in range(readouts.count()):
+        readouts.nth(k).scroll_into_view_if_needed()
+        until(lambda k=k: readouts.nth(k).locator(".tractkit-chip").inner_text() == "finished")
+        until(lambda k=k: Panel(page, k).painted() > 2_000)  # curves, axes, labels
+
+
+def test_the_preview_turns(page, panel):
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(1)")
+    panel.tab("Preview")
+    note, right = page.locator(".tractkit-note").first, page.locator(".tractkit-lines").nth(1)
+    until(lambda: "density in common" in note.inner_text(), 60)
+    right.scroll_into_view_if_needed()
+
+    def look() -> np.ndarray:
+        return np.asarray(Image.open(io.BytesIO(right.screenshot())).convert("RGB")).astype(int)
+
+    page.wait_for_timeout(500)
+    before, box = look(), right.bounding_box()
+    assert (before.max(axis=-1) > 120).mean() > .01  # streamlines
+    page.mouse.move(box["x"] + 100, box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 130, steps=3)
+    page.mouse.up()
+    page.wait_for_timeout(200)
+    assert (np.abs(look() - before).max(axis=-1) > 24).mean() > .01  # turned
+    page.screenshot(path=PICTURES / "panel-preview.png")

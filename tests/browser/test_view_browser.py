@@ -2,23 +2,19 @@
 
 One notebook, one story: each test goes on where the one before it left the page."""
 
-import ast
 import io
 import time
 from base64 import b64decode
 
 import numpy as np
 import pytest
+from lab import PICTURES, Kernel, until
 from PIL import Image
 
-pytestmark = pytest.mark.browser
+from tractkit.coloring import palette
 
-from jupyter_client import BlockingKernelClient  # noqa: E402  (comes with jupyterlab)
-from lab import ROOT, Lab  # noqa: E402  (needs playwright)
+pytestmark = [pytest.mark.browser, pytest.mark.vulkan]
 
-from tractkit.coloring import palette  # noqa: E402
-
-PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
 CELLS = ["""import numpy as np
 from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
@@ -36,39 +32,10 @@ ball = Volume((17 - np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], ax
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory, chromium):
-    from tractkit.scene import vulkan_available
-
-    if not vulkan_available():
-        pytest.skip("no Vulkan driver")
-    PICTURES.mkdir(parents=True, exist_ok=True)
-    with Lab(tmp_path_factory.mktemp("lab"), chromium) as lab:
-        yield lab
-
-
-class Kernel:
-    """The kernel of the one notebook that is open, asked beside the page."""
-
-    def __init__(self, lab: Lab):
-        newest = max((lab.home / "jupyter_runtime_dir").glob("kernel-*.json"), key=lambda p: p.stat().st_mtime)
-        self.client = BlockingKernelClient(connection_file=str(newest))
-        self.client.load_connection_file()
-        self.client.start_channels()
-        self.client.wait_for_ready(timeout=30)
-
-    def ask(self, expression: str):
-        """The value of an expression of plain Python values."""
-        answer = self.client.execute("", user_expressions={"value": expression}, silent=True, reply=True, timeout=30)
-        value = answer["content"]["user_expressions"]["value"]
-        assert value["status"] == "ok", value
-        return ast.literal_eval(value["data"]["text/plain"])
-
-
-@pytest.fixture(scope="module")
 def kernel(lab, page):
     kernel = Kernel(lab)
     yield kernel
-    kernel.client.stop_channels()
+    kernel.close()
 
 
 @pytest.fixture(scope="module")
@@ -80,13 +47,6 @@ def page(lab):
     until(lambda: seen(page))
     rest(page)
     return page
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 def canvas(page, k=0):
@@ -248,22 +208,15 @@ def test_niivue_draws_the_same_in_the_browser(page, lab):
 
 @pytest.mark.full
 def test_a_restart_leaves_no_dead_view(page, lab):
-    page.evaluate("() => { window.jupyterapp.commands.execute('kernelmenu:restart'); }")
-    page.locator(".jp-Dialog .jp-mod-accept").click()
-    page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000)
-    lab.command(page, "notebook:run-all-cells")
+    lab.restart_and_run_all(page)
     page.locator(".jp-Notebook .jp-Cell").last.scroll_into_view_if_needed()
-
-    def all_ran() -> bool:
-        prompts = [cell.inner_text() for cell in page.locator(".jp-InputArea-prompt").all()]  # empty: so far above that Lab does not draw it
-        return prompts[-1] == f"[{len(CELLS)}]:" and all(said in ("", f"[{k + 1}]:") for k, said in enumerate(prompts))
-
-    until(all_ran, 90)
+    until(lambda: page.locator(".jp-InputArea-prompt").all_text_contents() == [f"[{k + 1}]:" for k in range(len(CELLS))])
     for k in range(3):
         canvas(page, k).scroll_into_view_if_needed()
         until(lambda k=k: seen(page, k))
     assert canvas(page, 3).count() == 0 and page.get_by_text("Error displaying widget").count() == 0
     assert page.locator(".jp-RenderedImage img").count() == 3
-    page.evaluate("() => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab Dark' })")
+    lab.theme(page, "Dark")
     page.wait_for_timeout(500)
     page.screenshot(path=PICTURES / "view-restarted-dark.png")
+    lab.theme(page, "Light")
