@@ -39,6 +39,7 @@ demo:
 
 lab:
 	@tools/setup.sh lab
+	@$(BIN)/jupyter trust nbs/9*.ipynb >/dev/null
 	@$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) \
 		$(firstword $(wildcard nbs/90_*.ipynb) nbs/index.ipynb)
 

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
+from nbformat.sign import NotebookNotary
 
 from tractkit import cli, demo
 from tractkit.cli import main
@@ -200,6 +202,7 @@ def test_lab_without_jupyterlab_says_what_to_install(monkeypatch, capsys, tmp_pa
 
 
 def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(tmp_path / "jupyter"))
     called = []
     monkeypatch.setattr(cli.subprocess, "call", lambda words: called.append(words) or 0)
     monkeypatch.setattr(cli, "find_spec", lambda name: object())
@@ -207,6 +210,7 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
     assert names
     for before, now in (("", "{"), ("changed by me", "changed by me")):
         if before:
+            assert all(NotebookNotary(data_dir=str(tmp_path / "jupyter")).check_signature(nbformat.read(tmp_path / "mine" / n, 4)) for n in names)
             for name in names:
                 (tmp_path / "mine" / name).write_text(before)
         with pytest.raises(SystemExit) as ended:

@@ -267,6 +267,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'tractkit.cli._lab': ('cli.html#_lab', 'tractkit/cli.py'),
                               'tractkit.cli._note': ('cli.html#_note', 'tractkit/cli.py'),
                               'tractkit.cli._positive': ('cli.html#_positive', 'tractkit/cli.py'),
+                              'tractkit.cli._trust': ('cli.html#_trust', 'tractkit/cli.py'),
                               'tractkit.cli._with_hyphens': ('cli.html#_with_hyphens', 'tractkit/cli.py'),
                               'tractkit.cli.main': ('cli.html#main', 'tractkit/cli.py'),
                               'tractkit.cli.parser': ('cli.html#parser', 'tractkit/cli.py')},

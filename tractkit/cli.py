@@ -141,7 +141,7 @@ def _add_hdf5(p: argparse.ArgumentParser) -> None:
     extract.add_argument("out", help="folder; in it a folder for each subject")
     _add_options(extract, extract_hdf5)
 
-# %% ../nbs/62_cli.ipynb #d40ef4dd
+# %% ../nbs/62_cli.ipynb #798e433b
 def _demo(args: argparse.Namespace) -> None:
     from tractkit.demo import SubjectFiles, run_demo
 
@@ -159,6 +159,14 @@ def _demo(args: argparse.Namespace) -> None:
              tracked_with=args.tracked_with, epochs=args.epochs)
 
 
+def _trust(notebook: Path) -> None:
+    """Sign a notebook: JupyterLab shows widgets again after a reload only in those that are trusted."""
+    import nbformat
+    from nbformat.sign import NotebookNotary
+
+    NotebookNotary().sign(nbformat.read(notebook, 4))
+
+
 def _lab(args: argparse.Namespace) -> None:
     """Copy the tutorials where they may be edited, and open JupyterLab on the first."""
     if find_spec("jupyterlab") is None:
@@ -169,6 +177,7 @@ def _lab(args: argparse.Namespace) -> None:
         target = folder / source.name
         if source.name.endswith(".ipynb") and not target.exists():  # what a person changed is kept
             target.write_bytes(source.read_bytes())
+            _trust(target)
     first = folder / "90_tutorial.phantom.ipynb"
     raise SystemExit(subprocess.call([sys.executable, "-m", "jupyterlab", str(first), *args.jupyter]))
 
