@@ -36,7 +36,7 @@ from tractkit.trainer import Trainer, TrainerOneInput
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for part in (".", "browser")]
 
-PAIRS, STRETCH = 52, 0.5  # stretches of each kind, seconds of one
+PAIRS, STRETCH, SETTLE = 52, 1.0, 1.0  # stretches of each kind, seconds of one, and before it (opening a panel is not training beside one)
 
 
 class Meter:
@@ -154,7 +154,7 @@ def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
             for which in (0, 1) if pair % 2 else (1, 0):
                 lab.run_cell_with(page, "run.open()" if which == 0 else "run.close()")
                 until(lambda which=which: (readout.count() > 0) == (which == 0))
-                page.wait_for_timeout(150)
+                page.wait_for_timeout(1000 * SETTLE)
                 before = kernel.ask("(len(run.paces), run.time_stretch())")[0]
                 page.wait_for_timeout(1000 * STRETCH)
                 until(lambda before=before: kernel.ask("len(run.paces)") > before)

@@ -3,7 +3,7 @@ rendering too). How long a view of 100,000 streamlines (60 points each, over a v
 cell `v = tk.view(many, volume)` to a painted canvas: in fresh kernels that have done `import tractkit as tk` and
 `tk.Tractogram.load` and nothing else, so that the import of FURY counts (the very first of them in a new home folder, where
 matplotlib and the driver have no caches yet), and again in the last of these kernels. How fast 2,000 streamlines turn under the
-mouse beside the rate at which the same scene is redrawn offscreen, in turns; and what an open view costs a kernel that does
+mouse (then a thousand of them are drawn, with fewer points) beside the rate at which the same scene is redrawn offscreen, in turns; and what an open view costs a kernel that does
 nothing. Needs chromium and the packages of the dev extra."""
 
 import os

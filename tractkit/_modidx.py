@@ -2366,6 +2366,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'tractkit.viewer._Drawn': ('viewer.html#_drawn', 'tractkit/viewer.py'),
                                  'tractkit.viewer._Drawn.__init__': ('viewer.html#_drawn.__init__', 'tractkit/viewer.py'),
                                  'tractkit.viewer._Drawn._drew': ('viewer.html#_drawn._drew', 'tractkit/viewer.py'),
+                                 'tractkit.viewer._Drawn._look_up': ('viewer.html#_drawn._look_up', 'tractkit/viewer.py'),
                                  'tractkit.viewer._Drawn._on_pointer': ('viewer.html#_drawn._on_pointer', 'tractkit/viewer.py'),
                                  'tractkit.viewer._Drawn._pass_on': ('viewer.html#_drawn._pass_on', 'tractkit/viewer.py'),
                                  'tractkit.viewer._Drawn._rest': ('viewer.html#_drawn._rest', 'tractkit/viewer.py'),

@@ -211,7 +211,7 @@ function render({ model, el }) {
 export default { render };
 """
 
-# %% ../nbs/50_look.ipynb #61c98cd6
+# %% ../nbs/50_look.ipynb #5d8ea134
 _STYLE = """
 .tractkit-readout { background: var(--jp-layout-color0, Canvas); color: var(--jp-ui-font-color1, CanvasText); padding: 8px 4px 2px;
   font: 13px/1.5 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 860px; box-sizing: border-box; }
@@ -225,7 +225,7 @@ _STYLE = """
 .tractkit-name { margin-left: auto; font-family: var(--jp-code-font-family, monospace); font-size: 12px; overflow-wrap: anywhere; }
 .tractkit-bar { height: 7px; margin: 7px 0 0; border-radius: 4px; background: rgba(128, 138, 150, .25); overflow: hidden; }
 .tractkit-bar.tractkit-thin { height: 3px; margin-top: 3px; }
-.tractkit-whole, .tractkit-part { height: 100%; width: 0; background: #3f86d1; transition: width .2s linear; }
+.tractkit-whole, .tractkit-part { height: 100%; width: 0; background: #3f86d1; }
 .tractkit-part { background: #8b95a1; }
 .tractkit-losses, .tractkit-measures { display: flex; flex-wrap: wrap; gap: 2px 18px; margin: 7px 0 0; min-height: 20px; }
 .tractkit-measures { margin: 0 0 5px; color: var(--jp-ui-font-color2, GrayText); }

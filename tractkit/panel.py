@@ -41,7 +41,7 @@ class TrainerLike(Protocol):
     def stop(self) -> None: ...
     def curves(self) -> Mapping[str, tuple[Any, Any]]: ...  # "training", "validation" -> (steps, losses)
 
-# %% ../nbs/50_panel.ipynb #dc163030
+# %% ../nbs/50_panel.ipynb #a037156c
 _BUTTONS = {  # description, icon, tooltip
     "start": ("Start", "play", "Train in the background; after a stop, go on at the next batch"),
     "pause": ("Pause", "pause", "Rest after the current batch; nothing is lost"),
@@ -71,7 +71,7 @@ def _fulfilled(verb: str, s: Any) -> str:
     return {"pause": f"Paused after {where}; saved.", "resume": "Going on.", "step": f"One batch done; resting after {where}.",
             "epoch": f"Epoch {s.epoch} done; resting."}.get(verb, "")
 
-# %% ../nbs/50_panel.ipynb #7603eaa0
+# %% ../nbs/50_panel.ipynb #64ee1355
 class TrainerPanel:
     """Controls and live curves of a trainer, in a notebook: `TrainerPanel(trainer)` as a cell's last value.
 
@@ -144,7 +144,7 @@ class TrainerPanel:
         first, second = ("start", "pause", "resume", "step", "epoch", "stop"), ("save", "rewind", "fork")
         rows = [HBox([self.buttons[v] for v in first], layout=Layout(flex_flow="row wrap")),
                 HBox([self.buttons["save"], self.checkpoint, *(self.buttons[v] for v in second[1:])], layout=Layout(flex_flow="row wrap"))]
-        self.widget = VBox([*rows, self.tabs], layout=Layout(max_width="880px"))
+        self.widget = VBox([*rows, self.tabs], layout=Layout(max_width="880px", margin="0 0 12px"))
 
     def press(
         self,

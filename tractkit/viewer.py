@@ -32,8 +32,8 @@ from .plots import DARK
 from .scene import Manager, Stage, Still, draw_stage, draw_still, open_stage
 from .things import may_be_odf
 
-# %% ../nbs/08_viewer.ipynb #3587a42e
-_COARSE = 2000  # streamlines of each tractogram while the camera moves
+# %% ../nbs/08_viewer.ipynb #98a4e815
+_COARSE = 1000  # streamlines of each tractogram while the camera moves
 
 
 class _Drawn:
@@ -60,12 +60,18 @@ class _Drawn:
         if kind != "pointer_up" and not self._coarse:
             self._coarse = True
             self.stage.show_coarse(_COARSE)
+            self._look_up(100)
         if self._timer is not None:
             self._timer.cancel()
         self._timer = asyncio.get_running_loop().call_later(0.05 if kind == "pointer_up" else 0.4, self._rest)
 
+    def _look_up(self, per_second: int) -> None:
+        """How often to ask whether something is to be drawn, which costs a little each time."""
+        self.manager.window.set_update_mode("ondemand", max_fps=per_second)
+
     def _rest(self) -> None:
         self._coarse, self._ended = False, True
+        self._look_up(30)
         self.stage.show_lines()
         self.redraw()
         self._pass_on()
