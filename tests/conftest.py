@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -23,12 +24,25 @@ def _has_vulkan() -> bool:
     return vulkan_available()
 
 
+def _has_webgl() -> bool:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as p, p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]) as browser:
+        return browser.new_page().evaluate("() => !!document.createElement('canvas').getContext('webgl2')")
+
+
+def _has_namespaces() -> bool:
+    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode == 0
+
+
 # marker -> (can this machine run it?, what a person can do about it); asked only where a test carries the marker
 NEEDS = {
     "full": (lambda: os.environ.get("FULL") == "1", "a long repetition: set FULL=1 to run it"),
     "gpu": (_has_gpu, "torch finds no CUDA device here"),
     "browser": (lambda: CHROMIUM is not None, "no chromium or google-chrome on the PATH"),
     "vulkan": (_has_vulkan, "no Vulkan driver for FURY: tractkit.scene.NO_VULKAN says what to install"),
+    "webgl": (_has_webgl, "no WebGL 2 in this browser: tests/test_niivue.py asks the traits only"),
+    "namespaces": (_has_namespaces, "no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py"),
     "linux": (lambda: sys.platform == "linux", "asks Linux: /proc, or limits of a process"),
     "real": (lambda: bool(DATA), "TRACTKIT_DATA names no folder of real data"),
 }
@@ -49,6 +63,7 @@ def pytest_collection_modifyitems(items):
                     answers[marker] = can_run()
                 if not answers[marker]:
                     item.add_marker(pytest.mark.skip(reason=reason))
+                    break  # what else it needs is not asked: that may take a second
 
 
 @pytest.hookimpl(trylast=True)

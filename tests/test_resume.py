@@ -371,8 +371,6 @@ for how, left in [(how, left) for how in ("in turn", "background") for left in (
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory):
     """What is said on a small tmpfs in a mount namespace of its own, with little or nothing left from step 7 on; one process for all."""
-    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode:
-        pytest.skip("no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py")
     root = tmp_path_factory.mktemp("small")
     disk = root / "disk"
     disk.mkdir()
@@ -382,6 +380,7 @@ def small_disk(tmp_path_factory):
                            sys.executable, "-c", ON_A_SMALL_DISK, disk, root], capture_output=True, text=True, env=env, timeout=300)
 
 
+@pytest.mark.namespaces
 @pytest.mark.parametrize("how", ["in turn", "background"])
 def test_a_disk_that_becomes_full(small_disk, how):
     print(small_disk.stdout, small_disk.stderr)

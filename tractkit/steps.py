@@ -24,7 +24,7 @@ from .session import Step, check_plan, weighted_mean
 from .shorthand import COMPLETED, complete_back, complete_run, complete_train, complete_validate
 from .snags import TrainerSnags
 
-# %% ../nbs/34_steps.ipynb #5bd0922f
+# %% ../nbs/34_steps.ipynb #3c6190af
 class TrainerSteps(TrainerSnags):
     """What is done with a batch, and in an epoch."""
 
@@ -49,8 +49,7 @@ class TrainerSteps(TrainerSnags):
 
     def compute_batch_loss(self, batch: Any) -> tuple[torch.Tensor, int]:
         """The mean loss of a batch, and how many points (pixels, rows) it is the mean of."""
-        # Not abstract: a child that replaces `run_one_batch`, as the founding text's does, needs none.
-        raise NotImplementedError(f"{type(self).__name__} needs compute_batch_loss(batch) -> (mean loss, n), or a run_one_batch of its own")
+        raise NotImplementedError(f"{type(self).__name__} needs compute_batch_loss(batch) -> (mean loss, n), or a run_one_batch of its own")  # one with its own needs none
 
     @complete_run
     def run_one_batch(self, batch: Any = None) -> tuple[torch.Tensor, int]:

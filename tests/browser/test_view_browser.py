@@ -187,9 +187,8 @@ def test_linked_views_turn_together(page, lab, kernel):
 
 
 @pytest.mark.full
+@pytest.mark.webgl
 def test_niivue_draws_the_same_in_the_browser(page, lab):
-    if not page.evaluate("() => !!document.createElement('canvas').getContext('webgl2')"):
-        pytest.skip("no WebGL 2 in this browser: tests/test_niivue.py asks the traits only")
     lab.run_cell(page, 4)
     drawn = page.locator(".jp-OutputArea-output canvas").last
 

@@ -24,7 +24,7 @@ from ..markup import html_card, html_fold, html_table
 from .directions import Targets, point_directions
 from ..volume import Neighborhood
 
-# %% ../../nbs/22_models.base.ipynb #ebd843e9
+# %% ../../nbs/22_models.base.ipynb #67b5dd7d
 class TractographyModel(nn.Module):
     """Base of models that predict directions. A child gives `forward` and `compute_loss` to be trained, `init_state` and `step`
     to track. None is abstract: a model may do one of the two only.
@@ -60,7 +60,7 @@ class TractographyModel(nn.Module):
 
     def compute_loss(self, outputs: torch.Tensor, targets: Targets, average_results: bool = True) -> tuple[torch.Tensor, int]:
         """The mean loss, and the number of points it is the mean of."""
-        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no compute_loss(outputs, targets)")  # as above
+        raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no compute_loss(outputs, targets)")  # one that only tracks needs none
 
     def targets(self, batch: Any) -> Targets:
         """The direction at each point of a `StreamlineBatch`; undirected at first points that nothing came before."""
