@@ -7,7 +7,7 @@ from unittest.mock import patch
 import nibabel as nib
 import numpy as np
 import pytest
-from test_plots import AFFINES, LIT, SHAPE
+from helpers_scene import AFFINES, LIT, SHAPE
 from test_viewer import grouped, lit_mask, one_fodf
 
 from tractkit.coloring import palette

@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+from helpers_scene import AFFINES, PLANES, SHAPE, turned, voxel_and_line, wavy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,30 +32,6 @@ from tractkit.streamlines import Streamlines
 from tractkit.tractogram import Tractogram
 from tractkit.volume import Volume
 
-SHAPE = (30, 26, 20)
-LIT = np.array([22, 6, 13])  # far from every middle, so that any flip moves it
-
-
-def turned(angle: float, axis: int, sizes) -> np.ndarray:
-    c, s = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    i, j = [a for a in range(3) if a != axis]
-    rotation = np.eye(3)
-    rotation[i, i], rotation[i, j], rotation[j, i], rotation[j, j] = c, -s, s, c
-    affine = np.eye(4)
-    affine[:3, :3] = rotation @ np.diag(sizes)
-    affine[:3, 3] = [7, -11, 5] - affine[:3, :3] @ ((np.array(SHAPE) - 1) / 2)
-    return affine
-
-
-AFFINES = {
-    "RAS": turned(0, 2, (2, 2, 2)),
-    "LAS anisotropic": turned(0, 2, (-1.5, 2, 3)),
-    "rotated 25 about z, LPS": turned(25, 2, (-2, -2, 2.5)),
-    "rotated 35 about x": turned(35, 0, (2, 1.5, 2.5)),
-    "axes permuted": turned(0, 2, (2, 2, 2)) @ np.array([[0, 0, 1, 0], [1, 0, 0, 0], [0, -1, 0, 20], [0, 0, 0, 1.0]]),
-}
-PLANES = {"axial": (0, 1, 2), "coronal": (0, 2, 1), "sagittal": (1, 2, 0)}
-
 
 def to_plane(picture, mask: np.ndarray) -> np.ndarray:
     """The mm coordinates, in the first axes, of the marked pixels."""
@@ -73,15 +50,10 @@ def without_marks(mask: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("name", AFFINES)
 def test_a_lit_voxel_and_the_streamline_that_starts_in_it_meet_where_the_affine_says(name, plane):
-    affine = AFFINES[name]
-    data = np.zeros(SHAPE, np.float32)
-    data[tuple(LIT)] = 1
-    other = LIT + [0, 9, -6]
-    line = Tractogram(Streamlines.from_list([np.stack([LIT, other])]), affine, SHAPE)
-    there, end = apply_affine(affine, np.stack([LIT, other]).astype(float))
+    lit, line, there, end = voxel_and_line(AFFINES[name])
     across, up, normal = PLANES[plane]
-    box = world_box(Volume(data, affine)) + [[-20] * 3, [20] * 3]
-    picture = plot_streamlines(line, Volume(data, affine), plane, there[normal], colors="red", frame=box, width=500)
+    box = world_box(lit) + [[-20] * 3, [20] * 3]
+    picture = plot_streamlines(line, lit, plane, there[normal], colors="red", frame=box, width=500)
     rgb = picture.array()[..., :3].astype(int)
     red = to_plane(picture, without_marks(rgb[..., 0] - rgb[..., 1] > 90))
     blob = to_plane(picture, without_marks(rgb.min(-1) > 60))
@@ -121,12 +93,6 @@ def test_direction_colors_are_those_of_the_world(name):
     colors = direction_colors(t)
     assert colors.dtype == np.float32
     np.testing.assert_allclose(colors, np.concatenate([expected, [[0.5] * 3], expected[::-1]]), atol=1e-5)
-
-
-def wavy(n: int, shift: float = 0.0) -> Tractogram:
-    x = np.linspace(4, 25, 30)
-    lines = [np.stack([x, 8 + k % 9 + np.sin(x / 3), np.full_like(x, 8 + shift)], 1) for k in range(n)]
-    return Tractogram(Streamlines.from_list(lines), AFFINES["LAS anisotropic"], SHAPE)
 
 
 def ramp() -> Volume:

@@ -9,51 +9,31 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from fury import window
+from helpers_scene import AFFINES, PLANES, SHAPE, SIDE, cube_around, in_world, voxel_and_line, wavy
 from PIL import Image
-from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
 
 from tractkit.plots import world_box
 from tractkit.scene import NO_VULKAN, Still, _read_fewer_names, open_stage, snapshot, vulkan_available
-from tractkit.space import apply_affine
 from tractkit.streamlines import Streamlines
 from tractkit.things import Slices
 from tractkit.tractogram import Tractogram
 from tractkit.viewer import view
 from tractkit.volume import Volume
 
-SIDE = 300
-
-
-def in_world(mask: np.ndarray, box: np.ndarray, plane: str) -> np.ndarray:
-    """World coordinates, along the plane's axes, of marked pixels of a square picture that a cubic box fills."""
-    rows, columns = np.nonzero(mask)
-    mm = np.ptp(box, axis=0).max() * 1.07 / SIDE
-    return (np.column_stack([columns, SIDE - 1 - rows]) + 0.5 - SIDE / 2) * mm + box.mean(0)[list(PLANES[plane][:2])]
-
-
-def cube_around(box: np.ndarray) -> np.ndarray:
-    half = np.ptp(box, axis=0).max() / 2
-    return np.stack([box.mean(0) - half, box.mean(0) + half])
-
 
 @pytest.mark.vulkan
 @pytest.mark.parametrize("plane", PLANES)
 @pytest.mark.parametrize("name", AFFINES)
 def test_a_lit_voxel_and_the_streamline_that_starts_in_it_meet_where_the_affine_says(name, plane):
-    affine = AFFINES[name]
-    data = np.zeros(SHAPE, np.float32)
-    data[tuple(LIT)] = 1
-    other = LIT + [0, 9, -6]
-    line = Tractogram(Streamlines.from_list([np.stack([LIT, other])]), affine, SHAPE)
-    there, end = apply_affine(affine, np.stack([LIT, other]).astype(float))
+    lit, line, there, end = voxel_and_line(AFFINES[name])
     across, up, normal = PLANES[plane]
-    box = cube_around(world_box(Volume(data, affine)))
+    box = cube_around(world_box(lit))
     options = dict(view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE))
     pixel = np.ptp(box, axis=0)[0] / SIDE
-    rgb = snapshot(line, Slices(Volume(data, affine)), colors="red", **options).array[..., :3].astype(int)
+    rgb = snapshot(line, Slices(lit), colors="red", **options).array[..., :3].astype(int)
     red = in_world(rgb[..., 0] - rgb[..., 1] > 60, box, plane)
-    lit = snapshot(Slices(Volume(data, affine)), **options).array[..., :3].astype(int)
-    blob = in_world(lit.min(-1) > 60, box, plane)
+    grey = snapshot(Slices(lit), **options).array[..., :3].astype(int)
+    blob = in_world(grey.min(-1) > 60, box, plane)
     assert np.abs(blob.mean(0) - there[[across, up]]).max() < 2.5 * pixel
     for tip in (there, end):
         assert np.linalg.norm(red - tip[[across, up]], axis=1).min() < 2.5 * pixel

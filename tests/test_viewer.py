@@ -6,8 +6,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 from fury import window
-from test_plots import AFFINES, LIT, PLANES, SHAPE, wavy
-from test_scene import SIDE, cube_around, in_world
+from helpers_scene import AFFINES, LIT, PLANES, SHAPE, SIDE, cube_around, in_world, wavy
 
 from tractkit.actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
 from tractkit.coloring import Legend, color_streamlines, palette, paste_legends
