@@ -39,9 +39,9 @@ demo:
 
 lab:
 	@tools/setup.sh lab
-	@$(BIN)/jupyter trust nbs/9*.ipynb >/dev/null
+	@$(BIN)/jupyter trust nbs/tutorials/*.ipynb >/dev/null
 	@$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) \
-		$(firstword $(wildcard nbs/90_*.ipynb) nbs/index.ipynb)
+		$(firstword $(wildcard nbs/tutorials/90_*.ipynb) nbs/index.ipynb)
 
 test:
 	@tools/setup.sh test

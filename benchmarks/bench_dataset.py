@@ -21,15 +21,15 @@ import numpy as np
 
 from benchmarks.pairs import Ratio, compare
 from benchmarks.subjects import bench_hdf5
-from tractkit.dataset import MultiSubjectDataset
-from tractkit.streamlines import _take
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.spatial.streamlines import _take
 
 GROUP, BATCH = "streamlines", 1024
 
 PASS = """
 import sys
 import numpy as np
-from tractkit.dataset import MultiSubjectDataset
+from tractkit.data.dataset import MultiSubjectDataset
 
 def anonymous():
     with open("/proc/self/status") as f:

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.pairs import Ratio, compare
 from benchmarks.subjects import CONFIG, bench_hdf5, bench_subjects, splits_of
-from tractkit.hdf5 import create_hdf5
+from tractkit.hdf5.create import create_hdf5
 
 N_SUBJECTS = 4
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tractkit.demo import Demo, demo_settings, run_demo
-from tractkit.scoring import Scores
+from tractkit.demo.pipeline import Demo, demo_settings, run_demo
+from tractkit.evaluation.scoring import Scores
 
 TESTING = ("sub-15", "sub-16")
 MODEL, DIPY, SHUFFLED = "this model", "DIPY deterministic CSD", "this model, signal shuffled"

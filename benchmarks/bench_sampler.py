@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 
 from benchmarks.pairs import Ratio, compare
-from tractkit.keyed import fold, uniform
-from tractkit.sampler import BatchIDSampler
+from tractkit.core.rng import fold, uniform
+from tractkit.data.sampler import BatchIDSampler
 
 TOTAL = 1_000_000
 MODES = {"all subjects": {}, "runs of 256": {"nb_streamlines_per_chunk": 256}, "bucketed": {"bucket": True},

@@ -12,9 +12,9 @@ import trx.trx_file_memmap as tmm
 from dipy.tracking.streamlinespeed import compress_streamlines, length, set_number_of_points
 
 from benchmarks.pairs import Ratio, compare
-from tractkit.keyed import fold, normal, uniform
-from tractkit.streamlines import Streamlines, compress, resample_step, reverse, segment_directions, split
-from tractkit.tractogram import Tractogram
+from tractkit.core.rng import fold, normal, uniform
+from tractkit.spatial.streamlines import Streamlines, compress, resample_step, reverse, segment_directions, split
+from tractkit.spatial.tractogram import Tractogram
 
 NOTE = "1 thread"
 

@@ -10,13 +10,13 @@ import torch
 from dipy.tracking.distances import bundles_distances_mdf
 
 from benchmarks.pairs import Ratio, compare
-from tractkit.keyed import fold, normal, uniform
+from tractkit.core.rng import fold, normal, uniform
 from tractkit.models.learn2track import Learn2Track
-from tractkit.scoring import nearest_mdf
-from tractkit.streamlines import Streamlines, resample_nb_points
-from tractkit.tracking import Tracker, seeds_from_mask
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.evaluation.scoring import nearest_mdf
+from tractkit.spatial.streamlines import Streamlines, resample_nb_points
+from tractkit.tracking.tracker import Tracker, seeds_from_mask
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 SHAPE, FEATURES, SEEDS = (48, 48, 12), 45, 1000
 

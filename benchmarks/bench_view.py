@@ -22,7 +22,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for pa
 SETUP = """import gc, os, time
 import numpy as np
 import tractkit as tk
-from tractkit.keyed import fold, normal, uniform
+from tractkit.core.rng import fold, normal, uniform
 
 def made(n, points=60):
     ends = uniform(fold("ends", 1), np.arange(n * 6).reshape(n, 2, 3)) * [90, 110, 70] + 5
@@ -38,7 +38,7 @@ volume = tk.Volume((60 - np.linalg.norm((np.indices((100, 120, 80)).T - [50, 60,
 
 def redraw_rate(seconds):
     # the scene of the open view, drawn and read back offscreen
-    from tractkit.scene import Stage, open_stage
+    from tractkit.viz.fury_scene import Stage, open_stage
     manager = open_stage(Stage(v._composition), (640, 480), "offscreen", 1)
     manager.render(); manager.window.draw()
     began, n = time.perf_counter(), 0

@@ -12,8 +12,8 @@ import torch
 from scipy import ndimage
 
 from benchmarks.pairs import Ratio, compare
-from tractkit.keyed import fold, normal, uniform
-from tractkit.volume import Volume, neighborhood_vectors
+from tractkit.core.rng import fold, normal, uniform
+from tractkit.spatial.volume import Volume, neighborhood_vectors
 
 SHAPE, FEATURES, POINTS = (96, 96, 60), 28, 210_000
 

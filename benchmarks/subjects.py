@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tractkit.files import cache_folder
-from tractkit.hdf5 import create_hdf5
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.core.files import cache_folder
+from tractkit.hdf5.create import create_hdf5
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 VERSION = 1  # of what is made; raise it when that changes
 SHAPE, NB_FEATURES = (96, 96, 60), 28

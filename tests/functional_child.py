@@ -8,14 +8,16 @@ import torch
 from helpers_children import fork_for_each_line
 from torch import nn
 
-from tractkit import checkpoint, files
-from tractkit.batch_draws import item_key, load_by_random_id, random_apply
-from tractkit.batch_flow import Iterator, Threads
-from tractkit.batch_iter import Infinite
-from tractkit.functional import TorchModel, train_model
-from tractkit.keyed import normal, uniform
+from tractkit.runs import checkpoint
+
+from tractkit.core import files
+from tractkit.functional.sources import item_key, load_by_random_id, random_apply
+from tractkit.functional.pipeline import Iterator, Threads
+from tractkit.functional.batch_iter import Infinite
+from tractkit.functional.torch_model import TorchModel, train_model
+from tractkit.core.rng import normal, uniform
 from tractkit.models.layers import KeyedDropout, PyramidPooling, initialize_weights
-from tractkit.policy import DecreasingOnPlateau, Exponential, Policy
+from tractkit.training.policy import DecreasingOnPlateau, Exponential, Policy
 
 BATCHES, EPOCHS = 6, 3
 

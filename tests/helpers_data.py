@@ -4,10 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tractkit.hdf5 import create_hdf5
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.hdf5.create import create_hdf5
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 SHAPE = (14, 11, 9)
 CONFIG = {

@@ -32,7 +32,7 @@ def sample_file(folder: Path) -> Path:
     import numpy as np
     from helpers_data import SHAPE, make_file
 
-    from tractkit.hdf5 import group_checksum, hdf5_fingerprint
+    from tractkit.hdf5.create import group_checksum, hdf5_fingerprint
 
     path, _ = make_file(folder, n=6, points=(2, 9))
     rng = np.random.default_rng(0)
@@ -399,7 +399,7 @@ def rezip(raw: bytes, name: str, change: Callable[[bytes], bytes]) -> bytes:
 
 def attempt(work: Callable[[], str]) -> dict:
     """What came of it: a digest, an error of the package, or another error, which is a fault."""
-    from tractkit.files import DataError
+    from tractkit.core.files import DataError
 
     try:
         return {"end": "ok", "digest": work()}
@@ -411,9 +411,9 @@ def attempt(work: Callable[[], str]) -> dict:
 
 def use_dataset(path: str, lazy: bool) -> str:
     """Everything training does with a file, and a digest of what it got."""
-    from tractkit.dataset import MultiSubjectDataset
-    from tractkit.loader import BatchLoaderOneInput
-    from tractkit.sampler import BatchIDSampler
+    from tractkit.data.dataset import MultiSubjectDataset
+    from tractkit.data.loader import BatchLoaderOneInput
+    from tractkit.data.sampler import BatchIDSampler
 
     digest = hashlib.blake2b(digest_size=8)
     dataset = MultiSubjectDataset(path, lazy=lazy).load_data()
@@ -442,8 +442,8 @@ def use_dataset(path: str, lazy: bool) -> str:
 
 
 def use_tools(path: str) -> dict:
-    from tractkit.hdf5_check import validate_hdf5
-    from tractkit.hdf5_tools import describe_hdf5, extract_hdf5
+    from tractkit.hdf5.validate import validate_hdf5
+    from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
 
     def extract() -> str:
         with tempfile.TemporaryDirectory() as out:
@@ -464,7 +464,7 @@ def use_tools(path: str) -> dict:
 def use_tractogram(path: str, reference: str) -> str:
     import numpy as np
 
-    from tractkit.tractogram import Tractogram
+    from tractkit.spatial.tractogram import Tractogram
 
     t = Tractogram.load(path, reference if path.endswith(".tck") else None)
     t.inside(), t[:2], t.lengths_mm, repr(t)
@@ -473,8 +473,8 @@ def use_tractogram(path: str, reference: str) -> str:
 
 def use_source(root: str) -> str:
     """A data file from a folder with one subject, `a`, whose tractogram may be damaged."""
-    from tractkit.hdf5 import create_hdf5
-    from tractkit.hdf5_check import validate_hdf5
+    from tractkit.hdf5.create import create_hdf5
+    from tractkit.hdf5.validate import validate_hdf5
 
     config = {"input": {"type": "volume", "files": ["xyz.nii.gz"], "standardization": "none"}, "streamlines": {"type": "streamlines", "files": ["lines.*"]}}
     with tempfile.TemporaryDirectory() as out:

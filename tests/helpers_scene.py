@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from tractkit.space import apply_affine
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.spatial.space import apply_affine
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 SHAPE = (30, 26, 20)
 LIT = np.array([22, 6, 13])  # far from every middle, so that any flip moves it

@@ -7,13 +7,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from tractkit.dataset import MultiSubjectDataset
-from tractkit.keyed import fold, normal, permutation
-from tractkit.loader import BatchLoaderOneInput
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.core.rng import fold, normal, permutation
+from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.models.layers import KeyedDropout, initialize_weights
 from tractkit.models.learn2track import Learn2Track
-from tractkit.sampler import BatchIDSampler
-from tractkit.trainer import Trainer, TrainerOneInput
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.training.trainer import Trainer, TrainerOneInput
 
 
 class Points:

@@ -9,15 +9,15 @@ import torch
 from helpers_training import Fit, Points, fit, toy_model
 from torch import nn
 
-from tractkit.dataset import MultiSubjectDataset
-from tractkit.distributed import take_rank
-from tractkit.hooks import OnNonFinite
-from tractkit.loader import BatchLoaderOneInput
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.training.torchrun import take_rank
+from tractkit.training.callbacks import OnNonFinite
+from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.models.learn2track import Learn2Track
-from tractkit.policy import Policy
-from tractkit.ranks import Ranks
-from tractkit.sampler import BatchIDSampler
-from tractkit.trainer import TrainerOneInput
+from tractkit.training.policy import Policy
+from tractkit.training.ranks import Ranks
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.training.trainer import TrainerOneInput
 
 
 class FitSometimes(Fit):

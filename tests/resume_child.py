@@ -19,20 +19,24 @@ import torch
 from helpers_children import fork_for_each_line
 from torch import nn
 
-from tractkit import checkpoint, files, runlog
-from tractkit.batch_iter import BatchIter
-from tractkit.dataset import MultiSubjectDataset
-from tractkit.functional import TorchModel, train_model
-from tractkit.loader import BatchLoaderOneInput
+from tractkit.runs import checkpoint
+
+from tractkit.core import files
+
+from tractkit.runs import log as runlog
+from tractkit.functional.batch_iter import BatchIter
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.functional.torch_model import TorchModel, train_model
+from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.models import layers
-from tractkit.models.directions import Targets
+from tractkit.models.direction_getters import Targets
 from tractkit.models.learn2track import Learn2Track
-from tractkit.policy import DecreasingOnPlateau, Exponential
-from tractkit.sampler import BatchIDSampler
-from tractkit.state import TrainerState
-from tractkit.tracking import Tracker
-from tractkit.trainer import TrainerOneInput
-from tractkit.volume import Volume
+from tractkit.training.policy import DecreasingOnPlateau, Exponential
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.training.state import TrainerState
+from tractkit.tracking.tracker import Tracker
+from tractkit.training.trainer import TrainerOneInput
+from tractkit.spatial.volume import Volume
 
 EPOCHS, BATCHES = 3, 6  # batches of each epoch
 POINTS = ["copy", "sync of the log", "serialise", "write", "written", "fsync", "fsynced", "rename", "renamed", "fsync of the folder", "rotate"]

@@ -1,4 +1,4 @@
-"""The house rules that no single room can check: who imports whom, and what library code must not touch."""
+"""The rules that no single module can check: who imports whom, and what library code must not touch."""
 
 import ast
 import importlib
@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 import tractkit
-from tools.export import BESIDE_NOTEBOOKS, MARK, generated_modules, public_names
+from tools.export import BESIDE_NOTEBOOKS, MARK, PACKAGES, generated_modules, public_names
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "tractkit"
@@ -26,13 +26,21 @@ MODULES = {module_name(path): path for path in generated_modules(ROOT)}
 
 
 def notebook_of(path: Path) -> str:
-    """The notebook a module was exported from: its place in the order of the rooms."""
+    """The notebook a module was exported from, such as `data/03_sampler`."""
     match = SOURCE.search(path.read_text(encoding="utf-8"))
     assert match, f"{path.name} does not name its notebook"
     return match.group(1)
 
 
-ROOMS = {name: notebook_of(path) for name, path in MODULES.items()}
+NOTEBOOKS = {name: notebook_of(path) for name, path in MODULES.items()}
+
+
+def place(notebook: str) -> tuple[int, str]:
+    """The place of a notebook in the order of packages, and of numbers within its package."""
+    package, _, name = notebook.partition("/")
+    return PACKAGES.index(package), name
+
+
 NAMES = {name: f"tractkit.{module}" for name, module in importlib.import_module("tractkit._names").NAMES.items()}
 
 
@@ -71,12 +79,14 @@ def dotted(node: ast.AST) -> str:
     return ""
 
 
-def room_of_import(name: str) -> str | None:
+def module_of_import(name: str) -> str | None:
     """The module of this package that importing `name` loads, or None if it is not of this package."""
     if not (name == "tractkit" or name.startswith("tractkit.")):
         return None
     known = [*MODULES, *(f"tractkit.{Path(p).stem}" for p in BESIDE_NOTEBOOKS)]
     matches = [m for m in known if name == m or name.startswith(m + ".")]
+    if not matches and name in {f"tractkit.{package}" for package in PACKAGES}:
+        return None  # a package by itself loads nothing but its docstring
     if matches:
         return max(matches, key=len)
     last = name.rsplit(".", 1)[-1]
@@ -87,10 +97,8 @@ def room_of_import(name: str) -> str | None:
 ALLOWED = {
     ("tractkit.models.layers", "torch.manual_seed"):
         "models of users may draw from torch's global generator: it is seeded for a step and restored after it",
-    ("tractkit.models.base", "tractkit._names.NAMES"):
-        "a checkpoint names its model's class; the package's list of names says which module registers it",
     ("tractkit.models.base", COMPUTED):
-        "that module is loaded, from the package's own list of models only",
+        "a checkpoint names its model's class; the module that registers it is loaded, from a list of our own models only",
 }
 used_allowances = set()
 
@@ -109,58 +117,59 @@ def not_allowed(module: str, wrong: list[str]) -> list[str]:
 # ---- the layer rule ------------------------------------------------------------------------------------------
 
 
-def upward_imports(tree: ast.AST, module: str, rooms: dict[str, str]) -> list[str]:
-    """The imports of a module that do not go to a lower room."""
+def upward_imports(tree: ast.AST, module: str, notebooks: dict[str, str]) -> list[str]:
+    """The imports of a module that go neither to an earlier package nor to a lower number of its own."""
     wrong = []
     for line, name in imported(tree, module):
-        target = room_of_import(name)
-        if target is None or target == "tractkit.models":
+        target = module_of_import(name)
+        if target is None:
             continue
-        if target not in rooms:
-            wrong.append(f"line {line}: {name} is the package itself, not a lower room; import from the room")
-        elif rooms[target] >= rooms[module]:
-            wrong.append(f"line {line}: {rooms[module]} imports {name} of {rooms[target]}")
+        if target not in notebooks:
+            wrong.append(f"line {line}: {name} is the package itself, not a module below; import from the module")
+        elif place(notebooks[target]) >= place(notebooks[module]):
+            wrong.append(f"line {line}: {notebooks[module]} imports {name} of {notebooks[target]}")
     return wrong
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_imports_only_from_lower_rooms(module):
+def test_imports_only_from_below(module):
     tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-    assert not_allowed(module, upward_imports(tree, module, ROOMS)) == []
+    assert not_allowed(module, upward_imports(tree, module, NOTEBOOKS)) == []
 
 
 @pytest.mark.parametrize("code", [
-    "from .zz_high import x", "from tractkit.zz_high import x", "import tractkit.zz_high", "from . import zz_high",
-    "def f():\n    from .zz_high import x", "from importlib import import_module\nimport_module('tractkit.zz_high')",
-    "import importlib\nimportlib.import_module('.zz_high', 'tractkit')", "import tractkit", "from tractkit import DataError",
+    "from .high import x", "from tractkit.data.high import x", "import tractkit.data.high", "from . import high",
+    "from ..viz.high import x", "from tractkit.viz import high", "import tractkit.viz.high",
+    "def f():\n    from .high import x", "from importlib import import_module\nimport_module('tractkit.data.high')",
+    "import importlib\nimportlib.import_module('.high', 'tractkit.data')", "import tractkit", "from tractkit import DataError",
     "from .me import x", "import_module(f'tractkit.{name}')",
 ])
 def test_an_upward_import_is_seen(code, monkeypatch):
-    rooms = {"tractkit.zz_high": "99_high", "tractkit.me": "05_me", "tractkit.files": "10_files"}
-    for name in rooms:
+    notebooks = {"tractkit.data.high": "data/99_high", "tractkit.data.me": "data/05_me", "tractkit.viz.high": "viz/00_high"}
+    for name in notebooks:
         monkeypatch.setitem(MODULES, name, ROOT / "none.py")
-    assert upward_imports(ast.parse(code), "tractkit.me", rooms)
+    assert upward_imports(ast.parse(code), "tractkit.data.me", notebooks)
 
 
 def test_a_downward_import_is_allowed():
-    rooms = {"tractkit.files": "00_files", "tractkit.models.me": "20_me"}
-    code = "from ..files import DataError\nfrom tractkit.files import DataError\nimport numpy.linalg"
-    assert upward_imports(ast.parse(code), "tractkit.models.me", rooms) == []
+    notebooks = {"tractkit.core.files": "core/00_files", "tractkit.models.me": "models/20_me"}
+    code = "from ..core.files import DataError\nfrom tractkit.core.files import DataError\nimport numpy.linalg\nfrom ..core import files"
+    assert upward_imports(ast.parse(code), "tractkit.models.me", notebooks) == []
 
 
-# ---- what a room may load, and what nobody may do ------------------------------------------------------------
+# ---- what a package may load, and what nobody may do ------------------------------------------------------------
 
-WIDGETS = ("08_", "50_", "51_")
-ONLY_IN = {  # package -> is it allowed in this room?
-    "torch": lambda room: int(room[:2]) >= 13,
-    "fury": lambda room: room.startswith("08_"),
-    "pygfx": lambda room: room.startswith("08_"),
-    "ipywidgets": lambda room: room.startswith(WIDGETS),
-    "jupyter_rfb": lambda room: room.startswith(WIDGETS),
-    "anywidget": lambda room: room.startswith(WIDGETS),
-    "fastcore": lambda room: False,
-    "nbdev": lambda room: False,
-    "torchvision": lambda room: False,
+WITH_TORCH = {"models", "data", "tracking", "evaluation", "runs", "training", "functional", "lab", "demo", "cli"}
+ONLY_IN: dict[str, set[str]] = {  # package -> the packages of ours that may import it
+    "torch": WITH_TORCH,
+    "fury": {"viz"},
+    "pygfx": {"viz"},
+    "ipywidgets": {"viz", "lab"},
+    "jupyter_rfb": {"viz", "lab"},
+    "anywidget": {"viz", "lab"},
+    "fastcore": set(),
+    "nbdev": set(),
+    "torchvision": set(),
 }
 
 # Draws from torch's global generator: each needs `generator=` (or a generator as `rng`), or `keyed`.
@@ -171,22 +180,22 @@ FORBIDDEN_CALLS = re.compile(
     r"|(nn|torch\.nn)\.(Dropout\w*)|(F|functional|nn\.functional|torch\.nn\.functional)\.dropout\w*")
 
 
-def broken_rules(tree: ast.AST, module: str, room: str) -> list[str]:
+def broken_rules(tree: ast.AST, module: str, notebook: str) -> list[str]:
     """Every rule of library code that a module breaks, with the line."""
     wrong = []
     for line, name in imported(tree, module):
         package = name.split(".")[0]
-        if package in ONLY_IN and not ONLY_IN[package](room):
-            wrong.append(f"line {line}: {room} must not import {package}")
+        if package in ONLY_IN and notebook.partition("/")[0] not in ONLY_IN[package]:
+            wrong.append(f"line {line}: {notebook} must not import {package}")
         if name.endswith(".*"):
             wrong.append(f"line {line}: star import of {name[:-2]}")
         if name == "random" or name.startswith(("random.", "numpy.random")):
-            wrong.append(f"line {line}: {name}: random numbers come from tractkit.keyed")
+            wrong.append(f"line {line}: {name}: random numbers come from tractkit.core.rng")
         if "pyplot" in name.split(".") or "pylab" in name.split("."):
             wrong.append(f"line {line}: {name}: use matplotlib.figure.Figure, pyplot is not for threads")
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute) and dotted(node) in {"np.random", "numpy.random"}:
-            wrong.append(f"line {node.lineno}: np.random: random numbers come from tractkit.keyed")
+            wrong.append(f"line {node.lineno}: np.random: random numbers come from tractkit.core.rng")
         if isinstance(node, ast.keyword) and node.arg == "parallel" and getattr(node.value, "value", None) is True:
             wrong.append(f"line {node.value.lineno}: parallel=True: numba's thread layers abort after fork")
         if isinstance(node, ast.Call):
@@ -200,14 +209,14 @@ def broken_rules(tree: ast.AST, module: str, room: str) -> list[str]:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_library_code_keeps_the_rules(module):
-    wrong = broken_rules(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, ROOMS[module])
+    wrong = broken_rules(ast.parse(MODULES[module].read_text(encoding="utf-8")), module, NOTEBOOKS[module])
     assert not_allowed(module, wrong) == []
 
 
 def test_every_allowance_is_needed():
     for module in {module for module, _ in ALLOWED}:
         tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-        not_allowed(module, upward_imports(tree, module, ROOMS) + broken_rules(tree, module, ROOMS[module]))
+        not_allowed(module, upward_imports(tree, module, NOTEBOOKS) + broken_rules(tree, module, NOTEBOOKS[module]))
     assert used_allowances == set(ALLOWED)
 
 
@@ -221,15 +230,15 @@ def test_every_allowance_is_needed():
     "layer = nn.Dropout(0.1)", "x = torch.rand_like(y)",
 ])
 def test_a_broken_rule_is_seen(code):
-    assert broken_rules(ast.parse(code), "tractkit.me", "10_me")
+    assert broken_rules(ast.parse(code), "tractkit.core.me", "core/10_me")
 
 
 @pytest.mark.parametrize("code", [
     "import torch", "x = torch.randn(3, generator=g)", "x.normal_(generator=g)", "from matplotlib.figure import Figure",
-    "@njit(nogil=True, cache=True)\ndef f(): pass", "from .keyed import normal, uniform", "x.bernoulli_(p, generator=g)",
+    "@njit(nogil=True, cache=True)\ndef f(): pass", "from ..core.rng import normal, uniform", "x.bernoulli_(p, generator=g)",
 ])
 def test_good_code_breaks_no_rule(code):
-    assert broken_rules(ast.parse(code), "tractkit.me", "20_me") == []
+    assert broken_rules(ast.parse(code), "tractkit.models.me", "models/20_me") == []
 
 
 def test_only_notebooks_make_modules():

@@ -179,7 +179,7 @@ def test_wheel_holds_the_whole_package(built):
     names = {n for n in zipfile.ZipFile(built["wheel"]).namelist() if ".dist-info/" not in n}
     assert names == package_files()
     assert {"tractkit/py.typed", "tractkit/__init__.pyi", "tractkit/models/__init__.py"} <= names
-    tutorials = {f"tractkit/tutorials/{p.name}" for p in (ROOT / "nbs").glob("9*.ipynb")}
+    tutorials = {f"tractkit/tutorials/{p.name}" for p in (ROOT / "nbs" / "tutorials").glob("*.ipynb")}
     assert {n for n in names if n.endswith(".ipynb")} == tutorials
 
 
@@ -192,7 +192,7 @@ def test_wheel_metadata_is_that_of_settings(built):
     assert "License-Expression: Apache-2.0" in metadata
     assert "Requires-Python: >=3.11" in metadata and "torchvision" not in metadata
     assert "Requires-Dist: fury<3,>=2.0" in metadata
-    assert "tractkit = tractkit.cli:main" in entry_points
+    assert "tractkit = tractkit.cli.commands:main" in entry_points
     assert any(n.endswith("licenses/LICENSE") for n in wheel.namelist())
 
 

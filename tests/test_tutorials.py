@@ -11,7 +11,7 @@ from tools import check_notebooks
 from tools.docs import build
 
 ROOT = Path(__file__).resolve().parent.parent
-TUTORIALS = sorted((ROOT / "nbs").glob("9*.ipynb"))
+TUTORIALS = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb"))
 PNG = re.compile(r"<img[^>]*src=\"data:image/png;base64,[A-Za-z0-9+/=\n]{1000,}\"")
 
 
@@ -85,8 +85,8 @@ def test_the_site_is_built_from_what_is_stored(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks the network gets no answer
     assert build.make_site(tmp_path / "source", tmp_path / "html") == 0
     pages = {p.relative_to(tmp_path / "html").as_posix() for p in (tmp_path / "html").rglob("*.html")}
-    assert {"index.html", "ARCHITECTURE.html", "api/viewer.html"} | {f"nbs/{p.stem}.html" for p in TUTORIALS} <= pages
+    assert {"index.html", "ARCHITECTURE.html", "api/viz.viewer.html"} | {f"nbs/tutorials/{p.stem}.html" for p in TUTORIALS} <= pages
     for path in TUTORIALS:
         stills = sum("image/png" in o.get("data", {}) for o in outputs_of(path))  # those in HTML stay where they are
-        page = (tmp_path / "html" / "nbs" / f"{path.stem}.html").read_text(encoding="utf-8")
-        assert len(re.findall(r'<img[^>]*src="\.\./_images/', page)) == stills, path.name
+        page = (tmp_path / "html" / "nbs" / "tutorials" / f"{path.stem}.html").read_text(encoding="utf-8")
+        assert len(re.findall(r'<img[^>]*src="\.\./\.\./_images/', page)) == stills, path.name

@@ -7,7 +7,7 @@ from pathlib import Path
 from helpers_children import fork_for_each_line
 from helpers_training import fit
 
-from tractkit.state import TrainerState
+from tractkit.training.state import TrainerState
 
 
 def work(job: dict) -> None:

@@ -169,8 +169,8 @@ def unfit_for_keeping(nb) -> list[str]:
     return problems
 
 
-def execute(nb, *, skip: set[str], warm: str | None = None) -> None:
-    """Run a notebook in place, in nbs/, in a new kernel of this very interpreter; cells with directives in `skip` are left.
+def execute(nb, folder_of_notebook: Path, *, skip: set[str], warm: str | None = None) -> None:
+    """Run a notebook in its folder, in a new kernel of this very interpreter; cells with directives in `skip` are left.
 
     `warm` is the socket of a server of kernels (tools/warm_kernel.py); without it the kernel is started cold."""
     from ipykernel.kernelspec import get_kernel_dict
@@ -194,7 +194,7 @@ def execute(nb, *, skip: set[str], warm: str | None = None) -> None:
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
         manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter(),
                                      connection_file=str(Path(folder) / "kernel.json"))
-        client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(ROOT / "nbs")}},
+        client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(folder_of_notebook)}},
                                 store_widget_state=False)
         try:
             client.execute(env=isolated_environment(folder), stdout=printed, stderr=printed)
@@ -242,7 +242,7 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
     stored = nbformat.read(path, as_version=4)
     now = copy.deepcopy(stored)
     try:
-        execute(now, skip=left_out(), warm=warm)
+        execute(now, path.parent, skip=left_out(), warm=warm)
     except (CellExecutionError, CellTimeoutError, DeadKernelError) as error:
         problems = [re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()[-2500:]]
         return problems, time.perf_counter() - began
@@ -264,7 +264,7 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
 
 def in_this_run(notebooks: list[Path]) -> list[Path]:
     """What is run if nothing is named: without FULL=1, of the tutorials only the first and the panel's."""
-    return [p for p in notebooks if os.environ.get("FULL") == "1" or not p.name.startswith("9") or p.name.startswith(IN_SHORT)]
+    return [p for p in notebooks if os.environ.get("FULL") == "1" or p.parent.name != "tutorials" or p.name.startswith(IN_SHORT)]
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -288,7 +288,7 @@ def check_run(notebooks: list[Path], store: bool = False) -> int:
             size = path.stat().st_size / 1000
             notes = [f"over {SLOW_NOTEBOOK} s"] if seconds > SLOW_NOTEBOOK else []
             notes += [f"{size:.0f} KB, over {LARGE_NOTEBOOK}"] if size > LARGE_NOTEBOOK else []
-            print(f"  {'FAIL' if problems else 'ok  '} {seconds:5.1f} s  {path.name}"
+            print(f"  {'FAIL' if problems else 'ok  '} {seconds:5.1f} s  {path.relative_to(ROOT / 'nbs') if path.is_relative_to(ROOT / 'nbs') else path.name}"
                   + (f"  (note: {'; '.join(notes)})" if notes else ""), flush=True)
             for problem in problems:
                 print(f"    {problem}", flush=True)
@@ -309,7 +309,7 @@ def main() -> int:
     parser.add_argument("--run", action="store_true", help="run the notebooks and compare their outputs")
     parser.add_argument("--store", action="store_true", help="run the notebooks and store their outputs")
     args = parser.parse_args()
-    notebooks = [p.resolve() for p in args.notebooks] or in_this_run(sorted((ROOT / "nbs").glob("*.ipynb")))
+    notebooks = [p.resolve() for p in args.notebooks] or in_this_run(sorted((ROOT / "nbs").rglob("*.ipynb")))
     if args.store:
         wrong = check_run(notebooks, store=True)
         exporting.export()

@@ -6,7 +6,8 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-NOT_SOURCES = {".git", ".venv", "__pycache__", "build", "dist", "results", "runs", "_docs"}
+NOT_SOURCES = {".git", "__pycache__", "build", "dist", "_docs"}
+GENERATED = {".venv", "results", "runs"}  # at the root; `tractkit/runs` and `nbs/runs` are sources
 
 
 def source_files(root: Path = ROOT) -> list[str]:
@@ -19,7 +20,8 @@ def source_files(root: Path = ROOT) -> list[str]:
         return sorted({name for name in listing.stdout.split("\0") if name and (root / name).is_file()})
     found = []
     for folder, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if f not in NOT_SOURCES and not f.endswith((".egg-info", "_cache"))]
+        left_out = NOT_SOURCES | (GENERATED if Path(folder) == root else set())
+        folders[:] = [f for f in folders if f not in left_out and not f.endswith((".egg-info", "_cache"))]
         found += [(Path(folder) / f).relative_to(root).as_posix() for f in files]
     return sorted(found)
 

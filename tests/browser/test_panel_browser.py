@@ -15,7 +15,7 @@ FILLED = 400  # batches after which the curves have as many points as they will 
 CELLS = [f"""import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
 from tempfile import mkdtemp
 from test_panel import fit
-import tractkit.panel
+import tractkit.lab.panel
 trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
          "trainer",
          "import time; time.sleep(5); print('awake')",

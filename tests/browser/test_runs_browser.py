@@ -5,7 +5,7 @@ import json
 import pytest
 from lab import PICTURES
 
-from tractkit.runs import _Table
+from tractkit.lab.run_browser import _Table
 
 pytestmark = pytest.mark.browser
 

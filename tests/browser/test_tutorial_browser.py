@@ -14,7 +14,7 @@ from PIL import Image
 
 pytestmark = pytest.mark.browser
 
-NAME = "92_tutorial.panel.ipynb"
+NAME = "92_panel.ipynb"
 DEAD = re.compile("Error displaying widget|model not found|Loading widget")
 
 

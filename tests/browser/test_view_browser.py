@@ -11,15 +11,15 @@ import pytest
 from lab import PICTURES, Kernel, until
 from PIL import Image
 
-from tractkit.coloring import palette
+from tractkit.viz.colors import palette
 
 pytestmark = [pytest.mark.browser, pytest.mark.vulkan]
 
 CELLS = ["""import numpy as np
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.viewer import link_views, view
-from tractkit.volume import Volume
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.viz.viewer import link_views, view
+from tractkit.spatial.volume import Volume
 x = np.linspace(-1, 1, 30)
 lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1) for a in range(-8, 9, 2) for b in range(-6, 7, 2)]
 affine, n = np.diag([-2, 2, 3, 1.]), len(lines)

@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from nbformat.sign import NotebookNotary
 
-from tractkit import cli, demo
-from tractkit.cli import main
-from tractkit.phantom import sample_subjects
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.cli import commands as cli
+
+from tractkit.demo import pipeline as demo
+from tractkit.cli.commands import main
+from tractkit.dwi.phantom import sample_subjects
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
 NAMES = {"dwi": "dwi.nii.gz", "bvals": "bvals", "bvecs": "bvecs", "mask": "mask.nii.gz", "tractogram": "tractogram.trk"}
@@ -188,7 +190,7 @@ def test_epochs_are_a_positive_number(epochs, capsys, tmp_path):
 
 
 def test_help_and_version_are_quick_and_import_nothing_heavy():
-    code = ("import sys; from tractkit.cli import main; main(['--version']); main([]);"
+    code = ("import sys; from tractkit.cli.commands import main; main(['--version']); main([]);"
             "sys.exit(bool({'torch', 'fury', 'matplotlib', 'dipy', 'numba'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stdout.startswith("tractkit") and "demo" in done.stdout
@@ -287,7 +289,7 @@ def test_hdf5_what_is_left_out_is_said(data, say, tmp_path):
 
 
 def test_hdf5_add(monkeypatch, say, tmp_path):
-    import tractkit.hdf5 as room
+    import tractkit.hdf5.create as room
 
     monkeypatch.setattr(room, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
     assert say("add", "x.hdf5", "root", "sub-7", "testing", "--no-progress") == (0, "x.hdf5 root sub-7 testing False\n", [])
@@ -346,9 +348,9 @@ def test_hdf5_every_keyword_has_an_option_with_help(command):
     import inspect
     import re
 
-    import tractkit.hdf5 as room
-    from tractkit.cli import parser
-    from tractkit.hdf5_tools import extract_hdf5
+    import tractkit.hdf5.create as room
+    from tractkit.cli.commands import parser
+    from tractkit.hdf5.describe import extract_hdf5
 
     function = {"create": room.create_hdf5, "add": room.add_subject, "extract": extract_hdf5}[command]
     commands = parser("hdf5")._subparsers._group_actions[0].choices["hdf5"]._subparsers._group_actions[0].choices
@@ -376,7 +378,7 @@ def test_hdf5_speaks_of_options_and_takes_underscores(data, say, tmp_path):
 
 
 def test_hdf5_help_is_quick_to_find(capsys):
-    code = ("import sys; from tractkit.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code = ("import sys; from tractkit.cli.commands import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
             "sys.exit(bool({'torch', 'h5py', 'matplotlib', 'dipy', 'numba'} & set(sys.modules)))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and "hdf5" in done.stdout
@@ -394,7 +396,7 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
 
     source = "import sys; print('hello', file=sys.stderr)" if good else "raise ValueError('a real error')"
     cells = [nbformat.v4.new_code_cell(text) for text in ("#| hide\nset_up = 1", f"#| varies\n{source}")]
-    (tmp_path / "90_tutorial.phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
+    (tmp_path / "90_phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     monkeypatch.setattr(demo.resources, "files", lambda name: tmp_path)
     run = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(own=False))
     if good:

@@ -14,13 +14,13 @@ import yaml
 from helpers_data import make_file
 from helpers_training import fit, log_without_time, same_states
 
-from tractkit.cli import main
-from tractkit.config import build_trainer, check_run_config, read_run_config
-from tractkit.files import DataError
-from tractkit.hooks import Callback, OnNonFinite
-from tractkit.policy import DecreasingOnPlateau, Exponential, LossStop, Patience, Schedule, Switch
-from tractkit.runlog import RunLog
-from tractkit.state import TrainerState
+from tractkit.cli.commands import main
+from tractkit.training.config import build_trainer, check_run_config, read_run_config
+from tractkit.core.files import DataError
+from tractkit.training.callbacks import Callback, OnNonFinite
+from tractkit.training.policy import DecreasingOnPlateau, Exponential, LossStop, Patience, Schedule, Switch
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_what_a_file_cannot_hold_is_said_there_and_when_read(tmp_path):
 MINE = """
 from tractkit.models.base import register_model
 from tractkit.models.learn2track import Learn2Track
-from tractkit.trainer import TrainerOneInput
+from tractkit.training.trainer import TrainerOneInput
 
 @register_model
 class MyTrack(Learn2Track):

@@ -11,20 +11,20 @@ import torch
 from helpers_training import fit
 from torch import nn
 
-from tractkit.batch import StreamlineBatch
-from tractkit.contents import MRIData, SFTData
-from tractkit.dataset import MultiSubjectDataset, MultisubjectSubset, SubjectData
-from tractkit.keyed import uniform
-from tractkit.loader import BatchLoaderOneInput
-from tractkit.markup import Html, html_card, html_table, svg_bars
+from tractkit.data.batch import StreamlineBatch
+from tractkit.data.subject import MRIData, SFTData
+from tractkit.data.dataset import MultiSubjectDataset, MultisubjectSubset, SubjectData
+from tractkit.core.rng import uniform
+from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.core.html import Html, html_card, html_table, svg_bars
 from tractkit.models.base import TractographyModel, model_card
 from tractkit.models.learn2track import Learn2Track
-from tractkit.runlog import RunLog
-from tractkit.sampler import BatchIDSampler
-from tractkit.scoring import TextTable
-from tractkit.state import TrainerState
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
+from tractkit.runs.log import RunLog
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.evaluation.scoring import TextTable
+from tractkit.training.state import TrainerState
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
 
 NAME = "<b>x</b>"
 
@@ -152,7 +152,7 @@ def test_a_sampler_shows_the_epoch_as_it_is_cut(monkeypatch):
     assert not sampler._plans and not sampler._said  # looking leaves no trace
     bucketed = BatchIDSampler(data, "streamlines", 25, 40, bucket=True)._repr_html_()
     assert max(map(int, re.findall(r">(\d+)%<", bucketed))) < max(map(int, re.findall(r">(\d+)%<", page)))
-    monkeypatch.setattr("tractkit.sampler._MOST", 10)
+    monkeypatch.setattr("tractkit.data.sampler._MOST", 10)
     assert "not cut yet" in sampler._repr_html_()
     data._subsets = None
     assert "cannot be cut" in sampler._repr_html_()

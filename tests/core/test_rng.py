@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from tractkit import keyed
-from tractkit.keyed import fold, fold_ids, normal, permutation, random_bits, torch_seed, uniform
+from tractkit.core import rng as keyed
+from tractkit.core.rng import fold, fold_ids, normal, permutation, random_bits, torch_seed, uniform
 
 KNOWN = {
     "key": 2267202552174987731,
@@ -147,7 +147,7 @@ def test_every_permutation_is_equally_likely():
 
 
 def test_same_in_another_process_and_without_torch():
-    code = ("import sys; from tractkit.keyed import fold, normal; import numpy as np;"
+    code = ("import sys; from tractkit.core.rng import fold, normal; import numpy as np;"
             "print(fold(1, 'sub-01'), normal(fold(1, 'sub-01'), np.arange(3)).tobytes().hex(), 'torch' in sys.modules)")
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     key = fold(1, "sub-01")

@@ -16,12 +16,12 @@ import pytest
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 from helpers_loading import Collate, loaded_beside
 
-from tractkit.dataset import ByteCache, MultiSubjectDataset
-from tractkit.files import DataError
-from tractkit.hdf5 import add_subject, create_hdf5
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.data.dataset import ByteCache, MultiSubjectDataset
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import add_subject, create_hdf5
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -553,7 +553,7 @@ MANY_FILES = """
 import resource, sys
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 import numpy as np
-from tractkit.dataset import MultiSubjectDataset
+from tractkit.data.dataset import MultiSubjectDataset
 from torch.utils.data import DataLoader
 
 dataset = MultiSubjectDataset(sys.argv[1], lazy=True, cache_size=2).load_data()
@@ -611,7 +611,7 @@ def test_dataloader_workers_beside_a_reading_thread(rich, method, workers):
 EPOCH = """
 import os, sys
 import numpy as np
-from tractkit.dataset import MultiSubjectDataset
+from tractkit.data.dataset import MultiSubjectDataset
 
 def anonymous():
     with open("/proc/self/status") as f:

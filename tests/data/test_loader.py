@@ -12,22 +12,22 @@ import torch
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 from torch.utils.data import DataLoader
 
-from tractkit.augment import MIN_PART
-from tractkit.dataset import MultiSubjectDataset
-from tractkit.feeding import Feeder
-from tractkit.files import DataError
-from tractkit.hdf5 import create_hdf5
-from tractkit.inputs import GroupInputs, sample_nearest, sample_trilinear
-from tractkit.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
+from tractkit.data.augment import MIN_PART
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.data.prefetch import Feeder
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import create_hdf5
+from tractkit.data.interpolation import GroupInputs, sample_nearest, sample_trilinear
+from tractkit.data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from tractkit.models.base import build_model, load_model, save_model
 from tractkit.models.learn2track import Learn2Track
-from tractkit.sampler import BatchIDSampler
-from tractkit.space import voxel_sizes
-from tractkit.streamlines import Streamlines, resample_step
-from tractkit.tracking import Tracker, _Ground
-from tractkit.tractogram import Tractogram
-from tractkit.trainer import TrainerOneInput
-from tractkit.volume import Neighborhood, Volume
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.spatial.space import voxel_sizes
+from tractkit.spatial.streamlines import Streamlines, resample_step
+from tractkit.tracking.tracker import Tracker, _Ground
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.training.trainer import TrainerOneInput
+from tractkit.spatial.volume import Neighborhood, Volume
 
 
 def on_tensors():
@@ -506,7 +506,7 @@ def test_tensors_equal_the_kernel_with_neighborhoods(how, function, outside, sha
         assert expected.shape == (400, around.nb_points * shape[3])
         args = torch.from_numpy(volume.data), torch.from_numpy(points), outside, torch.from_numpy(vectors)
         assert np.allclose(function(*args), expected, atol=1e-5)
-        with mock.patch.dict("tractkit.inputs._SLICE", {"cpu": 37}):
+        with mock.patch.dict("tractkit.data.interpolation._SLICE", {"cpu": 37}):
             assert np.allclose(function(*args), expected, atol=1e-5)
     with pytest.raises(ValueError, match="outside is 'wrap'"):
         function(*args[:2], "wrap")

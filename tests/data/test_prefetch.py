@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from tractkit.feeding import Feeder
+from tractkit.data.prefetch import Feeder
 
 
 class CountingPlan:

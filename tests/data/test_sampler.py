@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tractkit.files import DataError
-from tractkit.plan import BatchIds, Plan, cut_batches
-from tractkit.sampler import BatchIDSampler
+from tractkit.core.files import DataError
+from tractkit.data.plan import BatchIds, Plan, cut_batches
+from tractkit.data.sampler import BatchIDSampler
 
 
 def toy(counts, seed=0, longest=120):

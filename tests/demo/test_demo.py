@@ -18,15 +18,15 @@ import pytest
 from dipy.reconst.dti import TensorModel
 from safetensors.numpy import load_file
 
-from tractkit import demo as room
-from tractkit.cli import main
-from tractkit.demo import Demo, SubjectFiles, demo_settings, open_demo
-from tractkit.dwi import load_dwi
-from tractkit.phantom import sample_subjects
-from tractkit.runlog import RunLog
-from tractkit.streamlines import segment_directions
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.demo import pipeline as room
+from tractkit.cli.commands import main
+from tractkit.demo.pipeline import Demo, SubjectFiles, demo_settings, open_demo
+from tractkit.dwi.prepare import load_dwi
+from tractkit.dwi.phantom import sample_subjects
+from tractkit.runs.log import RunLog
+from tractkit.spatial.streamlines import segment_directions
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
 EPOCHS = 2

@@ -5,7 +5,7 @@ TRACTKIT_SEEDS=0,1,2 tries several trainings; one is what the time of a full run
 import pytest
 
 from benchmarks.bench_phantom import CONTROL, MODEL, TESTING, Outcome, as_table, chosen_seeds, outcomes, train
-from tractkit.scoring import BundleScores, Scores
+from tractkit.evaluation.scoring import BundleScores, Scores
 
 pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
 

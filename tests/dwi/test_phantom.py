@@ -13,9 +13,9 @@ import pytest
 from dipy.sims.voxel import multi_tensor
 from scipy.ndimage import binary_dilation
 
-from tractkit import phantom as room
-from tractkit.files import DataError
-from tractkit.phantom import (
+from tractkit.dwi import phantom as room
+from tractkit.core.files import DataError
+from tractkit.dwi.phantom import (
     BUNDLES,
     LAYOUTS,
     Layout,
@@ -24,9 +24,9 @@ from tractkit.phantom import (
     sample_subjects,
     simulate_subject,
 )
-from tractkit.scoring import GroundTruth, score_tractogram
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.evaluation.scoring import GroundTruth, score_tractogram
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 STANDARD = PhantomSettings()
 
@@ -302,7 +302,7 @@ def test_processes_make_the_same(root, tmp_path):
 
 @pytest.mark.full
 def test_a_kill_leaves_whole_subjects(root, tmp_path):
-    code = f"from tractkit.phantom import make_phantom; print(1, flush=True); make_phantom({str(tmp_path)!r}, 2, progress=False)"
+    code = f"from tractkit.dwi.phantom import make_phantom; print(1, flush=True); make_phantom({str(tmp_path)!r}, 2, progress=False)"
     for wait in (0.5, 1.0, 1.5, 2.0):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as p:
             p.stdout.readline()
@@ -316,7 +316,7 @@ def test_a_kill_leaves_whole_subjects(root, tmp_path):
 
 @pytest.mark.full
 def test_two_processes_at_once(root, tmp_path):
-    code = "from tractkit.phantom import sample_subjects; print(sample_subjects(2, progress=False))"
+    code = "from tractkit.dwi.phantom import sample_subjects; print(sample_subjects(2, progress=False))"
     env = os.environ | {"TRACTKIT_CACHE": str(tmp_path)}
     both = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     places = {p.communicate()[0].strip() for p in both}

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
-from tractkit.dwi import (
+from tractkit.dwi.prepare import (
     DWI,
     Response,
     ShInfo,
@@ -34,10 +34,10 @@ from tractkit.dwi import (
     save_sh,
     select_shell,
 )
-from tractkit.files import DataError
-from tractkit.streamlines import resample_step
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.core.files import DataError
+from tractkit.spatial.streamlines import resample_step
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")
 FIBRE, TISSUE = (1.7e-3, 0.3e-3, 0.3e-3), (0.8e-3,) * 3

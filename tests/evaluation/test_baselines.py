@@ -6,7 +6,7 @@ import torch
 from dipy.data import default_sphere
 from dipy.reconst.shm import sf_to_sh
 
-from tractkit.baselines import (
+from tractkit.evaluation.baselines import (
     DipySettings,
     _shared_limit,
     choose_dipy_settings,
@@ -14,18 +14,18 @@ from tractkit.baselines import (
     track_dipy,
     track_oracle,
 )
-from tractkit.dataset import MultiSubjectDataset
-from tractkit.files import DataError
-from tractkit.hdf5 import create_hdf5
-from tractkit.keyed import fold, normal
-from tractkit.loader import StreamlinesBatchLoader
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import create_hdf5
+from tractkit.core.rng import fold, normal
+from tractkit.data.loader import StreamlinesBatchLoader
 from tractkit.models.learn2track import Learn2Track
-from tractkit.sampler import BatchIDSampler
-from tractkit.scoring import GroundTruth, score_tractogram
-from tractkit.streamlines import Streamlines
-from tractkit.tracking import Tracker, seeds_from_mask
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.evaluation.scoring import GroundTruth, score_tractogram
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.tracking.tracker import Tracker, seeds_from_mask
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 SHAPE = (22, 9, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")

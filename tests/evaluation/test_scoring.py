@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import binary_dilation
 
-from tractkit.files import DataError
-from tractkit.keyed import fold, uniform
-from tractkit.scoring import (
+from tractkit.core.files import DataError
+from tractkit.core.rng import fold, uniform
+from tractkit.evaluation.scoring import (
     GroundTruth,
     Scores,
     TextTable,
@@ -24,9 +24,9 @@ from tractkit.scoring import (
     score_table,
     score_tractogram,
 )
-from tractkit.streamlines import Streamlines, resample_step
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.spatial.streamlines import Streamlines, resample_step
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 SHAPE = (18, 14, 6)
 SKEWED = np.array([[0, -1.5, 0, 4], [2, 0, 0, -9], [0, 0, 3, 1], [0, 0, 0, 1.0]])
@@ -129,7 +129,7 @@ def test_chunks_change_nothing(monkeypatch):
     truth = make_truth()
     t = random_tractogram(1, 60, truth)
     whole, density = score_tractogram(t, truth).to_dict(), density_map(t).data
-    monkeypatch.setattr("tractkit.scoring._CHUNK", 7)
+    monkeypatch.setattr("tractkit.evaluation.scoring._CHUNK", 7)
     assert score_tractogram(t, truth).to_dict() == whole
     np.testing.assert_array_equal(density_map(t).data, density)
 

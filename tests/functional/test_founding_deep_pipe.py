@@ -8,10 +8,10 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tractkit.functional import Infinite, TorchModel, load_by_random_id, train_model
+from tractkit.functional.torch_model import Infinite, TorchModel, load_by_random_id, train_model
 from tractkit.models import layers
-from tractkit.policy import EarlyStopping, Exponential, Policy
-from tractkit.runlog import RunLog
+from tractkit.training.policy import EarlyStopping, Exponential, Policy
+from tractkit.runs.log import RunLog
 
 
 class Digits:

@@ -21,7 +21,7 @@ from helpers_children import kill_after
 from helpers_training import log_without_time, same_states
 from torch import nn
 
-from tractkit.batch_draws import (
+from tractkit.functional.sources import (
     Source,
     apply_at,
     item_key,
@@ -33,7 +33,7 @@ from tractkit.batch_draws import (
     unpack_args,
     zip_apply,
 )
-from tractkit.batch_flow import (
+from tractkit.functional.pipeline import (
     ExpirationPool,
     Iterator,
     Loky,
@@ -42,8 +42,8 @@ from tractkit.batch_flow import (
     combine_pad,
     combine_to_arrays,
 )
-from tractkit.batch_iter import Infinite, as_batch_iter
-from tractkit.functional import (
+from tractkit.functional.batch_iter import Infinite, as_batch_iter
+from tractkit.functional.torch_model import (
     ConsoleLogger,
     ModelTrainer,
     TorchModel,
@@ -52,12 +52,12 @@ from tractkit.functional import (
     train_model,
     train_step,
 )
-from tractkit.hooks import OnNonFinite
-from tractkit.keyed import uniform
+from tractkit.training.callbacks import OnNonFinite
+from tractkit.core.rng import uniform
 from tractkit.models.layers import KeyedDropout, initialize_weights
-from tractkit.policy import TQDM, EarlyStopping, Exponential, LoggerPolicy, Policy, TimeProfiler
-from tractkit.runlog import RunLog
-from tractkit.state import TrainerState
+from tractkit.training.policy import TQDM, EarlyStopping, Exponential, LoggerPolicy, Policy, TimeProfiler
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
 
 # ---- killed and gone on with ---------------------------------------------------------------------------------
 
@@ -65,7 +65,7 @@ from tractkit.state import TrainerState
 class Children:
     def __init__(self, root: Path):
         self.root = root
-        here = Path(__file__).parent
+        here = Path(__file__).parent.parent
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
         self.process = subprocess.Popen([sys.executable, str(here / "functional_child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                         text=True, env=env, cwd=root)

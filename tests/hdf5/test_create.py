@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 
-import tractkit.hdf5 as module
-from tractkit.files import DataError
-from tractkit.hdf5 import (
+import tractkit.hdf5.create as module
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import (
     add_subject,
     create_hdf5,
     group_checksum,
@@ -27,10 +27,10 @@ from tractkit.hdf5 import (
     open_hdf5,
     part_ids,
 )
-from tractkit.sources import SplitEntry
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.hdf5.sources import SplitEntry
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 
 @pytest.fixture(scope="module")
@@ -197,8 +197,8 @@ def test_folders_given_as_files(tmp_path):
 
 FULL_DISK = """
 import resource, sys, warnings
-from tractkit.files import DataError
-from tractkit.hdf5 import add_subject, create_hdf5
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import add_subject, create_hdf5
 from helpers_data import CONFIG
 if __name__ == "__main__":
     how, root = sys.argv[1], sys.argv[2]
@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, how):
         Volume(np.random.default_rng(0).random((40, 40, 40), np.float32), t.affine).save(tmp_path / name / "xyz.nii.gz")
     (tmp_path / "full.py").write_text(FULL_DISK)
     before = snapshot(tmp_path)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, tmp_path / "full.py", how, tmp_path], capture_output=True, text=True, env=env, timeout=120)
     assert re.fullmatch(r"/.*: cannot be written \([Ff]ile too large\)\. Check the space.*\n", done.stdout), done
     left = snapshot(tmp_path)
@@ -460,14 +460,14 @@ def test_add_subject(tmp_path, monkeypatch):
                 raise KeyboardInterrupt
             return replaced(*args)
 
-        monkeypatch.setattr("tractkit.files.os.replace", stop)
+        monkeypatch.setattr("tractkit.core.files.os.replace", stop)
         with pytest.raises(KeyboardInterrupt):
             add_subject(path, tmp_path, "c", "testing", progress=False)
         after = snapshot(tmp_path)
         assert before.items() <= after.items() and after.keys() - before.keys() <= {tmp_path / "x_subjects/c.hdf5"}
         with open_hdf5(path) as h5:
             assert list(h5) == ["a", "b"]
-    monkeypatch.setattr("tractkit.files.os.replace", replaced)
+    monkeypatch.setattr("tractkit.core.files.os.replace", replaced)
     add_subject(path, tmp_path, "c", "testing", progress=False)
     after = snapshot(tmp_path)
     assert {p for p in before if before[p] != after[p]} == {path}  # no other file is touched
@@ -552,7 +552,7 @@ def test_interrupt_with_children(tmp_path):
     script.write_text(f"""
 import sys, json
 from pathlib import Path
-from tractkit.hdf5 import create_hdf5
+from tractkit.hdf5.create import create_hdf5
 if __name__ == "__main__":
     root = Path({str(tmp_path)!r})
     print("go", flush=True)

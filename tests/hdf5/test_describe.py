@@ -13,12 +13,12 @@ import pytest
 from helpers_data import SHAPE, make_file
 from helpers_fuzz import HDF5_DAMAGE, sample_file
 
-import tractkit.hdf5_check as check
-from tractkit.files import DataError
-from tractkit.hdf5 import group_checksum
-from tractkit.hdf5_check import validate_hdf5
-from tractkit.hdf5_tools import describe_hdf5, extract_hdf5
-from tractkit.tractogram import Tractogram
+import tractkit.hdf5.validate as check
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import group_checksum
+from tractkit.hdf5.validate import validate_hdf5
+from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
+from tractkit.spatial.tractogram import Tractogram
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +141,7 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
             for i in range(x):
                 data[i] = np.full(data.shape[1:], i, np.float32)
             h5["sub-0/input"].attrs.update({"nb_features": 10, "tractkit_checksum": group_checksum(h5["sub-0/input"])})
-        code = (f"import resource; from tractkit.hdf5_check import validate_hdf5; r = validate_hdf5({str(path)!r}, progress=False);"
+        code = (f"import resource; from tractkit.hdf5.validate import validate_hdf5; r = validate_hdf5({str(path)!r}, progress=False);"
                 "assert r.ok, r; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
         peaks.append(int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout))
     assert peaks[1] - peaks[0] < 40, peaks  # MB
@@ -361,7 +361,7 @@ def test_extract_interrupted_leaves_whole_files(good, tmp_path, monkeypatch):
         path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tractkit.hdf5_tools._save_nifti", stop)
+    monkeypatch.setattr("tractkit.hdf5.describe._save_nifti", stop)
     with pytest.raises(KeyboardInterrupt):
         extract_hdf5(good, tmp_path / "out", progress=False)
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]

@@ -17,7 +17,7 @@ from helpers_fuzz import HDF5_DAMAGE, Server, blank, cut, flip, number, rezip, s
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from tractkit.tractogram import Tractogram
+from tractkit.spatial.tractogram import Tractogram
 
 FULL = os.environ.get("FULL") == "1"
 CASES = 500 if FULL else 50

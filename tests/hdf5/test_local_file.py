@@ -12,9 +12,9 @@ import h5py
 import numpy as np
 import pytest
 
-from tractkit.files import DataError
-from tractkit.storage import ByteCache, LocalFile, chunk_ranges, open_unlocked, place_of, reading
-from tractkit.storage_remote import RemoteFile, data_file
+from tractkit.core.files import DataError
+from tractkit.hdf5.local_file import ByteCache, LocalFile, chunk_ranges, open_unlocked, place_of, reading
+from tractkit.hdf5.remote_file import RemoteFile, data_file
 
 N = 5000
 
@@ -183,7 +183,7 @@ def test_truncation_kills_no_process(made):
     """A mapped file would: the signal is SIGBUS. In a child, so that this would be a failure and not the end."""
     code = f"""
 import numpy as np, os
-from tractkit.storage import LocalFile, place_of
+from tractkit.hdf5.local_file import LocalFile, place_of
 file = LocalFile({str(made[0])!r})
 place = file.ask(lambda h5: place_of(h5["rows"]))
 file.rows(place, np.array([0]), np.array([10]))
@@ -198,7 +198,7 @@ except ValueError as e: print(type(e).__name__)
 # ---- locks and handles ----------------------------------------------------------------------------------------
 
 READ_LOCKED = """
-from tractkit.storage import LocalFile
+from tractkit.hdf5.local_file import LocalFile
 try: print(LocalFile({path!r}).ask(lambda h5: list(h5)))
 except ValueError as e: print(e)
 """
@@ -378,9 +378,9 @@ def test_requests_are_few(remote):
 
 
 def test_large_reads_hold_few_blocks(remote, monkeypatch):
-    import tractkit.storage_remote
+    import tractkit.hdf5.remote_file
 
-    monkeypatch.setattr(tractkit.storage_remote, "_AT_ONCE", 8)
+    monkeypatch.setattr(tractkit.hdf5.remote_file, "_AT_ONCE", 8)
     file = data_file(remote[0], block_size=512, cache_bytes=4096)
     place = file.ask(lambda h5: place_of(h5["rows"]))
     counting = Counting(file)

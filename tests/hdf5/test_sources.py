@@ -9,8 +9,8 @@ import pytest
 import yaml
 from helpers_data import CONFIG, SHAPE, make_subject, random_affine, random_lines
 
-from tractkit.files import DataError
-from tractkit.sources import (
+from tractkit.core.files import DataError
+from tractkit.hdf5.sources import (
     find_sources,
     load_connectivity,
     load_streamlines_group,
@@ -19,8 +19,8 @@ from tractkit.sources import (
     read_splits,
     standardize,
 )
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 
 @pytest.mark.parametrize("mode", ["all", "independent", "per_file", "none"])

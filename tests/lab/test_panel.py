@@ -14,23 +14,23 @@ from helpers_data import make_file
 from helpers_training import SlowPoints, same_states, streamline_trainer
 from helpers_training import fit as far_fit
 
-from tractkit.facts import FolderRun, thinned
-from tractkit.files import DataError
-from tractkit.listing import find_runs
-from tractkit.panel import TrainerPanel, panel_of
-from tractkit.post import Post
-from tractkit.preview import Preview
-from tractkit.process import attach
-from tractkit.scoring import GroundTruth
-from tractkit.state import TrainerState
-from tractkit.volume import Volume
+from tractkit.lab.status_text import FolderRun, thinned
+from tractkit.core.files import DataError
+from tractkit.runs.listing import find_runs
+from tractkit.lab.panel import TrainerPanel, panel_of
+from tractkit.runs.mailbox import Post
+from tractkit.lab.preview import Preview
+from tractkit.training.process import attach
+from tractkit.evaluation.scoring import GroundTruth
+from tractkit.training.state import TrainerState
+from tractkit.spatial.volume import Volume
 
 # A trainer of a cubic: also the source of the notebooks below, which run in a kernel of their own.
 FIT = '''
 import numpy as np, torch
 from torch import nn
-from tractkit.keyed import fold, permutation
-from tractkit.trainer import Trainer
+from tractkit.core.rng import fold, permutation
+from tractkit.training.trainer import Trainer
 
 class Points:
     def __init__(self, pause=0.0): self.pause = pause
@@ -591,8 +591,8 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
 
 def test_a_plain_script_can_have_a_panel(tmp_path):
     code = FIT + f'''
-from tractkit.panel import TrainerPanel
-from tractkit.plots import save_figure
+from tractkit.lab.panel import TrainerPanel
+from tractkit.viz.plots import save_figure
 trainer = fit({str(tmp_path)!r})
 panel = TrainerPanel(trainer)
 panel.press("start"); trainer.wait()
@@ -610,8 +610,8 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
     import nbconvert
     import nbformat
 
-    cells = [FIT, f"import tractkit.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
-             "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.panel.panel_of(trainer), time.monotonic() + 30\n"
+    cells = [FIT, f"import tractkit.lab.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
+             "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), time.monotonic() + 30\n"
              "while 'finished' not in panel._still_of and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()

@@ -14,16 +14,19 @@ import numpy as np
 import pytest
 from helpers_training import FitBreaks, Points, fit
 
-from tractkit import listing, runs
-from tractkit.checkpoint import peek_checkpoint
-from tractkit.control import Status, folder_busy, folder_lock
-from tractkit.curves import read_run
-from tractkit.files import DataError
-from tractkit.listing import RunFacts, differing_settings, find_runs
-from tractkit.post import Post
-from tractkit.runs import RunBrowser
+from tractkit.runs import listing
 
-OTHER = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parent.parent)}, "text": True, "stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
+from tractkit.lab import run_browser as runs
+from tractkit.runs.checkpoint import peek_checkpoint
+from tractkit.runs.lock import folder_busy, folder_lock
+from tractkit.runs.status import Status
+from tractkit.runs.curves import read_run
+from tractkit.core.files import DataError
+from tractkit.runs.listing import RunFacts, differing_settings, find_runs
+from tractkit.runs.mailbox import Post
+from tractkit.lab.run_browser import RunBrowser
+
+OTHER = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, "text": True, "stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
 
 
 def train(folder, name, **options):
@@ -97,7 +100,7 @@ def test_a_run_at_work_in_this_kernel(folder):
     try:
         for _ in range(3):
             assert facts(folder, "mine").status in ("running", "paused")
-        code = f"from tractkit.control import folder_lock\nwith folder_lock({str(folder / 'mine')!r}): print('taken')"
+        code = f"from tractkit.runs.lock import folder_lock\nwith folder_lock({str(folder / 'mine')!r}): print('taken')"
         assert "taken" not in subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, **OTHER).stdout  # looking took nothing away
         assert RunBrowser(folder).open("mine").trainer is trainer
     finally:
@@ -110,8 +113,9 @@ def test_a_run_at_work_in_another_process(folder):
     at = folder / "stopped"
     code = f"""
 import sys
-from tractkit.control import Status, folder_lock
-from tractkit.post import Post
+from tractkit.runs.lock import folder_lock
+from tractkit.runs.status import Status
+from tractkit.runs.mailbox import Post
 with folder_lock({str(at)!r}):
     print("locked", flush=True); sys.stdin.readline()
 post = Post({str(at)!r}); post.clear()
@@ -139,7 +143,7 @@ def test_looking_hinders_no_trainer(tmp_path):
     """A look while somebody starts must not make them fail."""
     (tmp_path / ".lock").touch()
     code = f"""
-from tractkit.control import folder_busy
+from tractkit.runs.lock import folder_busy
 print("looking", flush=True)
 while True: folder_busy({str(tmp_path)!r})"""
     other = subprocess.Popen([sys.executable, "-c", code], **OTHER)
@@ -162,7 +166,7 @@ def test_whole_logs_and_weights_are_not_read(tmp_path, monkeypatch):
     train(tmp_path, "long", points=Points(200, 1), max_epochs=2)
     lines, parsed = [], []
     monkeypatch.setattr(listing, "_STEP", type("", (), {"search": lambda self, line: lines.append(line) or re.search(rb'"step": (\d+)', line)})())
-    monkeypatch.setattr("tractkit.runlog._parse", lambda line: parsed.append(line) or json.loads(line))
+    monkeypatch.setattr("tractkit.runs.log._parse", lambda line: parsed.append(line) or json.loads(line))
     run = facts(tmp_path, "long")
     assert (run.epochs, run.step, run.status) == (2, 400, "finished")
     assert len(lines) <= 2 and not parsed

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tractkit.keyed import fold, normal
+from tractkit.core.rng import fold, normal
 from tractkit.models import blocks, layers
 from tractkit.models.blocks import (
     FPN,

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tractkit.files import DataError
-from tractkit.keyed import fold, normal, uniform
+from tractkit.core.files import DataError
+from tractkit.core.rng import fold, normal, uniform
 from tractkit.models.base import TractographyModel, build_model, load_model, register_model, save_model
-from tractkit.models.directions import CosineRegression, point_directions, previous_directions, unit
+from tractkit.models.direction_getters import CosineRegression, point_directions, previous_directions, unit
 from tractkit.models.layers import (
     KeyedDropout,
     StackedRNN,

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from tractkit.curves import correlation, plot_correlation, plot_runs, read_run, smooth, write_csv
-from tractkit.keyed import normal
-from tractkit.runlog import RunLog
+from tractkit.runs.curves import correlation, plot_correlation, plot_runs, read_run, smooth, write_csv
+from tractkit.core.rng import normal
+from tractkit.runs.log import RunLog
 
 
 def pretend(folder, scale=1.0, epochs=5, n=30, **more):

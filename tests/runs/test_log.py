@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tractkit import runlog
-from tractkit.runlog import Curve, RunLog
+from tractkit.runs import log as runlog
+from tractkit.runs.log import Curve, RunLog
 
 
 def write(folder, steps, per_epoch=4):

@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto import event_pb2
 
-from tractkit import comet
-from tractkit import events as event_files
-from tractkit.comet import CometView, export_comet, upload_comet
-from tractkit.events import encode_event, masked_crc32c, write_tensorboard
-from tractkit.files import DataError
-from tractkit.runlog import RunLog
-from tractkit.state import TrainerState
-from tractkit.views import make_views, write_npy_logs
+from tractkit.runs import comet
+from tractkit.runs import tensorboard as event_files
+from tractkit.runs.comet import CometView, export_comet, upload_comet
+from tractkit.runs.tensorboard import encode_event, masked_crc32c, write_tensorboard
+from tractkit.core.files import DataError
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
+from tractkit.runs.loggers import make_views, write_npy_logs
 
 
 @pytest.fixture(autouse=True)
@@ -157,7 +157,7 @@ def test_writing_needs_no_package(tmp_path):
     code = f"""
 import sys
 sys.modules["tensorboard"] = sys.modules["torch"] = sys.modules["tensorflow"] = None
-from tractkit.events import write_tensorboard
+from tractkit.runs.tensorboard import write_tensorboard
 print(write_tensorboard({str(tmp_path)!r}))"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "5", done.stderr
@@ -167,7 +167,7 @@ print(write_tensorboard({str(tmp_path)!r}))"""
 
 
 def test_a_picture_is_in_the_log_once(tmp_path):
-    from tractkit.plots import plot_losses
+    from tractkit.viz.plots import plot_losses
 
     log = RunLog(tmp_path)
     picture = plot_losses({"a": [1, 2]}, size=(300, 160))
@@ -197,7 +197,7 @@ def test_a_picture_is_in_the_log_once(tmp_path):
 @pytest.fixture
 def child(tmp_path):
     """Runs a job of views_child.py: each in a process of its own, forked from one that has torch imported."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
     with open(tmp_path / "errors.txt", "w+") as errors:
         parent = subprocess.Popen([sys.executable, str(here / "views_child.py")], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
@@ -296,7 +296,7 @@ def test_train_model_writes_where_its_log_is(tmp_path):
     import torch
     from torch import nn
 
-    from tractkit.functional import TorchModel, train_model
+    from tractkit.functional.torch_model import TorchModel, train_model
 
     model = TorchModel(nn.Linear(1, 1), lambda x: x, nn.MSELoss(), torch.optim.SGD)
     x = np.ones((4, 1), np.float32)
@@ -467,7 +467,7 @@ def test_upload_sends_each_archive_once(tmp_path, monkeypatch):
 
 
 def test_a_folder_without_a_run():
-    from tractkit.curves import read_run
+    from tractkit.runs.curves import read_run
 
     with pytest.raises(DataError, match="no log of a run"):
         read_run("/nowhere")

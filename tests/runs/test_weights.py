@@ -10,10 +10,10 @@ from helpers_training import fit, toy_model
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
-from tractkit.files import DataError
+from tractkit.core.files import DataError
 from tractkit.models.base import load_model
-from tractkit.state import TrainerState
-from tractkit.weights import load_best_val, load_latest, load_weights, read_scalars, read_weights
+from tractkit.training.state import TrainerState
+from tractkit.runs.weights import load_best_val, load_latest, load_weights, read_scalars, read_weights
 
 
 def same(a, b):

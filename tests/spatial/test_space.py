@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from nibabel import affines as oracle
 from nibabel.orientations import aff2axcodes
 
-from tractkit.files import DataError
-from tractkit.space import (
+from tractkit.core.files import DataError
+from tractkit.spatial.space import (
     Origin,
     Space,
     apply_affine,
@@ -45,7 +45,7 @@ def any_affine(draw, shear=True):
 
 
 def points_of(seed, n=20, dtype=np.float64):
-    from tractkit.keyed import uniform
+    from tractkit.core.rng import uniform
 
     return (uniform(seed, np.arange(3 * n)).reshape(n, 3) * 60 - 5).astype(dtype)
 

@@ -8,8 +8,8 @@ from dipy.tracking.streamlinespeed import compress_streamlines, length, set_numb
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tractkit.files import DataError
-from tractkit.streamlines import (
+from tractkit.core.files import DataError
+from tractkit.spatial.streamlines import (
     PointMap,
     Streamlines,
     compress,

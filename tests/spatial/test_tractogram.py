@@ -13,9 +13,9 @@ from dipy.data import get_fnames
 from dipy.io.stateful_tractogram import Origin, Space, StatefulTractogram
 from dipy.io.streamline import load_tractogram, save_tractogram
 
-from tractkit.files import DataError
-from tractkit.streamlines import Streamlines, compress, resample_step, split
-from tractkit.tractogram import Tractogram, concatenate_tractograms
+from tractkit.core.files import DataError
+from tractkit.spatial.streamlines import Streamlines, compress, resample_step, split
+from tractkit.spatial.tractogram import Tractogram, concatenate_tractograms
 
 GRIDS = {
     "2 mm RAS": np.array([[2.0, 0, 0, -80], [0, 2, 0, -120], [0, 0, 2, -60], [0, 0, 0, 1]]),

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from test_space import any_affine
 
-from tractkit.files import DataError
-from tractkit.keyed import fold, normal, uniform
-from tractkit.space import apply_affine, convert_points
-from tractkit.volume import Volume, neighborhood_vectors
+from tractkit.core.files import DataError
+from tractkit.core.rng import fold, normal, uniform
+from tractkit.spatial.space import apply_affine, convert_points
+from tractkit.spatial.volume import Volume, neighborhood_vectors
 
 
 def volume_of(shape, dtype=np.float32, seed=0):

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tractkit.files import DataError
-from tractkit.keyed import fold, normal, uniform
-from tractkit.tracking import Tracker, check_seeds, dilate_mask, seeds_from_mask
-from tractkit.volume import Volume
+from tractkit.core.files import DataError
+from tractkit.core.rng import fold, normal, uniform
+from tractkit.tracking.tracker import Tracker, check_seeds, dilate_mask, seeds_from_mask
+from tractkit.spatial.volume import Volume
 
 
 class Follow:

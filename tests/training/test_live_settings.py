@@ -20,14 +20,14 @@ from helpers_training import (
     toy_model,
 )
 
-from tractkit.checkpoint import Checkpoints
-from tractkit.curves import read_run
-from tractkit.events import scalars_of
-from tractkit.hooks import Callback
-from tractkit.policy import DecreasingOnPlateau, Exponential, Patience
-from tractkit.runlog import RunLog
-from tractkit.state import TrainerState
-from tractkit.trainer import Trainer
+from tractkit.runs.checkpoint import Checkpoints
+from tractkit.runs.curves import read_run
+from tractkit.runs.tensorboard import scalars_of
+from tractkit.training.callbacks import Callback
+from tractkit.training.policy import DecreasingOnPlateau, Exponential, Patience
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
+from tractkit.training.trainer import Trainer
 
 CHANGES = {"learning_rate": .002, "max_epochs": 4, "patience": 3, "clip_grad": .5, "batch_size_training": 5, "reverse_ratio": .9,
            "split_ratio": .6, "noise_gaussian_size_forward": .2, "noise_gaussian_size_loss": 0.}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tractkit.policy import (
+from tractkit.training.policy import (
     TQDM,
     Constant,
     DecreasingOnPlateau,

@@ -16,12 +16,13 @@ import pytest
 import torch
 from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, same_states
 
-from tractkit.control import Gate, Status
-from tractkit.facts import FolderRun
-from tractkit.listing import read_facts
-from tractkit.policy import Policy
-from tractkit.post import Post
-from tractkit.process import ProcessRun, attach
+from tractkit.runs.status import Status
+from tractkit.training.control import Gate
+from tractkit.lab.status_text import FolderRun
+from tractkit.runs.listing import read_facts
+from tractkit.training.policy import Policy
+from tractkit.runs.mailbox import Post
+from tractkit.training.process import ProcessRun, attach
 
 
 @pytest.fixture(scope="module")
@@ -255,7 +256,7 @@ def test_commands_are_obeyed_in_order(tmp_path):
 def test_one_process_lives_in_a_folder(tmp_path):
     post = Post(tmp_path)
     post.clear()
-    code = "import sys; from tractkit.post import Post\nwith Post(sys.argv[1]).living(): print('in', flush=True); sys.stdin.read()"
+    code = "import sys; from tractkit.runs.mailbox import Post\nwith Post(sys.argv[1]).living(): print('in', flush=True); sys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     one = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     assert one.stdout.readline() == "in\n" and post.alive()

@@ -19,13 +19,13 @@ from helpers_children import kill_after
 from helpers_training import leaves, log_without_time, same_states
 from resume_child import BATCHES, EPOCHS, POINTS, Core
 
-from tractkit.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
-from tractkit.files import DataError
-from tractkit.hdf5 import create_hdf5
+from tractkit.runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
+from tractkit.core.files import DataError
+from tractkit.hdf5.create import create_hdf5
 from tractkit.models.base import build_model
-from tractkit.phantom import make_phantom
-from tractkit.runlog import RunLog
-from tractkit.state import TrainerState
+from tractkit.dwi.phantom import make_phantom
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
 
 STEPS = EPOCHS * BATCHES
 FULL = os.environ.get("FULL") == "1"
@@ -38,7 +38,7 @@ class Children:
 
     def __init__(self, data: Path, root: Path):
         self.data, self.root = data, root
-        here = Path(__file__).parent
+        here = Path(__file__).parent.parent
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])}
         self.errors = root / "errors.txt"
         with open(self.errors, "w") as errors:
@@ -374,7 +374,7 @@ def small_disk(tmp_path_factory):
     root = tmp_path_factory.mktemp("small")
     disk = root / "disk"
     disk.mkdir()
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
     return subprocess.run(["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"', "sh", disk,
                            sys.executable, "-c", ON_A_SMALL_DISK, disk, root], capture_output=True, text=True, env=env, timeout=300)

@@ -11,13 +11,13 @@ import torch
 from helpers_training import Points, SlowPoints, fit, log_without_time, same_states, toy_model
 from torch import nn
 
-from tractkit import runlog
-from tractkit.card import sparkline
-from tractkit.checkpoint import load_checkpoint, save_checkpoint
-from tractkit.describe import differences, make_optimizer
-from tractkit.files import DataError
+from tractkit.runs import log as runlog
+from tractkit.runs.card import sparkline
+from tractkit.runs.checkpoint import load_checkpoint, save_checkpoint
+from tractkit.runs.fingerprint import differences, make_optimizer
+from tractkit.core.files import DataError
 from tractkit.models.learn2track import Learn2Track
-from tractkit.state import TrainerState
+from tractkit.training.state import TrainerState
 
 
 @pytest.fixture

@@ -18,9 +18,9 @@ from helpers_training import Fit, Points, fit, log_without_time, same_states, st
 from torch import nn
 
 from tractkit.models.base import load_model
-from tractkit.policy import EarlyStopping, Exponential, Policy
-from tractkit.state import TrainerState
-from tractkit.trainer import TrainerOneInput
+from tractkit.training.policy import EarlyStopping, Exponential, Policy
+from tractkit.training.state import TrainerState
+from tractkit.training.trainer import TrainerOneInput
 
 
 @pytest.fixture(scope="module")

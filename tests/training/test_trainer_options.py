@@ -12,11 +12,11 @@ from helpers_training import Fit, Points, fit, log_without_time, same_states, st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from tractkit.hooks import HOOKS, Callback, OnNonFinite, TorchSchedule
-from tractkit.inputs import GroupInputs
-from tractkit.policy import EarlyStopping, Policy
-from tractkit.snags import OutOfMemory
-from tractkit.state import TrainerState
+from tractkit.training.callbacks import HOOKS, Callback, OnNonFinite, TorchSchedule
+from tractkit.data.interpolation import GroupInputs
+from tractkit.training.policy import EarlyStopping, Policy
+from tractkit.training.errors import OutOfMemory
+from tractkit.training.state import TrainerState
 
 
 def assert_equal_runs(a, b):

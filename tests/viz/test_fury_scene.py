@@ -12,13 +12,13 @@ from fury import window
 from helpers_scene import AFFINES, PLANES, SHAPE, SIDE, cube_around, in_world, voxel_and_line, wavy
 from PIL import Image
 
-from tractkit.plots import world_box
-from tractkit.scene import NO_VULKAN, Still, _read_fewer_names, open_stage, snapshot, vulkan_available
-from tractkit.streamlines import Streamlines
-from tractkit.things import Slices
-from tractkit.tractogram import Tractogram
-from tractkit.viewer import view
-from tractkit.volume import Volume
+from tractkit.viz.plots import world_box
+from tractkit.viz.fury_scene import NO_VULKAN, Still, _read_fewer_names, open_stage, snapshot, vulkan_available
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.viz.drawables import Slices
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.viz.viewer import view
+from tractkit.spatial.volume import Volume
 
 
 @pytest.mark.vulkan
@@ -140,7 +140,7 @@ def test_wgpus_types_are_the_same_when_fewer_names_are_read():
 
 @pytest.mark.vulkan
 def test_a_view_draws_its_still_once():
-    with patch("tractkit.scene.open_stage", wraps=open_stage) as opened:
+    with patch("tractkit.viz.fury_scene.open_stage", wraps=open_stage) as opened:
         still = view(wavy(3), size=(60, 50)).still
     assert [call.args[1:3] for call in opened.call_args_list] == [((60, 50), "offscreen")] and still.array.std() > 0
 
@@ -171,9 +171,9 @@ def test_in_a_notebook_a_view_is_two_outputs_and_shows_itself_once_a_cell():
     import nbformat
 
     cells = ["""import numpy as np
-from tractkit.viewer import view
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
+from tractkit.viz.viewer import view
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
 t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye(4), (10, 10, 10))""",
              "v = view(t, size=(120, 90))\nv", "v", "view(t, live=False, size=(120, 90));"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
@@ -227,9 +227,9 @@ import numpy as np
 from fury import window
 try: window.ShowManager(size=(8, 8), window_type="offscreen")  # somebody has tried before: the second error is another
 except RuntimeError: pass
-from tractkit.scene import snapshot, vulkan_available
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
+from tractkit.viz.fury_scene import snapshot, vulkan_available
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
 assert not vulkan_available()
 assert not {{"dipy", "torch"}} & set(sys.modules)  # a picture of streamlines need not wait for them
 t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye(4), (10, 10, 10))

@@ -10,24 +10,24 @@ import pytest
 from helpers_scene import AFFINES, LIT, SHAPE
 from test_viewer import grouped, lit_mask, one_fodf
 
-from tractkit.coloring import palette
-from tractkit.niivue import by_color
-from tractkit.plots import direction_colors
-from tractkit.scene import Still
-from tractkit.space import apply_affine
-from tractkit.streamlines import Streamlines
-from tractkit.things import Glyphs, Slices
-from tractkit.tractogram import Tractogram
-from tractkit.viewer import NiivueView, View, link_views, view
-from tractkit.volume import Volume
+from tractkit.viz.colors import palette
+from tractkit.viz.niivue_backend import by_color
+from tractkit.viz.plots import direction_colors
+from tractkit.viz.fury_scene import Still
+from tractkit.spatial.space import apply_affine
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.viz.drawables import Glyphs, Slices
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.viz.viewer import NiivueView, View, link_views, view
+from tractkit.spatial.volume import Volume
 
 
 @pytest.fixture
 def niivue_view():
     """A view that believes to be in a notebook; its still, which is not asked here, is a grey one."""
     grey = Still(np.full((40, 60, 4), 128, np.uint8))
-    with patch("tractkit.viewer._in_notebook", return_value=True), patch("tractkit.viewer.display"), \
-            patch("tractkit.viewer.draw_still", return_value=(grey, None)):
+    with patch("tractkit.viz.viewer._in_notebook", return_value=True), patch("tractkit.viz.viewer.display"), \
+            patch("tractkit.viz.viewer.draw_still", return_value=(grey, None)):
         yield lambda *things, **options: view(*things, backend="niivue", size=(400, 300), **options)
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tractkit.plots import (
+from tractkit.viz.plots import (
     Picture,
     _spread,
     color_ball,
@@ -27,10 +27,10 @@ from tractkit.plots import (
     value_window,
     world_box,
 )
-from tractkit.space import apply_affine
-from tractkit.streamlines import Streamlines
-from tractkit.tractogram import Tractogram
-from tractkit.volume import Volume
+from tractkit.spatial.space import apply_affine
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 
 
 def to_plane(picture, mask: np.ndarray) -> np.ndarray:
@@ -246,7 +246,7 @@ def test_lobes_point_along_the_fibre_in_the_world():
     from dipy.data import get_sphere
     from dipy.reconst.shm import sf_to_sh
 
-    from tractkit.dwi import DWI
+    from tractkit.dwi.prepare import DWI
 
     sphere = get_sphere(name="repulsion724")
     fibre, bvecs = np.array([0.8, 0.6, 0.0]), np.concatenate([np.zeros((2, 3)), sphere.vertices[:60]])
@@ -309,7 +309,7 @@ def test_color_ball_has_the_colors_of_its_plane():
 
 
 def test_pyplot_is_never_imported():
-    code = ("import sys; from tractkit.plots import plot_losses; plot_losses({'valid': [1, .5]})._repr_png_(); "
+    code = ("import sys; from tractkit.viz.plots import plot_losses; plot_losses({'valid': [1, .5]})._repr_png_(); "
             "sys.exit('matplotlib.pyplot' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

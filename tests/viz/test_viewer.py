@@ -8,15 +8,15 @@ import pytest
 from fury import window
 from helpers_scene import AFFINES, LIT, PLANES, SHAPE, SIDE, cube_around, in_world, wavy
 
-from tractkit.actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
-from tractkit.coloring import Legend, color_streamlines, palette, paste_legends
-from tractkit.compose import Composition
-from tractkit.dwi import ShInfo, save_sh
-from tractkit.plots import world_box
-from tractkit.scene import snapshot
-from tractkit.space import apply_affine
-from tractkit.streamlines import Streamlines
-from tractkit.things import (
+from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
+from tractkit.viz.colors import Legend, color_streamlines, palette, paste_legends
+from tractkit.viz.composition import Composition
+from tractkit.dwi.prepare import ShInfo, save_sh
+from tractkit.viz.plots import world_box
+from tractkit.viz.fury_scene import snapshot
+from tractkit.spatial.space import apply_affine
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.viz.drawables import (
     Contour,
     Glyphs,
     Lines,
@@ -27,9 +27,9 @@ from tractkit.things import (
     to_world_axes,
     voxels_on_plane,
 )
-from tractkit.tractogram import Tractogram
-from tractkit.viewer import view
-from tractkit.volume import Volume
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.viz.viewer import view
+from tractkit.spatial.volume import Volume
 
 
 def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
@@ -79,8 +79,8 @@ def test_volumes_are_what_their_numbers_say(tmp_path):
 def test_a_subject_and_a_batch_say_what_there_is_to_see(tmp_path):
     from helpers_data import make_file
 
-    from tractkit.dataset import MultiSubjectDataset
-    from tractkit.loader import StreamlinesBatchLoader
+    from tractkit.data.dataset import MultiSubjectDataset
+    from tractkit.data.loader import StreamlinesBatchLoader
 
     path, sources = make_file(tmp_path, n_subjects=2)
     dataset = MultiSubjectDataset(path, lazy=True)
@@ -147,7 +147,7 @@ def test_what_lies_on_a_plane_is_seen_where_the_affine_says(kind, driver):
         there = apply_affine(affine, LIT[None].astype(float))[0]
         box = cube_around(world_box(thing.volume))
         for plane, (across, up, normal) in PLANES.items():
-            with patch("tractkit.scene.vulkan_available", return_value=driver == "FURY"):
+            with patch("tractkit.viz.fury_scene.vulkan_available", return_value=driver == "FURY"):
                 rgb = snapshot(thing, view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
             bright = rgb.max(-1) > 70
             if driver == "matplotlib":  # it has letters, and a margin of its own
@@ -268,7 +268,7 @@ def test_every_kind_together_makes_a_picture(driver):
     affine = AFFINES["LAS anisotropic"]
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
     things = {"lines": grouped(), "back": background, "mask": lit_mask(affine), "f": Glyphs(one_fodf(affine))}
-    with patch("tractkit.scene.vulkan_available", return_value=driver == "FURY"):
+    with patch("tractkit.viz.fury_scene.vulkan_available", return_value=driver == "FURY"):
         for options in (dict(view="3d", colors="groups", tubes=0.4), dict(view="coronal", colors="score"), dict(view="axial", colors="height")):
             picture = snapshot(things, size=(240, 200), **options).array
             assert picture.shape == (200, 240, 4)
@@ -290,7 +290,7 @@ def test_coefficients_in_memory_are_glyphs_when_it_is_said(capsys):
     assert [g.volume for g in told.glyphs] == [fodf] and [s.volume for s in told.slices] == [background]
     with pytest.raises(ValueError, match="odf=True, but no volume has 6, 15, 28"):
         Composition(background, odf=True)
-    with patch("tractkit.viewer.draw_still", return_value=(None, None)):
+    with patch("tractkit.viz.viewer.draw_still", return_value=(None, None)):
         view(background)
         assert capsys.readouterr().out == ""
         view(fodf)
@@ -316,9 +316,9 @@ def live_view():
     views = []
 
     def make(*things, **options):
-        with (patch.object(window.ShowManager, "__init__", offscreen), patch("tractkit.viewer._in_notebook", return_value=True),
-              patch("tractkit.viewer.display"),
-              patch("tractkit.viewer._canvas", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
+        with (patch.object(window.ShowManager, "__init__", offscreen), patch("tractkit.viz.viewer._in_notebook", return_value=True),
+              patch("tractkit.viz.viewer.display"),
+              patch("tractkit.viz.viewer._canvas", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
             views.append(view(*things, **options))
         return views[-1]
 
@@ -367,7 +367,7 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
 def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_view):
     import asyncio
 
-    from tractkit.viewer import link_views
+    from tractkit.viz.viewer import link_views
 
     t = wavy(60)
     a, b = live_view(t, size=(120, 90)), live_view(t, size=(120, 90))
@@ -390,7 +390,7 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         return [sum(o.geometry.positions.draw_range[1] for actor in actors for o in actor.objects if o.visible)
                 for actors in ([actor for _, actor in stage._lines], stage._coarse)]
 
-    with patch("tractkit.viewer._COARSE", 7):
+    with patch("tractkit.viz.viewer._COARSE", 7):
         coarse, full = asyncio.run(drag())
     for (none, few), (all_of_them, no_more) in zip(coarse, full, strict=True):
         assert none == no_more == 0 and 0 < few < all_of_them / 4

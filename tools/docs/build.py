@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
-from tools.export import generated_modules, public_names  # noqa: E402
+from tools.export import PACKAGES, generated_modules, public_names  # noqa: E402
 
 SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
 TEXTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md"]
@@ -115,9 +115,10 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     (source / "_static").mkdir()
     shutil.copy(root / "tools" / "docs" / "conf.py", source)
     shutil.copy(root / "tools" / "docs" / "wide.css", source / "_static")
-    notebooks = sorted(p for p in (root / "nbs").glob("*.ipynb") if p.stem != "index")
-    for path in notebooks:
-        (source / "nbs" / path.name).write_text(page_of_notebook(path), encoding="utf-8")
+    notebooks = {p.relative_to(root).as_posix(): p for p in sorted((root / "nbs").rglob("*.ipynb")) if p.stem != "index"}
+    for name, path in notebooks.items():
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(page_of_notebook(path), encoding="utf-8")
     if (root / "nbs" / "images").is_dir():
         shutil.copytree(root / "nbs" / "images", source / "nbs" / "images")
     modules = {".".join(p.relative_to(root / "tractkit").with_suffix("").parts): p for p in generated_modules(root)}
@@ -126,12 +127,11 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     for name in TEXTS:
         (source / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, source / name)
-    pages = [p.name for p in notebooks]
     trees = [
-        toctree("Tutorials", [f"nbs/{p}" for p in pages if p.startswith("9")]),
+        toctree("Tutorials", [name for name in notebooks if name.startswith("nbs/tutorials/")]),
         toctree("The project", TEXTS),
-        toctree("The rooms, in reading order", [f"nbs/{p}" for p in pages if not p.startswith("9")]),
-        toctree("API", [f"api/{name}.md" for name in modules]),
+        *(toctree(package, [name for name in notebooks if name.startswith(f"nbs/{package}/")]) for package in PACKAGES),
+        *(toctree(f"API: {package}", [f"api/{name}.md" for name in modules if name.startswith(f"{package}.")]) for package in PACKAGES),
     ]
     readme = (root / "README.md").read_text(encoding="utf-8")
     (source / "index.md").write_text("\n\n".join([readme, *filter(None, trees)]) + "\n", encoding="utf-8")

@@ -1,1 +1,1 @@
-"""Models: layers, direction getters and the architectures built from them."""
+"""Networks: layers, direction getters and the architectures built from them."""

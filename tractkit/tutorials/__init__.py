@@ -1,1 +1,1 @@
-"""The tutorials (nbs/9*.ipynb) as package data, copied by tools/export.py."""
+"""The tutorials (nbs/tutorials/*.ipynb) as package data, copied by tools/export.py."""

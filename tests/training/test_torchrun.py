@@ -15,15 +15,15 @@ from helpers_data import make_file
 from helpers_training import FitBreaks, SlowPoints, fit, log_without_time, same_states, toy_model
 from ranks_child import CASES, TOGETHER, FitAgrees
 
-from tractkit.distributed import launch, write_module
-from tractkit.panel import TrainerPanel
-from tractkit.plan import Plan
-from tractkit.process import attach
-from tractkit.ranks import Ranks, RankSampler
-from tractkit.runlog import RunLog
-from tractkit.state import TrainerState
+from tractkit.training.torchrun import launch, write_module
+from tractkit.lab.panel import TrainerPanel
+from tractkit.data.plan import Plan
+from tractkit.training.process import attach
+from tractkit.training.ranks import Ranks, RankSampler
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
 
-CHILD = Path(__file__).with_name("ranks_child.py")
+CHILD = Path(__file__).parent.with_name("ranks_child.py")
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +271,7 @@ CELLS = '''
 import math
 import numpy as np
 from torch import nn
-from tractkit.keyed import fold as f
+from tractkit.core.rng import fold as f
 SIZE, NAMES, table = 4, ("a", "b"), np.zeros(3)
 
 def double(x):
@@ -311,7 +311,7 @@ def test_classes_of_cells_become_a_module(tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 def test_gradients_are_summed_by_nccl(tmp_path):
-    code = ("import torch; from tractkit.ranks import Ranks; r = Ranks.join(); r.size = 2  # so that it asks the others, who are none\n"
+    code = ("import torch; from tractkit.training.ranks import Ranks; r = Ranks.join(); r.size = 2  # so that it asks the others, who are none\n"
             "p = torch.nn.Parameter(torch.ones(3, device='cuda')); p.grad = torch.arange(3., device='cuda'); q = torch.nn.Parameter(p.detach().clone())\n"
             "r.sum_gradients([p, q]); assert p.grad.tolist() == [0, 1, 2] and q.grad is None and r.mean(.5, 4) == (.5, 4); r.leave(); print('good')")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}

@@ -1,0 +1,1 @@
+"""From the data file to a batch: datasets, samplers, augmentation, loaders."""

@@ -1,0 +1,1 @@
+"""From a diffusion series to the input of a model; made-up subjects with known bundles."""

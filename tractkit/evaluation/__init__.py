@@ -1,0 +1,1 @@
+"""How good a tractogram is: scores, and what a model has to beat."""

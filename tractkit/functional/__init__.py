@@ -1,0 +1,1 @@
+"""Train any model on any batches: batch iterators, `TorchModel`, `train_model`."""

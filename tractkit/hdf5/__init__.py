@@ -1,0 +1,1 @@
+"""The data file: created, validated, described, read here or from a URL."""

@@ -1,0 +1,1 @@
+"""The trainer's widgets in JupyterLab."""

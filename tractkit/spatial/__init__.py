@@ -1,0 +1,1 @@
+"""Voxels, points and streamlines in space."""

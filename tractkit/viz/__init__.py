@@ -1,0 +1,1 @@
+"""Pictures of volumes, streamlines and losses, by FURY, matplotlib or NiiVue."""
