@@ -16,12 +16,12 @@ import torch
 from benchmarks.bench_streamlines import augment_dipy, make
 from benchmarks.bench_volume import FEATURES, SHAPE, make_volume, random_points, torch_sampler, walking_points
 from benchmarks.pairs import Ratio, compare
-from tractkit.data.dataset import MultiSubjectDataset
-from tractkit.hdf5.create import create_hdf5
-from tractkit.data.interpolation import sample_trilinear
 from tractkit.core.rng import fold, uniform
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.data.interpolation import sample_trilinear
 from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.data.sampler import BatchIDSampler
+from tractkit.hdf5.create import create_hdf5
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume

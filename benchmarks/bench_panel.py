@@ -25,13 +25,13 @@ from torch import nn
 
 from benchmarks.pairs import Ratio, median_interval
 from benchmarks.subjects import NB_FEATURES, bench_hdf5
-from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.core.rng import fold, permutation
+from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
-from tractkit.models.learn2track import Learn2Track
-from tractkit.lab.panel import TrainerPanel
 from tractkit.data.plan import Plan
 from tractkit.data.sampler import BatchIDSampler
+from tractkit.lab.panel import TrainerPanel
+from tractkit.models.learn2track import Learn2Track
 from tractkit.training.trainer import Trainer, TrainerOneInput
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for part in (".", "browser")]

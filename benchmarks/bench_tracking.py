@@ -11,12 +11,12 @@ from dipy.tracking.distances import bundles_distances_mdf
 
 from benchmarks.pairs import Ratio, compare
 from tractkit.core.rng import fold, normal, uniform
-from tractkit.models.learn2track import Learn2Track
 from tractkit.evaluation.scoring import nearest_mdf
+from tractkit.models.learn2track import Learn2Track
 from tractkit.spatial.streamlines import Streamlines, resample_nb_points
-from tractkit.tracking.tracker import Tracker, seeds_from_mask
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import Tracker, seeds_from_mask
 
 SHAPE, FEATURES, SEEDS = (48, 48, 12), 45, 1000
 

@@ -19,15 +19,15 @@ import torch
 
 from benchmarks.pairs import Ratio, compare
 from benchmarks.subjects import CONFIG, bench_subjects, splits_of
-from tractkit.runs.checkpoint import Checkpoints
-from tractkit.data.dataset import MultiSubjectDataset
-from tractkit.hdf5.create import create_hdf5
 from tractkit.core.rng import fold, normal, uniform
+from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.hdf5.create import create_hdf5
 from tractkit.models.layers import StackedRNN, initialize_weights, pad_buckets
 from tractkit.models.learn2track import Learn2Track
+from tractkit.runs.checkpoint import Checkpoints
 from tractkit.runs.log import RunLog
-from tractkit.data.sampler import BatchIDSampler
 from tractkit.training.state import TrainerState
 from tractkit.training.trainer import TrainerOneInput
 

@@ -8,15 +8,14 @@ import torch
 from helpers_children import fork_for_each_line
 from torch import nn
 
-from tractkit.runs import checkpoint
-
 from tractkit.core import files
-from tractkit.functional.sources import item_key, load_by_random_id, random_apply
-from tractkit.functional.pipeline import Iterator, Threads
-from tractkit.functional.batch_iter import Infinite
-from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.core.rng import normal, uniform
+from tractkit.functional.batch_iter import Infinite
+from tractkit.functional.pipeline import Iterator, Threads
+from tractkit.functional.sources import item_key, load_by_random_id, random_apply
+from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.models.layers import KeyedDropout, PyramidPooling, initialize_weights
+from tractkit.runs import checkpoint
 from tractkit.training.policy import DecreasingOnPlateau, Exponential, Policy
 
 BATCHES, EPOCHS = 6, 3

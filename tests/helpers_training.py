@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.core.rng import fold, normal, permutation
+from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
 from tractkit.models.layers import KeyedDropout, initialize_weights
 from tractkit.models.learn2track import Learn2Track
-from tractkit.data.sampler import BatchIDSampler
 from tractkit.training.trainer import Trainer, TrainerOneInput
 
 

@@ -10,13 +10,13 @@ from helpers_training import Fit, Points, fit, toy_model
 from torch import nn
 
 from tractkit.data.dataset import MultiSubjectDataset
-from tractkit.training.torchrun import take_rank
-from tractkit.training.callbacks import OnNonFinite
 from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
 from tractkit.models.learn2track import Learn2Track
+from tractkit.training.callbacks import OnNonFinite
 from tractkit.training.policy import Policy
 from tractkit.training.ranks import Ranks
-from tractkit.data.sampler import BatchIDSampler
+from tractkit.training.torchrun import take_rank
 from tractkit.training.trainer import TrainerOneInput
 
 

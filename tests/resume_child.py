@@ -19,24 +19,22 @@ import torch
 from helpers_children import fork_for_each_line
 from torch import nn
 
-from tractkit.runs import checkpoint
-
 from tractkit.core import files
-
-from tractkit.runs import log as runlog
-from tractkit.functional.batch_iter import BatchIter
 from tractkit.data.dataset import MultiSubjectDataset
-from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.functional.batch_iter import BatchIter
+from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.models import layers
 from tractkit.models.direction_getters import Targets
 from tractkit.models.learn2track import Learn2Track
-from tractkit.training.policy import DecreasingOnPlateau, Exponential
-from tractkit.data.sampler import BatchIDSampler
-from tractkit.training.state import TrainerState
-from tractkit.tracking.tracker import Tracker
-from tractkit.training.trainer import TrainerOneInput
+from tractkit.runs import checkpoint
+from tractkit.runs import log as runlog
 from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import Tracker
+from tractkit.training.policy import DecreasingOnPlateau, Exponential
+from tractkit.training.state import TrainerState
+from tractkit.training.trainer import TrainerOneInput
 
 EPOCHS, BATCHES = 3, 6  # batches of each epoch
 POINTS = ["copy", "sync of the log", "serialise", "write", "written", "fsync", "fsynced", "rename", "renamed", "fsync of the folder", "rotate"]

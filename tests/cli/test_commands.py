@@ -13,9 +13,8 @@ import pytest
 from nbformat.sign import NotebookNotary
 
 from tractkit.cli import commands as cli
-
-from tractkit.demo import pipeline as demo
 from tractkit.cli.commands import main
+from tractkit.demo import pipeline as demo
 from tractkit.dwi.phantom import sample_subjects
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume

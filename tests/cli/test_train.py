@@ -15,11 +15,11 @@ from helpers_data import make_file
 from helpers_training import fit, log_without_time, same_states
 
 from tractkit.cli.commands import main
-from tractkit.training.config import build_trainer, check_run_config, read_run_config
 from tractkit.core.files import DataError
-from tractkit.training.callbacks import Callback, OnNonFinite
-from tractkit.training.policy import DecreasingOnPlateau, Exponential, LossStop, Patience, Schedule, Switch
 from tractkit.runs.log import RunLog
+from tractkit.training.callbacks import Callback, OnNonFinite
+from tractkit.training.config import build_trainer, check_run_config, read_run_config
+from tractkit.training.policy import DecreasingOnPlateau, Exponential, LossStop, Patience, Schedule, Switch
 from tractkit.training.state import TrainerState
 
 

@@ -11,20 +11,20 @@ import torch
 from helpers_training import fit
 from torch import nn
 
-from tractkit.data.batch import StreamlineBatch
-from tractkit.data.subject import MRIData, SFTData
-from tractkit.data.dataset import MultiSubjectDataset, MultisubjectSubset, SubjectData
-from tractkit.core.rng import uniform
-from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.core.html import Html, html_card, html_table, svg_bars
+from tractkit.core.rng import uniform
+from tractkit.data.batch import StreamlineBatch
+from tractkit.data.dataset import MultiSubjectDataset, MultisubjectSubset, SubjectData
+from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.data.subject import MRIData, SFTData
+from tractkit.evaluation.scoring import TextTable
 from tractkit.models.base import TractographyModel, model_card
 from tractkit.models.learn2track import Learn2Track
 from tractkit.runs.log import RunLog
-from tractkit.data.sampler import BatchIDSampler
-from tractkit.evaluation.scoring import TextTable
-from tractkit.training.state import TrainerState
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
+from tractkit.training.state import TrainerState
 
 NAME = "<b>x</b>"
 

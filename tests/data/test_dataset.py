@@ -16,8 +16,8 @@ import pytest
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 from helpers_loading import Collate, loaded_beside
 
-from tractkit.data.dataset import ByteCache, MultiSubjectDataset
 from tractkit.core.files import DataError
+from tractkit.data.dataset import ByteCache, MultiSubjectDataset
 from tractkit.hdf5.create import add_subject, create_hdf5
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram

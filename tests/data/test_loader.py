@@ -12,22 +12,22 @@ import torch
 from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, world_volume
 from torch.utils.data import DataLoader
 
+from tractkit.core.files import DataError
 from tractkit.data.augment import MIN_PART
 from tractkit.data.dataset import MultiSubjectDataset
-from tractkit.data.prefetch import Feeder
-from tractkit.core.files import DataError
-from tractkit.hdf5.create import create_hdf5
 from tractkit.data.interpolation import GroupInputs, sample_nearest, sample_trilinear
 from tractkit.data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
+from tractkit.data.prefetch import Feeder
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.hdf5.create import create_hdf5
 from tractkit.models.base import build_model, load_model, save_model
 from tractkit.models.learn2track import Learn2Track
-from tractkit.data.sampler import BatchIDSampler
 from tractkit.spatial.space import voxel_sizes
 from tractkit.spatial.streamlines import Streamlines, resample_step
-from tractkit.tracking.tracker import Tracker, _Ground
 from tractkit.spatial.tractogram import Tractogram
-from tractkit.training.trainer import TrainerOneInput
 from tractkit.spatial.volume import Neighborhood, Volume
+from tractkit.tracking.tracker import Tracker, _Ground
+from tractkit.training.trainer import TrainerOneInput
 
 
 def on_tensors():

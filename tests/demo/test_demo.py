@@ -18,11 +18,11 @@ import pytest
 from dipy.reconst.dti import TensorModel
 from safetensors.numpy import load_file
 
-from tractkit.demo import pipeline as room
 from tractkit.cli.commands import main
+from tractkit.demo import pipeline as room
 from tractkit.demo.pipeline import Demo, SubjectFiles, demo_settings, open_demo
-from tractkit.dwi.prepare import load_dwi
 from tractkit.dwi.phantom import sample_subjects
+from tractkit.dwi.prepare import load_dwi
 from tractkit.runs.log import RunLog
 from tractkit.spatial.streamlines import segment_directions
 from tractkit.spatial.tractogram import Tractogram

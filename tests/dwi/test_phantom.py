@@ -13,8 +13,8 @@ import pytest
 from dipy.sims.voxel import multi_tensor
 from scipy.ndimage import binary_dilation
 
-from tractkit.dwi import phantom as room
 from tractkit.core.files import DataError
+from tractkit.dwi import phantom as room
 from tractkit.dwi.phantom import (
     BUNDLES,
     LAYOUTS,

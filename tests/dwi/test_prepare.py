@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import label
 
+from tractkit.core.files import DataError
 from tractkit.dwi.prepare import (
     DWI,
     Response,
@@ -34,7 +35,6 @@ from tractkit.dwi.prepare import (
     save_sh,
     select_shell,
 )
-from tractkit.core.files import DataError
 from tractkit.spatial.streamlines import resample_step
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume

@@ -6,6 +6,11 @@ import torch
 from dipy.data import default_sphere
 from dipy.reconst.shm import sf_to_sh
 
+from tractkit.core.files import DataError
+from tractkit.core.rng import fold, normal
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.data.loader import StreamlinesBatchLoader
+from tractkit.data.sampler import BatchIDSampler
 from tractkit.evaluation.baselines import (
     DipySettings,
     _shared_limit,
@@ -14,18 +19,13 @@ from tractkit.evaluation.baselines import (
     track_dipy,
     track_oracle,
 )
-from tractkit.data.dataset import MultiSubjectDataset
-from tractkit.core.files import DataError
-from tractkit.hdf5.create import create_hdf5
-from tractkit.core.rng import fold, normal
-from tractkit.data.loader import StreamlinesBatchLoader
-from tractkit.models.learn2track import Learn2Track
-from tractkit.data.sampler import BatchIDSampler
 from tractkit.evaluation.scoring import GroundTruth, score_tractogram
+from tractkit.hdf5.create import create_hdf5
+from tractkit.models.learn2track import Learn2Track
 from tractkit.spatial.streamlines import Streamlines
-from tractkit.tracking.tracker import Tracker, seeds_from_mask
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import Tracker, seeds_from_mask
 
 SHAPE = (22, 9, 8)
 pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")

@@ -10,8 +10,8 @@ from torch import nn
 
 from tractkit.functional.torch_model import Infinite, TorchModel, load_by_random_id, train_model
 from tractkit.models import layers
-from tractkit.training.policy import EarlyStopping, Exponential, Policy
 from tractkit.runs.log import RunLog
+from tractkit.training.policy import EarlyStopping, Exponential, Policy
 
 
 class Digits:

@@ -21,6 +21,17 @@ from helpers_children import kill_after
 from helpers_training import log_without_time, same_states
 from torch import nn
 
+from tractkit.core.rng import uniform
+from tractkit.functional.batch_iter import Infinite, as_batch_iter
+from tractkit.functional.pipeline import (
+    ExpirationPool,
+    Iterator,
+    Loky,
+    Threads,
+    combine_batches,
+    combine_pad,
+    combine_to_arrays,
+)
 from tractkit.functional.sources import (
     Source,
     apply_at,
@@ -33,16 +44,6 @@ from tractkit.functional.sources import (
     unpack_args,
     zip_apply,
 )
-from tractkit.functional.pipeline import (
-    ExpirationPool,
-    Iterator,
-    Loky,
-    Threads,
-    combine_batches,
-    combine_pad,
-    combine_to_arrays,
-)
-from tractkit.functional.batch_iter import Infinite, as_batch_iter
 from tractkit.functional.torch_model import (
     ConsoleLogger,
     ModelTrainer,
@@ -52,11 +53,10 @@ from tractkit.functional.torch_model import (
     train_model,
     train_step,
 )
-from tractkit.training.callbacks import OnNonFinite
-from tractkit.core.rng import uniform
 from tractkit.models.layers import KeyedDropout, initialize_weights
-from tractkit.training.policy import TQDM, EarlyStopping, Exponential, LoggerPolicy, Policy, TimeProfiler
 from tractkit.runs.log import RunLog
+from tractkit.training.callbacks import OnNonFinite
+from tractkit.training.policy import TQDM, EarlyStopping, Exponential, LoggerPolicy, Policy, TimeProfiler
 from tractkit.training.state import TrainerState
 
 # ---- killed and gone on with ---------------------------------------------------------------------------------

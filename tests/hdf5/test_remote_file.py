@@ -16,8 +16,8 @@ from helpers_data import make_file
 from helpers_loading import Collate, loaded_beside
 from moto import server as moto_server
 
-from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.core.files import DataError
+from tractkit.data.dataset import MultiSubjectDataset
 
 
 def split_file(path: Path, folder: Path) -> Path:

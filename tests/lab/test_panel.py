@@ -14,16 +14,16 @@ from helpers_data import make_file
 from helpers_training import SlowPoints, same_states, streamline_trainer
 from helpers_training import fit as far_fit
 
-from tractkit.lab.status_text import FolderRun, thinned
 from tractkit.core.files import DataError
-from tractkit.runs.listing import find_runs
-from tractkit.lab.panel import TrainerPanel, panel_of
-from tractkit.runs.mailbox import Post
-from tractkit.lab.preview import Preview
-from tractkit.training.process import attach
 from tractkit.evaluation.scoring import GroundTruth
-from tractkit.training.state import TrainerState
+from tractkit.lab.panel import TrainerPanel, panel_of
+from tractkit.lab.preview import Preview
+from tractkit.lab.status_text import FolderRun, thinned
+from tractkit.runs.listing import find_runs
+from tractkit.runs.mailbox import Post
 from tractkit.spatial.volume import Volume
+from tractkit.training.process import attach
+from tractkit.training.state import TrainerState
 
 # A trainer of a cubic: also the source of the notebooks below, which run in a kernel of their own.
 FIT = '''

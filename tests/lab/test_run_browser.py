@@ -14,17 +14,16 @@ import numpy as np
 import pytest
 from helpers_training import FitBreaks, Points, fit
 
-from tractkit.runs import listing
-
-from tractkit.lab import run_browser as runs
-from tractkit.runs.checkpoint import peek_checkpoint
-from tractkit.runs.lock import folder_busy, folder_lock
-from tractkit.runs.status import Status
-from tractkit.runs.curves import read_run
 from tractkit.core.files import DataError
-from tractkit.runs.listing import RunFacts, differing_settings, find_runs
-from tractkit.runs.mailbox import Post
+from tractkit.lab import run_browser as runs
 from tractkit.lab.run_browser import RunBrowser
+from tractkit.runs import listing
+from tractkit.runs.checkpoint import peek_checkpoint
+from tractkit.runs.curves import read_run
+from tractkit.runs.listing import RunFacts, differing_settings, find_runs
+from tractkit.runs.lock import folder_busy, folder_lock
+from tractkit.runs.mailbox import Post
+from tractkit.runs.status import Status
 
 OTHER = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, "text": True, "stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
 

@@ -14,11 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tractkit.runs import checkpoint
-
 from tractkit.core import files
-from tractkit.runs.checkpoint import Checkpoints, load_checkpoint, pack_tree, save_checkpoint, unpack_tree
 from tractkit.core.files import DataError
+from tractkit.runs import checkpoint
+from tractkit.runs.checkpoint import Checkpoints, load_checkpoint, pack_tree, save_checkpoint, unpack_tree
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
 keys = st.text(max_size=4) | st.integers() | st.booleans() | st.none() | st.tuples(st.integers(), st.text(max_size=2)) \

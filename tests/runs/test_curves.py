@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import pearsonr
 
-from tractkit.runs.curves import correlation, plot_correlation, plot_runs, read_run, smooth, write_csv
 from tractkit.core.rng import normal
+from tractkit.runs.curves import correlation, plot_correlation, plot_runs, read_run, smooth, write_csv
 from tractkit.runs.log import RunLog
 
 

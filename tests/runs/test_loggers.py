@@ -19,14 +19,14 @@ from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto import event_pb2
 
+from tractkit.core.files import DataError
 from tractkit.runs import comet
 from tractkit.runs import tensorboard as event_files
 from tractkit.runs.comet import CometView, export_comet, upload_comet
-from tractkit.runs.tensorboard import encode_event, masked_crc32c, write_tensorboard
-from tractkit.core.files import DataError
 from tractkit.runs.log import RunLog
-from tractkit.training.state import TrainerState
 from tractkit.runs.loggers import make_views, write_npy_logs
+from tractkit.runs.tensorboard import encode_event, masked_crc32c, write_tensorboard
+from tractkit.training.state import TrainerState
 
 
 @pytest.fixture(autouse=True)

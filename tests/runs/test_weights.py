@@ -12,8 +12,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from tractkit.core.files import DataError
 from tractkit.models.base import load_model
-from tractkit.training.state import TrainerState
 from tractkit.runs.weights import load_best_val, load_latest, load_weights, read_scalars, read_weights
+from tractkit.training.state import TrainerState
 
 
 def same(a, b):

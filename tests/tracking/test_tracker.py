@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tractkit.core.files import DataError
 from tractkit.core.rng import fold, normal, uniform
-from tractkit.tracking.tracker import Tracker, check_seeds, dilate_mask, seeds_from_mask
 from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import Tracker, check_seeds, dilate_mask, seeds_from_mask
 
 
 class Follow:

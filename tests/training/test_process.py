@@ -16,12 +16,12 @@ import pytest
 import torch
 from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, same_states
 
-from tractkit.runs.status import Status
-from tractkit.training.control import Gate
 from tractkit.lab.status_text import FolderRun
 from tractkit.runs.listing import read_facts
-from tractkit.training.policy import Policy
 from tractkit.runs.mailbox import Post
+from tractkit.runs.status import Status
+from tractkit.training.control import Gate
+from tractkit.training.policy import Policy
 from tractkit.training.process import ProcessRun, attach
 
 

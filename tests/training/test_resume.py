@@ -19,11 +19,11 @@ from helpers_children import kill_after
 from helpers_training import leaves, log_without_time, same_states
 from resume_child import BATCHES, EPOCHS, POINTS, Core
 
-from tractkit.runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from tractkit.core.files import DataError
+from tractkit.dwi.phantom import make_phantom
 from tractkit.hdf5.create import create_hdf5
 from tractkit.models.base import build_model
-from tractkit.dwi.phantom import make_phantom
+from tractkit.runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from tractkit.runs.log import RunLog
 from tractkit.training.state import TrainerState
 

@@ -11,12 +11,12 @@ import torch
 from helpers_training import Points, SlowPoints, fit, log_without_time, same_states, toy_model
 from torch import nn
 
+from tractkit.core.files import DataError
+from tractkit.models.learn2track import Learn2Track
 from tractkit.runs import log as runlog
 from tractkit.runs.card import sparkline
 from tractkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from tractkit.runs.fingerprint import differences, make_optimizer
-from tractkit.core.files import DataError
-from tractkit.models.learn2track import Learn2Track
 from tractkit.training.state import TrainerState
 
 

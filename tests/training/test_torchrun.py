@@ -15,13 +15,13 @@ from helpers_data import make_file
 from helpers_training import FitBreaks, SlowPoints, fit, log_without_time, same_states, toy_model
 from ranks_child import CASES, TOGETHER, FitAgrees
 
-from tractkit.training.torchrun import launch, write_module
-from tractkit.lab.panel import TrainerPanel
 from tractkit.data.plan import Plan
+from tractkit.lab.panel import TrainerPanel
+from tractkit.runs.log import RunLog
 from tractkit.training.process import attach
 from tractkit.training.ranks import Ranks, RankSampler
-from tractkit.runs.log import RunLog
 from tractkit.training.state import TrainerState
+from tractkit.training.torchrun import launch, write_module
 
 CHILD = Path(__file__).parent.with_name("ranks_child.py")
 

@@ -12,10 +12,10 @@ from helpers_training import Fit, Points, fit, log_without_time, same_states, st
 from torch import nn
 from torch.optim import lr_scheduler
 
-from tractkit.training.callbacks import HOOKS, Callback, OnNonFinite, TorchSchedule
 from tractkit.data.interpolation import GroupInputs
-from tractkit.training.policy import EarlyStopping, Policy
+from tractkit.training.callbacks import HOOKS, Callback, OnNonFinite, TorchSchedule
 from tractkit.training.errors import OutOfMemory
+from tractkit.training.policy import EarlyStopping, Policy
 from tractkit.training.state import TrainerState
 
 

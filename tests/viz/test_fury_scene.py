@@ -12,13 +12,20 @@ from fury import window
 from helpers_scene import AFFINES, PLANES, SHAPE, SIDE, cube_around, in_world, voxel_and_line, wavy
 from PIL import Image
 
-from tractkit.viz.plots import world_box
-from tractkit.viz.fury_scene import NO_VULKAN, Still, _read_fewer_names, open_stage, snapshot, vulkan_available
 from tractkit.spatial.streamlines import Streamlines
-from tractkit.viz.drawables import Slices
 from tractkit.spatial.tractogram import Tractogram
-from tractkit.viz.viewer import view
 from tractkit.spatial.volume import Volume
+from tractkit.viz.drawables import Slices
+from tractkit.viz.fury_scene import (
+    NO_VULKAN,
+    Still,
+    _read_fewer_names,
+    open_stage,
+    snapshot,
+    vulkan_available,
+)
+from tractkit.viz.plots import world_box
+from tractkit.viz.viewer import view
 
 
 @pytest.mark.vulkan

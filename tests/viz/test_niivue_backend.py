@@ -10,16 +10,16 @@ import pytest
 from helpers_scene import AFFINES, LIT, SHAPE
 from test_viewer import grouped, lit_mask, one_fodf
 
-from tractkit.viz.colors import palette
-from tractkit.viz.niivue_backend import by_color
-from tractkit.viz.plots import direction_colors
-from tractkit.viz.fury_scene import Still
 from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
-from tractkit.viz.drawables import Glyphs, Slices
 from tractkit.spatial.tractogram import Tractogram
-from tractkit.viz.viewer import NiivueView, View, link_views, view
 from tractkit.spatial.volume import Volume
+from tractkit.viz.colors import palette
+from tractkit.viz.drawables import Glyphs, Slices
+from tractkit.viz.fury_scene import Still
+from tractkit.viz.niivue_backend import by_color
+from tractkit.viz.plots import direction_colors
+from tractkit.viz.viewer import NiivueView, View, link_views, view
 
 
 @pytest.fixture

@@ -11,6 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tractkit.spatial.space import apply_affine
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
 from tractkit.viz.plots import (
     Picture,
     _spread,
@@ -27,10 +31,6 @@ from tractkit.viz.plots import (
     value_window,
     world_box,
 )
-from tractkit.spatial.space import apply_affine
-from tractkit.spatial.streamlines import Streamlines
-from tractkit.spatial.tractogram import Tractogram
-from tractkit.spatial.volume import Volume
 
 
 def to_plane(picture, mask: np.ndarray) -> np.ndarray:

@@ -8,14 +8,13 @@ import pytest
 from fury import window
 from helpers_scene import AFFINES, LIT, PLANES, SHAPE, SIDE, cube_around, in_world, wavy
 
-from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor, representative_order
-from tractkit.viz.colors import Legend, color_streamlines, palette, paste_legends
-from tractkit.viz.composition import Composition
 from tractkit.dwi.prepare import ShInfo, save_sh
-from tractkit.viz.plots import world_box
-from tractkit.viz.fury_scene import snapshot
 from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
+from tractkit.spatial.volume import Volume
+from tractkit.viz.colors import Legend, color_streamlines, palette, paste_legends
+from tractkit.viz.composition import Composition
 from tractkit.viz.drawables import (
     Contour,
     Glyphs,
@@ -27,9 +26,17 @@ from tractkit.viz.drawables import (
     to_world_axes,
     voxels_on_plane,
 )
-from tractkit.spatial.tractogram import Tractogram
+from tractkit.viz.fury_actors import (
+    LineActor,
+    LineBlocks,
+    _surface,
+    contour_actor,
+    glyphs_actor,
+    representative_order,
+)
+from tractkit.viz.fury_scene import snapshot
+from tractkit.viz.plots import world_box
 from tractkit.viz.viewer import view
-from tractkit.spatial.volume import Volume
 
 
 def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
