@@ -222,7 +222,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, how):
         Volume(np.random.default_rng(0).random((40, 40, 40), np.float32), t.affine).save(tmp_path / name / "xyz.nii.gz")
     (tmp_path / "full.py").write_text(FULL_DISK)
     before = snapshot(tmp_path)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])}
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, tmp_path / "full.py", how, tmp_path], capture_output=True, text=True, env=env, timeout=120)
     assert re.fullmatch(r"/.*: cannot be written \([Ff]ile too large\)\. Check the space.*\n", done.stdout), done
     left = snapshot(tmp_path)
