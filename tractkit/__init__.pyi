@@ -190,10 +190,10 @@ from .tracking.tracker import TrackingReport as TrackingReport
 from .spatial.tractogram import Tractogram as Tractogram
 from .models.base import TractographyModel as TractographyModel
 from .training.trainer import Trainer as Trainer
+from .training.trainer_base import TrainerBase as TrainerBase
 from .lab.panel import TrainerLike as TrainerLike
 from .training.trainer import TrainerOneInput as TrainerOneInput
 from .lab.panel import TrainerPanel as TrainerPanel
-from .training.settings import TrainerSettings as TrainerSettings
 from .training.errors import TrainerSnags as TrainerSnags
 from .training.state import TrainerState as TrainerState
 from .training.loop import TrainerSteps as TrainerSteps
@@ -207,7 +207,7 @@ from .evaluation.scoring import WRONG_PATH as WRONG_PATH
 from .data.augment import Wholes as Wholes
 from .cli.train import add_run_options as add_run_options
 from .hdf5.create import add_subject as add_subject
-from .training.settings import amp_type as amp_type
+from .training.trainer_base import amp_type as amp_type
 from .spatial.space import apply_affine as apply_affine
 from .functional.sources import apply_at as apply_at
 from .training.live_settings import apply_change as apply_change
@@ -218,7 +218,7 @@ from .runs.log import as_log as as_log
 from .training.policy import as_value_policy as as_value_policy
 from .core.files import atomic_path as atomic_path
 from .training.process import attach as attach
-from .training.settings import best_device as best_device
+from .training.trainer_base import best_device as best_device
 from .viz.drawables import box_of as box_of
 from .models.base import build_model as build_model
 from .training.config import build_trainer as build_trainer

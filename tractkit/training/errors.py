@@ -16,14 +16,14 @@ import torch
 from .control import Stopped
 from .callbacks import OnNonFinite, TorchSchedule
 from .policy import EarlyStopping
-from .settings import TrainerSettings
+from .trainer_base import TrainerBase
 
 # %% ../../nbs/training/10_errors.ipynb #3fcfa9e6
 class OutOfMemory(torch.OutOfMemoryError):
     """There was no memory for a batch. Says which setting to lower."""
 
 
-class TrainerSnags(TrainerSettings):
+class TrainerSnags(TrainerBase):
     """What is said, and done, when a batch cannot be computed."""
 
     _validating = False
