@@ -1,4 +1,4 @@
-"""Where each public name lives. Written by tools/export.py."""
+"""The module of each public name. Written by tools/export.py."""
 
 NAMES = {
     "ACTIVE": "lab.status_text",
