@@ -299,6 +299,8 @@ from .core.rng import fold as fold
 from .core.rng import fold_ids as fold_ids
 from .runs.lock import folder_busy as folder_busy
 from .runs.lock import folder_lock as folder_lock
+from .core.text import format_bytes as format_bytes
+from .core.text import format_duration as format_duration
 from .runs.checkpoint import freeze_tree as freeze_tree
 from .viz.drawables import glyph_radii as glyph_radii
 from .hdf5.create import group_checksum as group_checksum
@@ -348,6 +350,7 @@ from .functional.torch_model import multi_inference_step as multi_inference_step
 from .functional.sources import multiply as multiply
 from .viz.niivue_backend import mz3_bytes as mz3_bytes
 from .evaluation.scoring import nearest_mdf as nearest_mdf
+from .core.text import nearest_name as nearest_name
 from .runs.comet import need_comet as need_comet
 from .spatial.volume import neighborhood_vectors as neighborhood_vectors
 from .viz.niivue_backend import nifti_bytes as nifti_bytes
@@ -365,6 +368,7 @@ from .models.layers import pad_buckets as pad_buckets
 from .viz.colors import palette as palette
 from .lab.panel import panel_of as panel_of
 from .lab.settings_form import parse_field as parse_field
+from .core.text import parse_yaml as parse_yaml
 from .cli.commands import parser as parser
 from .hdf5.create import part_ids as part_ids
 from .viz.colors import paste_legends as paste_legends
@@ -397,7 +401,6 @@ from .training.config import read_run_config as read_run_config
 from .runs.curves import read_runs as read_runs
 from .runs.weights import read_scalars as read_scalars
 from .hdf5.sources import read_splits as read_splits
-from .training.config import read_value as read_value
 from .runs.weights import read_weights as read_weights
 from .hdf5.local_file import reading as reading
 from .models.base import register_model as register_model

@@ -29,6 +29,7 @@ from ..core.files import DataError, atomic_path
 from .create import open_hdf5
 from .validate import Finding, check_group
 from ..core.html import html_table, svg_bars, text_table
+from ..core.text import format_bytes
 from .sources import SPLITS
 from ..spatial.space import check_affine, voxel_order, voxel_sizes
 from ..spatial.streamlines import Streamlines
@@ -125,14 +126,6 @@ def _said(config: dict) -> str:
 _SHOWN = 30  # subjects of a split on the page
 
 
-def _size(nbytes: float) -> str:
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if nbytes < 1000 or unit == "GB":
-            break
-        nbytes /= 1000
-    return f"{nbytes:.3g} {unit}" if unit != "bytes" else f"{nbytes:.0f} bytes"
-
-
 def _one_or_range(values: Iterable[str]) -> str:
     distinct = list(dict.fromkeys(v for v in values if v))
     return distinct[0] if len(distinct) == 1 else f"{distinct[0]} and {len(distinct) - 1} more" if distinct else ""
@@ -180,7 +173,7 @@ class HDF5Description:
             what += dict.fromkeys(e for f in facts for e in f.extras)
         damaged = sum(f.kind == "damaged" for f in facts)
         what += [f"damaged in {damaged} of {len(facts)} subjects"] if damaged else []
-        return (group, "\n".join(what), _one_or_range(f.grid for f in facts), _one_or_range(f.stored for f in facts) + f"\n{_size(sum(f.nbytes for f in whole))}",
+        return (group, "\n".join(what), _one_or_range(f.grid for f in facts), _one_or_range(f.stored for f in facts) + f"\n{format_bytes(sum(f.nbytes for f in whole))}",
                 _said(self.config.get(group, {})))
 
     def _subject_rows(self) -> list[tuple[str, ...]]:
@@ -234,9 +227,9 @@ def _about(h5: h5py.File, path: Path, facts: dict[str, dict[str, _GroupFacts]], 
             **({"written by": f"tractkit {', '.join(makers)}"} if makers else {}),
             "made": str(_plain(attrs.get("data_and_time", "at an unknown time"))),
             "subjects": ", ".join(f"{len(names)} {split}" for split, names in splits.items()),
-            "on disk": _size(disk) + (f" in {len(files)} files" if len(files) > 1 else ""),
+            "on disk": format_bytes(disk) + (f" in {len(files)} files" if len(files) > 1 else ""),
             "points": ", ".join(shaped) or "as in the sources",
-            **({"sources": f"{len(sources)} files of {_size(sum(sources.values()))}"} if sources else {}),
+            **({"sources": f"{len(sources)} files of {format_bytes(sum(sources.values()))}"} if sources else {}),
             **({"fingerprint": str(_plain(attrs["tractkit_fingerprint"]))[:12]} if "tractkit_fingerprint" in attrs else {})}
 
 

@@ -7,7 +7,6 @@ __all__ = ['SPLITS', 'VolumeGroup', 'StreamlinesGroup', 'read_config', 'load_con
            'find_sources', 'load_volume_group', 'standardize', 'load_streamlines_group', 'load_connectivity']
 
 # %% ../../nbs/hdf5/01_sources.ipynb #1ef9381d
-import difflib
 import hashlib
 import json
 import os
@@ -25,6 +24,7 @@ from numba import njit
 
 # %% ../../nbs/hdf5/01_sources.ipynb #7b81f11e
 from ..core.files import DataError
+from ..core.text import nearest_name, parse_yaml
 from ..spatial.tractogram import Tractogram, concatenate_tractograms
 from ..spatial.volume import Volume
 
@@ -62,10 +62,6 @@ class StreamlinesGroup:
 _GROUP_TYPES: dict[str, type] = {"volume": VolumeGroup, "streamlines": StreamlinesGroup}
 _STANDARDIZATIONS = ("all", "independent", "per_file", "none")
 
-
-def _nearest(word: str, known: Iterable[str]) -> str:
-    by_small = {name.lower(): name for name in known}
-    return by_small[difflib.get_close_matches(str(word).lower(), list(by_small), n=1, cutoff=0)[0]]
 
 # %% ../../nbs/hdf5/01_sources.ipynb #a745293c
 class _Invalid(ValueError):
@@ -117,7 +113,7 @@ def _read_group(name: str, raw: Any, file: str | os.PathLike | None) -> VolumeGr
     known = {f.name for f in fields(kind)} | {"type"}
     for key in raw:
         if key not in known:
-            raise bad(f"unknown key {key!r}", f"Did you mean {_nearest(key, known)!r}?")
+            raise bad(f"unknown key {key!r}", f"Did you mean {nearest_name(str(key), known, 0)!r}?")
     values: dict[str, Any] = {}
     for key in raw.keys() - {"type"}:
         try:
@@ -151,19 +147,11 @@ def read_config(
 
 
 def _each_once(pairs: Sequence[tuple[Any, Any]]) -> dict:
-    """Of two equal names both parsers keep the last and say nothing."""
+    """Make an object of JSON a dictionary. Raises ValueError for a name that is given twice: json keeps the last."""
     names = [str(name) for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"{max(names, key=names.count)!r} is there twice")
     return dict(pairs)
-
-
-class _YAML(yaml.SafeLoader):
-    """YAML without repeated names."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        _each_once([(key.value, None) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"])
-        return super().construct_mapping(node, deep)
 
 
 def load_config(
@@ -173,7 +161,7 @@ def load_config(
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_each_once) if path.suffix == ".json" else yaml.load(text, _YAML)
+        return json.loads(text, object_pairs_hook=_each_once) if path.suffix == ".json" else parse_yaml(text)
     except OSError as e:
         raise DataError("cannot read the config", file=path, fix=e.strerror) from e
     except (ValueError, yaml.YAMLError) as e:
@@ -205,7 +193,7 @@ def read_splits(
         splits = dict(zip(SPLITS, splits, strict=True))
     for key in splits:
         if key not in SPLITS:
-            raise DataError(f"unknown split {key!r}", fix=f"Did you mean {_nearest(key, SPLITS)!r}?")
+            raise DataError(f"unknown split {key!r}", fix=f"Did you mean {nearest_name(str(key), SPLITS, 0)!r}?")
     found: list[tuple[str, str, float | None]] = []
     for split in SPLITS:
         found += [(split, *_read_entry(e, Path(root))) for e in _split_lines(splits.get(split) or ())]
@@ -238,7 +226,7 @@ def _read_entry(entry: Any, root: Path) -> tuple[str, float | None]:
     if not subject or not (root / subject).is_dir() or subject in (".", "..") or Path(subject).name != subject:
         there = sorted(p.name for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
         raise DataError("no such folder", file=root / subject if there else root, subject=subject or None,
-                        fix=f"Did you mean {_nearest(subject, there)!r}?" if there else "Check the root, which holds a folder per subject")
+                        fix=f"Did you mean {nearest_name(subject, there, 0)!r}?" if there else "Check the root, which holds a folder per subject")
     if share is not None and not 0 < share <= 1:
         raise DataError(f"a share of {share} of the streamlines", subject=subject, fix="Give one in (0, 1]")
     return subject, share
@@ -574,7 +562,7 @@ def _chosen(s: GroupSources, path: Path, what: str, keys: Sequence[str], held: M
     """What the keys name; a key without a wildcard must be there."""
     for key in keys:
         if strict and key not in held and not any(c in key for c in "*?["):
-            raise s.error(f"no {what} {key!r}", path, f"Did you mean {_nearest(key, held)!r}?" if held else "The file holds none")
+            raise s.error(f"no {what} {key!r}", path, f"Did you mean {nearest_name(key, held, 0)!r}?" if held else "The file holds none")
     return {name: value for name, value in held.items() if any(name == k or fnmatchcase(name, k) for k in keys)}
 
 

@@ -25,6 +25,7 @@ from numba.core import cgutils
 from numba.np.arrayobj import make_array
 
 from ..core.files import DataError, atomic_path
+from ..core.text import format_bytes
 from .space import apply_affine, check_affine, voxel_order, voxel_sizes
 
 # %% ../../nbs/spatial/03_volume.ipynb #494ec711
@@ -238,7 +239,7 @@ class Volume:
         size = " x ".join(str(n) for n in self.shape3d)
         mm = " x ".join(f"{s:g}" for s in self.voxel_sizes.round(3))
         return (f"Volume({size} voxels of {mm} mm, {voxel_order(self.affine)}, "
-                f"{self.nb_features} x {self.data.dtype}, {self.data.nbytes / 2**20:.1f} MB)")
+                f"{self.nb_features} x {self.data.dtype}, {format_bytes(self.data.nbytes)})")
 
     def check_finite(self) -> "Volume":
         """The volume itself; DataError if it holds NaN or infinity, with their number and the first place."""
