@@ -39,7 +39,7 @@ volume = tk.Volume((60 - np.linalg.norm((np.indices((100, 120, 80)).T - [50, 60,
 def redraw_rate(seconds):
     # the scene of the open view, drawn and read back offscreen
     from tractkit.viz.fury_scene import Stage, open_stage
-    manager = open_stage(Stage(v._composition), (640, 480), "offscreen", 1)
+    manager = open_stage(Stage(v.composition), (640, 480), "offscreen", 1)
     manager.render(); manager.window.draw()
     began, n = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:

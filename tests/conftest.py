@@ -19,7 +19,7 @@ def _has_gpu() -> bool:
 
 
 def _has_vulkan() -> bool:
-    from tractkit.viz.fury_scene import vulkan_available
+    from tractkit.viz.vulkan import vulkan_available
 
     return vulkan_available()
 
@@ -40,7 +40,7 @@ NEEDS = {
     "full": (lambda: os.environ.get("FULL") == "1", "a long repetition: set FULL=1 to run it"),
     "gpu": (_has_gpu, "torch finds no CUDA device here"),
     "browser": (lambda: CHROMIUM is not None, "no chromium or google-chrome on the PATH"),
-    "vulkan": (_has_vulkan, "no Vulkan driver for FURY: tractkit.viz.fury_scene.NO_VULKAN says what to install"),
+    "vulkan": (_has_vulkan, "no Vulkan driver for FURY: tractkit.viz.vulkan.NO_VULKAN says what to install"),
     "webgl": (_has_webgl, "no WebGL 2 in this browser: tests/test_niivue.py asks the traits only"),
     "namespaces": (_has_namespaces, "no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py"),
     "linux": (lambda: sys.platform == "linux", "asks Linux: /proc, or limits of a process"),

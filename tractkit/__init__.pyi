@@ -18,7 +18,7 @@ from .dwi.prepare import compute_fodf as compute_fodf
 from .dwi.prepare import fodf_peaks as fodf_peaks
 from .dwi.prepare import prepare_subject as prepare_subject
 from .viz.viewer import view as view
-from .viz.fury_scene import snapshot as snapshot
+from .viz.stills import snapshot as snapshot
 from .viz.viewer import link_views as link_views
 from .viz.drawables import Slices as Slices
 from .viz.drawables import Lines as Lines
@@ -26,11 +26,11 @@ from .viz.drawables import Contour as Contour
 from .viz.drawables import Glyphs as Glyphs
 from .viz.drawables import Peaks as Peaks
 from .viz.colors import Coloring as Coloring
-from .viz.fury_scene import Still as Still
-from .viz.plots import Picture as Picture
+from .viz.stills import Still as Still
+from .viz.figure import Picture as Picture
 from .viz.plots import plot_streamlines as plot_streamlines
 from .viz.plots import plot_comparison as plot_comparison
-from .viz.plots import plot_signal_and_fodf as plot_signal_and_fodf
+from .viz.voxel_plot import plot_signal_and_fodf as plot_signal_and_fodf
 from .hdf5.create import create_hdf5 as create_hdf5
 from .hdf5.create import add_subject as add_subject
 from .hdf5.validate import validate_hdf5 as validate_hdf5
@@ -79,7 +79,7 @@ from .runs.log import RunLog as RunLog
 from .runs.listing import find_runs as find_runs
 from .runs.curves import read_run as read_run
 from .runs.curves import read_runs as read_runs
-from .viz.plots import plot_losses as plot_losses
+from .viz.losses import plot_losses as plot_losses
 from .runs.curves import plot_runs as plot_runs
 from .runs.curves import plot_correlation as plot_correlation
 from .runs.curves import write_csv as write_csv

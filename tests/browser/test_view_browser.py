@@ -11,7 +11,7 @@ import pytest
 from lab import PICTURES, Kernel, until
 from PIL import Image
 
-from tractkit.viz.colors import palette
+from tractkit.viz.theme import palette
 
 pytestmark = [pytest.mark.browser, pytest.mark.vulkan]
 

@@ -592,7 +592,7 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
 def test_a_plain_script_can_have_a_panel(tmp_path):
     code = FIT + f'''
 from tractkit.lab.panel import TrainerPanel
-from tractkit.viz.plots import save_figure
+from tractkit.viz.figure import save_figure
 trainer = fit({str(tmp_path)!r})
 panel = TrainerPanel(trainer)
 panel.press("start"); trainer.wait()

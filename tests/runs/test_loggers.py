@@ -167,7 +167,7 @@ print(write_tensorboard({str(tmp_path)!r}))"""
 
 
 def test_a_picture_is_in_the_log_once(tmp_path):
-    from tractkit.viz.plots import plot_losses
+    from tractkit.viz.losses import plot_losses
 
     log = RunLog(tmp_path)
     picture = plot_losses({"a": [1, 2]}, size=(300, 160))

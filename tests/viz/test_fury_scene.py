@@ -16,16 +16,11 @@ from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
 from tractkit.viz.drawables import Slices
-from tractkit.viz.fury_scene import (
-    NO_VULKAN,
-    Still,
-    _read_fewer_names,
-    open_stage,
-    snapshot,
-    vulkan_available,
-)
-from tractkit.viz.plots import world_box
+from tractkit.viz.fury_scene import open_stage
+from tractkit.viz.planes import world_box
+from tractkit.viz.stills import Still, snapshot
 from tractkit.viz.viewer import view
+from tractkit.viz.vulkan import NO_VULKAN, _read_fewer_names, vulkan_available
 
 
 @pytest.mark.vulkan
@@ -147,7 +142,7 @@ def test_wgpus_types_are_the_same_when_fewer_names_are_read():
 
 @pytest.mark.vulkan
 def test_a_view_draws_its_still_once():
-    with patch("tractkit.viz.fury_scene.open_stage", wraps=open_stage) as opened:
+    with patch("tractkit.viz.stills.open_stage", wraps=open_stage) as opened:
         still = view(wavy(3), size=(60, 50)).still
     assert [call.args[1:3] for call in opened.call_args_list] == [((60, 50), "offscreen")] and still.array.std() > 0
 
@@ -234,7 +229,8 @@ import numpy as np
 from fury import window
 try: window.ShowManager(size=(8, 8), window_type="offscreen")  # somebody has tried before: the second error is another
 except RuntimeError: pass
-from tractkit.viz.fury_scene import snapshot, vulkan_available
+from tractkit.viz.stills import snapshot
+from tractkit.viz.vulkan import vulkan_available
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 assert not vulkan_available()

@@ -14,11 +14,10 @@ from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
-from tractkit.viz.colors import palette
 from tractkit.viz.drawables import Glyphs, Slices
-from tractkit.viz.fury_scene import Still
 from tractkit.viz.niivue_backend import by_color
-from tractkit.viz.plots import direction_colors
+from tractkit.viz.stills import Still
+from tractkit.viz.theme import direction_colors, palette
 from tractkit.viz.viewer import NiivueView, View, link_views, view
 
 
@@ -65,13 +64,13 @@ def test_colors_switches_and_grey_values_are_those_of_the_other_backend(niivue_v
     t = grouped()
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), t.affine)
     v = niivue_view({"t": t, "back": background}, colors="groups", tubes=0.4, window=(0.1, 0.7))
-    assert not v.scene.widget.opts.is_radiological_convention and "left of the head is on the left" in v.controls["said"].value
+    assert not v.scene.widget.opts.is_radiological_convention and "left of the head is on the left" in v.controls["message"].value
     assert isinstance(v, NiivueView) and v.shown == v.total == 40
     for name, color in zip(("t: left", "t: right"), palette(2), strict=True):
         mesh, = v.scene.meshes[name]
         assert mesh.rgba255 == [*np.rint(color * 255).astype(int), 255] and mesh.fiber_radius == pytest.approx(0.4)
         assert (mesh.fiber_color, mesh.fiber_dither) == ("Fixed", 0)
-    left = v._composition.parts[0]
+    left = v.composition.parts[0]
     np.testing.assert_allclose(points_of(v.scene.meshes["t: left"][0])[0], left.drawn(None)[0].points, atol=1e-4)
     v.controls["show t: left"].value = False
     assert not v.scene.meshes["t: left"][0].visible and v.scene.meshes["t: left"][0].fiber_length > 1e6 and v.shown == 40 - len(left.ids)
@@ -88,7 +87,7 @@ def test_directions_are_niivues_own_colors_and_others_keep_theirs(niivue_view):
     t = grouped()
     mesh, = niivue_view(t).scene.meshes["left"]
     points, offsets = points_of(mesh)
-    s = niivue_view(t)._composition.parts[0].drawn(None)[0]
+    s = niivue_view(t).composition.parts[0].drawn(None)[0]
     assert mesh.fiber_color == "Local" and len(points) == len(s.points) + len(s)
     starts = offsets[:-1].astype(int)
     np.testing.assert_array_equal(points[starts], points[starts + 1])  # the wrong color is on a segment of no length
@@ -160,7 +159,7 @@ def test_views_of_niivue_follow_each_other_and_only_each_other(niivue_view):
 
 def other_backend(like: View) -> View:
     """A view that is live, and not NiiVue's."""
-    v = View(like.still, like._composition, (40, 30), None)
+    v = View(like.still, like.composition, (40, 30), None)
     v.canvas = like.canvas
     return v
 

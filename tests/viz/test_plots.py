@@ -15,22 +15,12 @@ from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
-from tractkit.viz.plots import (
-    Picture,
-    _spread,
-    color_ball,
-    content_box,
-    direction_colors,
-    encode_png,
-    plot_comparison,
-    plot_losses,
-    plot_signal_and_fodf,
-    plot_slice,
-    plot_streamlines,
-    save_figure,
-    value_window,
-    world_box,
-)
+from tractkit.viz.figure import Picture, encode_png, save_figure
+from tractkit.viz.losses import _spread, plot_losses
+from tractkit.viz.planes import content_box, value_window, world_box
+from tractkit.viz.plots import plot_comparison, plot_slice, plot_streamlines
+from tractkit.viz.theme import color_ball, direction_colors
+from tractkit.viz.voxel_plot import plot_signal_and_fodf
 
 
 def to_plane(picture, mask: np.ndarray) -> np.ndarray:
@@ -309,7 +299,7 @@ def test_color_ball_has_the_colors_of_its_plane():
 
 
 def test_pyplot_is_never_imported():
-    code = ("import sys; from tractkit.viz.plots import plot_losses; plot_losses({'valid': [1, .5]})._repr_png_(); "
+    code = ("import sys; from tractkit.viz.losses import plot_losses; plot_losses({'valid': [1, .5]})._repr_png_(); "
             "sys.exit('matplotlib.pyplot' in sys.modules)")
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 

@@ -13,8 +13,8 @@ from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
-from tractkit.viz.colors import Legend, color_streamlines, palette, paste_legends
-from tractkit.viz.composition import Composition
+from tractkit.viz.colors import Legend, color_streamlines, paste_legends
+from tractkit.viz.composition import Composition, representative_order
 from tractkit.viz.drawables import (
     Contour,
     Glyphs,
@@ -23,19 +23,12 @@ from tractkit.viz.drawables import (
     Slices,
     mask_outline,
     things_to_draw,
-    to_world_axes,
     voxels_on_plane,
 )
-from tractkit.viz.fury_actors import (
-    LineActor,
-    LineBlocks,
-    _surface,
-    contour_actor,
-    glyphs_actor,
-    representative_order,
-)
-from tractkit.viz.fury_scene import snapshot
-from tractkit.viz.plots import world_box
+from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor
+from tractkit.viz.planes import to_world_axes, world_box
+from tractkit.viz.stills import snapshot
+from tractkit.viz.theme import palette
 from tractkit.viz.viewer import view
 
 
@@ -154,7 +147,7 @@ def test_what_lies_on_a_plane_is_seen_where_the_affine_says(kind, driver):
         there = apply_affine(affine, LIT[None].astype(float))[0]
         box = cube_around(world_box(thing.volume))
         for plane, (across, up, normal) in PLANES.items():
-            with patch("tractkit.viz.fury_scene.vulkan_available", return_value=driver == "FURY"):
+            with patch("tractkit.viz.stills.vulkan_available", return_value=driver == "FURY"):
                 rgb = snapshot(thing, view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
             bright = rgb.max(-1) > 70
             if driver == "matplotlib":  # it has letters, and a margin of its own
@@ -275,7 +268,7 @@ def test_every_kind_together_makes_a_picture(driver):
     affine = AFFINES["LAS anisotropic"]
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
     things = {"lines": grouped(), "back": background, "mask": lit_mask(affine), "f": Glyphs(one_fodf(affine))}
-    with patch("tractkit.viz.fury_scene.vulkan_available", return_value=driver == "FURY"):
+    with patch("tractkit.viz.stills.vulkan_available", return_value=driver == "FURY"):
         for options in (dict(view="3d", colors="groups", tubes=0.4), dict(view="coronal", colors="score"), dict(view="axial", colors="height")):
             picture = snapshot(things, size=(240, 200), **options).array
             assert picture.shape == (200, 240, 4)
@@ -325,7 +318,7 @@ def live_view():
     def make(*things, **options):
         with (patch.object(window.ShowManager, "__init__", offscreen), patch("tractkit.viz.viewer._in_notebook", return_value=True),
               patch("tractkit.viz.viewer.display"),
-              patch("tractkit.viz.viewer._canvas", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
+              patch("tractkit.viz.viewer.put_together", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
             views.append(view(*things, **options))
         return views[-1]
 
@@ -363,7 +356,7 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     c["screenshot"].click()
     c["screenshot"].click()
-    assert sorted(os.listdir(tmp_path)) == ["view-1.png", "view-2.png"] and c["said"].value == "written: view-2.png"
+    assert sorted(os.listdir(tmp_path)) == ["view-1.png", "view-2.png"] and c["message"].value == "written: view-2.png"
     with pytest.raises(ValueError, match="nothing is named 'nobody'; there are lines: left, "):
         v.toggle("nobody")
     with pytest.raises(ValueError, match="none of axial"):
@@ -379,7 +372,7 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
     t = wavy(60)
     a, b = live_view(t, size=(120, 90)), live_view(t, size=(120, 90))
     for one, other in ((a, b), (b, a)):
-        one._drawn.linked = [other._drawn]
+        one._drawn.link([other._drawn])
 
     async def drag():
         a._drawn._on_pointer({"event_type": "pointer_move", "buttons": ()})
@@ -397,7 +390,7 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         return [sum(o.geometry.positions.draw_range[1] for actor in actors for o in actor.objects if o.visible)
                 for actors in ([actor for _, actor in stage._lines], stage._coarse)]
 
-    with patch("tractkit.viz.viewer._COARSE", 7):
+    with patch("tractkit.viz.live_canvas._COARSE", 7):
         coarse, full = asyncio.run(drag())
     for (none, few), (all_of_them, no_more) in zip(coarse, full, strict=True):
         assert none == no_more == 0 and 0 < few < all_of_them / 4

@@ -33,9 +33,11 @@ from ..models.base import load_model
 from ..models.learn2track import Learn2Track
 from ..lab.panel import TrainerPanel
 from ..dwi.phantom import sample_subjects
-from ..viz.plots import plot_comparison, plot_losses, save_figure
+from ..viz.figure import save_figure
+from ..viz.losses import plot_losses
+from ..viz.plots import plot_comparison
 from ..data.sampler import BatchIDSampler
-from ..viz.fury_scene import snapshot
+from ..viz.stills import snapshot
 from ..evaluation.scoring import GroundTruth, Scores, comparison_table, compare_tractograms, score_table, score_tractogram
 from ..tracking.tracker import Tracker, dilate_mask, seeds_from_mask
 from ..spatial.tractogram import Tractogram

@@ -24,7 +24,7 @@ from ..training.live_settings import changeable
 from .status_text import ACTIVE, VERBS, FolderRun, LogFollower, describe_trainer, kept_checkpoints, pack_curves, possible_verbs, settings_code
 from .settings_form import EditForm
 from .readout import Readout, draw_panel
-from ..viz.plots import Picture
+from ..viz.figure import Picture
 from ..runs.mailbox import Post
 from ..training.process import ProcessRun
 from ..training.trainer import Trainer

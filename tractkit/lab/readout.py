@@ -14,7 +14,8 @@ import traitlets
 from matplotlib.patches import Rectangle
 
 from .status_text import thinned
-from ..viz.plots import Picture, plot_losses
+from ..viz.figure import Picture
+from ..viz.losses import plot_losses
 
 # %% ../../nbs/lab/02_readout.ipynb #4d6b056d
 _DRAWING = """

@@ -29,7 +29,7 @@ from ..core.files import DataError
 from ..runs.listing import RunFacts, differing_settings, find_runs
 from ..core.html import Html, as_html, html_table, sparkline, text_table
 from .panel import TrainerPanel, panel_of
-from ..viz.plots import Picture
+from ..viz.figure import Picture
 
 # %% ../../nbs/lab/05_run_browser.ipynb #1573bcb1
 _COLUMNS = {"name": "run", "status": "status", "epochs": "epochs", "best": "best", "best_epoch": "in epoch", "hours": "time"}

@@ -20,7 +20,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from scipy.signal import lfilter
 
 from ..core.files import DataError, atomic_path
-from ..viz.plots import Picture
+from ..viz.figure import Picture
 from .log import as_log
 
 # %% ../../nbs/runs/12_curves.ipynb #1d9f4b39
