@@ -288,9 +288,9 @@ def test_hdf5_what_is_left_out_is_said(data, say, tmp_path):
 
 
 def test_hdf5_add(monkeypatch, say, tmp_path):
-    import tractkit.hdf5.create as room
+    import tractkit.hdf5.create as create_module
 
-    monkeypatch.setattr(room, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
+    monkeypatch.setattr(create_module, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
     assert say("add", "x.hdf5", "root", "sub-7", "testing", "--no-progress") == (0, "x.hdf5 root sub-7 testing False\n", [])
 
 
@@ -347,11 +347,11 @@ def test_hdf5_every_keyword_has_an_option_with_help(command):
     import inspect
     import re
 
-    import tractkit.hdf5.create as room
+    import tractkit.hdf5.create as create_module
     from tractkit.cli.commands import parser
     from tractkit.hdf5.describe import extract_hdf5
 
-    function = {"create": room.create_hdf5, "add": room.add_subject, "extract": extract_hdf5}[command]
+    function = {"create": create_module.create_hdf5, "add": create_module.add_subject, "extract": extract_hdf5}[command]
     commands = parser("hdf5")._subparsers._group_actions[0].choices["hdf5"]._subparsers._group_actions[0].choices
     options = {action.dest: action for action in commands[command]._actions}
     for name, parameter in inspect.signature(function).parameters.items():
