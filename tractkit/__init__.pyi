@@ -33,6 +33,7 @@ from .demo.pipeline import DemoSettings as DemoSettings
 from .evaluation.baselines import DipySettings as DipySettings
 from .training.policy import EarlyStopping as EarlyStopping
 from .lab.settings_form import EditForm as EditForm
+from .functional.torch_model import EpochLogger as EpochLogger
 from .functional.batch_iter import EpochPlan as EpochPlan
 from .functional.pipeline import ExpirationPool as ExpirationPool
 from .training.policy import Exponential as Exponential
@@ -309,7 +310,7 @@ from .core.html import html_fold as html_fold
 from .core.html import html_table as html_table
 from .training.config import import_file as import_file
 from .training.serialize import in_words as in_words
-from .functional.torch_model import inference_step as inference_step
+from .functional.steps import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
 from .functional.sources import item_key as item_key
 from .lab.status_text import kept_checkpoints as kept_checkpoints
@@ -344,7 +345,7 @@ from .evaluation.scoring import mdf as mdf
 from .viz.colors import merge_legends as merge_legends
 from .models.base import model_card as model_card
 from .models.base import model_class as model_class
-from .functional.torch_model import multi_inference_step as multi_inference_step
+from .functional.steps import multi_inference_step as multi_inference_step
 from .functional.sources import multiply as multiply
 from .viz.niivue_backend import mz3_bytes as mz3_bytes
 from .evaluation.scoring import nearest_mdf as nearest_mdf
@@ -427,7 +428,7 @@ from .dwi.prepare import select_shell as select_shell
 from .runs.mailbox import send_object as send_object
 from .training.process import serve_trainer as serve_trainer
 from .training.process import served as served
-from .functional.torch_model import set_optimizer_params as set_optimizer_params
+from .functional.steps import set_optimizer_params as set_optimizer_params
 from .lab.status_text import settings_code as settings_code
 from .lab.panel import show_trainers_as_panels as show_trainers_as_panels
 from .dwi.phantom import simulate_subject as simulate_subject
@@ -449,9 +450,9 @@ from .runs.log import thin_places as thin_places
 from .viz.drawables import things_to_draw as things_to_draw
 from .lab.status_text import thinned as thinned
 from .lab.status_text import time_left as time_left
-from .functional.torch_model import to_arrays as to_arrays
+from .functional.steps import to_arrays as to_arrays
 from .training.loop import to_device as to_device
-from .functional.torch_model import to_tensors as to_tensors
+from .functional.steps import to_tensors as to_tensors
 from .viz.drawables import to_world_axes as to_world_axes
 from .core.rng import torch_seed as torch_seed
 from .training.trainer import torch_threads as torch_threads
@@ -459,8 +460,8 @@ from .training.torchrun import torchrun_words as torchrun_words
 from .evaluation.baselines import track_dipy as track_dipy
 from .evaluation.baselines import track_oracle as track_oracle
 from .functional.torch_model import train_model as train_model
-from .functional.torch_model import train_step as train_step
-from .functional.torch_model import training_loss as training_loss
+from .functional.steps import train_step as train_step
+from .functional.steps import training_loss as training_loss
 from .viz.niivue_backend import trx_bytes as trx_bytes
 from .core.rng import uniform as uniform
 from .models.direction_getters import unit as unit

@@ -44,15 +44,8 @@ from tractkit.functional.sources import (
     unpack_args,
     zip_apply,
 )
-from tractkit.functional.torch_model import (
-    ConsoleLogger,
-    ModelTrainer,
-    TorchModel,
-    inference_step,
-    multi_inference_step,
-    train_model,
-    train_step,
-)
+from tractkit.functional.steps import inference_step, multi_inference_step, train_step
+from tractkit.functional.torch_model import ConsoleLogger, ModelTrainer, TorchModel, train_model
 from tractkit.models.layers import KeyedDropout, initialize_weights
 from tractkit.runs.log import RunLog
 from tractkit.training.callbacks import OnNonFinite
