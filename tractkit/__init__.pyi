@@ -1,5 +1,6 @@
 """The lazy top level, for editors and type checkers. Written by tools/export.py."""
 
+from .training.settings import ACCEPTED as ACCEPTED
 from .lab.status_text import ACTIVE as ACTIVE
 from .dwi.phantom import BUNDLES as BUNDLES
 from .data.sampler import BatchIDSampler as BatchIDSampler
@@ -30,6 +31,7 @@ from .core.files import DataError as DataError
 from .training.policy import DecreasingOnPlateau as DecreasingOnPlateau
 from .demo.pipeline import Demo as Demo
 from .demo.pipeline import DemoSettings as DemoSettings
+from .training.settings import Device as Device
 from .evaluation.baselines import DipySettings as DipySettings
 from .training.policy import EarlyStopping as EarlyStopping
 from .lab.settings_form import EditForm as EditForm
@@ -85,6 +87,8 @@ from .functional.torch_model import ModelTrainer as ModelTrainer
 from .models.blocks import MoveAxis as MoveAxis
 from .data.dataset import MultiSubjectDataset as MultiSubjectDataset
 from .data.dataset import MultisubjectSubset as MultisubjectSubset
+from .training.settings import NEXT_BATCH as NEXT_BATCH
+from .training.settings import NEXT_EPOCH as NEXT_EPOCH
 from .evaluation.scoring import NO_CONNECTION as NO_CONNECTION
 from .data.sampler import NO_GROUP as NO_GROUP
 from .spatial.volume import Neighborhood as Neighborhood
@@ -150,6 +154,7 @@ from .runs.listing import STATUSES as STATUSES
 from .training.policy import Schedule as Schedule
 from .evaluation.scoring import Scores as Scores
 from .training.session import Session as Session
+from .core.settings import Setting as Setting
 from .dwi.prepare import ShInfo as ShInfo
 from .data.plan import Shard as Shard
 from .viz.drawables import Slices as Slices
@@ -194,6 +199,7 @@ from .training.trainer_base import TrainerBase as TrainerBase
 from .lab.panel import TrainerLike as TrainerLike
 from .training.trainer import TrainerOneInput as TrainerOneInput
 from .lab.panel import TrainerPanel as TrainerPanel
+from .training.settings import TrainerSettings as TrainerSettings
 from .training.errors import TrainerSnags as TrainerSnags
 from .training.state import TrainerState as TrainerState
 from .training.loop import TrainerSteps as TrainerSteps
@@ -233,6 +239,7 @@ from .tracking.tracker import check_limits as check_limits
 from .training.session import check_plan as check_plan
 from .training.config import check_run_config as check_run_config
 from .tracking.tracker import check_seeds as check_seeds
+from .core.settings import check_settings as check_settings
 from .demo.pipeline import check_subject as check_subject
 from .evaluation.baselines import choose_dipy_settings as choose_dipy_settings
 from .hdf5.local_file import chunk_ranges as chunk_ranges
@@ -302,12 +309,14 @@ from .runs.lock import folder_lock as folder_lock
 from .runs.checkpoint import freeze_tree as freeze_tree
 from .viz.drawables import glyph_radii as glyph_radii
 from .hdf5.create import group_checksum as group_checksum
+from .core.settings import has_type as has_type
 from .hdf5.create import hdf5_fingerprint as hdf5_fingerprint
 from .core.html import html_card as html_card
 from .core.html import html_facts as html_facts
 from .core.html import html_fold as html_fold
 from .core.html import html_table as html_table
 from .training.config import import_file as import_file
+from .core.settings import in_bounds as in_bounds
 from .training.serialize import in_words as in_words
 from .functional.torch_model import inference_step as inference_step
 from .models.layers import initialize_weights as initialize_weights
@@ -428,7 +437,9 @@ from .runs.mailbox import send_object as send_object
 from .training.process import serve_trainer as serve_trainer
 from .training.process import served as served
 from .functional.torch_model import set_optimizer_params as set_optimizer_params
+from .core.settings import setting as setting
 from .lab.status_text import settings_code as settings_code
+from .core.settings import settings_of as settings_of
 from .lab.panel import show_trainers_as_panels as show_trainers_as_panels
 from .dwi.phantom import simulate_subject as simulate_subject
 from .runs.curves import smooth as smooth
