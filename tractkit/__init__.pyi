@@ -88,6 +88,7 @@ from .data.dataset import MultisubjectSubset as MultisubjectSubset
 from .evaluation.scoring import NO_CONNECTION as NO_CONNECTION
 from .data.sampler import NO_GROUP as NO_GROUP
 from .spatial.volume import Neighborhood as Neighborhood
+from .spatial.nifti import NiftiContent as NiftiContent
 from .viz.viewer import NiivueView as NiivueView
 from .training.serialize import ONLY_IN_PYTHON as ONLY_IN_PYTHON
 from .data.interpolation import OUTSIDE as OUTSIDE
@@ -106,7 +107,7 @@ from .viz.plots import Picture as Picture
 from .data.augment import Pieces as Pieces
 from .hdf5.local_file import Place as Place
 from .data.plan import Plan as Plan
-from .spatial.streamlines import PointMap as PointMap
+from .spatial.rearrange import PointMap as PointMap
 from .training.policy import Policy as Policy
 from .runs.mailbox import Post as Post
 from .models.blocks import PostActivation as PostActivation
@@ -249,7 +250,7 @@ from .training.overrides import complete_back as complete_back
 from .training.overrides import complete_run as complete_run
 from .training.overrides import complete_train as complete_train
 from .training.overrides import complete_validate as complete_validate
-from .spatial.streamlines import compress as compress
+from .spatial.resample import compress as compress
 from .dwi.prepare import compute_fodf as compute_fodf
 from .dwi.prepare import compute_sh as compute_sh
 from .spatial.streamlines import concatenate_streamlines as concatenate_streamlines
@@ -260,7 +261,7 @@ from .viz.plots import content_box as content_box
 from .viz.plots import content_points as content_points
 from .spatial.space import conversion_affine as conversion_affine
 from .spatial.space import convert_points as convert_points
-from .spatial.streamlines import copy_runs as copy_runs
+from .spatial.rearrange import copy_runs as copy_runs
 from .runs.curves import correlation as correlation
 from .hdf5.create import create_hdf5 as create_hdf5
 from .data.augment import cut_and_turn as cut_and_turn
@@ -396,6 +397,7 @@ from .functional.sources import random_apply as random_apply
 from .core.rng import random_bits as random_bits
 from .hdf5.sources import read_config as read_config
 from .runs.listing import read_facts as read_facts
+from .spatial.nifti import read_nifti as read_nifti
 from .runs.curves import read_run as read_run
 from .training.config import read_run_config as read_run_config
 from .runs.curves import read_runs as read_runs
@@ -404,10 +406,10 @@ from .hdf5.sources import read_splits as read_splits
 from .runs.weights import read_weights as read_weights
 from .hdf5.local_file import reading as reading
 from .models.base import register_model as register_model
-from .spatial.streamlines import resample_nb_points as resample_nb_points
-from .spatial.streamlines import resample_step as resample_step
+from .spatial.resample import resample_nb_points as resample_nb_points
+from .spatial.resample import resample_step as resample_step
 from .data.augment import resampled as resampled
-from .spatial.streamlines import reverse as reverse
+from .spatial.rearrange import reverse as reverse
 from .cli.train import run_command as run_command
 from .demo.pipeline import run_demo as run_demo
 from .cli.train import run_settings as run_settings
@@ -437,14 +439,14 @@ from .dwi.phantom import simulate_subject as simulate_subject
 from .runs.curves import smooth as smooth
 from .viz.fury_scene import snapshot as snapshot
 from .core.html import sparkline as sparkline
-from .spatial.streamlines import split as split
+from .spatial.rearrange import split as split
 from .hdf5.sources import standardize as standardize
 from .runs.card import state_bytes as state_bytes
 from .runs.card import state_card as state_card
 from .training.control import stop_on_interrupt as stop_on_interrupt
 from .data.augment import stored as stored
 from .core.html import svg_bars as svg_bars
-from .spatial.streamlines import take as take
+from .spatial.rearrange import take as take
 from .training.live_settings import take_over as take_over
 from .training.torchrun import take_rank as take_rank
 from .core.html import text_table as text_table
@@ -484,6 +486,7 @@ from .training.session import weighted_mean as weighted_mean
 from .viz.plots import world_box as world_box
 from .runs.curves import write_csv as write_csv
 from .training.torchrun import write_module as write_module
+from .spatial.nifti import write_nifti as write_nifti
 from .runs.loggers import write_npy_logs as write_npy_logs
 from .runs.tensorboard import write_tensorboard as write_tensorboard
 from .functional.sources import zip_apply as zip_apply
