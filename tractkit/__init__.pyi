@@ -63,6 +63,7 @@ from .models.layers import KeyedDropout as KeyedDropout
 from .dwi.phantom import LAYOUTS as LAYOUTS
 from .models.blocks import Lambda as Lambda
 from .training.policy import LambdaEpoch as LambdaEpoch
+from .runs.mailbox import LastStatus as LastStatus
 from .dwi.phantom import Layout as Layout
 from .models.learn2track import Learn2Track as Learn2Track
 from .viz.colors import Legend as Legend
@@ -76,6 +77,7 @@ from .training.policy import LossStop as LossStop
 from .training.ranks import LostRank as LostRank
 from .data.augment import MIN_PART as MIN_PART
 from .data.subject import MRIData as MRIData
+from .runs.mailbox import Mailbox as Mailbox
 from .models.blocks import MidActivation as MidActivation
 from .models.blocks import MidActivation1d as MidActivation1d
 from .models.blocks import MidActivation2d as MidActivation2d
@@ -108,7 +110,6 @@ from .hdf5.local_file import Place as Place
 from .data.plan import Plan as Plan
 from .spatial.streamlines import PointMap as PointMap
 from .training.policy import Policy as Policy
-from .runs.mailbox import Post as Post
 from .models.blocks import PostActivation as PostActivation
 from .models.blocks import PostActivation1d as PostActivation1d
 from .models.blocks import PostActivation2d as PostActivation2d

@@ -25,7 +25,7 @@ from .status_text import ACTIVE, VERBS, FolderRun, LogFollower, describe_trainer
 from .settings_form import EditForm
 from .readout import Readout, draw_panel
 from ..viz.plots import Picture
-from ..runs.mailbox import Post
+from ..runs.mailbox import Mailbox
 from ..training.process import ProcessRun
 from ..training.trainer import Trainer
 
@@ -119,7 +119,7 @@ class TrainerPanel:
             trainer.take(state)
         if trainer.running or trainer.state is not None:
             return
-        if Post(trainer.folder).alive():
+        if Mailbox(trainer.folder).is_running():
             try:
                 trainer.attach()
                 return

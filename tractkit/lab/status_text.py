@@ -216,7 +216,7 @@ class FolderRun:
     @property
     def verbs(self) -> set[str]:
         """What it can be told."""
-        at_work = self._process.running and not self._process.post.heard().get("ended")  # torchrun stays a moment longer
+        at_work = self._process.running and not self._process.mailbox.read_status().get("ended")  # torchrun stays a moment longer
         return set(VERBS) - {"start"} if at_work else set()
 
     @property
@@ -229,7 +229,7 @@ class FolderRun:
 
     def _stored(self) -> Status:
         """How it stands by its newest checkpoint, which is read once, and by what was last said."""
-        steps, said = self.checkpoints.steps(), self._process.post.heard()
+        steps, said = self.checkpoints.steps(), self._process.mailbox.read_status()
         if (steps[-1:], said.get("at")) != self._known[0]:
             newest = self.checkpoints.newest()
             tree: Mapping[str, Any] = newest[0] if newest else {"epoch": 0, "batch": 0, "global_step": 0, "epochs": []}
