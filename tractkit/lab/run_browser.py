@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -90,130 +91,12 @@ def _page(runs: Sequence[RunFacts], rows: Sequence[Mapping[str, Any]], keys: Seq
     table = html_table([*(_COLUMNS.get(k, k) for k in keys), "loss"], lines, align="ll" + "r" * (len(keys) - 2))
     return Html(f'<div style="max-width:100%;overflow-x:auto">{table}{more}<div style="opacity:.7;font-size:88%;padding:.3em .8em">{as_html(below)}</div></div>')
 
-# %% ../../nbs/lab/14_run_browser.ipynb #e4b6b528
-_TABLE = """
-function render({ model, el }) {
-  const root = document.createElement("div"), head = document.createElement("div"), said = document.createElement("span");
-  const again = document.createElement("button"), scroll = document.createElement("div"), image = document.createElement("img");
-  root.className = "tractkit-runs"; head.className = "tractkit-runs-head"; scroll.className = "tractkit-runs-scroll";
-  again.textContent = "refresh"; again.title = "Read the folder again; while a run is at work this happens by itself"; again.className = "tractkit-runs-button";
-  again.onclick = () => model.send({ verb: "refresh" });
-  head.append(said, again); root.append(head, scroll, image); el.append(root);
-  const make = (parent, tag, text) => { const e = document.createElement(tag); if (text !== undefined) e.textContent = text; parent.append(e); return e; };
-
-  const sorted = (rows) => {
-    const [key, down] = model.get("order");
-    if (!key) return rows;
-    const side = down ? -1 : 1;
-    return [...rows].sort((a, b) => {
-      const [x, y] = [a.sort[key], b.sort[key]];
-      if (x === null || y === null) return (x === null) - (y === null);
-      return side * (typeof x === "number" && typeof y === "number" ? x - y : String(x).localeCompare(String(y), undefined, { numeric: true }));
-    });
-  };
-  const table = () => {
-    const { columns, rows, below } = model.get("table"), chosen = model.get("chosen"), [key, down] = model.get("order");
-    const focused = document.activeElement && root.contains(document.activeElement) ? document.activeElement.dataset.id : null;
-    const whole = document.createElement("table"), line = make(make(whole, "thead"), "tr"), body = make(whole, "tbody");
-    make(line, "th").setAttribute("aria-label", "shown in the picture");
-    for (const [name, label, right] of columns) {
-      const cell = make(line, "th"), button = make(cell, "button", label + (key === name ? (down ? " ▾" : " ▴") : ""));
-      if (right) cell.className = "right";
-      button.dataset.id = "sort " + name; button.title = "sort by " + label;
-      cell.setAttribute("aria-sort", key !== name ? "none" : down ? "descending" : "ascending");
-      button.onclick = () => { model.set("order", [name, key === name && !down]); model.save_changes(); };
-    }
-    make(line, "th", "loss"); make(line, "th").className = "last";
-    for (const row of sorted(rows)) {
-      const tr = make(body, "tr"), first = make(tr, "td"), at = chosen.indexOf(row.name);
-      tr.dataset.name = row.name; tr.dataset.status = row.status;
-      if (row.drawable) {
-        const box = make(first, "input");
-        box.type = "checkbox"; box.checked = at >= 0; box.dataset.id = "show " + row.name; box.setAttribute("aria-label", "show the curves of " + row.name);
-        if (at >= 0) box.style.accentColor = model.get("colors")[at % 8];
-        box.onchange = () => { model.set("chosen", box.checked ? [...chosen, row.name] : chosen.filter((n) => n !== row.name)); model.save_changes(); };
-      }
-      columns.forEach(([name, , right], i) => {
-        const cell = make(tr, "td");
-        if (right) cell.className = "right";
-        if (name !== "status") { cell.textContent = row.cells[i]; return; }
-        const chip = make(cell, "span", row.status);
-        chip.className = "tractkit-runs-chip"; chip.dataset.status = row.status;
-        if (row.note) make(cell, "div", row.note).className = "tractkit-runs-note";
-      });
-      make(tr, "td").innerHTML = row.curve;           // drawn by the kernel, of numbers only
-      const last = make(tr, "td");
-      last.className = "last";
-      if (!["no run", "damaged"].includes(row.status)) {
-        const open = make(last, "button", "open");
-        open.className = "tractkit-runs-button"; open.dataset.id = "open " + row.name; open.title = "Show the panel of " + row.name;
-        open.onclick = () => model.send({ verb: "open", name: row.name });
-      }
-    }
-    scroll.replaceChildren(whole);
-    said.textContent = below;
-    if (focused) { const e = [...root.querySelectorAll("[data-id]")].find((x) => x.dataset.id === focused); if (e) e.focus(); }
-  };
-  let url = null;
-  const picture = () => {
-    const bytes = model.get("picture");
-    if (url) URL.revokeObjectURL(url);
-    url = bytes && bytes.byteLength ? URL.createObjectURL(new Blob([bytes], { type: "image/png" })) : null;
-    image.style.display = url ? "block" : "none";
-    if (url) image.src = url;
-    image.alt = "losses of " + model.get("chosen").join(", ");
-  };
-  const theme = () => {
-    const rgb = getComputedStyle(root).backgroundColor.match(/[\\d.]+/g).map(Number), dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
-    root.dataset.dark = dark;
-    if (model.get("dark") !== dark) { model.set("dark", dark); model.save_changes(); }
-  };
-  model.on("change:table", table); model.on("change:chosen", table); model.on("change:order", table); model.on("change:picture", picture);
-  const watch = new MutationObserver(theme);
-  watch.observe(document.body, { attributes: true });
-  table(); picture(); requestAnimationFrame(theme);
-  return () => {
-    for (const name of ["table", "chosen", "order"]) model.off("change:" + name, table);
-    model.off("change:picture", picture); watch.disconnect(); if (url) URL.revokeObjectURL(url);
-  };
-}
-export default { render };
-"""
-
 # %% ../../nbs/lab/14_run_browser.ipynb #0b5af764
-_LOOK = """
-.tractkit-runs { background: var(--jp-layout-color0, Canvas); color: var(--jp-ui-font-color1, CanvasText); padding: 6px 4px;
-  font: 13px/1.45 var(--jp-ui-font-family, system-ui, sans-serif); max-width: 900px; box-sizing: border-box; }
-.tractkit-runs-head { display: flex; gap: 14px; align-items: center; margin: 0 0 6px 8px; color: var(--jp-ui-font-color2, GrayText); }
-.tractkit-runs-scroll { overflow: auto; max-height: 420px; }
-.tractkit-runs table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.tractkit-runs th { position: sticky; top: 0; background: var(--jp-layout-color0, Canvas); z-index: 1; text-align: left; padding: 2px 8px;
-  border-bottom: 1px solid rgba(128, 128, 128, .45); white-space: nowrap; }
-.tractkit-runs td { padding: 3px 8px; vertical-align: middle; border-bottom: 1px solid rgba(128, 128, 128, .18); }
-.tractkit-runs td:not(:nth-child(2)):not(:nth-child(3)) { white-space: nowrap; }
-.tractkit-runs tr:hover td { background: rgba(128, 138, 150, .10); }
-.tractkit-runs .right { text-align: right; }
-.tractkit-runs .last { position: sticky; right: 0; background: var(--jp-layout-color0, Canvas); }
-.tractkit-runs td:nth-child(2), .tractkit-runs td:nth-child(3) { min-width: 9em; overflow-wrap: break-word; }
-.tractkit-runs th button { all: unset; cursor: pointer; font-weight: 600; color: var(--jp-ui-font-color1, CanvasText); }
-.tractkit-runs button:focus-visible, .tractkit-runs input:focus-visible { outline: 2px solid #3f86d1; outline-offset: 2px; }
-.tractkit-runs-button { font: inherit; padding: 1px 10px; border-radius: 4px; cursor: pointer; color: inherit; background: none; border: 1px solid rgba(128, 128, 128, .5); }
-.tractkit-runs-chip { padding: 0 8px; border-radius: 9px; color: white; background: #6b727c; white-space: nowrap; }
-.tractkit-runs-chip[data-status=running] { background: #2f6fb5; }
-.tractkit-runs-chip[data-status=paused] { background: #a86a12; }
-.tractkit-runs-chip[data-status=finished] { background: #2f7d4f; }
-.tractkit-runs-chip[data-status=dead], .tractkit-runs-chip[data-status=failed], .tractkit-runs-chip[data-status=damaged] { background: #b3362c; }
-.tractkit-runs-note { opacity: .75; font-size: 12px; max-width: 22em; margin-top: 2px; }
-.tractkit-runs tr[data-status="no run"] td { opacity: .75; }
-.tractkit-runs img { max-width: 100%; margin-top: 8px; }
-.tractkit-runs-still { display: none; }
-"""
-
-
 class _Table(anywidget.AnyWidget):
     """The table and the picture of a browser."""
 
-    _esm, _css = _TABLE, _LOOK
+    _esm = Path(str(files("tractkit.lab") / "run_browser.js"))
+    _css = Path(str(files("tractkit.lab") / "run_browser.css"))
     table = traitlets.Dict({"columns": [], "rows": [], "below": ""}).tag(sync=True)
     chosen = traitlets.List(traitlets.Unicode()).tag(sync=True)       # names of the runs in the picture
     order = traitlets.List(["", False]).tag(sync=True)                # column, and whether it falls
