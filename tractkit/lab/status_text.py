@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
 from ..runs.checkpoint import Checkpoints, peek_checkpoint
 from ..runs.status import Status
 from ..data.dataset import MultiSubjectDataset
 from ..core.files import DataError
+from ..core.text import format_bytes, format_duration, parse_yaml
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from ..training.process import ProcessRun
 from ..runs.log import Curve, RunLog
@@ -41,14 +41,7 @@ def time_left(seconds: float) -> str:
     """About how long, in the two largest units: "2 h 5 min left"; nothing if it is not known."""
     if not math.isfinite(seconds) or seconds < 0:
         return ""
-    s = round(seconds)
-    if s < 60:
-        return f"{s} s left"
-    m, s = divmod(s, 60)
-    if m < 10:
-        return f"{m} min {s} s left" if s else f"{m} min left"
-    h, m = divmod(m + (s >= 30), 60)
-    return (f"{h} h {m} min left" if m else f"{h} h left") if h else f"{m} min left"
+    return f"{format_duration(seconds)} left"
 
 
 def _measures(s: Any) -> dict[str, str]:
@@ -61,7 +54,7 @@ def _measures(s: Any) -> dict[str, str]:
     step = getattr(s, "global_step", 0)
     found = {"step": f"{step:,}" if step else "", "gradient norm": of("grad_norm", ".3g"), "learning rate": of("learning_rate", ".3g"), "batches/s": of("speed", ".3g", 0),
              "waiting for data": of("waiting", ".0%"),
-             "memory": f"{memory / 2**30:.2f} GiB" if memory >= 2**30 else f"{memory / 2**20:.0f} MiB" if memory else ""}
+             "memory": format_bytes(memory) if memory else ""}
     if s.phase not in ACTIVE:
         del found["batches/s"], found["waiting for data"]
     return {k: v for k, v in found.items() if v}
@@ -251,7 +244,7 @@ class FolderRun:
     def config(self) -> dict[str, Any]:
         """The content of `config.yaml`; empty if there is none."""
         path = self.folder / "config.yaml"
-        return (yaml.safe_load(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
+        return (parse_yaml(path.read_text(encoding="utf-8")) or {}) if path.exists() else {}
 
     def settings(self) -> dict[str, Any]:
         """The settings that may be changed while it trains, by name."""
