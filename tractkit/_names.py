@@ -1,4 +1,4 @@
-"""Where each public name lives. Written by tools/export.py."""
+"""The module of each public name. Written by tools/export.py."""
 
 NAMES = {
     "ACTIVE": "lab.status_text",
@@ -301,6 +301,8 @@ NAMES = {
     "fold_ids": "core.rng",
     "folder_busy": "runs.lock",
     "folder_lock": "runs.lock",
+    "format_bytes": "core.text",
+    "format_duration": "core.text",
     "freeze_tree": "runs.checkpoint",
     "glyph_radii": "viz.drawables",
     "group_checksum": "hdf5.create",
@@ -350,6 +352,7 @@ NAMES = {
     "multiply": "functional.sources",
     "mz3_bytes": "viz.niivue_backend",
     "nearest_mdf": "evaluation.scoring",
+    "nearest_name": "core.text",
     "need_comet": "runs.comet",
     "neighborhood_vectors": "spatial.volume",
     "nifti_bytes": "viz.niivue_backend",
@@ -367,6 +370,7 @@ NAMES = {
     "palette": "viz.colors",
     "panel_of": "lab.panel",
     "parse_field": "lab.settings_form",
+    "parse_yaml": "core.text",
     "parser": "cli.commands",
     "part_ids": "hdf5.create",
     "paste_legends": "viz.colors",
@@ -399,7 +403,6 @@ NAMES = {
     "read_runs": "runs.curves",
     "read_scalars": "runs.weights",
     "read_splits": "hdf5.sources",
-    "read_value": "training.config",
     "read_weights": "runs.weights",
     "reading": "hdf5.local_file",
     "register_model": "models.base",

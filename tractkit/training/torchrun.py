@@ -29,6 +29,7 @@ from ..runs.checkpoint import Checkpoints
 from .config import build_trainer, check_run_config, import_file, read_run_config
 from ..runs.status import Status
 from ..core.files import atomic_path
+from ..core.text import parse_yaml
 from .policy import TQDM, LoggerPolicy, Policy, TimeProfiler
 from ..runs.mailbox import Mailbox
 from .process import ProcessRun, describe_error, pickled, serve_trainer
@@ -115,7 +116,7 @@ def main_of_worker() -> None:
 
 def _build(job: Mapping[str, Any]) -> Trainer:
     if job["kind"] == "config":
-        return build_trainer(yaml.safe_load(Path(job["file"]).read_text(encoding="utf-8")), job["imports"])
+        return build_trainer(parse_yaml(Path(job["file"]).read_text(encoding="utf-8")), job["imports"])
     for path in job["imports"]:
         import_file(path)
     with open(job["file"], "rb") as f:  # written by this user's agent into a folder of its own
