@@ -1,4 +1,4 @@
-"""Where each public name lives. Written by tools/export.py."""
+"""The module of each public name. Written by tools/export.py."""
 
 NAMES = {
     "ACTIVE": "lab.status_text",
@@ -64,6 +64,7 @@ NAMES = {
     "LAYOUTS": "dwi.phantom",
     "Lambda": "models.blocks",
     "LambdaEpoch": "training.policy",
+    "LastStatus": "runs.mailbox",
     "Layout": "dwi.phantom",
     "Learn2Track": "models.learn2track",
     "Legend": "viz.colors",
@@ -77,6 +78,7 @@ NAMES = {
     "LostRank": "training.ranks",
     "MIN_PART": "data.augment",
     "MRIData": "data.subject",
+    "Mailbox": "runs.mailbox",
     "MidActivation": "models.blocks",
     "MidActivation1d": "models.blocks",
     "MidActivation2d": "models.blocks",
@@ -110,7 +112,6 @@ NAMES = {
     "Plan": "data.plan",
     "PointMap": "spatial.rearrange",
     "Policy": "training.policy",
-    "Post": "runs.mailbox",
     "PostActivation": "models.blocks",
     "PostActivation1d": "models.blocks",
     "PostActivation2d": "models.blocks",
