@@ -138,6 +138,16 @@ def test_outputs_that_change_from_run_to_run_are_seen(tmp_path, text):
     assert len(check_notebooks.unfit_for_keeping(nb)) >= 1
 
 
+def test_figures_must_be_stored_as_pictures(tmp_path):
+    as_text, as_picture = value(text_plain="<Figure size 700x240 with 1 Axes>"), value(text_plain="<Figure size 700x240 with 1 Axes>")
+    as_picture["data"]["image/png"] = "iVBORw0KGgo="
+    found = check_notebooks.unfit_for_keeping(nbformat.read(write_notebook(tmp_path / "n.ipynb", ("fig", [as_text])), as_version=4))
+    assert len(found) == 1 and "%matplotlib inline" in found[0]
+    assert check_notebooks.unfit_for_keeping(nbformat.read(write_notebook(tmp_path / "n.ipynb", ("fig", [as_picture])), as_version=4)) == []
+    as_printed = printed("<Figure size 700x240 with 1 Axes>")
+    assert check_notebooks.unfit_for_keeping(nbformat.read(write_notebook(tmp_path / "n.ipynb", ("fig", [as_printed])), as_version=4)) == []
+
+
 @pytest.mark.parametrize("text", ["50 % of 12 points", "at (0, 1)", "tmp/x", "sub-01/work/", "nbs/../home", "3 it"])
 def test_ordinary_outputs_may_stay(tmp_path, text):
     nb = nbformat.read(write_notebook(tmp_path / "n.ipynb", ("x", [printed(text)])), as_version=4)

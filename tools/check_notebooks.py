@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -160,13 +161,20 @@ def dies_with_its_kernel(output) -> bool:
 
 
 def unfit_for_keeping(nb) -> list[str]:
-    """Stored outputs that would differ at every run or on every machine."""
+    """Stored outputs that would differ at every run or on every machine, and figures without their picture."""
     problems = []
     for cell in nb.cells:
         for _, text in summary(cell.get("outputs", [])):
             problems += [f"cell {cell.id} stores {what}: {found.group()[:60]}"
                          for what, pattern in NOT_FOR_KEEPING.items() if (found := pattern.search(text))]
+        problems += [f"cell {cell.id} stores a figure as text; put %matplotlib inline into a cell before it and store again"
+                     for output in cell.get("outputs", []) if lost_figure(output.get("data", {}))]
     return problems
+
+
+def lost_figure(data: Mapping[str, str | list[str]]) -> bool:
+    """Is an output the text of a matplotlib figure, without its picture?"""
+    return "<Figure size" in as_text(data.get("text/plain", "")) and "image/png" not in data
 
 
 def execute(nb, folder_of_notebook: Path, *, skip: set[str], warm: str | None = None) -> None:

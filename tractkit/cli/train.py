@@ -19,9 +19,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ..training.config import SECTIONS, build_trainer, keywords_of, read_run_config, read_value
+from ..training.config import SECTIONS, build_trainer, keywords_of, read_run_config
 from ..training.torchrun import launch
 from ..core.files import DataError
+from ..core.text import parse_yaml
 from ..training.process import ProcessRun
 from ..training.errors import OutOfMemory
 
@@ -85,7 +86,7 @@ def _add_setting(p: Any, key: str, cls: type) -> None:
                        help=f"turn off: {help_ or key.replace('_', ' ')}" if on else help_)
         return
     several = {"nargs": "+"} if "Sequence" in str(parameter.annotation) and "str |" not in str(parameter.annotation) else {}
-    p.add_argument(f"--{flag}", *_ALSO.get(key, []), dest=key, type=read_value, default=argparse.SUPPRESS, metavar="X",
+    p.add_argument(f"--{flag}", *_ALSO.get(key, []), dest=key, type=parse_yaml, default=argparse.SUPPRESS, metavar="X",
                    help=help_ + ("" if parameter.default in (None, (), parameter.empty) else f" (default: {parameter.default})"), **several)
 
 # %% ../../nbs/cli/00_train.ipynb #63e5f1d4
@@ -112,7 +113,7 @@ def config_of_words(args: argparse.Namespace) -> tuple[dict[str, Any], Path | No
         section, dot, key = place.partition(".")
         if not equals or not dot:
             raise DataError(f"--set {text} is not SECTION.KEY=VALUE", fix="Such as --set trainer.max_epochs=20")
-        config[section] = {**(config.get(section) or {}), key: read_value(value)}
+        config[section] = {**(config.get(section) or {}), key: parse_yaml(value)}
     trainer = config["trainer"] = dict(config.get("trainer") or {})
     if not trainer.get("experiment_name"):
         if args.nnodes > 1:
@@ -178,7 +179,7 @@ def _watch(run: ProcessRun, nnodes: int, folder: Path) -> str:
         except KeyboardInterrupt:
             print(f"It goes on in {folder}; tractkit.attach({str(folder)!r}) finds it.", file=sys.stderr)
             return "left"
-    if nnodes == 1 or run.post.heard():
+    if nnodes == 1 or run.mailbox.read_status():
         run.raise_error()
         print(run.status.message)
         return run.status.phase

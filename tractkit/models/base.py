@@ -20,6 +20,7 @@ from torch import nn
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, html_fold, html_table
+from ..core.text import format_bytes
 from .direction_getters import Targets, point_directions
 from ..spatial.volume import Neighborhood
 
@@ -96,7 +97,7 @@ def model_card(
     parameters = list(model.parameters())
     total, fixed = sum(p.numel() for p in parameters), sum(p.numel() for p in parameters if not p.requires_grad)
     nbytes, on = sum(p.numel() * p.element_size() for p in parameters), dict.fromkeys(f"{p.device}, {str(p.dtype).removeprefix('torch.')}" for p in parameters)
-    facts = [("parameters", f"{total:,}" + (f", of which {fixed:,} are not trained" if fixed else "") + f"; {nbytes / 1e6:.3g} MB"), ("on", "; ".join(on) or "nothing")]
+    facts = [("parameters", f"{total:,}" + (f", of which {fixed:,} are not trained" if fixed else "") + f"; {format_bytes(nbytes)}"), ("on", "; ".join(on) or "nothing")]
     facts += [(k.replace("_", " "), str(v)[:200]) for k, v in list((getattr(model, "hyperparameters", None) or {}).items())[:30] if v is not None]
     table = html_table(("layer", "kind", "", "parameters"), rows, align="lllr", most=most)
     return html_card(type(model).__name__, facts, below=html_fold(f"{len(rows):,} layers", table, opened=len(rows) <= 12))

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..core.html import html_card, sparkline
+from ..core.text import format_bytes, format_duration
 
 # %% ../../nbs/runs/10_card.ipynb #9180e24f
 _BLUE, _ORANGE, _GREEN = "#3b7dd8", "#e07b39", "#2e9e5b"
@@ -31,8 +32,8 @@ def state_card(
     facts = [("position", state.position),
              ("last epoch", losses or "none yet"),
              ("best", f"{state.best['loss']:.4g} in epoch {state.best['epoch'] + 1}" if state.best else "none yet"),
-             ("size", f"{state.nb_parameters:,} parameters, {_bytes(state_bytes(state))} with {state.optimizer_name}"),
-             ("time", _duration(sum(state.time.values())))]
+             ("size", f"{state.nb_parameters:,} parameters, {format_bytes(state_bytes(state))} with {state.optimizer_name}"),
+             ("time", format_duration(seconds) if (seconds := sum(state.time.values())) >= 60 else "under a minute")]
     facts += [("branch of", state.parent)] * bool(state.parent)
     facts += [("finished", state.finished["message"])] if state.finished else []
     legend = "".join(f'<span style="margin-right:14px"><span style="color:{color}">&#9679;</span> {name} {y[-1]:.4g}</span>'
@@ -47,17 +48,3 @@ def state_bytes(
     kept = [*state.model.state_dict().values(), *(v for s in state.optimizer.state.values() for v in s.values())]
     return sum(t.numel() * t.element_size() for t in {id(t): t for t in kept if isinstance(t, torch.Tensor)}.values())
 
-
-def _bytes(n: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if n < 1000:
-            return f"{n:.3g} {unit}"
-        n /= 1000
-    return f"{n:.3g} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return "under a minute"
-    minutes = int(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

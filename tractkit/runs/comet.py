@@ -19,8 +19,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from ..core.text import parse_yaml
 from .lock import folder_lock
 from .tensorboard import scalars_of
 from .log import RunLog, as_log
@@ -62,7 +61,7 @@ def _settings(folder: Path) -> dict[str, Any]:
         return {k: v for name, branch in tree.items() for k, v in flat(branch, f"{path}/{name}" if path else str(name)).items()}
 
     path = folder / "config.yaml"
-    return flat(yaml.safe_load(path.read_text(encoding="utf-8")), "") if path.exists() else {}
+    return flat(parse_yaml(path.read_text(encoding="utf-8")), "") if path.exists() else {}
 
 # %% ../../nbs/runs/06_comet.ipynb #2fe4fe79
 class _Sent:

@@ -20,6 +20,7 @@ import numpy as np
 
 from ..core.files import atomic_path
 from ..core.html import html_card, sparkline
+from ..core.text import format_bytes
 
 # %% ../../nbs/runs/03_log.ipynb #7e2fab68
 class RunLog:
@@ -169,7 +170,7 @@ class RunLog:
         x = [r["step"] for r in epochs]
         curves = {color: (x, [math.nan if r.get(k) is None else r[k] for r in epochs]) for color, k in (("#3b7dd8", "train_loss"), ("#e07b39", "valid_loss"))}
         last = [(k.replace("_", " "), f"{v:.4g}") for k, v in (epochs[-1] if epochs else {}).items() if isinstance(v, (int, float)) and k not in ("epoch", "step", "n")][:8]
-        facts = [("file", f"{self.path.name}, {size / 1e6:.2g} MB"), ("epochs", f"{epochs[-1]['epoch'] + 1:,}" if epochs else "none yet"), ("steps", f"{step:,}"), *last]
+        facts = [("file", f"{self.path.name}, {format_bytes(size)}"), ("epochs", f"{epochs[-1]['epoch'] + 1:,}" if epochs else "none yet"), ("steps", f"{step:,}"), *last]
         legend = '<div style="font-size:85%;opacity:.85"><span style="color:#3b7dd8">&#9679;</span> training <span style="color:#e07b39">&#9679;</span> validation</div>'
         return html_card(f"RunLog of {self.path.parent.name}", facts, sparkline(curves) + legend if epochs else "")
 

@@ -7,11 +7,11 @@ __all__ = ['FROM_WHEN', 'changeable', 'check_changes', 'apply_change', 'take_ove
 
 # %% ../../nbs/training/08_live_settings.ipynb #06e7cfd0
 import copy
-import difflib
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from ..core.text import nearest_name
 from .policy import Patience
 from .serialize import in_words, value_from_words
 
@@ -71,8 +71,8 @@ def check_changes(
         if name in trainer._arguments or any(name in part.settings() for part in (trainer.batch_sampler, trainer.batch_loader) if hasattr(part, "settings")):
             raise ValueError(f"{name} cannot be changed while training: stop it, and give it to a new trainer in the same folder, which goes on "
                              f"with the run; while training these can be changed: {', '.join(now)}")
-        near = difflib.get_close_matches(name, now, 1, 0.5)
-        raise ValueError(f"there is no setting {name!r}" + (f"; did you mean {near[0]}?" if near else f"; there are {', '.join(now)}"))
+        near = nearest_name(name, now)
+        raise ValueError(f"there is no setting {name!r}" + (f"; did you mean {near}?" if near else f"; there are {', '.join(now)}"))
     asked = {name: _CHECKS[name](value) for name, value in settings.items()}
     if of_loader := {k: v for k, v in asked.items() if k in _OF_LOADER}:
         trainer.batch_loader.check_change(**of_loader)
