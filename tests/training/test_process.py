@@ -18,7 +18,7 @@ from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, 
 
 from tractkit.lab.status_text import FolderRun
 from tractkit.runs.listing import read_facts
-from tractkit.runs.mailbox import Post
+from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status
 from tractkit.training.control import Gate
 from tractkit.training.policy import Policy
@@ -223,20 +223,20 @@ def test_a_trainer_crosses_without_state_or_listeners(tmp_path):
 
 
 def test_status_files_are_whole_and_hold_what_was_said(tmp_path):
-    post = Post(tmp_path)
-    post.clear()
+    mailbox = Mailbox(tmp_path)
+    mailbox.clear()
     said = [Status("training", batch=i, message="x" * 5000) for i in range(200)]
     done = threading.Event()
 
     def write():
         for s in said:
-            post.say(s, ended=False)
+            mailbox.write_status(s, ended=False)
         done.set()
 
     threading.Thread(target=write).start()
     seen = []
     while not done.is_set():
-        if heard := post.heard():
+        if heard := mailbox.read_status():
             assert str(heard["status"]) == str(said[heard["status"].batch])
             seen.append(heard["status"].batch)
     assert seen == sorted(seen)
@@ -245,27 +245,27 @@ def test_status_files_are_whole_and_hold_what_was_said(tmp_path):
 
 
 def test_commands_are_obeyed_in_order(tmp_path):
-    post = Post(tmp_path)
-    post.clear()
+    mailbox = Mailbox(tmp_path)
+    mailbox.clear()
     for i in range(30):
-        post.send("step", n=i)
-    assert [c["n"] for _, c in post.commands()] == list(range(30))
-    assert not post.alive()
+        mailbox.send_command("step", n=i)
+    assert [c["n"] for _, c in mailbox.commands()] == list(range(30))
+    assert not mailbox.is_running()
 
 
 def test_one_process_lives_in_a_folder(tmp_path):
-    post = Post(tmp_path)
-    post.clear()
-    code = "import sys; from tractkit.runs.mailbox import Post\nwith Post(sys.argv[1]).living(): print('in', flush=True); sys.stdin.read()"
+    mailbox = Mailbox(tmp_path)
+    mailbox.clear()
+    code = "import sys; from tractkit.runs.mailbox import Mailbox\nwith Mailbox(sys.argv[1]).hold(): print('in', flush=True); sys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     one = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
-    assert one.stdout.readline() == "in\n" and post.alive()
+    assert one.stdout.readline() == "in\n" and mailbox.is_running()
     with pytest.raises(RuntimeError, match="another training process"):
-        with post.living():
+        with mailbox.hold():
             pass
     one.kill()
     one.wait()
-    assert not post.alive()
+    assert not mailbox.is_running()
 
 
 def test_a_gate_says_that_work_is_waiting():

@@ -179,7 +179,7 @@ def _watch(run: ProcessRun, nnodes: int, folder: Path) -> str:
         except KeyboardInterrupt:
             print(f"It goes on in {folder}; tractkit.attach({str(folder)!r}) finds it.", file=sys.stderr)
             return "left"
-    if nnodes == 1 or run.post.heard():
+    if nnodes == 1 or run.mailbox.read_status():
         run.raise_error()
         print(run.status.message)
         return run.status.phase

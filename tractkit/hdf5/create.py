@@ -39,8 +39,8 @@ from .sources import (
     load_streamlines_group, load_volume_group, read_config, read_splits)
 from ..spatial.space import voxel_order, voxel_sizes
 from .local_file import open_unlocked, reading
-from ..spatial.streamlines import compress as compress_streamlines
-from ..spatial.streamlines import resample_nb_points, resample_step
+from ..spatial.resample import compress as compress_streamlines
+from ..spatial.resample import resample_nb_points, resample_step
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from ..runs.status import Status
-from ..runs.mailbox import Post, send_object
+from ..runs.mailbox import Mailbox, send_object
 from .ranks import LostRank
 from ..runs.log import Curve
 from .serialize import in_words
@@ -35,12 +35,12 @@ from .serialize import in_words
 @contextmanager
 def served(trainer: Any) -> Iterator[None]:
     """While the block trains, the run's folder tells how it stands, and what is asked for there is done."""
-    post, ended, error = Post(trainer.folder), threading.Event(), None
+    mailbox, ended, error = Mailbox(trainer.folder), threading.Event(), None
     with ExitStack() as stack:
-        if not post.alive():  # else it is the process of its own that the trainer is in, or torchrun
-            stack.enter_context(post.living())
-            post.clear()
-        doorman = threading.Thread(target=_serve, args=(trainer, post, ended), daemon=True, name="tractkit-post")
+        if not mailbox.is_running():  # else it is the process of its own that the trainer is in, or torchrun
+            stack.enter_context(mailbox.hold())
+            mailbox.clear()
+        doorman = threading.Thread(target=_serve, args=(trainer, mailbox, ended), daemon=True, name="tractkit-mailbox")
         doorman.start()
         try:
             yield
@@ -51,36 +51,36 @@ def served(trainer: Any) -> Iterator[None]:
             ended.set()
             doorman.join()
             with suppress(OSError):
-                _say_last(trainer, post, error)
+                _say_last(trainer, mailbox, error)
 
 
-def _serve(trainer: Any, post: Post, ended: threading.Event) -> None:
+def _serve(trainer: Any, mailbox: Mailbox, ended: threading.Event) -> None:
     said, at = None, 0.0
     while not ended.wait(0.05):
         with suppress(OSError):  # of a full disk: a display must not end a training
-            for path, command in post.commands():
+            for path, command in mailbox.commands():
                 try:
-                    done = _obey(trainer, command, path, post)
+                    done = _obey(trainer, command, path, mailbox)
                 except Exception as e:  # whoever asked is told
                     done = True
-                    post.answer(path, problem=str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}")
+                    mailbox.reply(path, problem=str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}")
                 if done:
-                    post.say(trainer.status, resting=trainer.control.rested.is_set(), ended=False)
+                    mailbox.write_status(trainer.status, resting=trainer.control.rested.is_set(), ended=False)
                     path.unlink(missing_ok=True)
             status, resting = trainer.status, trainer.control.rested.is_set()
             now, age = (status.phase, status.message, resting), time.monotonic() - at
             if now != said or age > (1 if resting else 0.25):
-                post.say(status, resting=resting, ended=False)
+                mailbox.write_status(status, resting=resting, ended=False)
                 said, at = now, time.monotonic()
 
 
-def _say_last(trainer: Any, post: Post, error: BaseException | None) -> None:
+def _say_last(trainer: Any, mailbox: Mailbox, error: BaseException | None) -> None:
     status = trainer.status
     if isinstance(error, LostRank):
-        return post.say(dataclasses.replace(status, phase="starting", message="going on from the last checkpoint"), resting=False, ended=False)
+        return mailbox.write_status(dataclasses.replace(status, phase="starting", message="going on from the last checkpoint"), resting=False, ended=False)
     if error is not None and status.phase != "failed":  # before it had begun
         status = dataclasses.replace(status, phase="failed", message=f"{type(error).__name__}: {error}")
-    post.say(status, resting=False, ended=True, error=None if error is None else describe_error(error))
+    mailbox.write_status(status, resting=False, ended=True, error=None if error is None else describe_error(error))
 
 # %% ../../nbs/training/12_process.ipynb #b89df4b1
 def serve_trainer(trainer: Any, paused: bool = False) -> None:
@@ -99,7 +99,7 @@ def describe_error(e: BaseException) -> dict[str, str]:
     return {"type": type(e).__name__, "message": str(e), "trace": "".join(traceback.format_exception(e))}
 
 
-def _obey(trainer: Any, command: dict, path: Path, post: Post) -> bool:
+def _obey(trainer: Any, command: dict, path: Path, mailbox: Mailbox) -> bool:
     """Do what a command says. Whether it is done; if not, it is tried again."""
     verb = command.get("verb")
     if verb in ("pause", "resume", "stop"):
@@ -113,14 +113,14 @@ def _obey(trainer: Any, command: dict, path: Path, post: Post) -> bool:
     elif verb == "rewind":
         trainer.ask_back(command["to"])
     elif verb == "fork":
-        post.answer(path, folder=str(trainer.fork(command.get("name")).write_folder()))
+        mailbox.reply(path, folder=str(trainer.fork(command.get("name")).write_folder()))
     return True
 
 
 def main_of_process() -> None:
     """What the new process does: reads the trainer from its standard input, and serves it."""
     folder = json.loads(sys.stdin.buffer.readline())
-    with Post(folder).living():
+    with Mailbox(folder).hold():
         trainer, paused, threads = pickle.load(sys.stdin.buffer)
         torch.set_num_threads(threads)
         serve_trainer(trainer, paused)
@@ -134,7 +134,7 @@ class ProcessRun:
     """A training in another process. Made by `attach(folder)`."""
 
     def __init__(self, folder: str | os.PathLike, process: subprocess.Popen | None = None):
-        self.folder, self.post, self._process = Path(folder), Post(folder), process
+        self.folder, self.mailbox, self._process = Path(folder), Mailbox(folder), process
         self._log = _LogFollower(self.folder / "log.jsonl")
 
     @classmethod
@@ -150,7 +150,7 @@ class ProcessRun:
     @staticmethod
     def check_free(folder: str | os.PathLike) -> None:
         """RuntimeError if a process is at work in a run's folder."""
-        if Post(folder).alive():
+        if Mailbox(folder).is_running():
             raise RuntimeError(f"a training process is at work in {folder}: attach() to it, or stop it")
 
     @classmethod
@@ -161,10 +161,10 @@ class ProcessRun:
         main: str = "tractkit.training.process:main_of_process",  # what it does
     ) -> "ProcessRun":
         """Start a process, in a session of its own."""
-        post = Post(folder)
-        if not post.alive():
-            post.clear()
-        with open(post.output, "ab" if post.alive() else "wb") as output:
+        mailbox = Mailbox(folder)
+        if not mailbox.is_running():
+            mailbox.clear()
+        with open(mailbox.output, "ab" if mailbox.is_running() else "wb") as output:
             process = subprocess.Popen([sys.executable, "-c", _START.format(*main.split(":"))],
                                        stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
         lines = [json.dumps([p or os.getcwd() for p in sys.path]), json.dumps(str(folder))]
@@ -174,7 +174,7 @@ class ProcessRun:
     @property
     def running(self) -> bool:
         """Whether it is at work, resting included."""
-        return (self._process is not None and self._process.poll() is None) or self.post.alive()
+        return (self._process is not None and self._process.poll() is None) or self.mailbox.is_running()
 
     @property
     def exit_code(self) -> int | None:
@@ -189,7 +189,7 @@ class ProcessRun:
     @property
     def status(self) -> Status:
         """How it stands."""
-        said = self.post.heard()
+        said = self.mailbox.read_status()
         status = said.get("status") or Status("starting")
         if said and not said["ended"] and not self.running:
             return dataclasses.replace(status, phase="failed", message="the process ended without a word")
@@ -201,17 +201,17 @@ class ProcessRun:
 
     def pause(self, wait: bool = False) -> None:
         """Rest after the current batch."""
-        self._until(self.post.send("pause"), wait)
+        self._until(self.mailbox.send_command("pause"), wait)
 
     def resume(self) -> None:
         """Go on after a pause."""
-        self.post.send("resume")
+        self.mailbox.send_command("resume")
 
     def step(self, n: int = 1, wait: bool = True, unit: str = "batch") -> None:
         """Run `n` batches (or epochs, by `unit`), then rest."""
         if n < 1:
             raise ValueError(f"step runs at least 1 {unit}, not {n}")
-        self._until(self.post.send("step", n=n, unit=unit), wait)
+        self._until(self.mailbox.send_command("step", n=n, unit=unit), wait)
 
     def change(self, **settings: Any) -> None:
         """Change settings, between two batches; see `Trainer.change`. ValueError if they cannot be changed so."""
@@ -219,9 +219,9 @@ class ProcessRun:
 
     def _ask(self, verb: str, **arguments: Any) -> dict[str, str]:
         """Have something done between two batches, and return what was said to it."""
-        command = self.post.send(verb, **arguments)
+        command = self.mailbox.send_command(verb, **arguments)
         self._until(command, True, rest=False)
-        if problem := (said := self.post.answer_to(command)).get("problem"):
+        if problem := (said := self.mailbox.read_reply(command)).get("problem"):
             raise ValueError(problem)
         if command.exists():
             command.unlink(missing_ok=True)
@@ -231,7 +231,7 @@ class ProcessRun:
     def rewind(self, to: int | str | Path) -> None:
         """Go back to so many finished epochs, or to a checkpoint, and rest there. ValueError if it is not kept."""
         self._ask("rewind", to=to if isinstance(to, int) else str(Path(to).resolve()))
-        while self.running and not self.post.heard().get("resting"):
+        while self.running and not self.mailbox.read_status().get("resting"):
             time.sleep(0.01)
 
     def fork(self, name: str | None = None) -> Path:
@@ -240,7 +240,7 @@ class ProcessRun:
 
     def stop(self, wait: bool = False) -> None:
         """End after the current batch, saved."""
-        self.post.send("stop")
+        self.mailbox.send_command("stop")
         if wait:
             self.wait()
 
@@ -260,15 +260,14 @@ class ProcessRun:
 
     def raise_error(self) -> None:
         """RuntimeError with what ended it, if it failed."""
-        said = self.post.heard()
-        if said.get("error"):
-            error = said["error"]
+        said = self.mailbox.read_status()
+        if error := said.get("error"):
             raise RuntimeError(f"the training process failed: {error['type']}: {error['message']}\n\n{error['trace']}")
         if not said.get("ended"):
-            tail = self.post.output.read_text(errors="replace")[-2000:] if self.post.output.exists() else ""
+            tail = self.mailbox.output.read_text(errors="replace")[-2000:] if self.mailbox.output.exists() else ""
             code = f" (exit code {self._process.poll()})" if self._process is not None else ""
             raise RuntimeError(f"the training process ended without a word{code}: killed, or out of memory? The run goes on from its last "
-                               f"checkpoint with train_and_validate() or start(). {self.post.output} ends with:\n{tail}")
+                               f"checkpoint with train_and_validate() or start(). {self.mailbox.output} ends with:\n{tail}")
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Name to (steps, losses) of the run so far, from its log."""
@@ -276,7 +275,7 @@ class ProcessRun:
 
     def _until(self, command: Path, wait: bool, rest: bool = True) -> None:
         """Wait until a command is obeyed, and the loop rests."""
-        while wait and self.running and (command.exists() or (rest and not self.post.heard().get("resting"))):
+        while wait and self.running and (command.exists() or (rest and not self.mailbox.read_status().get("resting"))):
             time.sleep(0.01)
 
     def __repr__(self) -> str:
@@ -289,7 +288,7 @@ def attach(
     """The training process at work in a run's folder, whoever started it. RuntimeError if there is none."""
     run = ProcessRun(folder)
     if not run.running:
-        last = f"; the last one: {run.status}" if run.post.heard() else ""
+        last = f"; the last one: {run.status}" if run.mailbox.read_status() else ""
         raise RuntimeError(f"no training process is at work in {folder}{last}")
     return run
 

@@ -31,7 +31,7 @@ from ..runs.status import Status
 from ..core.files import atomic_path
 from ..core.text import parse_yaml
 from .policy import TQDM, LoggerPolicy, Policy, TimeProfiler
-from ..runs.mailbox import Post
+from ..runs.mailbox import Mailbox
 from .process import ProcessRun, describe_error, pickled, serve_trainer
 from .ranks import LostRank, Ranks
 from ..runs.log import RunLog
@@ -85,26 +85,26 @@ _JOB = "TRACTKIT_JOB"
 
 
 def _failed(folder: str | os.PathLike) -> Path:
-    return Post(folder).folder / "failed.json"
+    return Mailbox(folder).folder / "failed.json"
 
 
 def main_of_worker() -> None:
     """What each of the processes does. torchrun says in the environment which one it is."""
     job = json.loads(os.environ[_JOB])
     rank, again = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
-    post, failed = Post(job["folder"]), _failed(job["folder"])
+    mailbox, failed = Mailbox(job["folder"]), _failed(job["folder"])
     if again and failed.exists():
         if rank == 0:
-            last = post.heard().get("status") or Status()
+            last = mailbox.read_status().get("status") or Status()
             error = json.loads(failed.read_text(encoding="utf-8"))
-            post.say(Status(**{**vars(last), "phase": "failed", "message": f"{error['type']}: {error['message']}"}), resting=False, ended=True, error=error)
+            mailbox.write_status(Status(**{**vars(last), "phase": "failed", "message": f"{error['type']}: {error['message']}"}), resting=False, ended=True, error=error)
         return
     try:
         torch.set_num_threads(job["threads"])
         ranks = Ranks.join()
         trainer = _build(job)
         take_rank(trainer, ranks, int(os.environ["LOCAL_RANK"]))
-        _work(trainer, job["paused"] and not again or bool(again and post.heard().get("resting")))
+        _work(trainer, job["paused"] and not again or bool(again and mailbox.read_status().get("resting")))
         ranks.leave()
     except LostRank as e:
         sys.exit(f"{e}")
@@ -135,7 +135,7 @@ def main_of_agent() -> None:
     folder, job = json.loads(sys.stdin.buffer.readline()), json.loads(sys.stdin.buffer.readline())
     with contextlib.ExitStack() as stack:
         try:
-            stack.enter_context(Post(folder).living())
+            stack.enter_context(Mailbox(folder).hold())
         except RuntimeError:
             if job["nnodes"] == 1:
                 raise  # on several machines with one folder another machine's agent has it
