@@ -10,7 +10,13 @@ from tractkit.core.settings import settings_of
 from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from tractkit.data.sampler import BatchIDSampler
-from tractkit.data.settings import DatasetSettings, LoaderSettings, OneInputLoaderSettings, SamplerSettings, SeveralInputsLoaderSettings
+from tractkit.data.settings import (
+    DatasetSettings,
+    LoaderSettings,
+    OneInputLoaderSettings,
+    SamplerSettings,
+    SeveralInputsLoaderSettings,
+)
 from tractkit.training.config import keywords_of
 
 

@@ -14,7 +14,6 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 
-from ..core.files import DataError
 from ..core.rng import fold, fold_ids, normal, uniform
 from .augment import Pieces, Wholes, resampled, stored
 from .batch import StreamlineBatch
