@@ -27,10 +27,13 @@ from .sources import apply_at, multiply, random_apply, sample_args, unpack_args,
 from .pipeline import ExpirationPool, Iterator, Loky, Threads, combine_batches, combine_pad, combine_to_arrays  # noqa: F401
 from .batch_iter import Infinite, as_batch_iter  # noqa: F401
 from ..runs.checkpoint import Checkpoints
-from ..training.callbacks import OnNonFinite, TorchSchedule
+from ..training.callbacks import TorchSchedule
 from ..training.policy import TQDM, Policy, ValuePolicy, as_value_policy
 from ..runs.log import RunLog
-from ..training.state import TrainerState, make_optimizer
+from ..runs.fingerprint import make_optimizer
+from ..training.run_folder import RunFolder
+from ..training.state import TrainerState
+from ..training.trainable import at_work, show
 from ..training.trainer import Trainer
 
 # %% ../../nbs/functional/03_torch_model.ipynb #bdbf9bc2
@@ -231,22 +234,24 @@ class ModelTrainer(Trainer):
         folder = _temporary(self) if checkpoints_path is None else Path(checkpoints_path).expanduser()
         super().__init__(model.model_core, folder.parent, folder.name, self.batch_iter, self._load, rate, 0.0, model.optimizer, n_epochs,
                          device=model.device, rng=seed, policies=told, **options)
-        self.checkpoints = _Nowhere() if checkpoints_path is None else Checkpoints(folder, self.checkpoints.keep, self.checkpoints.background)
-        self.log = open_log(folder if log_path is None else Path(log_path).expanduser())
+        kept = Checkpoints(folder, self.checkpoints.keep, self.checkpoints.background)
+        log = open_log(folder if log_path is None else Path(log_path).expanduser())
+        self.use_folder(RunFolder(folder, log, _Nowhere() if checkpoints_path is None else kept), self.loggers)
         for policy in told:
             _adapt(policy, self)
 
     def _load(self, number: int, *, epoch: int, training: bool) -> "_Batch":
         return _Batch(self.batch_iter.load(number, epoch=epoch, training=training))
 
-    def run_one_batch(self, batch: Any) -> tuple[torch.Tensor, int]:
+    def run_one_batch(self, batch: Any = None) -> tuple[torch.Tensor, int]:
         """The model's step: the weights are changed in it, by the trainer's `back_propagation` or by the model itself."""
-        model, session = self.torch_model, self._now()[1]
+        model, session = self.torch_model, at_work(self)[1]
         arguments = {k: getattr(v, "value", None) if isinstance(v, Policy) else v for k, v in self.step_arguments.items()
                      if not isinstance(v, Policy) or hasattr(v, "value")}
         self._norm, self._updated, self._n = math.nan, False, _length(batch)
         self._asked = type(model).do_train_step is TorchModel.do_train_step  # else the model may go its own way
-        session.whole = session.whole and self._asked
+        if not self._asked:
+            session.mark_half_done()
         model._update = self._step
         try:
             loss = _number(model.do_train_step(*batch, lr=self._rate(), **arguments), model.loss_key)
@@ -264,14 +269,15 @@ class ModelTrainer(Trainer):
         """The learning rate, lowered by policies that lower it where a number is not finite."""
         if isinstance(self.learning_rate, TorchSchedule):
             return self.learning_rate.value
-        return self.learning_rate.value * math.prod(p.factor_now for p in self.policies if isinstance(p, OnNonFinite))
+        return self.learning_rate.value * self.policies.rate_factor
 
     def _step(self, loss: torch.Tensor) -> None:
         """What a model's own `do_train_step` calls."""
-        step = self._now()[1].step
+        session = at_work(self)[1]
         if self._updated:  # a second one for the same batch
-            step.used = []
-        self._asked, self.loss = True, (loss, self._n)
+            session.step.forget_used()
+        self._asked = True
+        session.note_loss((loss, self._n))
         self._norm = super().back_propagation(loss)
         self._updated = self._updated or math.isfinite(self._norm)
 
@@ -281,13 +287,13 @@ class ModelTrainer(Trainer):
 
     def validate_one_epoch(self) -> float:
         """Call `validate` and keep its metrics."""
-        state, session = self._now()
+        state, session = at_work(self)
         self.epoch_metrics = {}
         if self.validate is not None:
-            self._show("", phase="validating", n_batches=0, batch=0)
-            session.lap()
+            show(self, "", phase="validating", n_batches=0, batch=0)
+            session.clock.lap()
             self.epoch_metrics = _metrics(self.validate())
-            state.time["validation"] += session.lap()
+            state.time["validation"] += session.clock.lap()
         return math.nan
 
     def save_best_model(self) -> None:

@@ -22,7 +22,7 @@ from ..spatial.space import apply_affine
 from ..spatial.streamlines import Streamlines, resample_nb_points
 from ..tracking.tracker import Tracker, seeds_from_mask
 from ..spatial.tractogram import Tractogram
-from ..training.trainer import torch_threads
+from ..training.resume import torch_threads
 from ..spatial.volume import Volume
 
 # %% ../../nbs/lab/04_preview.ipynb #ac6b5076
