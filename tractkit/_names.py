@@ -144,6 +144,7 @@ NAMES = {
     "Pieces": "data.augment",
     "Place": "hdf5.local_file",
     "Plan": "data.plan",
+    "Planned": "data.prefetch",
     "Plans": "training.session",
     "PointMap": "spatial.streamlines",
     "Policies": "training.callbacks",

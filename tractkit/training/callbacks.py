@@ -9,7 +9,7 @@ __all__ = ['Event', 'Memories', 'Policies', 'Callback', 'TorchSchedule', 'OnNonF
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol
 
 import torch
@@ -17,8 +17,8 @@ import torch
 from .policy import EarlyStopping, Policy, ValuePolicy
 from .serialize import policy_name
 
-# %% ../../nbs/training/04_callbacks.ipynb #d7441ada
-class Event(str, Enum):
+# %% ../../nbs/training/04_callbacks.ipynb #499f2a77
+class Event(StrEnum):
     """The events of a training, in their places in the loop:
 
         training_started(trainer)                          # the state is there, this session has trained nothing yet

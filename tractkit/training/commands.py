@@ -69,6 +69,7 @@ def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:
     if not trainer.running:
         state = trainer.state or trainer.take()
         state.rewind(to)
+        trainer.runner.expect_back()
         show_position(trainer, "Set back")
         return state
     process.rewind(to) if process is not None else ask_back(trainer, to)

@@ -76,7 +76,7 @@ def changeable(
     if "batch_size_training" in sampler:
         found["batch_size_training"] = sampler["batch_size_training"]
     if hasattr(loader, "change"):
-        found |= {k: v for k, v in loader.settings().items() if k in OF_LOADER}
+        found |= {k: v for k, v in sampler_settings(loader).items() if k in OF_LOADER}
     return found
 
 # %% ../../nbs/training/08_live_settings.ipynb #7a514991

@@ -22,9 +22,11 @@ from .serialize import policy_name
 from .state import TrainerState
 from .trainable import Trainable, known_state, say
 
-# %% ../../nbs/training/11_resume.ipynb #c376a761
-def find_state(trainer: Trainable, given: TrainerState | None) -> TrainerState:
-    """Return the state to train, see above. ValueError if the folder holds another run than the state's."""
+# %% ../../nbs/training/11_resume.ipynb #714a4114
+def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool = False) -> TrainerState:
+    """Return the state to train, see above; `going_back`: it is meant to be behind the folder.
+
+    ValueError if the folder holds another run than the state's."""
     newest = trainer.run_folder.checkpoints.newest()
     stored: dict[str, Any] = newest[0] if newest else {}
     own, accept = trainer.state, trainer.settings.accept
@@ -38,7 +40,7 @@ def find_state(trainer: Trainable, given: TrainerState | None) -> TrainerState:
     if stored and stored["run_id"] != given.run_id:
         raise ValueError(f"{trainer.run_folder.path} holds another run, at step {stored['global_step']}: to go on with that one call "
                          "train_and_validate() without a state; for this state give the trainer another experiment_name")
-    if stored and stored["global_step"] > given.global_step and not given.rewound:
+    if stored and stored["global_step"] > given.global_step and not going_back:
         warnings.warn(f"{trainer.run_folder.path} is set back from step {stored['global_step']} to {given.global_step}", stacklevel=6)
     return _fitting(trainer, given)
 

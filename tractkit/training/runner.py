@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from .control import Control, stop_on_interrupt
 from .state import Tree
@@ -53,6 +53,7 @@ class Runner(Generic[P]):
         self.thread: threading.Thread | None = None
         self.process: P | None = None            # that trains in place of this one, while it is followed
         self.back: Tree | None = None            # a checkpoint that was asked for
+        self.going_back = False
         self._busy = threading.Lock()
 
     @property
@@ -111,7 +112,17 @@ class Runner(Generic[P]):
     def take_back(self) -> Tree | None:
         """Return the checkpoint that was asked for, once."""
         tree, self.back = self.back, None
+        self.expect_back()
         return tree
+
+    def expect_back(self) -> None:
+        """Say that the loop that begins next is behind its folder on purpose."""
+        self.going_back = True
+
+    def take_going_back(self) -> bool:
+        """Return whether the loop that begins is behind its folder on purpose, once."""
+        going_back, self.going_back = self.going_back, False
+        return going_back
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the loop in the background to end; raises what it raised. TimeoutError if it goes on."""
@@ -157,7 +168,7 @@ class Runner(Generic[P]):
 _IN_BACKGROUND: "weakref.WeakSet[Runner]" = weakref.WeakSet()
 
 
-def runner_of(folder: str | os.PathLike) -> Owner | None:
+def runner_of(folder: str | os.PathLike) -> Any:
     """Return the trainer whose loop runs in a run's folder in the background of this process; None if there is none."""
     at = Path(folder).resolve()
     return next((run.owner for run in list(_IN_BACKGROUND) if run.running and Path(run.owner.folder).resolve() == at), None)

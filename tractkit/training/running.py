@@ -88,7 +88,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
     """Be in a session: a state that is owned, batches, noise, clocks. Gives False where nothing is left to train."""
     with contextlib.ExitStack() as stack:
         stack.callback(trainer.run_folder.checkpoints.wait)
-        state = find_state(trainer, task.take_state())
+        state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
         stack.enter_context(state.gate.own())
         known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
         stack.enter_context(torch_threads(trainer.settings.num_threads or known))

@@ -33,7 +33,6 @@ from ..runs.mailbox import Mailbox
 from .process import ProcessRun, begin_process, check_free, pickled
 from .ranks import LostRank, Ranks
 from .serving import describe_error, serve_trainer
-from .serving import describe_error, serve_trainer
 from .state import TrainerState
 from .trainer import Trainer
 
