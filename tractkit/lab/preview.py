@@ -21,7 +21,8 @@ import traitlets
 from ..core.rng import fold, permutation
 from ..evaluation.scoring import GroundTruth, compare_tractograms, score_tractogram
 from ..spatial.space import apply_affine
-from ..spatial.streamlines import Streamlines, resample_nb_points
+from ..spatial.resample import resample_nb_points
+from ..spatial.streamlines import Streamlines
 from ..tracking.tracker import Tracker, seeds_from_mask
 from ..spatial.tractogram import Tractogram
 from ..training.resume import torch_threads
