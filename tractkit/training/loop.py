@@ -11,7 +11,6 @@ __all__ = ['B', 'train_and_validate', 'is_best', 'save_best_model', 'train_one_e
 # %% ../../nbs/training/14_loop.ipynb #0f1d3f08
 import contextlib
 import math
-import time
 from collections.abc import Iterator, Mapping
 from typing import TypeVar
 
