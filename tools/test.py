@@ -14,6 +14,7 @@ CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os
 PHASES = [
     ("ruff", ["-m", "ruff", "check", "nbs", "tractkit", "tests", "tools", "benchmarks", "setup.py"]),
     ("types", ["-m", "mypy"]),
+    ("JavaScript and CSS", ["tools/lint_web.py"]),
     ("export: nbs/ and tractkit/ agree", ["tools/check_notebooks.py", "--export"]),
     ("notebooks: each in its own process", ["tools/check_notebooks.py", "--run"]),
     # Files side by side; conftest.py puts the longest first.

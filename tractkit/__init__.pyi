@@ -3,19 +3,19 @@
 from .core.files import data_folder as data_folder
 from .dwi.phantom import sample_subjects as sample_subjects
 from .dwi.phantom import make_phantom as make_phantom
-from .dwi.phantom import PhantomSettings as PhantomSettings
+from .dwi.anatomy import PhantomSettings as PhantomSettings
 from .spatial.volume import Volume as Volume
 from .spatial.streamlines import Streamlines as Streamlines
 from .spatial.tractogram import Tractogram as Tractogram
 from .spatial.space import Space as Space
 from .spatial.space import Origin as Origin
 from .spatial.space import apply_affine as apply_affine
-from .dwi.prepare import load_dwi as load_dwi
-from .dwi.prepare import DWI as DWI
-from .dwi.prepare import compute_sh as compute_sh
-from .dwi.prepare import load_sh as load_sh
-from .dwi.prepare import compute_fodf as compute_fodf
-from .dwi.prepare import fodf_peaks as fodf_peaks
+from .dwi.gradients import load_dwi as load_dwi
+from .dwi.gradients import DWI as DWI
+from .dwi.sh import compute_sh as compute_sh
+from .dwi.sh import load_sh as load_sh
+from .dwi.fodf import compute_fodf as compute_fodf
+from .dwi.fodf import fodf_peaks as fodf_peaks
 from .dwi.prepare import prepare_subject as prepare_subject
 from .viz.viewer import view as view
 from .viz.stills import snapshot as snapshot
@@ -47,9 +47,9 @@ from .data.loader import StreamlinesBatchLoader as StreamlinesBatchLoader
 from .data.loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .data.loader import BatchLoaderSeveralInputs as BatchLoaderSeveralInputs
 from .spatial.volume import Neighborhood as Neighborhood
-from .spatial.streamlines import resample_step as resample_step
-from .spatial.streamlines import resample_nb_points as resample_nb_points
-from .spatial.streamlines import compress as compress
+from .spatial.resample import resample_step as resample_step
+from .spatial.resample import resample_nb_points as resample_nb_points
+from .spatial.resample import compress as compress
 from .spatial.streamlines import segment_directions as segment_directions
 from .models.learn2track import Learn2Track as Learn2Track
 from .models.base import TractographyModel as TractographyModel
@@ -117,8 +117,8 @@ from .training.policy import EarlyStopping as EarlyStopping
 from .training.policy import LossStop as LossStop
 from .demo.pipeline import run_demo as run_demo
 from .demo.pipeline import open_demo as open_demo
-from .demo.pipeline import SubjectFiles as SubjectFiles
-from .demo.pipeline import check_subject as check_subject
+from .demo.subject_files import SubjectFiles as SubjectFiles
+from .demo.subject_files import check_subject as check_subject
 
 __version__: str
 __all__: list[str]

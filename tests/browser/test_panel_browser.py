@@ -12,7 +12,7 @@ from lab import PICTURES, ROOT, Kernel, Panel, Wire, until
 pytestmark = pytest.mark.browser
 
 FILLED = 400  # batches after which the curves have as many points as they will ever have
-CELLS = [f"""import sys; sys.path.insert(0, {str(ROOT / "tests")!r})
+CELLS = [f"""import sys; sys.path[:0] = {[str(ROOT / "tests" / "lab"), str(ROOT / "tests")]!r}
 from tempfile import mkdtemp
 from test_panel import fit
 import tractkit.lab.panel

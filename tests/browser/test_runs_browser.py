@@ -34,7 +34,7 @@ STATE = {"table": {"columns": [["name", "run", False], ["status", "status", Fals
 @pytest.fixture
 def page(browser):
     page = browser.new_page(viewport={"width": 900, "height": 360})
-    script = _Table._esm.replace("export default { render };", "")
+    script = str(_Table._esm).replace("export default { render };", "")
     page.set_content(PAGE % (_Table._css, script, json.dumps(STATE)))
     yield page
     page.close()

@@ -20,7 +20,7 @@ from tractkit.lab.panel import TrainerPanel, panel_of
 from tractkit.lab.preview import Preview
 from tractkit.lab.status_text import FolderRun, thinned
 from tractkit.runs.listing import find_runs
-from tractkit.runs.mailbox import Post
+from tractkit.runs.mailbox import Mailbox
 from tractkit.spatial.volume import Volume
 from tractkit.training.process import attach
 from tractkit.training.state import TrainerState
@@ -412,7 +412,7 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     until(lambda: enabled(p) == set() and "build the trainer as it was" in p.buttons["rewind"].tooltip)
     branch = fit(tmp_path, "run-fork", max_epochs=at // 8 + 1, learning_rate=.002)
     assert branch.train_and_validate().parent == trainer.state.run_id
-    Post(trainer.folder).say(replace(trainer.status, phase="training"), resting=False, ended=False)  # as it stands after SIGKILL
+    Mailbox(trainer.folder).write_status(replace(trainer.status, phase="training"), resting=False, ended=False)  # as it stands after SIGKILL
     p.refresh()
     assert p.readout.readout["phase"] == "dead" and p.readout.readout["message"].startswith("Its process is gone.")
     assert find_runs(trainer.folder)[0].status == "dead"

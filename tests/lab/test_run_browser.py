@@ -22,7 +22,7 @@ from tractkit.runs.checkpoint import peek_checkpoint
 from tractkit.runs.curves import read_run
 from tractkit.runs.listing import RunFacts, differing_settings, find_runs
 from tractkit.runs.lock import folder_busy, folder_lock
-from tractkit.runs.mailbox import Post
+from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status
 
 OTHER = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, "text": True, "stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
@@ -108,20 +108,20 @@ def test_a_run_at_work_in_this_kernel(folder):
 
 
 def test_a_run_at_work_in_another_process(folder):
-    """Holding the lock of a trainer, then in its turn the post of a process that rests."""
+    """Holding the lock of a trainer, then in its turn the mailbox of a process that rests."""
     at = folder / "stopped"
     code = f"""
 import sys
 from tractkit.runs.lock import folder_lock
 from tractkit.runs.status import Status
-from tractkit.runs.mailbox import Post
+from tractkit.runs.mailbox import Mailbox
 with folder_lock({str(at)!r}):
     print("locked", flush=True); sys.stdin.readline()
-post = Post({str(at)!r}); post.clear()
-with post.living():
-    post.say(Status("paused", epoch=1), resting=True, ended=False)
+mailbox = Mailbox({str(at)!r}); mailbox.clear()
+with mailbox.hold():
+    mailbox.write_status(Status("paused", epoch=1), resting=True, ended=False)
     print("resting", flush=True); sys.stdin.readline()
-    post.say(Status("failed"), ended=True, error={{"type": "MemoryError", "message": "too much\\nfor it", "trace": ""}})
+    mailbox.write_status(Status("failed"), ended=True, error={{"type": "MemoryError", "message": "too much\\nfor it", "trace": ""}})
 """
     other = subprocess.Popen([sys.executable, "-c", code], **OTHER)
     said = []
@@ -134,7 +134,7 @@ with post.living():
     assert other.wait() == 0
     run = facts(folder, "stopped")
     assert said == ["running", "paused"] and (run.status, run.note) == ("failed", "MemoryError: too much")
-    Post(at).say(Status("training"), resting=False, ended=False)
+    Mailbox(at).write_status(Status("training"), resting=False, ended=False)
     assert (facts(folder, "stopped").status, facts(folder, "stopped").note) == ("dead", "its process is gone")
 
 

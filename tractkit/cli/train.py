@@ -154,7 +154,7 @@ def _train_here(config: Mapping[str, Any], imports: list[str], file: Path | None
         trainer.train_and_validate()
     finally:
         signal.signal(signal.SIGTERM, before)
-    if not trainer.progress:
+    if not trainer.settings.progress:
         print(trainer.status.message)
     return trainer.status.phase
 
@@ -179,7 +179,7 @@ def _watch(run: ProcessRun, nnodes: int, folder: Path) -> str:
         except KeyboardInterrupt:
             print(f"It goes on in {folder}; tractkit.attach({str(folder)!r}) finds it.", file=sys.stderr)
             return "left"
-    if nnodes == 1 or run.post.heard():
+    if nnodes == 1 or run.mailbox.read_status():
         run.raise_error()
         print(run.status.message)
         return run.status.phase

@@ -22,7 +22,7 @@ from .lock import folder_busy
 from .curves import RunColumns
 from ..core.files import DataError
 from ..core.text import parse_yaml
-from .mailbox import Post
+from .mailbox import Mailbox
 from .log import RunLog
 
 # %% ../../nbs/runs/13_listing.ipynb #8c91c70f
@@ -120,9 +120,9 @@ def _flat(node: Any, path: str) -> Iterator[tuple[str, Any]]:
 # %% ../../nbs/runs/13_listing.ipynb #30c561f1
 def _status(folder: Path, end: Mapping[str, Any], step: int, saved: int) -> tuple[str, str]:
     """Status and note of a folder that holds a run."""
-    post = Post(folder)
-    said = post.heard()
-    if folder_busy(folder) or post.alive():
+    mailbox = Mailbox(folder)
+    said = mailbox.read_status()
+    if folder_busy(folder) or mailbox.is_running():
         phase = said["status"].phase if said and not said.get("ended") else "training"
         return ("paused", "") if phase == "paused" else ("running", phase * (phase in ("starting", "validating")))
     if end:
@@ -130,8 +130,8 @@ def _status(folder: Path, end: Mapping[str, Any], step: int, saved: int) -> tupl
     broken = folder / "failed.txt"
     if broken.is_file():
         return "failed", broken.read_text(encoding="utf-8", errors="replace")[:400].partition("\n")[0]
-    if said.get("error"):
-        return "failed", f"{said['error'].get('type')}: {said['error'].get('message')}"[:400].partition("\n")[0]
+    if error := said.get("error"):
+        return "failed", f"{error.get('type')}: {error.get('message')}"[:400].partition("\n")[0]
     lost = f"killed {step - saved:,} batches after its last checkpoint" if 0 <= saved < step else ""
     if said and not said.get("ended"):
         return "dead", lost or "its process is gone"

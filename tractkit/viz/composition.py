@@ -18,7 +18,16 @@ from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 from .colors import Coloring, Legend, color_streamlines, merge_legends
 from tractkit.viz.drawables import (
-    Contour, Drawable, Drawing, Glyphs, Lines, Peaks, Slices, as_glyphs, box_of, things_to_draw,
+    Contour,
+    Drawable,
+    Drawing,
+    Glyphs,
+    Lines,
+    Peaks,
+    Slices,
+    as_glyphs,
+    box_of,
+    things_to_draw,
 )
 from .planes import NORMALS, check_view, content_points, value_window
 from .theme import ColorChoice, Rgb, as_rgb, palette

@@ -13,7 +13,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 
-from ..spatial.streamlines import PointMap, Streamlines, compress
+from ..spatial.rearrange import PointMap
+from ..spatial.resample import compress
+from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 from .figure import Picture, blank_picture

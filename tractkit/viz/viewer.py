@@ -17,8 +17,16 @@ from IPython.display import display
 
 from .composition import Composition, DrawingOptions
 from tractkit.viz.controls import (
-    add_buttons, add_count_slider, add_plane_sliders, add_switches, add_window_slider, control_rows,
-    free_screenshot_path, legend_images, put_together, switch_names,
+    add_buttons,
+    add_count_slider,
+    add_plane_sliders,
+    add_switches,
+    add_window_slider,
+    control_rows,
+    free_screenshot_path,
+    legend_images,
+    put_together,
+    switch_names,
 )
 from .drawables import Drawable, may_be_odf
 from .fury_scene import Stage

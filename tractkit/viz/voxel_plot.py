@@ -22,7 +22,7 @@ from .theme import DARK, LIGHT, direction_colors
 if TYPE_CHECKING:
     from dipy.core.sphere import Sphere
 
-    from tractkit.dwi.prepare import DWI
+    from tractkit.dwi.gradients import DWI
 
 # %% ../../nbs/viz/05_voxel_plot.ipynb #6bbe059f
 def _glyph(ax: Axes, radius: np.ndarray, vertices: np.ndarray, faces: np.ndarray, plane: str) -> None:

@@ -1,0 +1,176 @@
+function unpack(view, n) {
+  const a = view?.byteLength ? new Int8Array(view.buffer, view.byteOffset, view.byteLength) : new Int8Array(0);
+  return { a, n, lines: a.length / (3 * n) };
+}
+
+function drawLines(canvas, packed, turn, look, words) {
+  const ratio = window.devicePixelRatio || 1;
+  const W = canvas.clientWidth;
+  const H = canvas.clientHeight;
+  canvas.width = W * ratio;
+  canvas.height = H * ratio;
+  const c = canvas.getContext("2d");
+  const s = (0.46 * Math.min(W, H)) / 127;
+  const { a, n, lines } = packed;
+  c.scale(ratio, ratio);
+  c.fillStyle = "#0e1116";
+  c.fillRect(0, 0, W, H);
+  const cy = Math.cos(turn.yaw);
+  const sy = Math.sin(turn.yaw);
+  const cp = Math.cos(turn.pitch);
+  const sp = Math.sin(turn.pitch);
+  const X = (i) => W / 2 + s * (a[i] * cy - a[i + 1] * sy);
+  const Y = (i) => H / 2 - s * (a[i + 2] * cp + (a[i] * sy + a[i + 1] * cy) * sp);
+  c.lineWidth = 1.1;
+  c.globalAlpha = 0.85;
+  c.lineCap = "round";
+  for (let l = 0; l < lines; l++) {
+    for (let k = 0; k < n - 1; k++) {
+      const i = 3 * (l * n + k);
+      const d = [0, 1, 2].map((j) => Math.abs(a[i + 3 + j] - a[i + j]));
+      const m = Math.max(...d, 1);
+      c.strokeStyle = `rgb(${d.map((v) => Math.round((255 * v) / m)).join(",")})`;
+      c.beginPath();
+      c.moveTo(X(i), Y(i));
+      c.lineTo(X(i + 3), Y(i + 3));
+      c.stroke();
+    }
+  }
+  c.globalAlpha = 1;
+  c.fillStyle = "#e8ecf1";
+  c.font = `12px ${look.font}`;
+  c.textAlign = "left";
+  c.textBaseline = "top";
+  c.fillText(words, 9, 8);
+}
+
+function drawScores(canvas, scores, look, name) {
+  const ratio = window.devicePixelRatio || 1;
+  const W = canvas.clientWidth;
+  const H = canvas.clientHeight;
+  const L = 46;
+  const R = W - 14;
+  const T = 18;
+  const B = H - 22;
+  canvas.width = W * ratio;
+  canvas.height = H * ratio;
+  const c = canvas.getContext("2d");
+  c.scale(ratio, ratio);
+  c.clearRect(0, 0, W, H);
+  c.font = `12px ${look.font}`;
+  c.fillStyle = look.faint;
+  c.textBaseline = "middle";
+  c.textAlign = "left";
+  c.fillText(name, L, 7);
+  c.textAlign = "right";
+  c.fillText("epoch", R, H - 8);
+  const last = Math.max(1, ...scores.map((p) => p[0]));
+  const top = Math.max(1e-6, ...scores.map((p) => p[1])) * 1.1;
+  const x = (v) => L + (v / last) * (R - L);
+  const y = (v) => B - (v / top) * (B - T);
+  c.strokeStyle = look.line;
+  for (const v of [0, top / 2.2, top / 1.1]) {
+    c.beginPath();
+    c.moveTo(L, Math.round(y(v)) + 0.5);
+    c.lineTo(R, Math.round(y(v)) + 0.5);
+    c.stroke();
+    c.fillText(String(+v.toPrecision(2)), L - 7, y(v));
+  }
+  c.strokeStyle = c.fillStyle = look.dark ? "#62bd84" : "#3a7f55";
+  c.lineWidth = 2;
+  c.beginPath();
+  for (const p of scores) c.lineTo(x(p[0]), y(p[1])); // the first one moves there
+  c.stroke();
+  for (const p of scores) {
+    c.beginPath();
+    c.arc(x(p[0]), y(p[1]), 3, 0, 7);
+    c.fill();
+  }
+}
+
+function render({ model, el }) {
+  const root = document.createElement("div");
+  root.className = "tractkit-preview";
+  el.appendChild(root);
+  const add = (name, label) => {
+    const e = document.createElement("canvas");
+    e.className = name;
+    e.setAttribute("role", "img");
+    e.setAttribute("aria-label", label);
+    e.tabIndex = 0;
+    root.appendChild(e);
+    return e;
+  };
+  const left = add("tractkit-lines", "reference streamlines; arrow keys turn them");
+  const right = add("tractkit-lines", "streamlines of the model");
+  const score = add("tractkit-score", "score over epochs");
+  const note = document.createElement("div");
+  note.className = "tractkit-note";
+  note.setAttribute("role", "status");
+  root.appendChild(note);
+  const turn = { yaw: -0.5, pitch: 0.45 };
+  let waiting = false;
+  let from = null;
+  const draw = () => {
+    waiting = false;
+    const style = getComputedStyle(root);
+    const rgb = style
+      .getPropertyValue("background-color")
+      .match(/[\d.]+/g)
+      .map(Number);
+    const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
+    const look = {
+      dark,
+      font: style.fontFamily,
+      faint: dark ? "#a5adb8" : "#6b727c",
+      line: dark ? "#363c44" : "#e6e9ee",
+    };
+    const n = model.get("nb_points");
+    drawLines(left, unpack(model.get("reference"), n), turn, look, "reference");
+    drawLines(right, unpack(model.get("latest"), n), turn, look, model.get("title"));
+    drawScores(score, model.get("scores"), look, model.get("measure"));
+    note.textContent = model.get("note");
+  };
+  const soon = () => {
+    if (!waiting) {
+      waiting = true;
+      requestAnimationFrame(draw);
+    }
+  };
+  for (const c of [left, right]) {
+    c.onpointerdown = (e) => {
+      from = [e.clientX, e.clientY];
+      c.setPointerCapture(e.pointerId);
+    };
+    c.onpointermove = (e) => {
+      if (!from) return;
+      turn.yaw += (e.clientX - from[0]) / 120;
+      turn.pitch += (e.clientY - from[1]) / 120;
+      from = [e.clientX, e.clientY];
+      soon();
+    };
+    c.onpointerup = () => {
+      from = null;
+    };
+    c.onkeydown = (e) => {
+      const by = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[e.key];
+      if (by) {
+        turn.yaw += by[0];
+        turn.pitch += by[1];
+        soon();
+        e.preventDefault();
+        e.stopPropagation();
+      }
+    };
+  }
+  const events = "change:reference change:latest change:scores change:note change:title";
+  model.on(events, soon);
+  const size = new ResizeObserver(soon);
+  size.observe(root);
+  soon();
+  return () => {
+    model.off(events, soon);
+    size.disconnect();
+  };
+}
+export default { render };
