@@ -13,14 +13,9 @@ from dipy.tracking.streamlinespeed import compress_streamlines, length, set_numb
 
 from benchmarks.pairs import Ratio, compare
 from tractkit.core.rng import fold, normal, uniform
-from tractkit.spatial.streamlines import (
-    Streamlines,
-    compress,
-    resample_step,
-    reverse,
-    segment_directions,
-    split,
-)
+from tractkit.spatial.rearrange import reverse, split
+from tractkit.spatial.resample import compress, resample_step
+from tractkit.spatial.streamlines import Streamlines, segment_directions
 from tractkit.spatial.tractogram import Tractogram
 
 NOTE = "1 thread"

@@ -13,7 +13,8 @@ from benchmarks.pairs import Ratio, compare
 from tractkit.core.rng import fold, normal, uniform
 from tractkit.evaluation.scoring import nearest_mdf
 from tractkit.models.learn2track import Learn2Track
-from tractkit.spatial.streamlines import Streamlines, resample_nb_points
+from tractkit.spatial.resample import resample_nb_points
+from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
 from tractkit.tracking.tracker import Tracker, seeds_from_mask

@@ -47,9 +47,9 @@ from .data.loader import StreamlinesBatchLoader as StreamlinesBatchLoader
 from .data.loader import BatchLoaderOneInput as BatchLoaderOneInput
 from .data.loader import BatchLoaderSeveralInputs as BatchLoaderSeveralInputs
 from .spatial.volume import Neighborhood as Neighborhood
-from .spatial.streamlines import resample_step as resample_step
-from .spatial.streamlines import resample_nb_points as resample_nb_points
-from .spatial.streamlines import compress as compress
+from .spatial.resample import resample_step as resample_step
+from .spatial.resample import resample_nb_points as resample_nb_points
+from .spatial.resample import compress as compress
 from .spatial.streamlines import segment_directions as segment_directions
 from .models.learn2track import Learn2Track as Learn2Track
 from .models.base import TractographyModel as TractographyModel
@@ -117,8 +117,8 @@ from .training.policy import EarlyStopping as EarlyStopping
 from .training.policy import LossStop as LossStop
 from .demo.pipeline import run_demo as run_demo
 from .demo.pipeline import open_demo as open_demo
-from .demo.pipeline import SubjectFiles as SubjectFiles
-from .demo.pipeline import check_subject as check_subject
+from .demo.subject_files import SubjectFiles as SubjectFiles
+from .demo.subject_files import check_subject as check_subject
 
 __version__: str
 __all__: list[str]

@@ -22,8 +22,9 @@ from tractkit.data.sampler import BatchIDSampler
 from tractkit.hdf5.create import create_hdf5
 from tractkit.models.base import build_model, load_model, save_model
 from tractkit.models.learn2track import Learn2Track
+from tractkit.spatial.resample import resample_step
 from tractkit.spatial.space import voxel_sizes
-from tractkit.spatial.streamlines import Streamlines, resample_step
+from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Neighborhood, Volume
 from tractkit.tracking.tracker import Tracker, _Ground

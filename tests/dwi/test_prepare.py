@@ -35,7 +35,7 @@ from tractkit.dwi.prepare import (
     save_sh,
     select_shell,
 )
-from tractkit.spatial.streamlines import resample_step
+from tractkit.spatial.resample import resample_step
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
 

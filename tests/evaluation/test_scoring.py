@@ -24,7 +24,8 @@ from tractkit.evaluation.scoring import (
     score_table,
     score_tractogram,
 )
-from tractkit.spatial.streamlines import Streamlines, resample_step
+from tractkit.spatial.resample import resample_step
+from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
 

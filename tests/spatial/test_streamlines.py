@@ -9,18 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tractkit.core.files import DataError
-from tractkit.spatial.streamlines import (
-    PointMap,
-    Streamlines,
-    compress,
-    concatenate_streamlines,
-    resample_nb_points,
-    resample_step,
-    reverse,
-    segment_directions,
-    split,
-    take,
-)
+from tractkit.spatial.rearrange import PointMap, reverse, split, take
+from tractkit.spatial.resample import compress, resample_nb_points, resample_step
+from tractkit.spatial.streamlines import Streamlines, concatenate_streamlines, segment_directions
 
 OBLIQUE = np.array([[-1.6, 0.3, 0, 70], [0.3, 1.6, -0.4, -90], [0, 0.4, 2.9, -30], [0, 0, 0, 1.0]])
 

@@ -14,7 +14,9 @@ from dipy.io.stateful_tractogram import Origin, Space, StatefulTractogram
 from dipy.io.streamline import load_tractogram, save_tractogram
 
 from tractkit.core.files import DataError
-from tractkit.spatial.streamlines import Streamlines, compress, resample_step, split
+from tractkit.spatial.rearrange import split
+from tractkit.spatial.resample import compress, resample_step
+from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram, concatenate_tractograms
 
 GRIDS = {

@@ -207,7 +207,7 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         until(lambda: p.readout.readout["message"].startswith(said), 20)
 
     try:
-        until(lambda: step() >= 2 and p.readout.readout["measures"].get("step", "0") >= "2" and len(p._curves()["training"][0]) >= 2)
+        until(lambda: step() >= 2 and p.readout.readout["measures"].get("step", "0") >= "2" and len(p.source.curves()["training"][0]) >= 2)
         wish("pause", "Paused after batch")
         at = step()
         wish("step", "One batch done; resting after batch")

@@ -14,7 +14,9 @@ from numba import njit
 
 from ..core.files import DataError
 from ..core.rng import _unit32, _unit64, fold, fold_ids
-from ..spatial.streamlines import Streamlines, _arcs, _linear_part, _new_count, _walk, copy_runs
+from ..spatial.rearrange import copy_runs
+from ..spatial.resample import _new_count, _walk
+from ..spatial.streamlines import Streamlines, _arcs, _linear_part
 
 # %% ../../nbs/data/04_augment.ipynb #5602d510
 MIN_PART = 6  # points of a part, the shared cut point included

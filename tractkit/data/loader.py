@@ -23,7 +23,9 @@ from .interpolation import GroupInputs
 from ..core.rng import fold, fold_ids, normal, uniform
 from ..core.html import html_card
 from ..spatial.space import voxel_sizes
-from ..spatial.streamlines import Streamlines, compress as compress_streamlines, resample_nb_points, resample_step
+from ..spatial.resample import compress as compress_streamlines
+from ..spatial.resample import resample_nb_points, resample_step
+from ..spatial.streamlines import Streamlines
 from ..spatial.volume import Neighborhood
 
 # %% ../../nbs/data/07_loader.ipynb #2e5f4592

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 
 from ..core.files import DataError, atomic_path, cache_folder
 from ..core.rng import KEYED_VERSION, fold, normal, uniform
-from ..spatial.streamlines import Streamlines, resample_step
+from ..spatial.resample import resample_step
+from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram, concatenate_tractograms
 from ..spatial.volume import Volume
 

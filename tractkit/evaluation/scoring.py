@@ -18,7 +18,8 @@ from scipy.spatial import cKDTree
 
 from ..core.files import DataError
 from ..core.html import as_html, html_table
-from ..spatial.streamlines import Streamlines, resample_nb_points, resample_step
+from ..spatial.resample import resample_nb_points, resample_step
+from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 

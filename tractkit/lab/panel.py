@@ -18,11 +18,11 @@ from IPython.core.getipython import get_ipython
 from ipywidgets import HTML, Button, Layout, Tab, VBox, Widget
 
 from .controls import Controls
-from .folder_run import Setting
+from .folder_run import PlainValue
 from .live_curves import pack_curves
 from .live_widget import SavedOutput, Watcher, display_widget
 from .panel_commands import CommandFeedback, PanelCommands
-from .panel_source import PanelSource, TrainerLike, panel_source
+from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
 from .readout import Readout, draw_panel
 from .settings_form import EditForm
@@ -36,14 +36,14 @@ from ..viz.plots import Picture
 class SettingsTab:
     """The form of the settings, the status line, and the settings as code."""
 
-    def __init__(self, change: Callable[[str, Setting], None], make_code: Callable[[], str]):
+    def __init__(self, change: Callable[[str, PlainValue], None], make_code: Callable[[], str]):
         self.form, self._make_code = EditForm(change), make_code
         self.line, self.code = HTML(), HTML()
         button = Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         button.on_click(lambda _: self.show_code())
         self.widget = VBox([self.form.widget, self.line, button, self.code])
 
-    def show(self, settings: dict[str, Setting], can_change: bool, message: str) -> None:
+    def show(self, settings: dict[str, PlainValue], can_change: bool, message: str) -> None:
         """Bring fields and status line up to date; what is as it should be sends nothing to the browser."""
         self.form.show(settings, can_change)
         line = f'<span role="status">{html.escape(message)}</span>'
@@ -84,7 +84,7 @@ class TrainerPanel:
         interval: float = 0.25,             # seconds between two looks at a running trainer
         preview: Preview | None = None,
     ):
-        self.source: PanelSource = panel_source(trainer, state)
+        self.source: PanelSource = source_of(trainer, state)
         self.trainer, self.interval, self.preview = self.source.trainer, interval, preview
         self.forks: list[TrainerPanel] = []
         self.feedback, self.saved = CommandFeedback(), SavedOutput("tractkit-still")
@@ -118,7 +118,7 @@ class TrainerPanel:
     def set(
         self,
         name: str,          # of a setting, see `Trainer.change`
-        value: Setting,
+        value: PlainValue,
         wait: bool = True,
     ) -> None:
         """Change a setting. The reason why it cannot be changed so is shown in the panel."""

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from .folder_run import Setting
+from .folder_run import PlainValue
 from .panel_source import PanelSource, TrainerLike
-from .status_text import ACTIVE, COMMANDS, StatusText
+from .status_text import ACTIVE, METHOD_OF, StatusText
 from ..runs.status import Status
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #fe463792
@@ -51,8 +51,11 @@ class CommandFeedback:
 
     def update(self, own: Status, shown: Status) -> None:
         """Compare with the trainer's own status, and with the one that is shown, which may be that of a folder."""
-        rests = self.command not in ("step", "epoch") or shown.phase not in ACTIVE
-        if self.command and rests and self._before != _marks(self.command, own):
+        (phase, count), (phase_before, count_before) = _marks(self.command, own), self._before
+        obeyed = phase != phase_before
+        if self.command in ("step", "epoch"):  # a trainer that starts for a step pauses before it, for a moment
+            obeyed = shown.phase not in ACTIVE and (count != count_before or (obeyed and phase != "paused"))
+        if self.command and obeyed:
             if shown.phase in ("paused", *ACTIVE):
                 self.say(_obeyed(self.command, shown), shown)
             self.end()
@@ -84,16 +87,17 @@ class PanelCommands:
         self._chosen_step, self._add_branch, self._refresh = chosen_step, add_branch, refresh
 
     def send(self, command: str, to: int | str | Path | None = None, wait: bool = True) -> None:
-        """Send a command of `COMMANDS`; see `TrainerPanel.press`."""
+        """Send a command of `METHOD_OF`; see `TrainerPanel.press`."""
         work: Callable[[], str | None] | None = {
             "step": lambda: self._trainer.step(1, wait=False),
             "epoch": lambda: self._trainer.step(1, wait=False, unit="epoch"),
             "save": self._save, "rewind": lambda: self._rewind(to), "fork": lambda: self._fork(to),
         }.get(command)
         self._feedback.begin(command, self._trainer.status)
-        self._do(work or getattr(self._trainer, COMMANDS[command]), wait or command not in ("save", "fork", "rewind"))
+        at_once = command not in ("save", "fork", "rewind")
+        self._do(work or getattr(self._trainer, METHOD_OF[command]), wait or at_once)
 
-    def change(self, name: str, value: Setting, refused: Callable[[], None], wait: bool = True) -> None:
+    def change(self, name: str, value: PlainValue, refused: Callable[[], None], wait: bool = True) -> None:
         """Change a setting; `refused` is called where that cannot be done."""
         def work() -> None:
             try:

@@ -23,12 +23,14 @@ from ..evaluation.scoring import GroundTruth, Scores, compare_tractograms, score
 from .folder_run import FolderRun
 from .panel_source import TrainerLike
 from ..spatial.space import apply_affine
-from ..spatial.streamlines import Streamlines, resample_nb_points
+from ..spatial.resample import resample_nb_points
+from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 from ..tracking.tracker import Tracker, seeds_from_mask
+from ..training.resume import torch_threads
 from ..training.state import TrainerState
-from ..training.trainer import Trainer, torch_threads
+from ..training.trainer import Trainer
 
 # %% ../../nbs/lab/11_preview.ipynb #ac6b5076
 def pack_lines(

@@ -14,7 +14,7 @@ import anywidget
 import traitlets
 from matplotlib.patches import Rectangle
 
-from .live_curves import Curves, thin_curve
+from .live_curves import NamedCurves, thin_curve
 from .status_text import StatusText
 from ..viz.plots import Picture, plot_losses
 
@@ -50,7 +50,7 @@ class _Writer:
 # %% ../../nbs/lab/07_readout.ipynb #6a738e9d
 def draw_panel(
     text: StatusText,  # of `describe_status`
-    curves: Curves,    # name -> (steps, values): "training" and "validation" are drawn
+    curves: NamedCurves,    # name -> (steps, values): "training" and "validation" are drawn
     width: int = 800,  # pixels
     height: int = 400,
 ) -> Picture:

@@ -26,7 +26,7 @@ from .panel import TrainerPanel, panel_of
 from .run_table import Row, run_rows, runs_html, runs_page, runs_text, sort_rows
 from ..runs.curves import plot_runs
 from ..runs.listing import RunFacts, find_runs
-from ..training.control import runner_of
+from ..training.runner import runner_of
 from ..viz.plots import Picture
 
 # %% ../../nbs/lab/14_run_browser.ipynb #0b5af764

@@ -25,7 +25,8 @@ from numba import njit
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, svg_bars
 from .space import Origin, Space, check_affine, conversion_affine, voxel_order, voxel_sizes
-from .streamlines import PointMap, Streamlines, concatenate_streamlines, take
+from .rearrange import PointMap, take
+from .streamlines import Streamlines, concatenate_streamlines
 
 # %% ../../nbs/spatial/10_tractogram.ipynb #1ad2e72d
 @dataclass(frozen=True, eq=False, repr=False)

@@ -26,7 +26,9 @@ from PIL import Image
 
 from ..core.files import atomic_path
 from ..spatial.space import apply_affine, voxel_sizes
-from ..spatial.streamlines import PointMap, Streamlines, compress, segment_directions
+from ..spatial.rearrange import PointMap
+from ..spatial.resample import compress
+from ..spatial.streamlines import Streamlines, segment_directions
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 
