@@ -27,7 +27,8 @@ from tqdm.auto import tqdm
 # %% ../../nbs/hdf5/11_describe.ipynb #566ad1b2
 from ..core.files import DataError, atomic_path
 from .layout import open_hdf5
-from .validate import Finding, check_group
+from .streamlines_checks import check_group
+from .volume_checks import Finding
 from ..core.html import html_table, svg_bars, text_table
 from ..core.text import format_bytes
 from .config import SPLITS
