@@ -25,9 +25,11 @@ from .batch_iter import as_batch_iter
 from .steps import OptimizerParam, inference_step, set_optimizer_params, to_arrays, training_loss
 from ..runs.checkpoint import Checkpoints
 from ..runs.log import RunLog
-from ..training.callbacks import OnNonFinite, TorchSchedule
+from ..training.callbacks import TorchSchedule
 from ..training.policy import TQDM, Policy, ValuePolicy, as_value_policy
 from ..training.state import TrainerState, make_optimizer
+from ..training.run_folder import RunFolder
+from ..training.trainable import at_work, show
 from ..training.trainer import Trainer
 
 _T = TypeVar("_T")
@@ -122,23 +124,24 @@ class ModelTrainer(Trainer):
         super().__init__(model.model_core, folder.parent, folder.name, self.batch_iter, self._load, rate, 0.0,
                          model.optimizer, n_epochs, device=model.device, rng=seed, policies=listening, **options)
         own = Checkpoints(folder, self.checkpoints.keep, self.checkpoints.background)
-        self.checkpoints = _NoCheckpoints() if checkpoints_path is None else own
-        self.log = open_log(folder if log_path is None else Path(log_path).expanduser())
+        log = open_log(folder if log_path is None else Path(log_path).expanduser())
+        self.use_folder(RunFolder(folder, log, _NoCheckpoints() if checkpoints_path is None else own), self.loggers)
         for policy in listening:
             policy.prepare(len(self.batch_iter), {"lr": self.learning_rate, **self.step_arguments})
 
     def _load(self, number: int, *, epoch: int, training: bool) -> "_Batch":
         return _Batch.of(self.batch_iter.load(number, epoch=epoch, training=training))
 
-    def run_one_batch(self, batch: Any) -> tuple[torch.Tensor, int]:
+    def run_one_batch(self, batch: Any = None) -> tuple[torch.Tensor, int]:
         """Run the step of the model; the trainer's `back_propagation`, or the model itself, changes the weights."""
-        model, session = self.torch_model, self._now()[1]
+        model, session = self.torch_model, at_work(self)[1]
         arguments = {k: v for k, v in self.step_arguments.items() if not isinstance(v, Policy)}
         with_value = {k: v for k, v in self.step_arguments.items() if isinstance(v, Policy) and hasattr(v, "value")}
         arguments |= {k: policy.value for k, policy in with_value.items()}
         self._norm, self._updated, self._n = math.nan, False, _nb_items(batch)
         self._asked = type(model).do_train_step is TorchModel.do_train_step  # a child may change weights in its own way
-        session.whole = session.whole and self._asked
+        if not self._asked:
+            session.mark_half_done()
         try:
             with model.updated_by(self._step):
                 loss = _loss_value(model.do_train_step(*batch, lr=self._rate(), **arguments), model.loss_key)
@@ -155,14 +158,15 @@ class ModelTrainer(Trainer):
         """Return the learning rate, lowered by policies that lower it where a number is not finite."""
         if isinstance(self.learning_rate, TorchSchedule):
             return self.learning_rate.value
-        return self.learning_rate.value * math.prod(p.factor_now for p in self.policies if isinstance(p, OnNonFinite))
+        return self.learning_rate.value * self.policies.rate_factor
 
     def _step(self, loss: torch.Tensor) -> None:
         """Change the weights: the model's own `do_train_step` calls this."""
-        step = self._now()[1].step
+        session = at_work(self)[1]
         if self._updated:  # a second one for the same batch
-            step.used = []
-        self._asked, self.loss = True, (loss, self._n)
+            session.step.forget_used()
+        self._asked = True
+        session.note_loss((loss, self._n))
         self._norm = super().back_propagation(loss)
         self._updated = self._updated or math.isfinite(self._norm)
 
@@ -172,13 +176,13 @@ class ModelTrainer(Trainer):
 
     def validate_one_epoch(self) -> float:
         """Call `validate` and keep its metrics."""
-        state, session = self._now()
+        state, session = at_work(self)
         self.epoch_metrics = {}
         if self.validate is not None:
-            self._show("", phase="validating", n_batches=0, batch=0)
-            session.lap()
+            show(self, "", phase="validating", n_batches=0, batch=0)
+            session.clock.lap()
             self.epoch_metrics = _checked_metrics(self.validate())
-            state.time["validation"] += session.lap()
+            state.time["validation"] += session.clock.lap()
         return math.nan
 
     def save_best_model(self) -> None:

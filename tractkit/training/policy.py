@@ -23,7 +23,9 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/training/02_policy.ipynb #5ac0f307
 class EarlyStopping(Exception):
-    """Raise it in any hook of a policy, and training ends there in good order: saved, and returned from."""
+    """Raise it in any method of a policy, and training ends there in good order: saved, and returned from."""
+
+    by = ""  # the policy that raised it
 
 
 class Policy:
@@ -254,6 +256,10 @@ class Patience(Policy):
             raise ValueError(f"patience must be at least 1 epoch, not {patience}")
         self.patience, self.delta = patience, delta
         self.best, self.bad_epochs = math.inf, 0
+
+    def change_patience(self, patience: int) -> None:
+        """Wait for so many epochs from now on."""
+        self.patience = patience
 
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         loss = metrics.get("valid_loss", metrics.get("train_loss", math.nan))
