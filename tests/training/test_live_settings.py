@@ -22,8 +22,7 @@ from helpers_training import (
 
 from tractkit.runs.checkpoint import Checkpoints
 from tractkit.runs.curves import read_run
-from tractkit.runs.log import RunLog
-from tractkit.runs.tensorboard import scalars_of
+from tractkit.runs.log import RunLog, scalars_of
 from tractkit.training.callbacks import Callback
 from tractkit.training.policy import DecreasingOnPlateau, Exponential, Patience
 from tractkit.training.state import TrainerState

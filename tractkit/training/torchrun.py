@@ -77,8 +77,8 @@ def take_rank(trainer: Trainer, ranks: Ranks, local_rank: int = 0) -> None:
     if not ranks.first:
         trainer.log, trainer.checkpoints = _NoLog(trainer.folder), _NoCheckpoints(trainer.folder)
         trainer.policies = [Policy() if isinstance(p, (TQDM, TimeProfiler, LoggerPolicy)) else p for p in trainer.policies]
-        if hasattr(trainer, "views"):  # of the log
-            trainer.views = []
+        if hasattr(trainer, "loggers"):  # of the log
+            trainer.loggers = []
 
 # %% ../../nbs/training/15_torchrun.ipynb #4792adcf
 _JOB = "TRACTKIT_JOB"

@@ -226,7 +226,7 @@ class Trainer(TrainerSteps):
             setattr(other, name, copy.copy(getattr(self, name)))
         for name in ("policies", "_fresh", "_changed", "_unwritten", "_arguments"):
             setattr(other, name, copy.deepcopy(getattr(self, name)) if name != "_arguments" else dict(self._arguments))
-        other.learning_rate, other.views = other.policies[0], [copy.copy(v) for v in self.views]  # type: ignore[assignment]
+        other.learning_rate, other.loggers = other.policies[0], [copy.copy(x) for x in self.loggers]  # type: ignore[assignment]
         other.state, other.model = state, state.model
         if isinstance(self.optimizer, torch.optim.Optimizer):
             other.optimizer = state.optimizer

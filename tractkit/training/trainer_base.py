@@ -27,7 +27,7 @@ from .policy import Constant, EarlyStopping, Patience, Policy, ValuePolicy, as_v
 from ..runs.log import RunLog
 from .session import ProgressLine, Session
 from .state import TrainerState
-from ..runs.loggers import make_views
+from ..runs.loggers import make_loggers
 from .serialize import in_words, policy_name
 
 # %% ../../nbs/training/07_trainer_base.ipynb #a3afe0cb
@@ -107,7 +107,7 @@ class TrainerBase(Runner):
         self.checkpoints, self.log = Checkpoints(self.folder / "checkpoints", keep_checkpoints, save_in_background), RunLog(self.folder)
         self.state: TrainerState | None = None
         self.status = Status(max_epochs=max_epochs)
-        self.views = make_views(tensorboard, npy_logs, comet, comet_workspace, comet_project)  # of the log
+        self.loggers: list[Callable[[str, Any], None]] = [*make_loggers(tensorboard, npy_logs, comet, comet_workspace, comet_project)]
         self.listeners: list[Callable[[str, Any], None]] = []  # listener(event, trainer), called in the training thread
         self._fresh = [copy.deepcopy(p.state_dict()) for p in self.policies]
         self._changed: dict[str, list[Any]] = {}  # by `change`: name -> what it was at first, what it is, in words
@@ -136,7 +136,7 @@ class TrainerBase(Runner):
                  "compile")
         return {"trainer": type(self).__name__, "model": type(self.model).__name__,
                 "hyperparameters": getattr(self.model, "hyperparameters", None), **{k: getattr(self, k) for k in plain},
-                "optimizer": _optimizer_name(self.optimizer), "device": str(self.device), "amp": str(self.amp).removeprefix("torch."), "policies": [policy_name(p) for p in self.policies], "views": [repr(v) for v in self.views],
+                "optimizer": _optimizer_name(self.optimizer), "device": str(self.device), "amp": str(self.amp).removeprefix("torch."), "policies": [policy_name(p) for p in self.policies], "views": [repr(x) for x in self.loggers],
                 "sampler": self.batch_sampler.settings() if hasattr(self.batch_sampler, "settings") else None}
 
     def config(self) -> dict[str, Any]:
@@ -191,12 +191,12 @@ class TrainerBase(Runner):
 
     def _notify(self, event: str) -> None:
         """Tell the listeners."""
-        for listener in [*self.views, *self.listeners] if event else ():
+        for listener in [*self.loggers, *self.listeners] if event else ():
             try:
                 listener(event, self)
             except Exception as e:  # a display must not end a training
-                (self.views if listener in self.views else self.listeners).remove(listener)
-                name = f"the view {listener}" if hasattr(listener, "every") else "a listener"
+                (self.loggers if listener in self.loggers else self.listeners).remove(listener)
+                name = f"the logger {listener}" if hasattr(listener, "every") else "a listener"
                 warnings.warn(f"{name} was removed because it raised {type(e).__name__}: {e}", stacklevel=3)
 
     def _say(self, text: str, event: str = "", **changes: Any) -> None:
