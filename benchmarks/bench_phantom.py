@@ -9,7 +9,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tractkit.demo.pipeline import Demo, demo_settings, run_demo
+from tractkit.demo.pipeline import run_demo
+from tractkit.demo.results import Demo
+from tractkit.demo.settings import demo_settings
 from tractkit.evaluation.scoring import Scores
 
 TESTING = ("sub-15", "sub-16")

@@ -32,7 +32,7 @@ def sample_file(folder: Path) -> Path:
     import numpy as np
     from helpers_data import SHAPE, make_file
 
-    from tractkit.hdf5.create import group_checksum, hdf5_fingerprint
+    from tractkit.hdf5.layout import group_checksum, hdf5_fingerprint
 
     path, _ = make_file(folder, n=6, points=(2, 9))
     rng = np.random.default_rng(0)

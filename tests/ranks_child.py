@@ -67,7 +67,7 @@ class FitAgrees(Fit):
     def compute_batch_loss(self, batch):
         weights = [p.detach().numpy().tobytes() for p in self.model.parameters()]
         rates = [group["lr"] for group in self.state.optimizer.param_groups]
-        self.ranks.check_same((self.state.global_step, rates, self.clip_grad, weights), "weights or settings")
+        self.ranks.check_same((self.state.global_step, rates, self.settings.clip_grad, weights), "weights or settings")
         return super().compute_batch_loss(batch)
 
 

@@ -266,7 +266,7 @@ def interrupts(trainer, job):
         assert trainer.state.global_step == min(step, EPOCHS * BATCHES)
         if step == 6:
             state, trainer = trainer.state, make_trainer(job, learning_rate=[.01, .005])
-            trainer._given = state
+            trainer.take(state)
 
 
 def company(trainer, folder):

@@ -117,8 +117,8 @@ from .training.policy import EarlyStopping as EarlyStopping
 from .training.policy import LossStop as LossStop
 from .demo.pipeline import run_demo as run_demo
 from .demo.pipeline import open_demo as open_demo
-from .demo.pipeline import SubjectFiles as SubjectFiles
-from .demo.pipeline import check_subject as check_subject
+from .demo.subject_files import SubjectFiles as SubjectFiles
+from .demo.subject_files import check_subject as check_subject
 
 __version__: str
 __all__: list[str]

@@ -20,7 +20,7 @@ DEAD = re.compile("Error displaying widget|model not found|Loading widget")
 
 @pytest.fixture(scope="module")
 def page(lab):
-    shutil.copy(ROOT / "nbs" / NAME, lab.work)
+    shutil.copy(ROOT / "nbs" / "tutorials" / NAME, lab.work)
     return lab.visit(NAME)
 
 

@@ -14,7 +14,7 @@ from nbformat.sign import NotebookNotary
 
 from tractkit.cli import commands as cli
 from tractkit.cli.commands import main
-from tractkit.demo import pipeline as demo
+from tractkit.demo import pipeline, report
 from tractkit.dwi.phantom import sample_subjects
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
@@ -51,7 +51,7 @@ def refused(tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt  # what is not refused is not run for minutes
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(demo, "_do", stop)
+    monkeypatch.setattr(pipeline, "run_steps", stop)
 
     def run(*args) -> str:
         before = sorted(tmp_path.rglob("*"))
@@ -288,9 +288,9 @@ def test_hdf5_what_is_left_out_is_said(data, say, tmp_path):
 
 
 def test_hdf5_add(monkeypatch, say, tmp_path):
-    import tractkit.hdf5.create as room
+    import tractkit.hdf5.create as create_module
 
-    monkeypatch.setattr(room, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
+    monkeypatch.setattr(create_module, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
     assert say("add", "x.hdf5", "root", "sub-7", "testing", "--no-progress") == (0, "x.hdf5 root sub-7 testing False\n", [])
 
 
@@ -347,11 +347,11 @@ def test_hdf5_every_keyword_has_an_option_with_help(command):
     import inspect
     import re
 
-    import tractkit.hdf5.create as room
+    import tractkit.hdf5.create as create_module
     from tractkit.cli.commands import parser
     from tractkit.hdf5.describe import extract_hdf5
 
-    function = {"create": room.create_hdf5, "add": room.add_subject, "extract": extract_hdf5}[command]
+    function = {"create": create_module.create_hdf5, "add": create_module.add_subject, "extract": extract_hdf5}[command]
     commands = parser("hdf5")._subparsers._group_actions[0].choices["hdf5"]._subparsers._group_actions[0].choices
     options = {action.dest: action for action in commands[command]._actions}
     for name, parameter in inspect.signature(function).parameters.items():
@@ -396,13 +396,13 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
     source = "import sys; print('hello', file=sys.stderr)" if good else "raise ValueError('a real error')"
     cells = [nbformat.v4.new_code_cell(text) for text in ("#| hide\nset_up = 1", f"#| varies\n{source}")]
     (tmp_path / "90_phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
-    monkeypatch.setattr(demo.resources, "files", lambda name: tmp_path)
+    monkeypatch.setattr(report.resources, "files", lambda name: tmp_path)
     run = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(own=False))
     if good:
-        demo._html(run, print)
+        report.write_tutorial(run, print)
         page = (tmp_path / "tutorial.html").read_text()
         assert "hello" in page and "set_up" not in page and "varies" not in page
     else:
         with pytest.raises(Exception, match="a real error"):
-            demo._html(run, print)
+            report.write_tutorial(run, print)
     assert capfd.readouterr() == ("", "")

@@ -19,8 +19,12 @@ from dipy.reconst.dti import TensorModel
 from safetensors.numpy import load_file
 
 from tractkit.cli.commands import main
-from tractkit.demo import pipeline as room
-from tractkit.demo.pipeline import Demo, SubjectFiles, demo_settings, open_demo
+from tractkit.demo import pipeline
+from tractkit.demo.pipeline import open_demo
+from tractkit.demo.results import Demo
+from tractkit.demo.settings import demo_settings
+from tractkit.demo.subject_files import SubjectFiles
+from tractkit.demo.trainer import demo_trainer
 from tractkit.dwi.phantom import sample_subjects
 from tractkit.dwi.prepare import load_dwi
 from tractkit.runs.log import RunLog
@@ -131,7 +135,7 @@ def test_stopped_or_not_the_weights_are_the_same_bits(stopped, tmp_path, control
     demo = open_demo(stopped["folder"])
     os.link(demo.folder / "data.hdf5", tmp_path / "data.hdf5")
     name = "control" if control else "run"
-    state = room.demo_trainer(tmp_path, demo.settings, control, progress=False).train_and_validate()
+    state = demo_trainer(tmp_path, demo.settings, control, progress=False).train_and_validate()
     again = demo.trainer(control, progress=False).train_and_validate()
     for key, value in state.model.state_dict().items():
         assert np.array_equal(value.numpy(), again.model.state_dict()[key].numpy()), key
@@ -176,7 +180,7 @@ def test_a_finished_run_is_reused(stopped, capsys, monkeypatch):
         raise AssertionError("this was done already")
 
     monkeypatch.chdir(stopped["cwd"])
-    monkeypatch.setattr(room, "_do", never)
+    monkeypatch.setattr(pipeline, "run_steps", never)
     before = {p: p.stat().st_mtime_ns for p in stopped["folder"].rglob("*")}
     began = time.process_time()
     assert main(["demo", "--quick", "--no-html", "--epochs", str(EPOCHS), "--out", "a folder"]) == 0
@@ -220,7 +224,7 @@ def test_fresh_starts_anew(stopped, tmp_path, capsys, monkeypatch):
         raise KeyboardInterrupt
 
     shutil.copytree(stopped["folder"], tmp_path / "copy")
-    monkeypatch.setattr(room, "_do", interrupted)
+    monkeypatch.setattr(pipeline, "run_steps", interrupted)
     assert main(["demo", "--quick", "--no-html", "--seed", "7", "--out", str(tmp_path / "copy"), "--fresh"]) == 130
     assert listing(tmp_path / "copy") == {"demo.json"}
     assert json.loads((tmp_path / "copy" / "demo.json").read_text())["seed"] == 7
@@ -230,7 +234,7 @@ def test_fresh_starts_anew(stopped, tmp_path, capsys, monkeypatch):
 
 def test_a_relative_path_means_another_file_elsewhere(tmp_path, monkeypatch, capsys):
     source = sample_subjects(3, progress=False)
-    monkeypatch.setattr(room, "_do", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(pipeline, "run_steps", lambda *args: (_ for _ in ()).throw(KeyboardInterrupt))
     for name, code in (("sub-01", 130), ("sub-01", 130), ("sub-02", 2)):
         monkeypatch.chdir(source / name)
         assert main(["demo", *own_words(Path()), "--out", str(tmp_path / "out")]) == code
@@ -247,8 +251,8 @@ def own_words(folder: Path) -> list[str]:
 @pytest.fixture
 def few_seeds(monkeypatch):
     """Tracking takes as long as it has seeds."""
-    settings = room.demo_settings
-    monkeypatch.setattr(room, "demo_settings", lambda *args: replace(settings(*args), max_seeds=600))
+    settings = pipeline.demo_settings
+    monkeypatch.setattr(pipeline, "demo_settings", lambda *args: replace(settings(*args), max_seeds=600))
 
 
 def test_one_subject_of_ones_own(tmp_path, capsys, few_seeds):
@@ -346,7 +350,7 @@ def test_the_command_on_real_data(real_data, tmp_path, capsys):
 def test_demo_reads_what_it_wrote(tmp_path):
     people = [SubjectFiles(f"s{k}", *[Path(f"/x/{k}")] * 5) for k in range(3)]
     settings = demo_settings(people, 3, True, "a pencil", 12.0, 5)
-    room._open_folder(tmp_path / "demo", settings, False)
+    pipeline.open_folder(tmp_path / "demo", settings, False)
     (tmp_path / "demo" / "scores.txt").touch()
     read = open_demo(tmp_path / "demo")
     assert read == Demo(tmp_path / "demo", settings) and read.settings.to_json() == settings.to_json()

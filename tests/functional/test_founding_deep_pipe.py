@@ -8,7 +8,7 @@ import torch
 from sklearn.datasets import load_digits
 from torch import nn
 
-from tractkit.functional.torch_model import Infinite, TorchModel, load_by_random_id, train_model
+from tractkit.functional import Infinite, TorchModel, load_by_random_id, train_model
 from tractkit.models import layers
 from tractkit.runs.log import RunLog
 from tractkit.training.policy import EarlyStopping, Exponential, Policy

@@ -44,15 +44,8 @@ from tractkit.functional.sources import (
     unpack_args,
     zip_apply,
 )
-from tractkit.functional.torch_model import (
-    ConsoleLogger,
-    ModelTrainer,
-    TorchModel,
-    inference_step,
-    multi_inference_step,
-    train_model,
-    train_step,
-)
+from tractkit.functional.steps import inference_step, multi_inference_step, train_step
+from tractkit.functional.torch_model import ConsoleLogger, ModelTrainer, TorchModel, train_model
 from tractkit.models.layers import KeyedDropout, initialize_weights
 from tractkit.runs.log import RunLog
 from tractkit.training.callbacks import OnNonFinite
@@ -171,7 +164,7 @@ def loaded(log):
 def test_batch_ten_thousand_is_as_near_as_the_first():
     log = []
     batches = Infinite(load_by_random_id(loaded(log), ids=range(50)), Threads(np.sqrt, n_workers=3), batch_size=4, batches_per_epoch=100)
-    assert batches.behind(10_000) == 0
+    assert batches.nb_replayed(10_000) == 0
     far = batches.load(10_000)
     assert len(log) == 4
     again = Infinite(load_by_random_id(loaded([]), ids=range(50)), Threads(np.sqrt), batch_size=4, batches_per_epoch=100)
@@ -256,7 +249,7 @@ def test_the_pool_gives_each_item_so_many_times(pool_size, repetitions, iteratio
     assert len(log) == len(set(log))  # each was loaded once
     log.clear()
     later = Infinite(Source(load, seed=1), ExpirationPool(pool_size, repetitions, iterations), batch_size=1, batches_per_epoch=60)
-    assert later.behind(50) == 0 and int(later.load(50)[0][0]) == given[50] and log == [given[50]]
+    assert later.nb_replayed(50) == 0 and int(later.load(50)[0][0]) == given[50] and log == [given[50]]
 
 
 def test_a_stream_is_counted_and_replayed_with_a_warning():

@@ -19,15 +19,11 @@ from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, w
 
 import tractkit.hdf5.create as module
 from tractkit.core.files import DataError
-from tractkit.hdf5.create import (
-    add_subject,
-    create_hdf5,
-    group_checksum,
-    hdf5_fingerprint,
-    open_hdf5,
-    part_ids,
-)
-from tractkit.hdf5.sources import SplitEntry
+from tractkit.hdf5 import layout, write_subjects
+from tractkit.hdf5.config import ProcessingOptions, SplitEntry
+from tractkit.hdf5.create import add_subject, create_hdf5
+from tractkit.hdf5.layout import group_checksum, hdf5_fingerprint, open_hdf5
+from tractkit.hdf5.write_subjects import part_ids
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
@@ -110,7 +106,7 @@ def test_parts_of_one_subject(tmp_path):
 def test_nothing_is_written_when_a_file_is_missing(tmp_path, monkeypatch):
     make_file(tmp_path)
     (tmp_path / "sub-2/lines.trk").unlink()
-    monkeypatch.setattr(module, "_write_subjects", lambda *a: pytest.fail("wrote before all files were checked"))
+    monkeypatch.setattr(module, "write_subjects", lambda *a: pytest.fail("wrote before all files were checked"))
     with pytest.raises(DataError, match="no such file") as e:
         create_hdf5(tmp_path, tmp_path / "new.hdf5", CONFIG, {"training": ["sub-0", "sub-1", "sub-2"]}, progress=False)
     assert (e.value.subject, e.value.group) == ("sub-2", "streamlines") and not (tmp_path / "new.hdf5").exists()
@@ -122,13 +118,13 @@ def test_interrupted_leaves_the_old_file(tmp_path, monkeypatch, error):
     before = path.read_bytes()
     with pytest.raises(DataError, match="exists already"):
         create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-0"]}, progress=False)
-    write = module._write_streamlines
+    write = write_subjects.write_streamlines
 
-    def stop(*args):
-        write(*args)
+    def stop(*args, **options):
+        write(*args, **options)
         raise error
 
-    monkeypatch.setattr(module, "_write_streamlines", stop)
+    monkeypatch.setattr(write_subjects, "write_streamlines", stop)
     with pytest.raises(error):
         create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-0"]}, overwrite=True, progress=False)
     assert path.read_bytes() == before
@@ -482,14 +478,14 @@ def test_add_subject(tmp_path, monkeypatch):
 def test_two_who_add_at_once(tmp_path, monkeypatch):
     two_subjects(tmp_path)
     path = create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a"]}, one_file_per_subject=True, progress=False)
-    write = module._write_subject_file
+    write = module.write_subject_file
 
     def and_another(*args):
         write(*args)
-        monkeypatch.setattr(module, "_write_subject_file", write)
+        monkeypatch.setattr(module, "write_subject_file", write)
         add_subject(path, tmp_path, "b", "training", progress=False)
 
-    monkeypatch.setattr(module, "_write_subject_file", and_another)
+    monkeypatch.setattr(module, "write_subject_file", and_another)
     with pytest.raises(DataError, match="changed by someone else"):
         add_subject(path, tmp_path, "c", "testing", progress=False)
     with open_hdf5(path) as h5:
@@ -504,15 +500,15 @@ def test_interrupted_leaves_no_folders_either(tmp_path, monkeypatch, error, exis
     if exists:
         create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["c"]}, **options)
     before = snapshot(tmp_path)
-    write, calls = module._write_streamlines, []
+    write, calls = write_subjects.write_streamlines, []
 
-    def stop(*args):
-        write(*args)
+    def stop(*args, **options):
+        write(*args, **options)
         calls.append(1)
         if len(calls) == 3:  # in the second subject
             raise error
 
-    monkeypatch.setattr(module, "_write_streamlines", stop)
+    monkeypatch.setattr(write_subjects, "write_streamlines", stop)
     with pytest.raises(error):
         create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, **options)
     assert snapshot(tmp_path) == before and {p.name for p in tmp_path.iterdir()} <= {"a", "b", "c", "x.hdf5", "x_subjects", "x_intermediate"}
@@ -630,7 +626,7 @@ def test_many_subjects_in_a_master(tmp_path):
     with h5py.File(tmp_path / "x.hdf5", "w") as h5:
         checksums = {f"sub-{k:05d}/streamlines": f"{k:032x}" for k in range(3000)}
         placed = {"training": [SplitEntry(f"sub-{k:05d}", f"sub-{k:05d}") for k in range(3000)], "validation": [], "testing": []}
-        module._write_root(h5, RICH, placed, module._Options(), checksums)
+        layout.write_root(h5, RICH, placed, ProcessingOptions(), checksums)
     with open_hdf5(tmp_path / "x.hdf5") as h5:
         assert json.loads(h5.attrs["tractkit_checksums"]) == checksums and len(h5.attrs["training_subjs"]) == 3000
 

@@ -15,8 +15,8 @@ from helpers_fuzz import HDF5_DAMAGE, sample_file
 
 import tractkit.hdf5.validate as check
 from tractkit.core.files import DataError
-from tractkit.hdf5.create import group_checksum
 from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
+from tractkit.hdf5.layout import group_checksum
 from tractkit.hdf5.validate import validate_hdf5
 from tractkit.spatial.tractogram import Tractogram
 

@@ -10,15 +10,14 @@ import yaml
 from helpers_data import CONFIG, SHAPE, make_subject, random_affine, random_lines
 
 from tractkit.core.files import DataError
-from tractkit.hdf5.sources import (
-    find_sources,
+from tractkit.hdf5.config import read_config, read_splits
+from tractkit.hdf5.load_groups import (
     load_connectivity,
     load_streamlines_group,
     load_volume_group,
-    read_config,
-    read_splits,
     standardize,
 )
+from tractkit.hdf5.sources import find_sources
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
 

@@ -20,11 +20,11 @@ from helpers_training import (
     toy_model,
 )
 
-from tractkit.runs.checkpoint import Checkpoints
 from tractkit.runs.curves import read_run
-from tractkit.runs.log import RunLog, scalars_of
+from tractkit.runs.log import scalars_of
 from tractkit.training.callbacks import Callback
 from tractkit.training.policy import DecreasingOnPlateau, Exponential, Patience
+from tractkit.training.run_folder import RunFolder
 from tractkit.training.state import TrainerState
 from tractkit.training.trainer import Trainer
 
@@ -40,7 +40,6 @@ def data(tmp_path_factory):
 def changed(run: Trainer, at: int, **settings) -> Trainer:
     """Train a trainer to the end, with a change after a step."""
     run.policies.append(Callback(train_step_finished=lambda *_: run.change(**settings) if run.state.global_step == at else None))
-    run._fresh.append({})
     run.train_and_validate()
     return run
 
@@ -143,8 +142,7 @@ def test_a_change_while_it_rests_in_no_run_is_written_when_one_begins(tmp_path):
         trainer.train_and_validate()
         assert [(r["step"], r["from"], r["to"]) for r in trainer.log.records("change")] == [
             (0, None, 1.), (0, .01, .02), (0, 1., 2.), (2, 2., .1), (2, .1, None)]
-    sent.folder, sent.log = tmp_path / "sent", RunLog(tmp_path / "sent")
-    sent.checkpoints = Checkpoints(sent.folder / "checkpoints")
+    sent.use_folder(RunFolder(tmp_path / "sent"), [])
     sent.train_and_validate()
     assert [(r["step"], r["to"]) for r in sent.log.records("change")] == [(0, 1.), (0, .02), (0, 2.)]
 

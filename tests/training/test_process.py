@@ -60,7 +60,7 @@ def test_in_a_process_all_the_same(whole, tmp_path):
     with pytest.raises(RuntimeError, match="being trained already"):
         slow(tmp_path, "other").train_and_validate(trainer.state)
     trainer.step(3)
-    assert trainer._process.status.global_step == 5 and trainer._process.status.phase == "paused"
+    assert trainer.runner.process.status.global_step == 5 and trainer.runner.process.status.phase == "paused"
     copy = trainer.state.snapshot()     # brought up to where the process stands
     alone = slow(tmp_path, "alone")
     alone.step(5)
@@ -74,16 +74,16 @@ def test_in_a_process_all_the_same(whole, tmp_path):
     trainer.resume()
     until(lambda: trainer.status.global_step >= 8)
     trainer.pause(wait=True)
-    at = trainer._process.status.global_step
+    at = trainer.runner.process.status.global_step
     time.sleep(0.3)
-    assert trainer._process.status.global_step == at < 24
+    assert trainer.runner.process.status.global_step == at < 24
     trainer.resume()
     assert trainer.wait() is trainer.state and trainer.status.phase == "finished" and not trainer.running
     assert_equal_runs(trainer, whole)
     assert events[-1] == ("ended", "finished") and ("batch", "training") in events and ("batch", "paused") in events
     x, y = trainer.curves()["validation"]
     assert len(x) == 4 and np.isfinite(y).all()
-    trainer.max_epochs = 5              # and on, here
+    trainer.replace_settings(max_epochs=5)              # and on, here
     assert trainer.train_and_validate().epoch == 5
 
 
@@ -161,14 +161,14 @@ def test_killed_it_says_so_and_goes_on_in_another_process(whole, tmp_path):
     trainer = slow(tmp_path, checkpoint_every_batches=2)
     trainer.start(process=True)
     until(lambda: trainer.status.global_step >= 5)
-    os.kill(trainer._process._process.pid, signal.SIGKILL)
+    os.kill(trainer.runner.process._process.pid, signal.SIGKILL)
     with pytest.raises(RuntimeError, match="without a word .exit code -9"):
         trainer.wait()
     assert trainer.status.phase == "failed"
     again = slow(tmp_path)
     again.start(process=True)
     until(lambda: again.status.global_step >= 9)
-    os.kill(again._process._process.pid, signal.SIGTERM)  # in good order
+    os.kill(again.runner.process._process.pid, signal.SIGTERM)  # in good order
     assert again.wait().global_step < 24 and "Terminated" in again.status.message
     again.train_and_validate()
     assert_equal_runs(again, whole)
@@ -217,7 +217,7 @@ def test_a_trainer_crosses_without_state_or_listeners(tmp_path):
     trainer.listeners.append(print)
     other = pickle.load(io.BytesIO(pickle.dumps(trainer)))
     assert other.state is None and other.listeners == [] and other.status == Status(max_epochs=3)
-    assert other.settings() == trainer.settings() and other.policies[0] is other.learning_rate
+    assert other.settings == trainer.settings and other.policies[0] is other.learning_rate
     other.train_and_validate()
     assert other.state.global_step == 18
 

@@ -125,7 +125,7 @@ def test_work_waits_for_the_batch_and_carries_its_error(tmp_path):
     while trainer.status.phase != "training":
         time.sleep(0.001)
     threads = {trainer.state.gate.call(threading.get_ident) for _ in range(3)}
-    assert threads == {trainer._thread.ident}
+    assert threads == {trainer.runner.thread.ident}
     with pytest.raises(ZeroDivisionError):
         trainer.state.gate.call(lambda: 1 / 0)
     trainer.stop(wait=True)

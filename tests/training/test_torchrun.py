@@ -229,7 +229,7 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         wish("", "ValueError: clip_grad must be a positive number", name="clip_grad", value=-1)
         wish("stop", "Stopped in epoch")
         until(lambda: p.trainer.verbs == set() and all(b.disabled for b in p.buttons.values()))
-        until(lambda: not p.trainer._process.running)
+        until(lambda: not p.trainer.runner.process.running)
         p.refresh()
         assert p.readout.readout["phase"] == "stopped" and p.readout.readout["message"].startswith("Stopped in epoch")
         with pytest.raises(RuntimeError, match="nothing trains in"):

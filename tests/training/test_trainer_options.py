@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from tractkit.data.interpolation import GroupInputs
-from tractkit.training.callbacks import HOOKS, Callback, OnNonFinite, TorchSchedule
+from tractkit.training.callbacks import Callback, Event, OnNonFinite, TorchSchedule
 from tractkit.training.errors import OutOfMemory
 from tractkit.training.policy import EarlyStopping, Policy
 from tractkit.training.state import TrainerState
@@ -276,14 +276,14 @@ class Remembers(Policy):
         self.told = []
 
     def __getattribute__(self, name):
-        if name in HOOKS:
+        if name in {e.value for e in Event}:
             return lambda *args, **kwargs: self.told.append(name)
         return super().__getattribute__(name)
 
 
 def test_hooks_are_told_in_order_and_remembered(tmp_path):
     order, policy = [], Remembers()
-    callbacks = [Callback(**{name: lambda *a, k=k, name=name, **kw: order.append((name, k)) for name in HOOKS}) for k in (0, 1)]
+    callbacks = [Callback(**{name: lambda *a, k=k, name=name, **kw: order.append((name, k)) for name in map(str.lower, Event.__members__)}) for k in (0, 1)]
     trainer = fit(tmp_path, policies=[callbacks[0], policy, callbacks[1]], max_epochs=1, max_batches_per_epoch_training=1)
     trainer.train_and_validate()
     step = ["train_step_started", "gradient_ready", "train_step_finished"]
@@ -291,7 +291,7 @@ def test_hooks_are_told_in_order_and_remembered(tmp_path):
              "training_ended", "checkpoint_saved"]
     assert order == [(name, k) for name in names for k in (0, 1)]
     assert policy.told == names and TrainerState.load(trainer.folder, model=toy_model()).policies["2 Remembers"]["told"] == names[:-1]
-    with pytest.raises(TypeError, match="no hook epoch_begun; there are training_started"):
+    with pytest.raises(TypeError, match="no event epoch_begun; there are training_started"):
         Callback(epoch_begun=print)
 
 
@@ -344,7 +344,7 @@ class Explodes(Fit):
 
     def compute_batch_loss(self, batch):
         mean, n = super().compute_batch_loss(batch)
-        if self.model.training and self.state.global_step in self.at and self._session.step.part == self.part:
+        if self.model.training and self.state.global_step in self.at and self.session.step.part == self.part:
             mean = mean * float("nan") if self.bad == "loss" else mean + 0 * (self.model[0].weight * 0).sqrt().sum()
         return mean, n
 

@@ -143,7 +143,8 @@ def _add_hdf5(p: argparse.ArgumentParser) -> None:
 
 # %% ../../nbs/cli/01_commands.ipynb #798e433b
 def _demo(args: argparse.Namespace) -> None:
-    from tractkit.demo.pipeline import SubjectFiles, run_demo
+    from tractkit.demo.pipeline import run_demo
+    from tractkit.demo.subject_files import SubjectFiles
 
     five = {name: getattr(args, name) for name in ("dwi", "bvals", "bvecs", "mask", "tractogram")}
     missing = [f"--{name}" for name, value in five.items() if not value]

@@ -154,7 +154,7 @@ def _train_here(config: Mapping[str, Any], imports: list[str], file: Path | None
         trainer.train_and_validate()
     finally:
         signal.signal(signal.SIGTERM, before)
-    if not trainer.progress:
+    if not trainer.settings.progress:
         print(trainer.status.message)
     return trainer.status.phase
 

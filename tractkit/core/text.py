@@ -8,8 +8,8 @@ __all__ = ['nearest_name', 'format_bytes', 'format_duration', 'parse_yaml']
 # %% ../../nbs/core/01_text.ipynb #a69c0de3
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -54,6 +54,9 @@ def format_duration(
     return f"{h} h {m} min" if m else f"{h} h"
 
 # %% ../../nbs/core/01_text.ipynb #a01c03de
+Json: TypeAlias = "None | bool | int | float | str | Sequence[Json] | Mapping[str, Json]"  # what configs are made of
+
+
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """Build plain values; refuse a name that is given twice."""
 

@@ -20,7 +20,8 @@ from tqdm.auto import tqdm
 
 from .subject import MRIData, ReadVolume, Rows, SFTData, find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
-from ..hdf5.create import HDF5_FORMAT, SPLITS, hdf5_fingerprint
+from ..hdf5.config import SPLITS
+from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
 from ..hdf5.local_file import ByteCache, LocalFile, reading
 from ..hdf5.remote_file import RemoteFile, data_file

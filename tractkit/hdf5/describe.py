@@ -26,11 +26,11 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/11_describe.ipynb #566ad1b2
 from ..core.files import DataError, atomic_path
-from .create import open_hdf5
+from .layout import open_hdf5
 from .validate import Finding, check_group
 from ..core.html import html_table, svg_bars, text_table
 from ..core.text import format_bytes
-from .sources import SPLITS
+from .config import SPLITS
 from ..spatial.space import check_affine, voxel_order, voxel_sizes
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram

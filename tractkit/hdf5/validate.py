@@ -21,9 +21,9 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/10_validate.ipynb #00db6bac
 from ..core.files import DataError
-from .create import group_checksum, open_hdf5
+from .layout import group_checksum, open_hdf5
 from ..core.html import html_table, text_table
-from .sources import SPLITS
+from .config import SPLITS
 from ..spatial.space import apply_affine, check_affine, voxel_order, voxel_sizes
 
 # %% ../../nbs/hdf5/10_validate.ipynb #4803432d

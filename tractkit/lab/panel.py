@@ -33,7 +33,8 @@ from ..training.trainer import Trainer
 class TrainerLike(Protocol):
     """What a panel needs of a trainer: `tractkit.training.trainer.Trainer` has it."""
 
-    status: Any  # phase, epoch, max_epochs, batch, n_batches, train_loss, valid_loss, best_loss, eta, message
+    @property
+    def status(self) -> Any: ...  # phase, epoch, max_epochs, batch, n_batches, train_loss, valid_loss, best_loss, eta, message
 
     def start(self) -> None: ...
     def pause(self) -> None: ...

@@ -25,7 +25,7 @@ from ..spatial.resample import resample_nb_points
 from ..spatial.streamlines import Streamlines
 from ..tracking.tracker import Tracker, seeds_from_mask
 from ..spatial.tractogram import Tractogram
-from ..training.trainer import torch_threads
+from ..training.resume import torch_threads
 from ..spatial.volume import Volume
 
 # %% ../../nbs/lab/11_preview.ipynb #ac6b5076

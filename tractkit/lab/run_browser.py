@@ -24,7 +24,7 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 from ipywidgets import Button, HBox, Label, Layout, VBox
 
-from ..training.control import runner_of
+from ..training.runner import runner_of
 from ..runs.curves import plot_runs
 from ..core.files import DataError
 from ..runs.listing import RunFacts, differing_settings, find_runs

@@ -20,7 +20,7 @@ from .status import Status
 from .tensorboard import write_tensorboard
 from .wandb import WandbLogger
 
-# %% ../../nbs/runs/10_loggers.ipynb #6e04e677
+# %% ../../nbs/runs/10_loggers.ipynb #f88fba14
 class Logger(Protocol):
     """What shows the log of a run elsewhere."""
 
@@ -44,7 +44,7 @@ class Logger(Protocol):
     ) -> None:
         """Show the rest, and end."""
 
-# %% ../../nbs/runs/10_loggers.ipynb #dfd7da42
+# %% ../../nbs/runs/10_loggers.ipynb #492ab691
 class FileLogger:
     """Files that a function brings up to date with the log."""
 
@@ -84,7 +84,7 @@ class LoggerListener:
         self.logger, self.every, self._updated = logger, logger.every, -math.inf
 
     def __call__(self, event: str, trainer: _Training) -> None:
-        if getattr(trainer, "_process", None) is not None:  # the trainer of that process has loggers of its own
+        if getattr(getattr(trainer, "runner", None), "process", None) is not None:  # the trainer of that process has loggers of its own
             return
         saved = max(trainer.checkpoints.steps(), default=-1)
         if event == "started":
@@ -101,7 +101,7 @@ class LoggerListener:
     def __repr__(self) -> str:
         return repr(self.logger)
 
-# %% ../../nbs/runs/10_loggers.ipynb #5b7110a5
+# %% ../../nbs/runs/10_loggers.ipynb #fe33b9f4
 def make_loggers(
     tensorboard: bool | None = None,     # event files in `tensorboard/`; None: if the package is installed
     npy_logs: bool = False,              # dwi_ml's arrays in `logs/`

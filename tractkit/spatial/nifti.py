@@ -37,8 +37,8 @@ class NiftiContent(NamedTuple):
 
 
 def read_nifti(
-    path: Path,        # .nii or .nii.gz
-    dtype: DTypeLike,  # float32; bool: nonzero; an integer type for labels; None: the file's own
+    path: Path,               # .nii or .nii.gz
+    dtype: DTypeLike | None,  # float32; bool: nonzero; an integer type for labels; None: the file's own
 ) -> NiftiContent:
     """Read a NIfTI file.
 
@@ -73,7 +73,7 @@ def _open_nifti(path: Path) -> nib.Nifti1Pair:
     return image
 
 # %% ../../nbs/spatial/02_nifti.ipynb #1ac1f96c
-def _read_data(path: Path, image: nib.Nifti1Pair, dtype: DTypeLike) -> np.ndarray:
+def _read_data(path: Path, image: nib.Nifti1Pair, dtype: DTypeLike | None) -> np.ndarray:
     """Read the numbers, to the end of a compressed file, where its checksum is."""
     if path.suffix != ".gz" or not isinstance(image, nib.Nifti1Image):
         return _numbers(image, dtype)
@@ -86,11 +86,11 @@ def _read_data(path: Path, image: nib.Nifti1Pair, dtype: DTypeLike) -> np.ndarra
     return data
 
 
-def _numbers(image: nib.Nifti1Pair, dtype: DTypeLike) -> np.ndarray:
+def _numbers(image: nib.Nifti1Pair, dtype: DTypeLike | None) -> np.ndarray:
     return image.get_fdata(dtype=np.float32, caching="unchanged") if dtype == np.float32 else np.asarray(image.dataobj)
 
 
-def _as_type(data: np.ndarray, dtype: DTypeLike, file: str) -> np.ndarray:
+def _as_type(data: np.ndarray, dtype: DTypeLike | None, file: str) -> np.ndarray:
     """Cast without loss: to bool as nonzero, to integers only whole numbers in range; None keeps the type."""
     if dtype is None or data.dtype == dtype:
         return data
@@ -104,7 +104,7 @@ def _as_type(data: np.ndarray, dtype: DTypeLike, file: str) -> np.ndarray:
     return cast
 
 # %% ../../nbs/spatial/02_nifti.ipynb #2e2028d8
-def _is_plain(image: nib.Nifti1Image, dtype: DTypeLike) -> bool:
+def _is_plain(image: nib.Nifti1Image, dtype: DTypeLike | None) -> bool:
     """Return whether float32 is wanted and stored, without scaling."""
     stored = image.dataobj
     if dtype != np.float32 or not isinstance(stored, ArrayProxy):

@@ -92,7 +92,7 @@ class Volume:
                             f"{_corner_gap(self, other):.3g} mm apart", fix=fix)
 
     @staticmethod
-    def load(path: str | os.PathLike, *, dtype: DTypeLike = np.float32, check_finite: bool = False) -> "Volume":
+    def load(path: str | os.PathLike, *, dtype: DTypeLike | None = np.float32, check_finite: bool = False) -> "Volume":
         """Read .nii or .nii.gz as `dtype`: float32; bool for a mask (nonzero); an integer type for labels; None for
         the file's own.
 

@@ -8,6 +8,8 @@ __all__ = ['EarlyStopping', 'Policy', 'ValuePolicy', 'Constant', 'Exponential', 
 
 # %% ../../nbs/training/02_policy.ipynb #198c13a5
 import copy
+import functools
+import inspect
 import json
 import math
 import os
@@ -21,7 +23,9 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/training/02_policy.ipynb #5ac0f307
 class EarlyStopping(Exception):
-    """Raise it in any hook of a policy, and training ends there in good order: saved, and returned from."""
+    """Raise it in any method of a policy, and training ends there in good order: saved, and returned from."""
+
+    by = ""  # the policy that raised it
 
 
 class Policy:
@@ -43,6 +47,12 @@ class Policy:
 
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         """After validation. `train_losses` has the loss of each step, `metrics` the epoch's means."""
+
+    def prepare(self, nb_steps: int, policies: Mapping[str, Any]) -> None:
+        """Take what only `train_model` knows: the steps of an epoch, and all policies for an `epoch_finished` that has
+        such a parameter."""
+        if "policies" in inspect.signature(self.epoch_finished).parameters:
+            self.epoch_finished = functools.partial(self.epoch_finished, policies=policies)  # type: ignore[method-assign, call-arg]
 
     def state_dict(self) -> dict[str, Any]:
         if "*" not in self.remembers:
@@ -247,6 +257,10 @@ class Patience(Policy):
         self.patience, self.delta = patience, delta
         self.best, self.bad_epochs = math.inf, 0
 
+    def change_patience(self, patience: int) -> None:
+        """Wait for so many epochs from now on."""
+        self.patience = patience
+
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         loss = metrics.get("valid_loss", metrics.get("train_loss", math.nan))
         if loss < self.best - self.delta:
@@ -327,6 +341,9 @@ class TQDM(Policy):
         self.loss = loss
         self._bar: Any = None
         self.total: int | None = None
+
+    def prepare(self, nb_steps: int, policies: Mapping[str, Any]) -> None:
+        self.total = nb_steps
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
         if self._bar is None:
