@@ -2,9 +2,29 @@
 
 from ._names import NAMES
 
-# Names of the top level of version 0.1 that have another name now: the line that imports what took their place.
+# Names of the top level of version 0.1 that have another name now, or left:
+# the line that imports what took their place.
 RENAMED: dict[str, str] = {
-    "TrainerSettings": "from tractkit.training.trainer import Trainer",
+    "CometView": "from tractkit.runs.comet import CometLogger",
+    "FileView": "from tractkit.runs.loggers import FileLogger",
+    "HOOKS": "from tractkit.training.callbacks import Event",
+    "Post": "from tractkit.runs.mailbox import Mailbox",
+    "TrainerSettings": "from tractkit.training.settings import TrainerSettings",
+    "TrainerSnags": "from tractkit.training.errors import OutOfMemory",
+    "TrainerSteps": "from tractkit.training.trainer import Trainer",
+    "VERBS": "from tractkit.training.commands import COMMANDS",
+    "best_device": "from tractkit.training.trainer import Trainer",
+    "config_mark": "from tractkit.training.resume import describe_settings",
+    "describe_trainer": "from tractkit.lab.status_text import describe_status",
+    "encode_event": "from tractkit.runs.tensorboard import write_tensorboard",
+    "kept_checkpoints": "from tractkit.lab.status_text import checkpoint_labels",
+    "make_views": "from tractkit.runs.loggers import make_loggers",
+    "masked_crc32c": "from tractkit.runs.tensorboard import write_tensorboard",
+    "note_changes": "from tractkit.training.live_settings import LiveSettings",
+    "possible_verbs": "from tractkit.lab.status_text import possible_commands",
+    "read_value": "from tractkit.training.config import read_run_config",
+    "take_over": "from tractkit.training.live_settings import LiveSettings",
+    "thinned": "from tractkit.lab.live_curves import thin_curve",
 }
 
 

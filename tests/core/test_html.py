@@ -149,7 +149,7 @@ def test_a_sampler_shows_the_epoch_as_it_is_cut(monkeypatch):
     padded = sum(len(o := counts[plan.order[a:b]]) * o.max() for a, b in zip(plan.starts[:-1], plan.starts[1:], strict=True))
     page = sampler._repr_html_()
     assert f">{len(plan)}<" in page and f">{len(counts)}<" in page and f">{1 - counts.sum() / padded:.0%}<" in page
-    assert not sampler._plans and not sampler._said  # looking leaves no trace
+    assert not sampler._plans and not sampler._warned  # looking leaves no trace
     bucketed = BatchIDSampler(data, "streamlines", 25, 40, bucket=True)._repr_html_()
     assert max(map(int, re.findall(r">(\d+)%<", bucketed))) < max(map(int, re.findall(r">(\d+)%<", page)))
     monkeypatch.setattr("tractkit.data.sampler._MOST", 10)

@@ -25,8 +25,8 @@ from tractkit.demo.results import Demo
 from tractkit.demo.settings import demo_settings
 from tractkit.demo.subject_files import SubjectFiles
 from tractkit.demo.trainer import demo_trainer
+from tractkit.dwi.gradients import load_dwi
 from tractkit.dwi.phantom import sample_subjects
-from tractkit.dwi.prepare import load_dwi
 from tractkit.runs.log import RunLog
 from tractkit.spatial.streamlines import segment_directions
 from tractkit.spatial.tractogram import Tractogram

@@ -14,16 +14,11 @@ from dipy.sims.voxel import multi_tensor
 from scipy.ndimage import binary_dilation
 
 from tractkit.core.files import DataError
-from tractkit.dwi import phantom as room
-from tractkit.dwi.phantom import (
-    BUNDLES,
-    LAYOUTS,
-    Layout,
-    PhantomSettings,
-    make_phantom,
-    sample_subjects,
-    simulate_subject,
-)
+from tractkit.dwi import anatomy as geometry
+from tractkit.dwi import phantom, simulate
+from tractkit.dwi.anatomy import BUNDLES, LAYOUTS, Layout, PhantomSettings
+from tractkit.dwi.phantom import make_phantom, sample_subjects
+from tractkit.dwi.simulate import simulate_subject
 from tractkit.evaluation.scoring import GroundTruth, score_tractogram
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
@@ -69,16 +64,16 @@ def test_other_settings_keep_the_anatomy(subject):
 
 
 def test_signal_is_multi_tensors(subject):
-    anatomy, gtab = room._anatomy("sub-01", STANDARD), room._gradients(STANDARD)
+    anatomy, gtab = geometry.anatomy_of("sub-01", STANDARD), simulate.gradients_of(STANDARD)
     depth = np.full(np.prod(STANDARD.shape), 20.0)
-    fast = room._clean_signal(anatomy, depth, gtab)
+    fast = simulate._clean_signal(anatomy, depth, gtab)
     pieces = anatomy.pieces.tocsr()
     for voxel in np.argsort(-np.diff(pieces.indptr))[[0, 5, 50, 500, 1500, 3000, -1]]:
         parts = pieces[[voxel]].toarray()[0]
         used = parts > 0
         parts = parts[used] * 0.9 / max(1, parts.sum())
         fractions = 100 * np.r_[parts, 0.05, 0.95 - parts.sum()]
-        tensors = np.array([room._FIBRE] * used.sum() + [room._WATER, room._TISSUE])
+        tensors = np.array([simulate._FIBRE] * used.sum() + [simulate._WATER, simulate._TISSUE])
         slow, _ = multi_tensor(gtab, tensors, S0=1000, snr=None, fractions=fractions,
                                angles=[*anatomy.angles[used], (0, 0), (0, 0)])
         np.testing.assert_allclose(fast[voxel], slow, rtol=1e-10)
@@ -89,7 +84,7 @@ def test_directions_are_rounded_to_within_two_degrees():
     v /= np.linalg.norm(v, axis=1, keepdims=True)
     v = v[np.abs(v[:, 2]) < 0.8]  # bundles lie in the slab; close to the pole azimuths crowd
     for sign in (1, -1):
-        theta, phi = np.radians(np.divmod(room._rounded(sign * v), 180))
+        theta, phi = np.radians(np.divmod(geometry._rounded(sign * v), 180))
         back = np.stack([np.sin(theta) * np.cos(phi), np.sin(theta) * np.sin(phi), np.cos(theta)], 1)
         assert np.degrees(np.arccos(np.minimum(np.abs((back * v).sum(1)), 1))).max() < 1.5
 
@@ -106,7 +101,7 @@ def test_noise_is_rician_at_the_snr_asked_for():
 
 
 def test_gradients_are_spread_and_volumes_ordered():
-    gtab = room._gradients(STANDARD)
+    gtab = simulate.gradients_of(STANDARD)
     assert np.flatnonzero(gtab.bvals == 0).tolist() == [0, 17]
     v = gtab.bvecs[gtab.bvals > 0]
     np.testing.assert_allclose(np.linalg.norm(v, axis=1), 1)
@@ -138,7 +133,7 @@ def assert_true(subject):
     assert wide.sum(axis=(0, 1)).max() == 1, "end regions meet"
     truth = GroundTruth(subject.wm_mask.affine, BUNDLES, np.array([v.data > 0 for v in subject.bundle_masks.values()]),
                         ends, subject.wm_mask.data > 0)
-    everything = room.concatenate_tractograms(list(subject.bundles.values()))
+    everything = phantom.concatenate_tractograms(list(subject.bundles.values()))
     scores = score_tractogram(everything, truth)
     assert scores.share("valid") >= 0.99 and scores.bundles_found == 7
     assert everything.inside().all()
@@ -169,7 +164,7 @@ def test_other_grids():
 
 def test_layouts_do_what_they_say():
     def middle(layout):
-        points = room._own_points("sub-01", PhantomSettings(layout=layout), 0)
+        points = geometry.own_points("sub-01", PhantomSettings(layout=layout), 0)
         return np.concatenate(list(points.values()))
 
     here = middle("standard")
@@ -237,7 +232,7 @@ def test_json_has_every_setting(root):
     said = json.loads((root / "phantom.json").read_text())
     assert set(PhantomSettings.__dataclass_fields__) < set(said)
     assert said["layout"] == {"name": "standard", "mirror": False, "rotation": 0, "shift": [0, 0, 0]}
-    assert said["bundles"] == list(BUNDLES) and said["version"] == room.PHANTOM_VERSION
+    assert said["bundles"] == list(BUNDLES) and said["version"] == phantom.PHANTOM_VERSION
 
 
 def test_an_error_leaves_nothing_half_written(tmp_path, monkeypatch, subject):
@@ -245,8 +240,8 @@ def test_an_error_leaves_nothing_half_written(tmp_path, monkeypatch, subject):
         (folder / "dwi.nii.gz").write_bytes(b"half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(room, "simulate_subject", lambda name, settings: subject)
-    monkeypatch.setattr(room, "_write_subject", burn)
+    monkeypatch.setattr(phantom, "simulate_subject", lambda name, settings: subject)
+    monkeypatch.setattr(phantom, "_write_subject", burn)
     with pytest.raises(KeyboardInterrupt):
         make_phantom(tmp_path, 1, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["phantom.json"]
@@ -258,8 +253,8 @@ def test_who_comes_second_keeps_the_first_ones_files(tmp_path, monkeypatch, subj
         (tmp_path / "sub-01").mkdir()  # meanwhile, another process
         (tmp_path / "sub-01" / "theirs").touch()
 
-    monkeypatch.setattr(room, "simulate_subject", lambda name, settings: subject)
-    monkeypatch.setattr(room, "_write_subject", slow)
+    monkeypatch.setattr(phantom, "simulate_subject", lambda name, settings: subject)
+    monkeypatch.setattr(phantom, "_write_subject", slow)
     folder, = make_phantom(tmp_path, 1, progress=False)
     assert [p.name for p in folder.iterdir()] == ["theirs"]
     assert sorted(p.name for p in tmp_path.iterdir()) == ["phantom.json", "sub-01"]
@@ -284,8 +279,8 @@ def test_sample_subjects(tmp_path, monkeypatch):
         made.append(subject)
         (folder / "dwi.nii.gz").touch()
 
-    monkeypatch.setattr(room, "simulate_subject", lambda name, settings: (name, settings))
-    monkeypatch.setattr(room, "_write_subject", write)
+    monkeypatch.setattr(phantom, "simulate_subject", lambda name, settings: (name, settings))
+    monkeypatch.setattr(phantom, "_write_subject", write)
     root = sample_subjects(2, progress=False)
     assert root == sample_subjects(2, progress=False) == sample_subjects(1, snr=20, voxel_size=2, progress=False)
     assert [name for name, _ in made] == ["sub-01", "sub-02"] and root.parent == tmp_path

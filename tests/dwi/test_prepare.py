@@ -20,21 +20,10 @@ from hypothesis import strategies as st
 from scipy.ndimage import label
 
 from tractkit.core.files import DataError
-from tractkit.dwi.prepare import (
-    DWI,
-    Response,
-    ShInfo,
-    compute_fodf,
-    compute_sh,
-    estimate_response,
-    fodf_peaks,
-    largest_sh_order,
-    load_dwi,
-    load_sh,
-    prepare_subject,
-    save_sh,
-    select_shell,
-)
+from tractkit.dwi.fodf import Response, compute_fodf, estimate_response, fodf_peaks
+from tractkit.dwi.gradients import DWI, load_dwi, select_shell
+from tractkit.dwi.prepare import prepare_subject
+from tractkit.dwi.sh import ShInfo, compute_sh, largest_sh_order, load_sh, save_sh
 from tractkit.spatial.resample import resample_step
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume

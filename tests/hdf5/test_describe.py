@@ -13,7 +13,7 @@ import pytest
 from helpers_data import SHAPE, make_file
 from helpers_fuzz import HDF5_DAMAGE, sample_file
 
-import tractkit.hdf5.validate as check
+import tractkit.hdf5.volume_checks as check
 from tractkit.core.files import DataError
 from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
 from tractkit.hdf5.layout import group_checksum
@@ -126,7 +126,7 @@ def test_points_are_compared_with_offsets_across_pieces(good, changed, monkeypat
     path = changed(change)
     whole = validate_hdf5(path, progress=False).findings
     assert any("streamlines leave the volume, the first is 5" in f.problem for f in whole) and any(f.place == "data[20]" for f in whole)
-    monkeypatch.setattr(check, "_PIECE", 24)
+    monkeypatch.setattr(check, "PIECE", 24)
     assert validate_hdf5(path, progress=False).findings == whole and validate_hdf5(good, progress=False).findings == ()
 
 

@@ -246,7 +246,7 @@ def test_lobes_point_along_the_fibre_in_the_world():
     from dipy.data import get_sphere
     from dipy.reconst.shm import sf_to_sh
 
-    from tractkit.dwi.prepare import DWI
+    from tractkit.dwi.gradients import DWI
 
     sphere = get_sphere(name="repulsion724")
     fibre, bvecs = np.array([0.8, 0.6, 0.0]), np.concatenate([np.zeros((2, 3)), sphere.vertices[:60]])

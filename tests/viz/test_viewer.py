@@ -8,7 +8,7 @@ import pytest
 from fury import window
 from helpers_scene import AFFINES, LIT, PLANES, SHAPE, SIDE, cube_around, in_world, wavy
 
-from tractkit.dwi.prepare import ShInfo, save_sh
+from tractkit.dwi.sh import ShInfo, save_sh
 from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram

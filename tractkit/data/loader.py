@@ -8,64 +8,24 @@ __all__ = ['StreamlinesBatchLoader', 'BatchLoaderSeveralInputs', 'BatchLoaderOne
 # %% ../../nbs/data/07_loader.ipynb #4b090c32
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from .augment import Pieces, Wholes, cut_and_turn, resampled, stored
-from .batch import StreamlineBatch
-from .dataset import ByteCache, MultiSubjectDataset
 from ..core.files import DataError
-from .interpolation import GroupInputs
-from ..core.rng import fold, fold_ids, normal, uniform
 from ..core.html import html_card
-from ..spatial.space import voxel_sizes
-from ..spatial.resample import compress as compress_streamlines
-from ..spatial.resample import resample_nb_points, resample_step
-from ..spatial.streamlines import Streamlines
+from ..core.settings import settings_of
+from .assemble import LoadedStreamlines, Resampling, add_noise, load_streamlines, pack_batch, resampling_by
+from .assemble import streamline_keys
+from .augment import cut_and_turn
+from .batch import StreamlineBatch
+from .dataset import ByteCache, MultiSubjectDataset, SubjectData
+from .interpolation import GroupInputs
+from .settings import LoaderSettings, OneInputLoaderSettings, SeveralInputsLoaderSettings
+from .subject import SFTData
 from ..spatial.volume import Neighborhood
-
-# %% ../../nbs/data/07_loader.ipynb #2e5f4592
-_fold = lru_cache(maxsize=4096)(fold)  # a batch asks for a few keys of each subject, the next batch for the same
-
-
-@lru_cache
-def _resampling(name: str, value: float) -> tuple[partial, str]:
-    """An operation on streamlines, and its name. ValueError if it cannot be."""
-    if name == "step_size":
-        found: tuple[partial, str] = partial(resample_step, step_mm=value), f"resampled to a step of {value:g} mm"
-    elif name == "nb_points":
-        found = partial(resample_nb_points, nb_points=int(value)), f"resampled to {value} points"
-    else:
-        found = partial(compress_streamlines, tolerance_mm=value), f"compressed to {value:g} mm"
-    found[0](Streamlines.from_list([]))
-    return found
-
-
-def _one_of(**options: float | None) -> None:
-    given = [name for name, value in options.items() if value is not None]
-    if len(given) > 1:
-        raise ValueError(f"give only one of {' and '.join(given)}")
-
-
-def _noise_size(voxels: float, mm: float | None) -> tuple[float, bool]:
-    """A size and whether it is in mm."""
-    _one_of(**{"a noise in voxels": voxels or None, "a noise in mm": mm})
-    if not (voxels >= 0 and (mm or 0) >= 0):
-        raise ValueError("the size of a noise cannot be negative")
-    return (voxels, False) if mm is None else (mm, True)
-
-
-def _ranges(edges: np.ndarray) -> list[slice]:
-    return [slice(a, b) for a, b in zip(edges[:-1].tolist(), edges[1:].tolist(), strict=True)]
-
-
-def _rows(array: np.ndarray) -> np.ndarray:
-    """One row per streamline or point: (n,) becomes (n, 1)."""
-    return array.reshape(len(array), -1) if array.size else array.reshape(len(array), int(np.prod(array.shape[1:])))
 
 # %% ../../nbs/data/07_loader.ipynb #61a5ac18
 class StreamlinesBatchLoader:
@@ -96,55 +56,51 @@ class StreamlinesBatchLoader:
         dps_keys: Sequence[str] | None = None,  # data per streamline to carry along; None: what all subjects have
         dpp_keys: Sequence[str] | None = None,  # data per point; None: what all subjects have
     ):
-        self._arguments = {k: v for k, v in locals().items() if k not in ("self", "dataset", "model")}
-        if not 0 <= known_start_ratio <= 1:
-            raise ValueError(f"known_start_ratio must be in [0, 1], got {known_start_ratio}")
-        _one_of(step_size=step_size, nb_points=nb_points, compress=compress)
+        self._settings = LoaderSettings(
+            streamline_group_name, rng, step_size, nb_points, compress, split_ratio, reverse_ratio,
+            noise_gaussian_size_forward, noise_gaussian_size_loss,
+            noise_gaussian_size_forward_mm=noise_gaussian_size_forward_mm,
+            noise_gaussian_size_loss_mm=noise_gaussian_size_loss_mm,
+            known_start_ratio=known_start_ratio, dps_keys=dps_keys, dpp_keys=dpp_keys)
         if step_size is nb_points is compress is None:
             step_size, nb_points, compress = (getattr(model, k, None) for k in ("step_size", "nb_points", "compress"))
         self.dataset, self.streamline_group_name, self.rng = dataset, streamline_group_name, int(rng)
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
-        self.known_start_ratio = known_start_ratio
-        self.change()
+        self.known_start_ratio, self.split_ratio, self.reverse_ratio = known_start_ratio, split_ratio, reverse_ratio
         self._check_group("streamlines", streamline_group_name)
         self._resampling()  # a step or number of points that cannot be is refused here, not in a worker
         self.dps_keys = self._keys_beside("streamline", lambda sft: sft.dps, dps_keys)
         self.dpp_keys = self._keys_beside("point", lambda sft: sft.dpp_keys, dpp_keys)
 
-    def check_change(self, **settings: float | None) -> dict[str, Any]:
-        """The arguments as `change` would make them. ValueError as it raises it."""
-        known = ("split_ratio", "reverse_ratio", *(f"noise_gaussian_size_{where}{unit}" for where in ("forward", "loss") for unit in ("", "_mm")))
+    def check_change(self, **settings: float | None) -> LoaderSettings:
+        """Return the settings as `change` would make them. ValueError as it raises it."""
+        known = [name for name, s in settings_of(LoaderSettings).items() if s.live is not None]
         if unknown := sorted(set(settings) - set(known)):
             raise ValueError(f"{', '.join(unknown)} cannot be changed: make another loader; {', '.join(known)} can")
-        now = {k: self._arguments[k] for k in known} | settings
-        for name in known[:2]:
-            if not (isinstance(now[name], (int, float)) and 0 <= now[name] <= 1):
-                raise ValueError(f"{name} must be in [0, 1], got {now[name]}")
-        for where in ("forward", "loss"):
-            _noise_size(now[f"noise_gaussian_size_{where}"] or 0.0, now[f"noise_gaussian_size_{where}_mm"])
-        return self._arguments | now
+        return dataclasses.replace(self._settings, **settings)  # type: ignore[arg-type]
 
     def change(self, **settings: float | None) -> None:
-        """Change the ratios of splits and reversals and the sizes of noise, for what is loaded from now on. ValueError as for the constructor."""
-        self._arguments = now = self.check_change(**settings)
-        self.split_ratio, self.reverse_ratio = now["split_ratio"], now["reverse_ratio"]
-        self._noise = {where: _noise_size(now[f"noise_gaussian_size_{where}"] or 0.0, now[f"noise_gaussian_size_{where}_mm"])
-                       for where in ("forward", "loss")}
+        """Change shares of splits and reversals and sizes of noise, from the next batch. ValueError as for the constructor."""
+        self._settings = self.check_change(**settings)
+        self.split_ratio, self.reverse_ratio = self._settings.split_ratio, self._settings.reverse_ratio
 
-    def settings(self) -> dict[str, Any]:
-        """The arguments it was made with, or what they were changed to; those that were left to the model are None."""
-        return {k: v if k in ("step_size", "nb_points", "compress") else getattr(self, k, v) for k, v in self._arguments.items()}
+    def settings(self) -> dict[str, object]:
+        """Return the arguments it was made with, or changed to; those that were left to the model are None."""
+        of_model = ("step_size", "nb_points", "compress")
+        return {k: v if k in of_model else getattr(self, k, v) for k, v in vars(self._settings).items()}
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.settings().items() if v not in (None, 0.0))})"
+        given = ", ".join(f"{k}={v!r}" for k, v in self.settings().items() if v not in (None, 0.0))
+        return f"{type(self).__name__}({given})"
 
     def _repr_html_(self) -> str:
         given = [(k.replace("_", " "), str(v)[:200]) for k, v in self.settings().items() if v not in (None, 0.0)]
         done = self._resampling()
         return html_card(type(self).__name__, [*given, ("points", done[1] if done else "as stored")])
 
-    def _subjects(self) -> list:
-        return [s for subset in (self.dataset.training_set, self.dataset.validation_set, self.dataset.testing_set) for s in subset]
+    def _subjects(self) -> list[SubjectData]:
+        data = self.dataset
+        return [s for subset in (data.training_set, data.validation_set, data.testing_set) for s in subset]
 
     def _check_group(self, kind: str, group: str) -> None:
         for subject in self._subjects():
@@ -153,28 +109,27 @@ class StreamlinesBatchLoader:
                 raise DataError(f"no such {kind} group; there are {', '.join(have) or 'none'}", file=self.dataset.path,
                                 subject=subject.name, group=group, fix="Check the group's name")
 
-    def _keys_beside(self, what: str, of: Callable, wanted: Sequence[str] | None) -> list[str]:
+    def _keys_beside(
+        self, what: str, of: Callable[[SFTData], Mapping | Sequence[str]], wanted: Sequence[str] | None,
+    ) -> list[str]:
         """The keys of data beside streamlines that all subjects have, or those wanted."""
         have = {s.name: list(of(s.streamlines[self.streamline_group_name])) for s in self._subjects()}
         if wanted is None:
             return [key for key in next(iter(have.values()), []) if all(key in keys for keys in have.values())]
         for subject, keys in have.items():
             if lacking := [key for key in wanted if key not in keys]:
-                raise DataError(f"no data per {what} {', '.join(lacking)}; there are {', '.join(keys) or 'none'}", file=self.dataset.path,
-                                subject=subject, group=self.streamline_group_name, fix="Create the file with it")
+                raise DataError(f"no data per {what} {', '.join(lacking)}; there are {', '.join(keys) or 'none'}",
+                                file=self.dataset.path, subject=subject, group=self.streamline_group_name,
+                                fix="Create the file with it")
         return list(wanted)
 
-    def _resampling(self) -> tuple[partial, str] | None:
+    def _resampling(self) -> Resampling | None:
         """The operation that brings streamlines to the points asked for, and its name; None if they have them."""
-        made = self.dataset
         for name in ("step_size", "nb_points", "compress"):
             wanted = getattr(self, name)
-            if wanted is not None and wanted != getattr(made, name):
-                return _resampling(name, wanted)
+            if wanted is not None and wanted != getattr(self.dataset, name):
+                return resampling_by(name, wanted)
         return None
-
-    def _keys(self, epoch: int, subject: str, operation: str, ids: np.ndarray) -> np.ndarray:
-        return fold_ids(_fold(self.rng, epoch, subject, operation), ids)
 
     def load_batch_streamlines(
         self,
@@ -188,54 +143,21 @@ class StreamlinesBatchLoader:
         epoch = epoch if training else 0
         if not batch_ids:  # of the first subject, no streamlines: the same tensors as ever, with no rows
             batch_ids = [(self._subjects()[0].name, np.zeros(0, np.int64))]
-        resampling = self._resampling()
-        loaded = [self._load(subject, np.asarray(ids), resampling) for subject, ids in batch_ids]
-        keys = {op: np.concatenate([self._keys(epoch, x.subject, op, x.ids) for x in loaded]) for op in ("split", "reverse", "known")}
+        resample, *done = self._resampling() or (None,)
+        loaded = [self._load(subject, np.asarray(ids), resample) for subject, ids in batch_ids]
+        keys = {operation: np.concatenate([streamline_keys(self.rng, epoch, x.subject, operation, x.ids) for x in loaded])
+                for operation in ("split", "reverse", "known")}
         n = np.concatenate([x.wholes.nb_points for x in loaded])
         pieces = cut_and_turn(n, keys, self.split_ratio * training, self.reverse_ratio * training)
-        return self._pack(loaded, n, pieces, keys["known"], epoch, training, () if resampling is None else (resampling[1],))
+        return pack_batch(loaded, pieces, keys["known"], self.known_start_ratio, self.dps_keys, self.dpp_keys,
+                          epoch=epoch, training=training, operations=tuple(done))
 
-    def _load(self, subject: str, ids: np.ndarray, resampling: tuple[partial, str] | None) -> "_Loaded":
+    def _load(self, subject: str, ids: np.ndarray, resample: partial | None) -> LoadedStreamlines:
         sft = self.dataset.subject(subject).streamlines[self.streamline_group_name]
-        s, rows = sft.packed(ids)
-        n = s.offsets[rows + 1] - s.offsets[rows]
         try:
-            if resampling is None:
-                wholes = stored(s.points, s.offsets[rows], n)
-            elif resampling[0].func is compress_streamlines:
-                s = resampling[0](s[rows], affine=sft.affine)[0]
-                wholes = stored(s.points, s.offsets[:-1], s.nb_points)
-            else:
-                wholes = resampled(s, rows, resampling[0].keywords.get("step_mm", 0), resampling[0].keywords.get("nb_points", 0), sft.affine)
+            return load_streamlines(sft, subject, ids, resample)
         except DataError as e:
             raise DataError(e.problem, file=self.dataset.path, subject=subject, group=self.streamline_group_name, fix=e.fix) from e
-        return _Loaded(subject, ids, sft, n, wholes, None if resampling is None else resampling[0])
-
-    def _pack(self, loaded: list["_Loaded"], n: np.ndarray, pieces: Pieces, keys: np.ndarray, epoch: int, training: bool,
-              operations: tuple[str, ...]) -> StreamlineBatch:
-        affines, source = np.stack([x.sft.affine for x in loaded]), pieces.source
-        bases = np.cumsum([0, *(len(x.ids) for x in loaded)])
-        edges = np.searchsorted(source, bases)  # where subjects begin, after splits
-        ranges, point_ranges = _ranges(edges), _ranges(pieces.offsets[edges])
-        points, incoming = np.empty((pieces.offsets[-1], 3), np.float32), np.empty((len(source), 3), np.float32)
-        for x, r, base in zip(loaded, ranges, bases.tolist(), strict=False):
-            x.wholes.write(pieces, r, base, points, incoming)
-        scale = np.repeat(np.stack([voxel_sizes(a) for a in affines]), np.diff(edges), axis=0).astype(np.float32)
-        incoming *= scale
-        norm = np.linalg.norm(incoming, axis=1, keepdims=True)
-        known = (uniform(keys[source], pieces.parts) < self.known_start_ratio) & (norm[:, 0] > 0)
-        previous = np.where(known[:, None], incoming / np.where(norm > 0, norm, 1), 0)
-        tensors = dict(points=points, offsets=pieces.offsets, streamline_ids=np.concatenate([x.ids for x in loaded])[source],
-                       parts=pieces.parts, reversed=pieces.reversed, cuts=pieces.cuts, previous=previous.astype(np.float32),
-                       first_known=known, voxel_sizes=scale, stored_points=np.concatenate([x.stored for x in loaded])[source],
-                       whole_points=n[source])
-        dps = {k: np.concatenate([_rows(np.asarray(x.sft.dps[k])[x.ids]) for x in loaded])[source] for k in self.dps_keys}
-        per_point = [x.dpp(pieces, r, base) for x, r, base in zip(loaded, ranges, bases.tolist(), strict=False)] if self.dpp_keys else []
-        dpp = {k: np.concatenate([_rows(values[k]) for values in per_point]) for k in self.dpp_keys}
-        as_tensors = [{k: torch.from_numpy(v) for k, v in arrays.items()} for arrays in (tensors, dps, dpp)]
-        return StreamlineBatch(**as_tensors[0], dps=as_tensors[1], dpp=as_tensors[2], subjects=[x.subject for x in loaded],
-                               subject_ranges=ranges, point_ranges=point_ranges,
-                               affines=affines, epoch=epoch, training=training, operations=operations)
 
     def load_batch_groups(
         self,
@@ -250,50 +172,21 @@ class StreamlinesBatchLoader:
                 found[name][r] = torch.from_numpy(np.isin(ids[r], members))
         return found
 
-    def add_noise_streamlines_forward(self, batch: StreamlineBatch, device: torch.device | str | None = None) -> StreamlineBatch:
+    def add_noise_streamlines_forward(
+        self, batch: StreamlineBatch, device: torch.device | str | None = None,
+    ) -> StreamlineBatch:
         """The batch with noise on its points, for what the model sees as directions; unchanged in validation."""
         return self._add_noise(batch, "forward", device)
 
-    def add_noise_streamlines_loss(self, batch: StreamlineBatch, device: torch.device | str | None = None) -> StreamlineBatch:
+    def add_noise_streamlines_loss(
+        self, batch: StreamlineBatch, device: torch.device | str | None = None,
+    ) -> StreamlineBatch:
         """The batch with noise on its points, for the targets of the loss; unchanged in validation."""
         return self._add_noise(batch, "loss", device)
 
-    def _add_noise(self, batch: StreamlineBatch, name: str, device: torch.device | str | None) -> StreamlineBatch:
-        size, in_mm = self._noise[name]
-        batch = batch if device is None else batch.to(device)
-        if size == 0 or not batch.training:
-            return batch
-        ids, parts = batch.streamline_ids.cpu().numpy(), batch.parts.cpu().numpy()
-        keys = np.concatenate([self._keys(batch.epoch, subject, f"noise {name}", ids[r])
-                               for subject, r in zip(batch.subjects, batch.subject_ranges, strict=True)])
-        offsets = batch.offsets.cpu().numpy()
-        counts = np.diff(offsets)
-        point = np.arange(len(batch.points)) - np.repeat(offsets[:-1], counts)
-        counter = (np.repeat(parts << 40, counts) + 3 * point)[:, None] + np.arange(3)
-        noise = torch.from_numpy(np.clip(normal(np.repeat(keys, counts)[:, None], counter), -2, 2) * np.float32(size)).to(batch.device)
-        return dataclasses.replace(batch, points=batch.points + (noise / batch.voxel_sizes[batch.ids] if in_mm else noise),
-                                   operations=(*batch.operations, f"noise of {size:g} {'mm' if in_mm else 'voxels'} ({name})"))
-
-
-@dataclass(frozen=True)
-class _Loaded:
-    """What was loaded of one subject."""
-
-    subject: str
-    ids: np.ndarray
-    sft: Any
-    stored: np.ndarray      # points of each id in the file
-    wholes: Wholes          # resampled
-    resample: partial | None  # how
-
-    def dpp(self, pieces: Pieces, r: slice, base: int) -> dict[str, np.ndarray]:
-        """Data per point of the pieces `r`."""
-        values, came = self.sft.get_dpp(self.ids), None
-        if self.resample is not None:
-            came = self.resample(self.sft.get(self.ids), affine=self.sft.affine)[1]
-        n = self.wholes.nb_points
-        rows = pieces.rows(r, np.cumsum(n) - n, base)
-        return {key: (value if came is None else came.apply(value))[rows] for key, value in values.items()}
+    def _add_noise(self, batch: StreamlineBatch, where: str, device: torch.device | str | None) -> StreamlineBatch:
+        size, in_mm = self._settings.noise(where)
+        return add_noise(batch if device is None else batch.to(device), self.rng, where, size, in_mm)
 
 # %% ../../nbs/data/07_loader.ipynb #473d81ea
 class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
@@ -319,19 +212,16 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         device_bytes: int = 2**31,     # of volumes kept on a device other than the CPU
         **kwargs: Any,
     ):
-        if isinstance(input_group_names, str) or not input_group_names:
-            raise ValueError(f"input_group_names is a list of volume groups, got {input_group_names!r}")
         super().__init__(dataset, model, streamline_group_name, *args, **kwargs)
-        given = Neighborhood.from_settings(neighborhood_type, neighborhood_radius, neighborhood_resolution, neighborhood_resolution_mm)
-        own = getattr(model, "neighborhood", None)
+        around = dict(neighborhood_type=neighborhood_type, neighborhood_radius=neighborhood_radius,
+                      neighborhood_resolution=neighborhood_resolution, neighborhood_resolution_mm=neighborhood_resolution_mm)
+        self._settings: LoaderSettings = SeveralInputsLoaderSettings(
+            **vars(self._settings), input_group_names=input_group_names, interpolation=interpolation, outside=outside,
+            device_bytes=device_bytes, **around)  # type: ignore[arg-type]
+        given, own = Neighborhood.from_settings(**around), getattr(model, "neighborhood", None)  # type: ignore[arg-type]
         if own is not None and given is not None and given != own:
             raise ValueError(f"the model looks at {own}, the loader was told {given}: leave it to the model")
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
-        if isinstance(interpolation, Mapping) and set(interpolation) != set(input_group_names):
-            raise ValueError(f"interpolation is for {', '.join(interpolation)}, the groups are {', '.join(input_group_names)}")
-        self._arguments |= dict(input_group_names=self.input_group_names, interpolation=interpolation, outside=outside, device_bytes=device_bytes,
-                                neighborhood_type=neighborhood_type, neighborhood_radius=neighborhood_radius,
-                                neighborhood_resolution=neighborhood_resolution, neighborhood_resolution_mm=neighborhood_resolution_mm)
         self.device_bytes, cache = device_bytes, ByteCache(device_bytes)
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
@@ -362,8 +252,9 @@ class BatchLoaderOneInput(BatchLoaderSeveralInputs):
         **kwargs: Any,                 # see BatchLoaderSeveralInputs
     ):
         super().__init__(dataset, model, [input_group_name], streamline_group_name, *args, **kwargs)
-        self.input_group_name = self._arguments["input_group_name"] = input_group_name
-        del self._arguments["input_group_names"]
+        self.input_group_name = input_group_name
+        kept = {k: v for k, v in vars(self._settings).items() if k != "input_group_names"}
+        self._settings = OneInputLoaderSettings(**kept, input_group_name=input_group_name)
 
     @property
     def nb_features(self) -> int:

@@ -18,7 +18,7 @@ from ..data.dataset import MultiSubjectDataset
 from .settings import DemoSettings, subject_name
 from .trainer import STREAMLINES, demo_trainer
 from ..dwi.phantom import sample_subjects
-from ..dwi.prepare import load_sh
+from ..dwi.sh import load_sh
 from tractkit.evaluation.scoring import (
     GroundTruth,
     Scores,

@@ -19,7 +19,9 @@ from ..core.rng import fold, permutation
 from .results import Demo
 from .subject_files import SubjectFiles, check_subject
 from .trainer import INPUT
-from ..dwi.prepare import DWI, ShInfo, compute_fodf, compute_sh, load_dwi, load_sh, save_sh, select_shell
+from ..dwi.fodf import compute_fodf
+from ..dwi.gradients import DWI, load_dwi, select_shell
+from ..dwi.sh import ShInfo, compute_sh, load_sh, save_sh
 from tractkit.evaluation.baselines import (
     DipySettings,
     choose_dipy_settings,

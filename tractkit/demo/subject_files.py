@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.files import DataError
-from ..dwi.prepare import load_dwi
+from ..dwi.gradients import load_dwi
 from ..spatial.tractogram import Tractogram
 
 # %% ../../nbs/demo/00_subject_files.ipynb #2537b44a

@@ -20,7 +20,7 @@ from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 
 if TYPE_CHECKING:
-    from tractkit.dwi.prepare import ShInfo
+    from tractkit.dwi.sh import ShInfo
 
 # %% ../../nbs/viz/01_drawables.ipynb #e91b6a4d
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ def _sidecar_of(volume: Volume) -> "ShInfo | None":
     """What the file beside the volume's says of its coefficients; None if there is no such file, or it says something else."""
     if volume.file is None:
         return None
-    from tractkit.dwi.prepare import load_sh  # which loads DIPY's models: not for streamlines and slices
+    from tractkit.dwi.sh import load_sh  # which loads DIPY's models: not for streamlines and slices
 
     try:
         return load_sh(volume.file)[1]
@@ -115,7 +115,7 @@ def _is_coefficients(thing: Any) -> "TypeGuard[tuple[Volume, ShInfo]]":
     """Whether it is what `load_sh` gives."""
     if not (isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[0], Volume)):
         return False
-    from tractkit.dwi.prepare import ShInfo
+    from tractkit.dwi.sh import ShInfo
 
     return isinstance(thing[1], ShInfo)
 

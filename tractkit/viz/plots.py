@@ -33,7 +33,7 @@ from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 
 if TYPE_CHECKING:
-    from tractkit.dwi.prepare import DWI
+    from tractkit.dwi.gradients import DWI
 
 # %% ../../nbs/viz/00_plots.ipynb #5d01e88c
 DARK, LIGHT = "#0c1014", "#dfe5ec"  # behind anatomy; text upon it
