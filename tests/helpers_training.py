@@ -1,5 +1,6 @@
 """Small trainings for tests: a toy that fits a cubic, and Learn2Track with everything random switched on."""
 
+import sys
 import time
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+import tractkit
 from tractkit.core.rng import fold, normal, permutation
 from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
@@ -107,3 +109,55 @@ class FitBreaks(Fit):
         if self.state.global_step == 7:
             raise OSError("the disk is gone")
         return super().compute_batch_loss(batch)
+
+
+class FitFrames(Fit):
+    """Writes how many frames of the package lie between the call that trains (or its thread) and the loss."""
+
+    def compute_batch_loss(self, batch):
+        frame, ours, package = sys._getframe(1), 0, str(Path(tractkit.__file__).parent)
+        while frame is not None:
+            ours += frame.f_code.co_filename.startswith(package)
+            frame = frame.f_back
+        self.folder.with_name(f"{self.folder.name}.frames").write_text(str(ours))
+        return super().compute_batch_loss(batch)
+
+
+class FitOverrides(Fit):
+    """Overrides every step of the loop, writes down that it was called, and calls its parent's."""
+
+    def note(self, name):
+        with open(self.folder.with_name(f"{self.folder.name}.called"), "a") as f:
+            f.write(name + "\n")
+
+    def compute_batch_loss(self, batch):
+        self.note("compute_batch_loss")
+        return super().compute_batch_loss(batch)
+
+    def run_one_batch(self, batch):
+        self.note("run_one_batch")
+        return super().run_one_batch(batch)
+
+    def back_propagation(self, loss):
+        self.note("back_propagation")
+        return super().back_propagation(loss)
+
+    def fix_parameters(self):
+        self.note("fix_parameters")
+        super().fix_parameters()
+
+    def train_one_epoch(self):
+        self.note("train_one_epoch")
+        return super().train_one_epoch()
+
+    def validate_one_epoch(self):
+        self.note("validate_one_epoch")
+        return super().validate_one_epoch()
+
+    def save_best_model(self):
+        self.note("save_best_model")
+        super().save_best_model()
+
+    def train_and_validate(self, state=None):
+        self.note("train_and_validate")
+        return super().train_and_validate(state)

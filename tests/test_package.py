@@ -181,6 +181,7 @@ def test_wheel_holds_the_whole_package(built):
     assert {"tractkit/py.typed", "tractkit/__init__.pyi", "tractkit/models/__init__.py"} <= names
     tutorials = {f"tractkit/tutorials/{p.name}" for p in (ROOT / "nbs" / "tutorials").glob("*.ipynb")}
     assert {n for n in names if n.endswith(".ipynb")} == tutorials
+    assert {n.rpartition(".")[2] for n in names} >= {"js", "css"}, "what the browser draws the panel with"
 
 
 def test_wheel_metadata_is_that_of_settings(built):
@@ -272,6 +273,24 @@ print(tractkit.__file__, len(modules), tractkit.__version__)
 def test_installed_command_runs(installed, tmp_path, command):
     assert "demo" in run_installed(installed, *command, "--help", cwd=tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.full
+def test_installed_panel_has_its_styles_and_scripts(installed, tmp_path):
+    code = """
+import tractkit as tk
+from tractkit.lab.readout import Readout
+from tractkit.lab.run_browser import RunBrowser
+readout = Readout()
+print(len(str(readout._esm)) > 500, len(str(readout._css)) > 100, tk.TrainerPanel.__name__)
+"""
+    assert run_installed(installed, "python", "-c", code, cwd=tmp_path) == "True True TrainerPanel\n"
+
+
+@pytest.mark.full
+def test_installed_demo_runs(installed, tmp_path):
+    run_installed(installed, "tractkit", "demo", "--quick", "--epochs", "1", "--out", "out", cwd=tmp_path)
+    assert {"scores.txt", "panel.png", "streamlines.png", "tutorial.html"} <= {p.name for p in (tmp_path / "out").iterdir()}
 
 
 # ---- the set-up ----------------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ RENAMED: dict[str, str] = {
     "FileView": "from tractkit.runs.loggers import FileLogger",
     "HOOKS": "from tractkit.training.callbacks import Event",
     "Post": "from tractkit.runs.mailbox import Mailbox",
-    "TrainerBase": "from tractkit.training.trainer import Trainer",
     "TrainerSettings": "from tractkit.training.settings import TrainerSettings",
     "TrainerSnags": "from tractkit.training.errors import OutOfMemory",
     "TrainerSteps": "from tractkit.training.trainer import Trainer",

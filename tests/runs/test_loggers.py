@@ -1,5 +1,6 @@
-"""Views of the log hold each step once, whatever happens to the process and to the files."""
+"""Loggers hold each step of the log once, whatever happens to the process and to the files."""
 
+import io
 import json
 import os
 import shutil
@@ -18,14 +19,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.compat.proto import event_pb2
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from tractkit.core.files import DataError
 from tractkit.runs import comet
 from tractkit.runs import tensorboard as event_files
-from tractkit.runs.comet import CometView, export_comet, upload_comet
-from tractkit.runs.log import RunLog
-from tractkit.runs.loggers import make_views, write_npy_logs
-from tractkit.runs.tensorboard import encode_event, masked_crc32c, write_tensorboard
+from tractkit.runs.comet import CometLogger, export_comet, upload_comet
+from tractkit.runs.log import RunLog, scalars_of
+from tractkit.runs.loggers import make_loggers
+from tractkit.runs.npy import write_npy_logs
+from tractkit.runs.tensorboard import write_tensorboard
 from tractkit.training.state import TrainerState
 
 
@@ -45,11 +48,20 @@ def scalars(read):
     return {tag: events for tag, events in found.items() if events}
 
 
+def event_bytes(step, tag, value):
+    """An event as it is in a file, by TensorBoard's own writer."""
+    event = event_pb2.Event(wall_time=0.0, step=step)
+    event.summary.value.add(tag=tag, simple_value=value)
+    file = io.BytesIO()
+    RecordWriter(file).write(event.SerializeToString())
+    return file.getvalue()
+
+
 def told_by(log):
     """What TensorBoard should show of a log."""
     told = {}
     for record in log.records():
-        for tag, value in event_files.scalars_of(record).items():
+        for tag, value in scalars_of(record).items():
             told.setdefault(tag, []).append((record["step"], np.float32(value)))
     return told
 
@@ -85,7 +97,7 @@ def test_the_files_say_what_the_log_says(tmp_path_factory, deeds):
             write_npy_logs(folder)
         elif deed == "leftover" and files:  # it died while it wrote
             with open(files[-1], "ab") as f:
-                f.write(encode_event(step + 1, 0.0, {"batch/loss": 5.0})[:n * 3])
+                f.write(event_bytes(step + 1, "batch/loss", 5.0)[:n * 3])
         elif deed == "shorten" and files:
             os.truncate(files[-1], max(0, files[-1].stat().st_size - n))
         elif deed == "lose":
@@ -128,19 +140,19 @@ def test_each_step_of_the_log_is_read_once(tmp_path, monkeypatch):
     log.truncate(2990, 747)
     write(log, 2991, 3010)
     seen = []
-    encode = event_files._encode_record
-    monkeypatch.setattr(event_files, "_encode_record", lambda record, *args: seen.append(1) or encode(record, *args))
+    add = event_files._add_record
+    monkeypatch.setattr(event_files, "_add_record", lambda *args: seen.append(1) or add(*args))
     write_tensorboard(tmp_path)
     assert len(seen) < 60
     assert scalars(reader(tmp_path / "tensorboard")) == told_by(log)
 
 
-def test_a_checksum_and_an_event_of_another_writer():
-    assert masked_crc32c(b"") == 0xA282EAD8
-    event = event_pb2.Event(wall_time=12.5, step=2**40)
-    event.summary.value.add(tag="loss/é", simple_value=0.25)
-    ours = encode_event(2**40, 12.5, {"loss/é": 0.25})
-    assert event_pb2.Event.FromString(ours[12:-4]) == event
+def test_a_step_and_a_name_as_given(tmp_path):
+    log = RunLog(tmp_path)
+    log.append("batch", step=2**40, time={"at": 12.5}, **{"loss/é": 0.25})
+    write_tensorboard(tmp_path)
+    event, = reader(tmp_path / "tensorboard").Reload().Scalars("batch/loss/é")
+    assert (event.step, event.wall_time, event.value) == (2**40, 12.5, 0.25)
 
 
 def test_numbers_that_are_no_curve_and_pictures_that_are_gone(tmp_path):
@@ -152,15 +164,30 @@ def test_numbers_that_are_no_curve_and_pictures_that_are_gone(tmp_path):
     assert scalars(reader(tmp_path / "tensorboard")) == {"validation by tracking/score": [(1, 0.5)]}
 
 
-def test_writing_needs_no_package(tmp_path):
+def test_without_the_package_the_start_says_what_to_install(tmp_path, monkeypatch):
     write(RunLog(tmp_path), 1, 4)
+    monkeypatch.setattr(event_files.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'tractkit\[tensorboard\]'"):
+        write_tensorboard(tmp_path)
+    assert make_loggers() == [] and len(make_loggers(tensorboard=True)) == 1
+    trainer, said = fit(tmp_path, tensorboard=True), []
+    trainer.listeners.append(lambda event, t: said.append((event, len(t.loggers))))
+    with pytest.warns(UserWarning, match=r"the logger FileLogger\('tensorboard'\) was removed.*pip install 'tractkit\[tensorboard\]'"):
+        trainer.train_and_validate()
+    assert trainer.state.finished and said[0] == ("started", 0)
+
+
+def test_a_training_without_tensorboard_imports_no_tensorboard(tmp_path):
     code = f"""
 import sys
-sys.modules["tensorboard"] = sys.modules["torch"] = sys.modules["tensorflow"] = None
-from tractkit.runs.tensorboard import write_tensorboard
-print(write_tensorboard({str(tmp_path)!r}))"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.stdout.strip() == "5", done.stderr
+from helpers_training import fit
+import pathlib
+fit(pathlib.Path({str(tmp_path)!r}), tensorboard=False).train_and_validate()
+print("tensorboard" in sys.modules, "wandb" in sys.modules, "comet_ml" in sys.modules)"""
+    here = Path(__file__).parent.parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env)
+    assert done.stdout.strip().endswith("False False False"), done.stderr
 
 
 # ---- pictures in the log -------------------------------------------------------------------------------------
@@ -196,11 +223,11 @@ def test_a_picture_is_in_the_log_once(tmp_path):
 
 @pytest.fixture
 def child(tmp_path):
-    """Runs a job of views_child.py: each in a process of its own, forked from one that has torch imported."""
+    """Runs a job of loggers_child.py: each in a process of its own, forked from one that has torch imported."""
     here = Path(__file__).parent.parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
     with open(tmp_path / "errors.txt", "w+") as errors:
-        parent = subprocess.Popen([sys.executable, str(here / "views_child.py")], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        parent = subprocess.Popen([sys.executable, str(here / "loggers_child.py")], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
 
         def run(folder, **job):
             parent.stdin.write(json.dumps({"folder": str(folder), **job}) + "\n")
@@ -245,24 +272,24 @@ def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, child, kills)
 
 
 @pytest.mark.filterwarnings("ignore:.*sentry_sdk.Hub")
-def test_views_do_not_change_a_training(tmp_path):
+def test_loggers_do_not_change_a_training(tmp_path):
     bare = fit(tmp_path, "bare", tensorboard=False).train_and_validate()
     seen = fit(tmp_path, "seen", npy_logs=True, comet="offline", comet_project="p")
-    for view in seen.views:
-        view.every = 0.0
+    for logger in seen.loggers:
+        logger.every = 0.0
     seen.train_and_validate()
     assert same_states(bare, seen.state) == []
     assert not (tmp_path / "bare/tensorboard").exists() and (tmp_path / "seen/tensorboard").exists()
     assert len(archived(tmp_path / "seen")) > 10
 
 
-def test_a_view_that_fails_ends_no_training(tmp_path):
+def test_a_logger_that_fails_ends_no_training(tmp_path):
     trainer = fit(tmp_path)
     trainer.folder.mkdir()
     (trainer.folder / "tensorboard").write_text("in the way")
-    with pytest.warns(UserWarning, match=r"the view FileView\('tensorboard'\) was removed"):
+    with pytest.warns(UserWarning, match=r"the logger FileLogger\('tensorboard'\) was removed"):
         trainer.train_and_validate()
-    assert trainer.state.finished and trainer.views == []
+    assert trainer.state.finished and trainer.loggers == []
 
 
 def test_in_a_process_of_its_own(tmp_path):
@@ -309,13 +336,14 @@ def test_train_model_writes_where_its_log_is(tmp_path):
 
 
 def test_without_comet_the_error_names_the_extra(tmp_path, monkeypatch):
-    monkeypatch.setattr(comet.importlib.util, "find_spec", lambda name: None)
-    for call in (lambda: fit(tmp_path, comet_project="p"), lambda: make_views(comet="offline"), lambda: export_comet(tmp_path)):
+    find = comet.importlib.util.find_spec
+    monkeypatch.setattr(comet.importlib.util, "find_spec", lambda name: None if name == "comet_ml" else find(name))
+    for call in (lambda: fit(tmp_path, comet_project="p"), lambda: make_loggers(comet="offline"), lambda: export_comet(tmp_path)):
         with pytest.raises(ImportError, match=r"pip install 'tractkit\[comet\]'"):
             call()
-    assert len(make_views()) == 1
+    assert len(make_loggers()) == 1
     with pytest.raises(ValueError, match="'online' or 'offline'"):
-        make_views(comet="yes")
+        make_loggers(comet="yes")
 
 
 class Server:
@@ -357,7 +385,7 @@ def server(monkeypatch):
 
 def online(folder, **options):
     trainer = fit(folder, comet="online", comet_workspace="me", comet_project="p", checkpoint_every_batches=4, points=Points(20), **options)
-    trainer.views[-1].every = 0.0
+    trainer.loggers[-1].every = 0.0
     return trainer
 
 
@@ -368,18 +396,18 @@ class Killed(BaseException):
 def test_online_only_what_a_checkpoint_stands_behind_is_sent(tmp_path, server):
     ahead = []
     trainer = online(tmp_path)
-    sent = CometView.send
+    sent = CometLogger.update
 
     def watched(self, log, step, done=False):
         sent(self, log, step, done)
         known = [s for got in server.metrics.values() for name, s in got if name == "batch/loss"]
         ahead.append(max(known, default=0) <= max(trainer.checkpoints.steps()))
 
-    CometView.send = watched
+    CometLogger.update = watched
     try:
         trainer.train_and_validate()
     finally:
-        CometView.send = sent
+        CometLogger.update = sent
     got, = server.metrics.values()
     assert all(ahead) and len(ahead) > 50
     assert got[0] == ("parameters", 3) and len(got) == len(set(got))
@@ -420,18 +448,18 @@ def test_online_set_back_a_new_experiment_begins(tmp_path, server):
 def test_what_was_on_its_way_is_not_sent_again_but_told(tmp_path, server):
     log = RunLog(tmp_path)
     write(log, 1, 20)
-    view = CometView("online")
-    view.open(log)
+    logger = CometLogger("online")
+    logger.open(log)
     send, comet._log_to = comet._log_to, lambda *args: (_ for _ in ()).throw(Killed())
     try:
         with pytest.raises(Killed):
-            view.send(log, 12)
+            logger.update(log, 12)
     finally:
         comet._log_to = send
-    later = CometView("online")
+    later = CometLogger("online")
     later.open(log)
     with pytest.warns(UserWarning, match="may be missing"):
-        later.send(log, 20, done=True)
+        later.update(log, 20, done=True)
     got, = server.metrics.values()
     assert [s for name, s in got if name == "batch/loss"] == [20] and [s for name, s in got if name == "valid_loss"] == [12, 16, 20]
 

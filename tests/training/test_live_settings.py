@@ -21,7 +21,7 @@ from helpers_training import (
 )
 
 from tractkit.runs.curves import read_run
-from tractkit.runs.tensorboard import scalars_of
+from tractkit.runs.log import scalars_of
 from tractkit.training.callbacks import Callback
 from tractkit.training.policy import DecreasingOnPlateau, Exponential, Patience
 from tractkit.training.run_folder import RunFolder

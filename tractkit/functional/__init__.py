@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 _NAMES = {
     "batch_iter": ("BatchIter", "Infinite", "as_batch_iter"),
-    "pipeline": ("ExpirationPool", "Iterator", "Loky", "Threads", "combine_batches", "combine_pad", "combine_to_arrays"),
+    "pipeline": ("ExpirationPool", "Iterator", "Loky", "Threads", "combine_batches", "combine_pad",
+                 "combine_to_arrays"),
     "sources": ("Source", "apply_at", "item_key", "load_by_random_id", "multiply", "random_apply", "sample",
                 "sample_args", "unpack_args", "zip_apply"),
     "steps": ("inference_step", "multi_inference_step", "train_step"),

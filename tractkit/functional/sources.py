@@ -13,7 +13,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Concatenate, Generic, ParamSpec, SupportsInt, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, SupportsInt, TypeAlias, TypeVar
 
 import numpy as np
 
@@ -22,6 +22,7 @@ from ..core.rng import fold, uniform
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _P = ParamSpec("_P")
+_RandomState: TypeAlias = "int | np.random.Generator | np.random.RandomState | None"
 
 # %% ../../nbs/functional/00_sources.ipynb #07d2c33a
 class _Draws:
@@ -59,13 +60,13 @@ def item_key() -> int:
 
 # %% ../../nbs/functional/00_sources.ipynb #d5b64011
 class Source(Generic[_T]):
-    """An endless source: item k is what `make(k)` returns, drawing with `item_key` only. Iterating it starts at item 0."""
+    """An endless source: item k is what `make(k)` returns, drawing with `item_key` only. Iterating starts at item 0."""
 
     def __init__(
         self,
         make: Callable[[int], _T],           # from the number of an item to the item
         seed: int | None = None,             # None: the seed of the iterator in which the source is used
-        **settings: str | int | float | None,  # how the source was made: part of a run's fingerprint
+        **settings: str | float | None,      # how the source was made: part of a run's fingerprint
     ):
         self.make, self.seed, self.settings = make, seed, settings
         self._iterator: Iterator[_T] | None = None
@@ -86,7 +87,7 @@ class Source(Generic[_T]):
 def sample(
     sequence: Sequence[_T],
     weights: Sequence[float] | None = None,  # one per element; None: all equal
-    random_state: "int | np.random.Generator | np.random.RandomState | None" = None,  # or a generator to draw a seed from
+    random_state: _RandomState = None,       # a seed, or a NumPy generator to draw one from; None: the iterator's seed
 ) -> Source[_T]:
     """Draw random elements of a sequence without end, with replacement.
 
@@ -97,10 +98,10 @@ def sample(
 
 
 def load_by_random_id(
-    *loaders: Callable[[Any], Any],          # functions of an id
+    *loaders: Callable,                      # functions of an id
     ids: Sequence,
     weights: Sequence[float] | None = None,  # one per id; None: all equal
-    random_state: "int | np.random.Generator | np.random.RandomState | None" = None,  # as in `sample`
+    random_state: _RandomState = None,       # as in `sample`
 ) -> Source:
     """Load random ids without end: a tuple of what each loader returns; with one loader, what it returns.
 
@@ -140,7 +141,7 @@ def _cumulative(n: int, weights: Sequence[float] | None) -> np.ndarray | None:
     return ends
 
 # %% ../../nbs/functional/00_sources.ipynb #058f0363
-def _seed_of(random_state: "int | np.random.Generator | np.random.RandomState | None") -> int | None:
+def _seed_of(random_state: _RandomState) -> int | None:
     if random_state is None or isinstance(random_state, SupportsInt):
         return None if random_state is None else int(random_state)
     name = "randint" if hasattr(random_state, "randint") else "integers"
@@ -159,7 +160,11 @@ def unpack_args(func: Callable[..., _R], *args: Any, **kwargs: Any) -> Callable[
     return functools.partial(_unpack, _Bound(func, args, kwargs))
 
 
-def multiply(func: Callable[Concatenate[_T, _P], _R], *args: _P.args, **kwargs: _P.kwargs) -> Callable[..., tuple[_R, ...]]:
+def multiply(
+    func: Callable[Concatenate[_T, _P], _R],
+    *args: _P.args,
+    **kwargs: _P.kwargs,
+) -> Callable[..., tuple[_R, ...]]:
     """Return a function of xs that calls `func(x, *args, **kwargs)` for each x."""
     return functools.partial(_multiply, _Bound(func, args, kwargs))
 
@@ -179,7 +184,7 @@ def zip_apply(*functions: Callable[..., _R], **kwargs: Any) -> Callable[..., tup
     return functools.partial(_zip_apply, [_Bound(f, (), kwargs) for f in functions])
 
 # %% ../../nbs/functional/00_sources.ipynb #04d3fc6f
-def random_apply(p: float, func: Callable[..., _R], *args: Any, **kwargs: Any) -> Callable:
+def random_apply(p: float, func: Callable[Concatenate[_T, _P], _R], *args: _P.args, **kwargs: _P.kwargs) -> Callable:
     """Return a function that calls `func(x, *args, **kwargs)` with probability `p` and else returns x.
 
     The draw comes from the key of the item. Raises ValueError if `p` is no probability."""
@@ -209,7 +214,8 @@ def _unpack(call: Callable[..., _R], xs: Iterable, /, *args: Any, **kwargs: Any)
     return call(*xs, *args, **kwargs)
 
 
-def _multiply(call: Callable[Concatenate[_T, _P], _R], xs: Iterable[_T], /, *args: _P.args, **kwargs: _P.kwargs) -> tuple[_R, ...]:
+def _multiply(call: Callable[Concatenate[_T, _P], _R], xs: Iterable[_T], /, *args: _P.args,
+              **kwargs: _P.kwargs) -> tuple[_R, ...]:
     return tuple(call(x, *args, **kwargs) for x in xs)
 
 

@@ -118,9 +118,12 @@ class Place:
 def place_of(
     dataset: h5py.Dataset,
 ) -> Place | None:
-    """The place of an array; None if only HDF5 can read it: chunked, compressed, empty, scalar, of another byte order."""
+    """Return the place of an array; None if only HDF5 can read it.
+
+    That is where it is chunked, compressed, empty, scalar or of another byte order."""
     plain = dataset.chunks is None and not dataset.external and not dataset.is_virtual and dataset.ndim > 0
-    start = dataset.id.get_offset() if plain and dataset.dtype.isnative and dataset.dtype.kind in "biuf" else None
+    plain = plain and dataset.dtype.isnative and dataset.dtype.kind in "biuf"
+    start = dataset.id.get_offset() if plain else None
     return None if start is None else Place(start, dataset.dtype, dataset.shape)
 
 
@@ -132,6 +135,9 @@ def chunk_ranges(dataset: h5py.Dataset) -> list[tuple[int, int]]:
     return [(i.byte_offset, i.byte_offset + i.size) for i in infos]
 
 # %% ../../nbs/hdf5/03_local_file.ipynb #9723c778
+_MESSAGE_OF_SYSTEM = r"(?s)(?:unable to open file|file read failed): .*error message = '([^']*)'"
+
+
 def open_unlocked(path: str | os.PathLike) -> h5py.File:
     """Open an HDF5 file for reading without a lock; the same way as before if this process has it open with one.
 
@@ -141,8 +147,9 @@ def open_unlocked(path: str | os.PathLike) -> h5py.File:
             return h5py.File(path, "r", locking=locking)
         except OSError as e:
             if "flag values don't match" not in str(e) or locking:
-                said = re.search(r"(?s)(?:unable to open file|file read failed): .*error message = '([^']*)'", str(e))  # the system's word
-                raise DataError(f"cannot be opened ({said[1] if said else e})", file=path, fix=_fix(path, str(e))) from e
+                of_system = re.search(_MESSAGE_OF_SYSTEM, str(e))
+                raise DataError(f"cannot be opened ({of_system[1] if of_system else e})", file=path,
+                                fix=_fix(path, str(e))) from e
     raise AssertionError
 
 
@@ -152,15 +159,18 @@ def reading(
     subject: str | None = None,
     group: str | None = None,
 ) -> Iterator[None]:
-    """Whatever goes wrong inside is a DataError that says where; of a damaged file h5py raises errors of many kinds."""
+    """Turn every error inside into a DataError that names the place: h5py raises many kinds for a damaged file."""
     try:
         yield
     except DataError as e:
-        raise DataError(e.problem, file=e.file or file, subject=e.subject or subject, group=e.group or group, fix=e.fix) from e
+        raise DataError(e.problem, file=e.file or file, subject=e.subject or subject, group=e.group or group,
+                        fix=e.fix) from e
     except MemoryError as e:
-        raise DataError(f"needs more memory than there is ({e})", file=file, subject=subject, group=group, fix="Give lazy=True, or load fewer subjects") from e
+        raise DataError(f"needs more memory than there is ({e})", file=file, subject=subject, group=group,
+                        fix="Give lazy=True, or load fewer subjects") from e
     except Exception as e:
-        raise DataError(f"cannot be read ({type(e).__name__}: {e})", file=file, subject=subject, group=group, fix="It is damaged: create it again") from e
+        raise DataError(f"cannot be read ({type(e).__name__}: {e})", file=file, subject=subject, group=group,
+                        fix="It is damaged: create it again") from e
 
 
 def _fix(path: str | os.PathLike, message: str) -> str:
@@ -171,13 +181,15 @@ def _fix(path: str | os.PathLike, message: str) -> str:
     if os.path.isfile(path) and not os.access(path, os.R_OK):
         return "Ask for the right to read it"
     if "lock file" in message:
-        return "Close the program that writes it, or set HDF5_USE_FILE_LOCKING=FALSE in the environment before Python starts"
+        return ("Close the program that writes it, or set HDF5_USE_FILE_LOCKING=FALSE in the environment "
+                "before Python starts")
     if "already open for write" in message:
         return "Close the program that writes it; if it died, create the file again"
     return "It is truncated or no HDF5 file: create it again"
 
 # %% ../../nbs/hdf5/03_local_file.ipynb #f8951c13
-_libc_pread: Callable[..., int] = types.ExternalFunction("pread", types.intp(types.intc, types.intp, types.uintp, types.int64))
+_libc_pread: Callable[..., int] = types.ExternalFunction(
+    "pread", types.intp(types.intc, types.intp, types.uintp, types.int64))
 
 
 @njit(nogil=True, cache=True)
@@ -255,7 +267,8 @@ class LocalFile:
     def _check(self, where: str | int) -> None:
         """DataError if the file is not the one it was at first."""
         if (now := self._look(where)) != self.stamp:
-            how = "" if where == self.path or now[0] >= self.size else f": truncated from {self.size:,} to {now[0]:,} bytes"
+            shorter = where != self.path and now[0] < self.size
+            how = f": truncated from {self.size:,} to {now[0]:,} bytes" if shorter else ""
             raise DataError(f"changed since it was first opened{how}", file=self.path, fix="Make the dataset again")
 
     def __getstate__(self) -> dict:
@@ -285,7 +298,8 @@ class LocalFile:
         size = place.row_bytes
         out = np.empty((int((stops - starts).sum()), *place.shape[1:]), place.dtype)
         descriptor = self._open()
-        done = _read_all(descriptor.number, place.start + starts * size, place.start + stops * size, out.reshape(-1).view(np.uint8))
+        begins, ends = place.start + starts * size, place.start + stops * size
+        done = _read_all(descriptor.number, begins, ends, out.reshape(-1).view(np.uint8))
         self._check(descriptor.number)
         if done < out.nbytes:
             raise DataError("ends before its data does", file=self.path, fix="It was truncated: create it again")

@@ -22,7 +22,7 @@ from torch import nn
 
 from ..models.base import TractographyModel
 from ..runs.checkpoint import Checkpoints
-from ..runs.loggers import make_views
+from ..runs.loggers import make_loggers
 from ..runs.status import Status
 from . import loop
 from .callbacks import Policies
@@ -78,7 +78,8 @@ def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSe
 
 def loggers_of(settings: TrainerSettings) -> Sequence[Listener]:
     """Return the loggers that settings ask for."""
-    return make_views(settings.tensorboard is not False, settings.npy_logs, settings.comet, settings.comet_workspace, settings.comet_project)
+    return make_loggers(settings.tensorboard, settings.npy_logs, settings.comet, settings.comet_workspace,
+                        settings.comet_project)
 
 
 def check_loader(kind: type["Trainer"], loader: object) -> None:

@@ -58,21 +58,25 @@ def plot_losses(
     return figure
 
 # %% ../../nbs/viz/03_losses.ipynb #76699085
+def _of_records(records: list[Mapping[str, float | None]]) -> dict[str, tuple[list[float], list[float]]]:
+    """Return name to (epochs, losses) of records of one epoch each."""
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for key, label in (("train_loss", "training"), ("valid_loss", "validation")):
+        known = [(r.get("epoch"), i, loss) for i, r in enumerate(records) if (loss := r.get(key)) is not None]
+        if known:
+            found[label] = [(i if epoch is None else epoch) + 1 for epoch, i, _ in known], [loss for *_, loss in known]
+    return found
+
+
 def _as_curves(history: History) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Make {name: (x, y)} of {name: y or (x, y)}, or of records of one epoch each (0 is the first), without NaN."""
-    if not isinstance(history, Mapping):
-        records = list(history)
-        names = {"train_loss": "training", "valid_loss": "validation"}
-        history = {
-            label: ([r.get("epoch", i) + 1 for i, r in enumerate(records) if r.get(key) is not None],
-                    [r[key] for r in records if r.get(key) is not None])
-            for key, label in names.items() if any(r.get(key) is not None for r in records)
-        }
     curves = {}
-    for name, value in history.items():
-        pair = isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) == 1
-        y = np.asarray(value[1] if pair else value, float)
-        x = np.asarray(value[0], float) if pair else np.arange(1, len(y) + 1, dtype=float)
+    for name, value in (history if isinstance(history, Mapping) else _of_records(list(history))).items():
+        if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) == 1:
+            x, y = np.asarray(value[0], float), np.asarray(value[1], float)
+        else:
+            y = np.asarray(value, float)
+            x = np.arange(1, len(y) + 1, dtype=float)
         if x.shape != y.shape:
             raise ValueError(f"curve {name!r} has {len(x)} positions but {len(y)} values")
         curves[name] = (x[np.isfinite(y)], y[np.isfinite(y)])

@@ -1,4 +1,4 @@
-"""Toy trainings that keep their views up to date all the time, and kill themselves at a step: see test_views.py."""
+"""Toy trainings that keep their loggers up to date all the time, and kill themselves at a step: see runs/test_loggers.py."""
 
 import os
 import signal
@@ -12,8 +12,8 @@ from tractkit.training.state import TrainerState
 
 def work(job: dict) -> None:
     trainer = fit(Path(job["folder"]), checkpoint_every_batches=4, npy_logs=True, **job.get("options", {}))
-    for view in trainer.views:
-        view.every = 0.0
+    for logger in trainer.loggers:
+        logger.every = 0.0
 
     def deadly(event, t):
         if event == "batch" and t.status.phase == job.get("phase", "training") and t.state.global_step >= job["kill"]:
