@@ -242,3 +242,29 @@ def test_several_processes_from_the_command_line(data, tmp_path):
     a, b = (TrainerState.load(tmp_path / n) for n in ("one", "two"))
     assert a.global_step == b.global_step and json.dumps(a.finished) == json.dumps(b.finished)
     assert max(float((x - y).abs().max()) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("argv, code", [
+    (["train", "--help"], 0), (["resume", "--help"], 0), (["train", "x.hdf5", "--max-epoks", "3"], 2), (["train", "x.hdf5", "--max_epochs", "0"], 2)])
+def test_help_and_errors_of_arguments_load_no_torch(argv, code):
+    program = ("import sys\nfrom tractkit.cli.commands import main\n"
+               f"try:\n    code = main({argv})\nexcept SystemExit as e:\n    code = e.code\n"
+               f"assert code == {code}, code\nassert 'torch' not in sys.modules")
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    if code == 0:
+        assert "--max-epochs X" in ended.stdout and "largest norm of the gradient" in ended.stdout and "--no-tensorboard" in ended.stdout
+    if argv[-1] == "0":
+        assert "tractkit: trainer: max_epochs must be positive, not 0" in ended.stderr
+
+
+def test_options_are_the_keywords_of_the_classes():
+    from tractkit.cli.train import settings_of_part
+    from tractkit.training.config import SECTIONS, keywords_of
+
+    for section, (cls, *_) in SECTIONS.items():
+        taken, options = keywords_of(cls), settings_of_part(section)
+        if section != "trainer" or "max_epochs" in taken:  # a trainer may hand its keywords on
+            assert set(taken) == set(options), section
+            assert {k: p.default for k, p in taken.items() if p.default is not p.empty} == {
+                k: s.default for k, s in options.items() if not s.required}, section

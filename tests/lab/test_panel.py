@@ -1,11 +1,10 @@
 """The panel against a real trainer, and against a pretender for what a real one rarely does."""
 
-import math
 import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +15,13 @@ from helpers_training import fit as far_fit
 
 from tractkit.core.files import DataError
 from tractkit.evaluation.scoring import GroundTruth
+from tractkit.lab.folder_run import FolderRun
+from tractkit.lab.live_curves import thin_curve
 from tractkit.lab.panel import TrainerPanel, panel_of
 from tractkit.lab.preview import Preview
-from tractkit.lab.status_text import FolderRun, thinned
 from tractkit.runs.listing import find_runs
 from tractkit.runs.mailbox import Mailbox
+from tractkit.runs.status import Status
 from tractkit.spatial.volume import Volume
 from tractkit.training.process import attach
 from tractkit.training.state import TrainerState
@@ -55,25 +56,11 @@ exec(FIT, _space)
 fit = _space["fit"]
 
 
-@dataclass(frozen=True)
-class Status:
-    phase: str = "idle"
-    epoch: int = 0
-    max_epochs: int = 4
-    batch: int = 0
-    n_batches: int = 10
-    train_loss: float = math.nan
-    valid_loss: float = math.nan
-    best_loss: float = math.nan
-    eta: float = math.nan
-    message: str = ""
-
-
 class Pretender:
     """Stands still; its status is what the test says."""
 
     def __init__(self, **status):
-        self.status, self.listeners, self.pressed = Status(**status), [], []
+        self.status, self.listeners, self.pressed = Status(**{"max_epochs": 4, "n_batches": 10} | status), [], []
         self.data = {"training": (np.arange(1, 4), np.array([3.0, 2, 1]))}
 
     def set(self, **changes):
@@ -187,12 +174,12 @@ def test_thinning_keeps_means_and_leaves_out_what_is_not_finite():
     rng = np.random.default_rng(0)
     y = rng.random(9_001)
     y[5] = np.nan
-    x, thin = thinned(np.arange(9_001), y, limit=300)
+    x, thin = thin_curve(np.arange(9_001), y, limit=300)
     assert len(x) <= 300 and np.all(np.diff(x) > 0)
     assert thin[1:-1].mean() == pytest.approx(np.nanmean(y), rel=0.02)
-    assert thinned([1, 2, 3], [1.0, np.inf, 3])[0].tolist() == [1, 3]
-    assert thinned([], []) [0].size == 0
-    assert len(thinned([1, 2], [1.0, 2, 3])[0]) == 2  # read while it is appended to
+    assert thin_curve([1, 2, 3], [1.0, np.inf, 3])[0].tolist() == [1, 3]
+    assert thin_curve([], []) [0].size == 0
+    assert len(thin_curve([1, 2], [1.0, 2, 3])[0]) == 2  # read while it is appended to
 
 
 def test_curves_arrive_as_they_are(make_panel):
@@ -221,7 +208,7 @@ def test_a_trainer_without_listeners_is_looked_at_all_the_same(make_panel):
     trainer = Pretender()
     del trainer.listeners
     p = make_panel(trainer)
-    p._waits = 0.05
+    p.poll = 0.05
     trainer.set(phase="training", batch=3)
     until(lambda: p.readout.readout["phase"] == "training")
 
@@ -336,7 +323,7 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     assert p.checkpoint.index == 0  # there is one chosen
     p.checkpoint.value = 8
     click("rewind", "Set back: 1 epochs done (step 8)")
-    assert trainer.status.epoch == 1 and p.readout.readout["where"] == "epoch 2 of 5" and len(p._curves()["training"][0]) == 8
+    assert trainer.status.epoch == 1 and p.readout.readout["where"] == "epoch 2 of 5" and len(p.source.curves()["training"][0]) == 8
     p.press("start")
     assert same_states(trainer.wait(), branch.trainer.state) == []  # the same in both folders
 
@@ -399,13 +386,13 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     p.checkpoint.value = at
     click("rewind", f"Set back to step {at}; resting.")
     assert (trainer.state.global_step, trainer.status.phase, p.readout.readout["phase"]) == (at, "paused", "paused")
-    assert p.readout.readout["where"] == f"epoch {at // 8 + 1} of 90" and len(p._curves()["training"][0]) == at
+    assert p.readout.readout["where"] == f"epoch {at // 8 + 1} of 90" and len(p.source.curves()["training"][0]) == at
     p.press("rewind", to=77)
     assert "no checkpoint of the end of 77 epochs" in p.readout.readout["message"] and trainer.status.phase == "paused"
     click("fork", f"A branch of step {at}, for {tmp_path / 'run-fork'}: its panel is below.")
     p.press("fork", to="run-fork")
     assert "is there already" in p.readout.readout["message"]
-    assert p.forks[0].readout.readout["phase"] == "stopped" and len(p.forks[0]._curves()["training"][0]) == at
+    assert p.forks[0].readout.readout["phase"] == "stopped" and len(p.forks[0].source.curves()["training"][0]) == at
     click("resume", "Going on.")
     click("stop", "Stopped in epoch")
     trainer.wait()
@@ -461,8 +448,8 @@ def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):
     exec(p.code(), space)
     assert space["trainer"].config() == trainer.config()
     assert "noise_gaussian_size_loss=0.05" in p.code() and "rng=1234" not in p.code()  # no defaults
-    p._show_code()
-    assert "BatchIDSampler(" in p._code.value
+    p.settings_tab.show_code()
+    assert "BatchIDSampler(" in p.settings_tab.code.value
     trainer.step(2)
     trainer.change(clip_grad=.5)
     trainer.stop(wait=True)
@@ -612,7 +599,7 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
 
     cells = [FIT, f"import tractkit.lab.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
              "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), time.monotonic() + 30\n"
-             "while 'finished' not in panel._still_of and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)"]
+             "while 'finished' not in panel.saved.shows and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
     live, still = notebook.cells[1].outputs

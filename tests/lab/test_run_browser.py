@@ -344,10 +344,10 @@ def test_the_folder_is_read_again_only_while_somebody_is_at_work(folder, monkeyp
     time.sleep(.5)
     assert len(looks) == 1  # nobody is
     shutil.copytree(folder / "done", folder / "done-2")
-    browser._heard(table, {"verb": "refresh"}, [])
+    browser._on_message(table, {"verb": "refresh"}, [])
     until(lambda: len(table.table["rows"]) == 5)
     with folder_lock(folder / "done-2"):
-        browser._heard(table, {"verb": "refresh"}, [])
+        browser._on_message(table, {"verb": "refresh"}, [])
         until(lambda: "1 running" in table.table["below"])
         before = len(looks)
         until(lambda: len(looks) > before + 2)
@@ -386,7 +386,7 @@ def test_the_button_opens_the_panel_of_the_folder(kept, monkeypatch):
     browser = RunBrowser(kept)
     below = browser.widget.children[1]
     for name in ("done", "broken", "done"):
-        browser._heard(None, {"verb": "open", "name": name}, [])
+        browser._on_message(None, {"verb": "open", "name": name}, [])
     assert [b.children[1].value for b in below.children] == ["ValueError: no panel of that", str(kept / "done")]
     panel = browser.panels["done"]
     below.children[1].children[0].children[1].click()
@@ -401,7 +401,7 @@ def test_the_panel_of_a_run_that_is_over_and_of_one_that_broke(kept):
         panel = browser.open(name)
         assert Path(panel.trainer.folder) == kept / name and len(panel.trainer.curves()["training"][0]) > 0
         assert panel.still().array().shape[2] == 4
-        browser._open_below(name)
+        browser._opened.open(name)
         assert browser.widget.children[1].children[-1].children[1] is browser.panels[name].widget
         panel.close()
     browser.close()

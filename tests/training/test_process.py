@@ -16,7 +16,7 @@ import pytest
 import torch
 from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, same_states
 
-from tractkit.lab.status_text import FolderRun
+from tractkit.lab.folder_run import FolderRun
 from tractkit.runs.listing import read_facts
 from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status

@@ -207,7 +207,7 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         until(lambda: p.readout.readout["message"].startswith(said), 20)
 
     try:
-        until(lambda: step() >= 2 and p.readout.readout["measures"].get("step", "0") >= "2" and len(p._curves()["training"][0]) >= 2)
+        until(lambda: step() >= 2 and p.readout.readout["measures"].get("step", "0") >= "2" and len(p.source.curves()["training"][0]) >= 2)
         wish("pause", "Paused after batch")
         at = step()
         wish("step", "One batch done; resting after batch")
@@ -228,8 +228,8 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         wish("resume", "Going on.")
         wish("", "ValueError: clip_grad must be a positive number", name="clip_grad", value=-1)
         wish("stop", "Stopped in epoch")
-        until(lambda: p.trainer.verbs == set() and all(b.disabled for b in p.buttons.values()))
-        until(lambda: not p.trainer.runner.process.running)
+        until(lambda: p.trainer.commands == set() and all(b.disabled for b in p.buttons.values()))
+        until(lambda: not p.trainer._process.running)
         p.refresh()
         assert p.readout.readout["phase"] == "stopped" and p.readout.readout["message"].startswith("Stopped in epoch")
         with pytest.raises(RuntimeError, match="nothing trains in"):

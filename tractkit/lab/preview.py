@@ -9,24 +9,28 @@ __all__ = ['pack_lines', 'PreviewPicture', 'Preview']
 import math
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import anywidget
 import numpy as np
 import traitlets
 
 from ..core.rng import fold, permutation
-from ..evaluation.scoring import GroundTruth, compare_tractograms, score_tractogram
+from ..evaluation.scoring import GroundTruth, Scores, compare_tractograms, score_tractogram
+from .folder_run import FolderRun
+from .panel_source import TrainerLike
 from ..spatial.space import apply_affine
 from ..spatial.resample import resample_nb_points
 from ..spatial.streamlines import Streamlines
-from ..tracking.tracker import Tracker, seeds_from_mask
 from ..spatial.tractogram import Tractogram
-from ..training.resume import torch_threads
 from ..spatial.volume import Volume
+from ..tracking.tracker import Tracker, seeds_from_mask
+from ..training.resume import torch_threads
+from ..training.state import TrainerState
+from ..training.trainer import Trainer
 
 # %% ../../nbs/lab/11_preview.ipynb #ac6b5076
 def pack_lines(
@@ -34,7 +38,7 @@ def pack_lines(
     box: np.ndarray,        # (2, 3) rasmm: the corners of what is drawn
     nb_points: int = 16,    # of each
 ) -> bytes:                 # (n, nb_points, 3) int8: from -127 to 127 along the longest side of the box
-    """Streamlines as the browser draws them. Those without a length are left out."""
+    """Pack streamlines as the browser draws them. Those of one point are left out."""
     lines = lines[np.flatnonzero(lines.nb_points > 1)]
     if not len(lines):
         return b""
@@ -44,7 +48,7 @@ def pack_lines(
 
 # %% ../../nbs/lab/11_preview.ipynb #047455fb
 class PreviewPicture(anywidget.AnyWidget):
-    """Reference and generated streamlines, turned together, above the scores; drawn in the browser."""
+    """Reference and tracked streamlines, turned together, above the scores; drawn in the browser."""
 
     _esm = Path(str(files("tractkit.lab") / "preview.js"))
     _css = Path(str(files("tractkit.lab") / "preview.css"))
@@ -52,25 +56,60 @@ class PreviewPicture(anywidget.AnyWidget):
     reference = traitlets.Bytes().tag(sync=True)  # of `pack_lines`
     latest = traitlets.Bytes().tag(sync=True)
     title = traitlets.Unicode("").tag(sync=True)
-    scores: Any = traitlets.List().tag(sync=True)  # of (epoch, score)
+    scores = traitlets.List(trait=traitlets.List(trait=traitlets.Float())).tag(sync=True)  # [epoch, score]
     measure = traitlets.Unicode("").tag(sync=True)
     note = traitlets.Unicode("").tag(sync=True)
+
+# %% ../../nbs/lab/11_preview.ipynb #892e0294
+Reference: TypeAlias = Tractogram | GroundTruth
+Details: TypeAlias = Scores | Mapping[str, float]  # of `score_tractogram` or `compare_tractograms`
+
+
+def _reference_lines(reference: Reference, shape: tuple[int, ...]) -> Streamlines:
+    """Return the streamlines of a reference, rasmm."""
+    if isinstance(reference, Tractogram):
+        return reference.rasmm()
+    bundles = (Tractogram(bundle, reference.affine, shape).rasmm() for bundle in reference.bundles.values())
+    return Streamlines.from_list([line for bundle in bundles for line in bundle])
+
+
+def _score(tracked: Tractogram, reference: Reference) -> tuple[float, Details]:
+    """Return one number between 0 and 1, and what it was made of."""
+    if isinstance(reference, GroundTruth):
+        scores = score_tractogram(tracked, reference)
+        return scores.mean("f1"), scores
+    if not len(tracked):
+        return 0.0, {}
+    compared = compare_tractograms(tracked, reference)
+    return compared["density_overlap"], compared
+
+
+def _draw_sample(n: int, limit: int, name: str) -> np.ndarray:
+    """Return at most `limit` of `n` indices, sorted: always the same ones."""
+    return np.sort(permutation(fold(0, name), n)[:limit])
+
+# %% ../../nbs/lab/11_preview.ipynb #ac8bee6f
+def _lower_priority() -> None:
+    """Let other threads go first, where the system can: under Linux, priorities are those of threads."""
+    if hasattr(os, "setpriority"):
+        try:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)
+        except OSError:
+            pass
 
 # %% ../../nbs/lab/11_preview.ipynb #bd8aa27e
 class Preview:
     """Tracks with the model every few epochs while it trains: `TrainerPanel(trainer, preview=Preview(...))`.
 
-    Of a run by its folder it tracks with the newest checkpoint, if its model is one of this package or registered (see `load_model`).
-
-    The score is the mean F1 of the bundles where the reference is a `GroundTruth`, and the common part of the two
-    densities where it is a tractogram (see `compare_tractograms`)."""
+    For a run by its folder it tracks with the newest checkpoint, if its model is one of this package or registered
+    (see `load_model`). `scores` has (epoch, score), `details` what each score was made of."""
 
     def __init__(
         self,
         subject_volume: Volume,     # (X, Y, Z, C) the model's input, standardized as in training
         mask: Volume,               # where streamlines may go
         seeds: np.ndarray | None,   # (n, 3) voxel space, center origin; None: drawn from the mask
-        reference: Tractogram | GroundTruth,
+        reference: Reference,
         every: int = 1,             # epochs
         n_streamlines: int = 300,   # as many seeds
         **tracking: Any,            # of the `Tracker`: theta, min_length, ...
@@ -78,115 +117,119 @@ class Preview:
         if every < 1 or n_streamlines < 1:
             raise ValueError(f"every and n_streamlines are at least 1, not {every} and {n_streamlines}")
         seeds = seeds_from_mask(mask) if seeds is None else np.asarray(seeds)
-        self.seeds = seeds[np.sort(permutation(fold(0, "preview"), len(seeds))[:n_streamlines])]
-        self.volume, self.mask, self.reference, self.every = subject_volume, mask, reference, every
-        self.tracking, self.n_streamlines = tracking, n_streamlines
+        self.seeds = seeds[_draw_sample(len(seeds), n_streamlines, "preview")]
+        self.volume, self.mask, self.reference = subject_volume, mask, reference
+        self.every, self.tracking = every, tracking
         self.latest: Tractogram | None = None
         self.scores: list[tuple[int, float]] = []
-        self.details: list[Any] = []         # what `compare_tractograms` or `score_tractogram` gave, for each score
-        measure = "mean F1 of the bundles" if isinstance(reference, GroundTruth) else "density in common with the reference"
-        lines = self._reference_lines()
+        self.details: list[Details] = []
+        lines = _reference_lines(reference, mask.shape3d)
         drawn = lines.points if len(lines.points) else apply_affine(mask.affine, np.argwhere(mask.data > 0))
         self._box = np.stack([drawn.min(0), drawn.max(0)])
-        self.widget = PreviewPicture(reference=pack_lines(self._some(lines), self._box), measure=measure, title="the model",
-                                     note="Streamlines appear after the first epoch.")
-        self._bell, self._asked, self._done, self._closed = threading.Condition(), 0, 0, False  # how often it rang, and was heard
-        self._trainer: Any = None
+        shown = lines[_draw_sample(len(lines), n_streamlines, "reference")]
+        has_bundles = isinstance(reference, GroundTruth)
+        self.widget = PreviewPicture(
+            reference=pack_lines(shown, self._box), title="the model", note="Streamlines appear after the first epoch.",
+            measure="mean F1 of the bundles" if has_bundles else "density in common with the reference")
+        self._changed, self._closed = threading.Condition(), False
+        self._asked, self._done = 0, 0  # how many epochs asked for a preview, and had it
+        self._trainer: Trainer | None = None
+        self._thread: threading.Thread | None = None
 
-    def _reference_lines(self) -> Streamlines:
-        if isinstance(self.reference, Tractogram):
-            return self.reference.rasmm()
-        truth, parts = self.reference, list(self.reference.bundles.values())
-        grid = self.mask.shape3d
-        return Streamlines.from_list([x for part in parts for x in Tractogram(part, truth.affine, grid).rasmm()])
+    def follow(self, trainer: TrainerLike) -> None:
+        """Track with the model of a trainer, or of a run by its folder, from now on. Once."""
+        if self._thread is not None:
+            return
+        if isinstance(trainer, Trainer):
+            self._trainer = trainer
+            trainer.listeners.append(self._on_event)
+            self._thread = threading.Thread(target=self._work, args=(trainer,), daemon=True)
+        elif isinstance(trainer, FolderRun):
+            self._thread = threading.Thread(target=self._work_by_folder, args=(trainer,), daemon=True)
+        else:
+            raise TypeError(f"a preview follows a Trainer or a FolderRun, not a {type(trainer).__name__}")
+        self._thread.start()
 
-    def _some(self, lines: Streamlines) -> Streamlines:
-        kept = np.sort(permutation(fold(0, "reference"), len(lines))[:self.n_streamlines])
-        return lines[kept]
-
-    def follow(self, trainer: Any) -> None:
-        """Look at the model of a trainer, or of a run by its folder, from now on."""
-        if self._trainer is None:
-            self._trainer, self._by_folder, self._seen = trainer, not hasattr(trainer, "listeners"), 0
-            if not self._by_folder:
-                trainer.listeners.append(self._on_event)
-            threading.Thread(target=self._work, daemon=True, name="tractkit-preview").start()
-
-    def _on_event(self, event: str, trainer: Any) -> None:
+    def _on_event(self, event: str, trainer: Trainer) -> None:
         if event == "epoch" and trainer.status.epoch % self.every == 0:
-            with self._bell:
+            with self._changed:
                 self._asked += 1
-                self._bell.notify_all()
+                self._changed.notify_all()
 
-    def _work(self) -> None:
-        if hasattr(os, "setpriority"):
-            try:
-                os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 10)  # of this thread, on Linux
-            except OSError:
-                pass
+    def _work(self, trainer: Trainer) -> None:
+        _lower_priority()
         while True:
-            with self._bell:
-                self._bell.wait_for(lambda: self._asked > self._done or self._closed, 1.0 if self._by_folder else None)
+            with self._changed:
+                self._changed.wait_for(lambda: self._asked > self._done or self._closed)
                 asked = self._asked
             if self._closed:
                 return
-            try:
-                if not self._by_folder:
-                    self.look(self._trainer.state)
-                elif (epoch := self._trainer.epochs_kept() // self.every * self.every) != self._seen:
-                    self._seen = epoch
-                    self.look(self._trainer.load_state())
-            except Exception as e:  # a picture must not end a training
-                self.widget.note = f"No preview of this epoch: {type(e).__name__}: {e}"
-            with self._bell:
+            self._try(lambda: trainer.state)
+            with self._changed:
                 self._done = asked
-                self._bell.notify_all()
+                self._changed.notify_all()
 
-    def look(self, state: Any) -> float:
-        """Track with a state's model now. Returns the score."""
+    def _work_by_folder(self, run: FolderRun) -> None:
+        _lower_priority()
+        seen = 0
+        while not self._closed:
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, 1.0)
+            try:
+                epoch = run.nb_epochs() // self.every * self.every
+            except Exception as e:  # a folder that is being moved: look again
+                self.widget.note = f"No preview of this epoch: {type(e).__name__}: {e}"
+                continue
+            if epoch != seen and not self._closed:
+                seen = epoch
+                self._try(run.load_state)
+
+    def _try(self, get_state: Callable[[], TrainerState | None]) -> None:
+        """Track, and show what goes wrong: a picture must not end a training."""
+        try:
+            state = get_state()
+            if state is not None:
+                self.look(state)
+        except Exception as e:
+            self.widget.note = f"No preview of this epoch: {type(e).__name__}: {e}"
+
+    def look(self, state: TrainerState) -> float:
+        """Track with a state's model now. Return the score."""
         copied = state.snapshot()
+        model: Any = copied.model  # the tracker says what it lacks
         with torch_threads(1):
-            tracker = Tracker(copied.model, self.volume, self.mask, **self.tracking)
-            found = tracker.track(self.seeds, progress=False)
-            score, details = self._score(found)
-        self.latest = found
-        self.scores.append((copied.epoch, score))
+            tracked = Tracker(model, self.volume, self.mask, **self.tracking).track(self.seeds, progress=False)
+            score, details = _score(tracked, self.reference)
+        self.latest = tracked
         self.details.append(details)
+        scores = [*self.scores, (copied.epoch, score)]
+        every = math.ceil(len(scores) / 200)  # of many scores, 200 are drawn
         with self.widget.hold_sync():  # one message
-            self.widget.latest = pack_lines(found.rasmm(), self._box)
+            self.widget.latest = pack_lines(tracked.rasmm(), self._box)
             self.widget.title = f"the model after epoch {copied.epoch}"
-            self.widget.scores = [list(p) for p in self._bounded()]
-            self.widget.note = f"{len(found):,} streamlines of {len(self.seeds):,} seeds; {self.widget.measure}: {score:.3f}"
+            self.widget.scores = [[float(epoch), value] for epoch, value in scores[::-every][::-1]]
+            counts = f"{len(tracked):,} streamlines of {len(self.seeds):,} seeds"
+            self.widget.note = f"{counts}; {self.widget.measure}: {score:.3f}"
+        self.scores = scores
         return score
 
-    def _score(self, found: Tractogram) -> tuple[float, Any]:
-        if isinstance(self.reference, GroundTruth):
-            scores = score_tractogram(found, self.reference)
-            return scores.mean("f1"), scores
-        if not len(found):
-            return 0.0, {}
-        compared = compare_tractograms(found, self.reference)
-        return compared["density_overlap"], compared
-
-    def _bounded(self, most: int = 200) -> Sequence[tuple[int, float]]:
-        """The scores, every so many if there are too many."""
-        return self.scores[::-max(1, math.ceil(len(self.scores) / most))][::-1]
-
     def wait(self, timeout: float | None = None) -> None:
-        """Until it has looked at the last epoch. TimeoutError if it has not by then."""
-        with self._bell:
-            if not self._bell.wait_for(lambda: self._done == self._asked, timeout):
+        """Wait until it has tracked the last epoch. Raises TimeoutError if it has not by then."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self._done == self._asked, timeout):
                 raise TimeoutError(f"still tracking after {timeout} s")
 
     def close(self) -> None:
-        """Look no more."""
-        with self._bell:
+        """Track no more."""
+        with self._changed:
             self._closed = True
-            self._bell.notify_all()
-        if self._on_event in getattr(self._trainer, "listeners", ()):
+            self._changed.notify_all()
+        if self._trainer is not None and self._on_event in self._trainer.listeners:
             self._trainer.listeners.remove(self._on_event)
         self.widget.close()
 
     def __repr__(self) -> str:
-        last = f"; {self.widget.measure} {self.scores[-1][1]:.3f} after epoch {self.scores[-1][0]}" if self.scores else ""
+        last = ""
+        if self.scores:
+            last = f"; {self.widget.measure} {self.scores[-1][1]:.3f} after epoch {self.scores[-1][0]}"
         return f"Preview(every {self.every} epochs, {len(self.seeds)} seeds{last})"

@@ -250,7 +250,7 @@ function render({ model, el }) {
   const words = () => {
     const r = model.get("readout");
     chip.textContent = r.label;
-    chip.dataset.phase = r.phase;
+    chip.style.background = r.color;
     where.textContent = r.where;
     left.textContent = r.left;
     name.textContent = r.name;

@@ -88,7 +88,7 @@ function render({ model, el }) {
         }
         const chip = make(cell, "span", row.status);
         chip.className = "tractkit-runs-chip";
-        chip.dataset.status = row.status;
+        chip.style.background = row.color;
         if (row.note) make(cell, "div", row.note).className = "tractkit-runs-note";
       });
       make(tr, "td").innerHTML = row.curve; // drawn by the kernel, of numbers only
