@@ -49,8 +49,9 @@ NEEDS = {
 
 
 # Files that take minutes, longest first: where files run side by side, none of these may be the last to begin.
-LONG = ["test_promise.py", "test_demo.py", "test_distributed.py", "test_views.py", "test_fuzz.py", "test_cli_train.py", "test_control_process.py",
-        "test_tutorial_browser.py", "test_view_browser.py", "test_panel_browser.py", "test_resume.py", "test_dataset.py", "test_loader.py", "test_feeding.py", "test_functional.py", "test_trainer.py"]
+LONG = ["test_promise.py", "test_demo.py", "test_torchrun.py", "test_loggers.py", "test_fuzz.py", "test_train.py", "test_process.py",
+        "test_tutorial_browser.py", "test_view_browser.py", "test_panel_browser.py", "test_resume.py", "test_overrides.py",
+        "test_dataset.py", "test_loader.py", "test_prefetch.py", "test_torch_model.py", "test_made_before.py", "test_trainer.py"]
 
 
 def pytest_collection_modifyitems(items):

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import types
@@ -500,3 +501,38 @@ def test_a_folder_without_a_run():
     with pytest.raises(DataError, match="no log of a run"):
         read_run("/nowhere")
     assert write_tensorboard("/nowhere") == 0 and write_npy_logs("/nowhere") == 0
+
+
+# -- Weights & Biases
+
+def wandb_records(path):
+    """The messages of a .wandb file: blocks of 32 KiB after a header of 7 bytes, each message in one part or several."""
+    data, at, whole = path.read_bytes(), 7, b""
+    while at + 7 <= len(data):
+        if 32768 - at % 32768 < 7:
+            at += 32768 - at % 32768
+            continue
+        size, kind = struct.unpack("<HB", data[at + 4:at + 7])
+        if not kind:
+            break
+        whole, at = whole + data[at + 7:at + 7 + size], at + 7 + size
+        if kind in (1, 4):  # 1: whole; 2, 3, 4: first, middle, last part
+            yield whole
+            whole = b""
+
+
+def test_a_trainer_logs_to_wandb_each_step_once(tmp_path, monkeypatch):
+    """Offline, stopped in the middle of an epoch and resumed by another trainer."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    cut = fit(tmp_path, wandb="offline")
+    cut.step(9)
+    cut.stop(wait=True)
+    fit(tmp_path, wandb="offline").train_and_validate()
+    steps = []
+    for path in sorted((tmp_path / "run").glob("wandb/offline-run-*/*.wandb")):
+        for record in map(Record.FromString, wandb_records(path)):
+            row = {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in record.history.item}
+            steps += [row["_step"]] if "batch/loss" in row else []
+    assert sorted(steps) == list(range(1, 19))

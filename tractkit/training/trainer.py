@@ -79,7 +79,7 @@ def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSe
 def loggers_of(settings: TrainerSettings) -> Sequence[Listener]:
     """Return the loggers that settings ask for."""
     return make_loggers(settings.tensorboard, settings.npy_logs, settings.comet, settings.comet_workspace,
-                        settings.comet_project)
+                        settings.comet_project, settings.wandb, settings.wandb_project)
 
 
 def check_loader(kind: type["Trainer"], loader: object) -> None:
