@@ -70,7 +70,9 @@ def load_weights(
     path: str | os.PathLike,
     model: nn.Module,  # filled, in place
 ) -> None:
-    """Fill a model with the weights of a file. Raise DataError if they do not fit, and leave the model as it was."""
+    """Fill a model with the weights of a file.
+
+    If they do not fit, raises DataError with the differences, and the model is unchanged."""
     found, own = read_weights(path), model.state_dict()
     for name in own.keys() - found.keys():  # weights that are one in memory may be stored once
         twin = next(
@@ -155,7 +157,9 @@ def load_best_val(
 
 
 def _file_of(files: list[Path], places: list[dict[str, int]], best: int) -> Path | None:
-    """Find the file of a score: the checkpoint of its step, the file with its number, or the one at its index."""
+    """Find the file of a score; None if there is none.
+
+    Take our checkpoint of its step, the file with its number, or, for as many files as scores, that at its place."""
     place = places[best]
     if ours := [p for p in files if p.suffix == ".ckpt" and "epoch" in place]:
         return next((p for p in ours if _number(p) == place["step"] and _ends(p, place["epoch"])), None)
