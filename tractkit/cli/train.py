@@ -71,7 +71,9 @@ def add_run_options(
     """Add the options of `tractkit train` or `tractkit resume` to a parser."""
     if command == "train":
         p.description = "Train a model. In a folder that holds a run already it goes on with that run."
-        p.add_argument("config", nargs="?", help="config.yaml of a run, or a data file (.hdf5, or a URL) with the rest as options")
+        p.add_argument(
+            "config", nargs="?", help="config.yaml of a run, or a data file (.hdf5, or a URL) with the rest as options"
+        )
     else:
         p.description = ("Go on with a run where it stands, to the batch. "
                          "What is given as an option replaces what the run's config says.")
@@ -83,7 +85,9 @@ def add_run_options(
     p.add_argument("--set", dest="sets", action="append", default=[], metavar="SECTION.KEY=VALUE",
                    help="any setting, in words of YAML; repeat it")
     p.add_argument("--model", default=absent, help="class of the model")
-    p.add_argument("--use-gpu", dest="device", action="store_const", const="cuda", default=absent, help="as --device cuda")
+    p.add_argument(
+        "--use-gpu", dest="device", action="store_const", const="cuda", default=absent, help="as --device cuda"
+    )
     groups = {section: p.add_argument_group(f"settings of the {section}") for section in PARTS}
     for key, sections in run_settings().items():
         _add_setting(groups[sections[0]], settings_of_part(sections[0])[key])
@@ -91,7 +95,9 @@ def add_run_options(
 # %% ../../nbs/cli/00_train.ipynb #0168206a
 def _add_machines(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--nproc-per-node", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
-    p.add_argument("--nnodes", type=int, default=1, metavar="N", help="machines; the same command is run on each of them")
+    p.add_argument(
+        "--nnodes", type=int, default=1, metavar="N", help="machines; the same command is run on each of them"
+    )
     p.add_argument("--rdzv-endpoint", metavar="HOST:PORT", help="where they meet")
     p.add_argument("--rdzv-id", default="tractkit", help="another for each run")
     p.add_argument("--max-restarts", type=int, default=3, metavar="N", help="when a process died (default: 3)")
@@ -176,7 +182,9 @@ def config_of_words(args: argparse.Namespace) -> tuple[Config, Path | None]:
 
 # %% ../../nbs/cli/00_train.ipynb #544b091f
 def run_command(args: argparse.Namespace) -> int:
-    """Run `tractkit train` or `tractkit resume`; return the exit code: 0, or 130 if it was stopped. DataError for a wrong input."""
+    """Run `tractkit train` or `tractkit resume`. Return the exit code: 0, or 130 if it was stopped.
+
+    Raises DataError for a wrong input."""
     config, file = config_of_words(args)
     from tractkit.training.errors import OutOfMemory
 
@@ -205,8 +213,15 @@ def run_command(args: argparse.Namespace) -> int:
 def _launch(config: Config, args: argparse.Namespace, folder: Path) -> str:
     from tractkit.training.torchrun import launch
 
-    run = launch(config, args.nproc_per_node, nnodes=args.nnodes, rdzv_endpoint=args.rdzv_endpoint, rdzv_id=args.rdzv_id,
-                 max_restarts=args.max_restarts, imports=tuple(args.imports))
+    run = launch(
+        config,
+        args.nproc_per_node,
+        nnodes=args.nnodes,
+        rdzv_endpoint=args.rdzv_endpoint,
+        rdzv_id=args.rdzv_id,
+        max_restarts=args.max_restarts,
+        imports=tuple(args.imports),
+    )
     return _watch(run, args.nnodes, folder)
 
 

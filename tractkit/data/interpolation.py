@@ -73,7 +73,10 @@ def _in_slices(rows: Callable, data: torch.Tensor, points: torch.Tensor, outside
                     first = start + int(beyond.nonzero()[0])
                     around = "or its neighborhood " if len(vectors) > 1 else ""
                     place = tuple(points[first].tolist())
-                    raise DataError(f"point {first} of {len(points)}, {place}, {around}is outside the box of {tuple(size.tolist())} voxels")
+                    raise DataError(
+                        f"point {first} of {len(points)}, {place}, {around}"
+                        f"is outside the box of {tuple(size.tolist())} voxels"
+                    )
                 block.masked_fill_(beyond[:, None], 0)
     return out
 

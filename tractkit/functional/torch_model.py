@@ -96,7 +96,7 @@ class TorchModel:
 
 # %% ../../nbs/functional/04_torch_model.ipynb #3e02ac62
 class ModelTrainer(Trainer):
-    """Trains a `TorchModel` on a batch iterator: `train_model`, with commands of a `Trainer` such as start and pause."""
+    """Train a `TorchModel` on a batch iterator: `train_model`, and commands such as start and pause."""
 
     def __init__(
         self,

@@ -22,9 +22,11 @@ _FIELDS: dict[str, tuple[str, str, str]] = {  # name -> label, kind, help
     "batch_size_training": ("batch size", "number", "From the next epoch on"),
     "reverse_ratio": ("reversed", "share", "Share of the streamlines that is turned around"),
     "split_ratio": ("split", "share", "Share of the streamlines that is cut in two"),
-    "noise_gaussian_size_forward": ("noise, input (voxels)", "number", "Standard deviation, on what the model sees as directions"),
+    "noise_gaussian_size_forward": (
+        "noise, input (voxels)", "number", "Standard deviation, on what the model sees as directions"),
     "noise_gaussian_size_loss": ("noise, target (voxels)", "number", "Standard deviation, on what it should predict"),
-    "noise_gaussian_size_forward_mm": ("noise, input (mm)", "number", "Standard deviation, on what the model sees as directions"),
+    "noise_gaussian_size_forward_mm": (
+        "noise, input (mm)", "number", "Standard deviation, on what the model sees as directions"),
     "noise_gaussian_size_loss_mm": ("noise, target (mm)", "number", "Standard deviation, on what it should predict"),
 }
 _WIDE = {"description_width": "150px"}
@@ -97,13 +99,19 @@ class EditForm:
             widget.close()
         self.fields = {key: self._field(key, value) for key, value in wanted.items()}
         named = settings.get("learning_rate")
-        head = [HTML(f"learning rate by <b>{named.get('class', 'a policy of Python')}</b>")] if isinstance(named, Mapping) else []
+        head = (
+            [HTML(f"learning rate by <b>{named.get('class', 'a policy of Python')}</b>")]
+            if isinstance(named, Mapping)
+            else []
+        )
         self.widget.children = [*head, *self.fields.values()]
 
     def _field(self, key: str, value: Any) -> Widget:
         name, _, parameter = key.partition(".")
         label, kind, help_ = _FIELDS[name]
-        common: dict[str, Any] = dict(description=parameter or label, tooltip=help_, style=_WIDE, layout=Layout(width="330px"))
+        common: dict[str, Any] = dict(
+            description=parameter or label, tooltip=help_, style=_WIDE, layout=Layout(width="330px")
+        )
         if parameter:
             field: Any = FloatText(value=value, continuous_update=False, **common)
         elif kind == "share":
@@ -143,4 +151,8 @@ def _parts(name: str, value: Any) -> dict[str, Any]:
         return {}
     if not isinstance(value, Mapping):
         return {name: value}
-    return {f"{name}.{k}": v for k, v in value.items() if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)}
+    return {
+        f"{name}.{k}": v
+        for k, v in value.items()
+        if isinstance(v, (int, float)) and not isinstance(v, bool) and math.isfinite(v)
+    }

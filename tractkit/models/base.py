@@ -98,7 +98,9 @@ class TractographyModel(nn.Module):
         raise NotImplementedError(f"{type(self).__name__} cannot track: it has no init_state(n, device)")
 
     def step(self, inputs: torch.Tensor, previous: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
-        """Return (n, 3) unit directions and the next state, from (n, C) features and (n, 3) previous directions or zeros."""
+        """Return (n, 3) unit directions and the next state.
+
+        Takes (n, C) features and (n, 3) previous directions or zeros."""
         raise NotImplementedError(f"{type(self).__name__} cannot track: it has no step(inputs, previous, state)")
 
     def select_state(self, state: Any, keep: torch.Tensor) -> Any:

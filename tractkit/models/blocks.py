@@ -350,7 +350,7 @@ class FPN(nn.Module):
         downsample: nn.Module | Callable,  # a module, used at every level; or what makes one for each
         upsample: nn.Module | Callable,
         merge: Callable,                  # merge(across, up) -> tensor, such as torch.add
-        structure: Sequence,              # levels [down, up] or [down, across, up], then the bridge: channels or modules
+        structure: Sequence,              # levels [down, up] or [down, across, up], then bridge: channels or modules
         last_level: bool = True,          # False: the outputs of all levels, the coarsest first
         **kwargs: Any,                    # of `layer`
     ):

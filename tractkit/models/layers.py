@@ -145,8 +145,11 @@ class StepNoise:
         use_generator(model, self.generator)
         self.shared = draws_from_torch(model)
         if self.shared:
-            warnings.warn(f"{', '.join(self.shared)} draws from torch's global generator: the run is repeatable only if "
-                          "no other cell draws random numbers meanwhile. KeyedDropout has no such limit", stacklevel=2)
+            warnings.warn(
+                f"{', '.join(self.shared)} draws from torch's global generator: the run is repeatable only if "
+                "no other cell draws random numbers meanwhile. KeyedDropout has no such limit",
+                stacklevel=2,
+            )
 
     @contextmanager
     def step(self, step: int) -> Iterator[None]:
@@ -169,7 +172,7 @@ def initialize_weights(
     model: nn.Module,  # its Linear, LSTM, GRU and LayerNorm layers are filled, in place
     seed: int,
 ) -> None:
-    """Fill the weights from (seed, parameter name), within torch's usual bounds. Raises TypeError for unknown layers."""
+    """Fill the weights from (seed, parameter name), within torch's usual bounds. TypeError for unknown layers."""
     for name, layer in model.named_modules():
         own = dict(layer.named_parameters(recurse=False))
         if isinstance(layer, nn.LayerNorm):

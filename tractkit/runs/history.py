@@ -32,7 +32,7 @@ class Columns(dict[str, np.ndarray]):
 
 
 class History(Mapping[str, np.ndarray]):
-    """What a training has gone through: `epochs`, `batches`. In itself the columns of the epochs: `history["valid_loss"]`."""
+    """Give the epochs and batches of a training; as a mapping, the columns of its epochs: `history["valid_loss"]`."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class History(Mapping[str, np.ndarray]):
 
     @property
     def batches(self) -> Columns:
-        """The steps so far: step, epoch, batch, loss, grad_norm, learning_rate, seconds ... Read from the log at each call.
+        """Read the steps from the log, at each call: step, epoch, batch, loss, grad_norm, learning_rate, seconds ...
 
         Raises DataError if the log is not there."""
         if self._step == 0:

@@ -91,8 +91,13 @@ class Mailbox:
 
     def write_status(self, status: Status, **more: bool | dict[str, str] | None) -> None:
         """Write the status, and whether the training is `resting` or has `ended`, with which `error`."""
-        _write_json(self.folder / "status.json", {"status": _json_numbers(status), "at": time.time(), "pid": os.getpid(),
-                                                  "host": socket.gethostname(), **more})
+        _write_json(self.folder / "status.json", {
+            "status": _json_numbers(status),
+            "at": time.time(),
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            **more,
+        })
 
     def read_status(self) -> LastStatus:
         """Return what was written last; empty if there is nothing, or nothing that this version can read."""
@@ -107,7 +112,8 @@ class Mailbox:
         """Return whether a training holds this mailbox, in this process or another."""
         if folder_busy(self.folder):
             return True
-        last: LastStatus = self.read_status() if fcntl is None else {}  # Windows has no such lock: the age of the status decides
+        # Windows has no such lock: the age of the status decides.
+        last: LastStatus = self.read_status() if fcntl is None else {}
         return bool(last) and not last["ended"] and time.time() - last["at"] < 10
 
     @contextmanager

@@ -35,7 +35,9 @@ class Status:
     def line(self) -> str:
         """Position and losses in one line."""
         text = f"epoch {min(self.epoch + 1, self.max_epochs)}/{self.max_epochs}, batch {self.batch}/{self.n_batches}"
-        return text + "".join(f", {k} {v:.4f}" for k, v in (("train", self.train_loss), ("valid", self.valid_loss)) if math.isfinite(v))
+        return text + "".join(
+            f", {k} {v:.4f}" for k, v in (("train", self.train_loss), ("valid", self.valid_loss)) if math.isfinite(v)
+        )
 
     def __str__(self) -> str:
         return f"{self.phase}: {self.line}" + (f". {self.message}" if self.message else "")
