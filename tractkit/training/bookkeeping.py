@@ -50,8 +50,9 @@ def end_step(trainer: Trainable) -> None:
     loss, n = weighted_mean(step.losses)
     norm = step.norm if step.losses else math.nan
     rate, seconds = float(state.optimizer.param_groups[0]["lr"]), session.clock.lap()
-    trainer.run_folder.log.append("batch", epoch=epoch, batch=i, step=state.global_step + 1, loss=loss, n=n, grad_norm=norm,
-                                  learning_rate=rate, **_notes(trainer, norm), time={"seconds": seconds})
+    trainer.run_folder.log.append(
+        "batch", epoch=epoch, batch=i, step=state.global_step + 1, loss=loss, n=n, grad_norm=norm, learning_rate=rate,
+        **_notes(trainer, norm), time={"seconds": seconds})
     state.end_step(step.size, loss, n if step.losses else 0)
     if step.losses:
         state.curve.append(state.global_step, loss)
@@ -145,7 +146,9 @@ def begin_epoch(trainer: Trainable) -> int:
 
 @contextlib.contextmanager
 def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
-    """Be in the training of an epoch; nothing is done where that is so already (the method of a child class calls its parent's)."""
+    """Enter the training of an epoch and yield the session; change nothing where that was done already.
+
+    So the method of a child class may call that of its parent."""
     state, session = at_work(trainer)
     if session.block == "training":
         yield session
@@ -160,12 +163,15 @@ def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
 
 @contextlib.contextmanager
 def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
-    """Be in the validation of an epoch, which ends the epoch, if it was trained. Nothing is done where that is so already."""
+    """Enter the validation of an epoch and yield the session; change nothing where that was done already.
+
+    At its end the epoch ends, if it was trained."""
     state, session = at_work(trainer)
     if session.block == "validation":
         yield session
         return
-    if state.batch and state.batch >= session.plans.of("training")[1] and session.trained[0] != state.epoch:  # trained before
+    if (state.batch and state.batch >= session.plans.of("training")[1]
+            and session.trained[0] != state.epoch):  # trained before
         session.note_trained(state.epoch, state.train_loss)
     trained = session.trained[0] == state.epoch
     losses = trainer.ranks.share(trainer.run_folder.log.losses(state.epoch)) if trained else []
@@ -181,9 +187,10 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
 
 
 def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
-    """Write the record of an epoch: the state then stands before the next."""
+    """Write the record of an epoch, and move the position to the start of the next."""
     state, session = at_work(trainer)
-    validation, (n_batches, n_valid) = session.validation, (session.plans.of(kind)[1] for kind in ("training", "validation"))
+    validation, (n_batches, n_valid) = (
+        session.validation, (session.plans.of(kind)[1] for kind in ("training", "validation")))
     own = {k: trainer.ranks.mean(v, validation.nb_points)[0] for k, v in trainer.epoch_metrics.items()}
     metrics = {"train_loss": session.trained[1]} | ({"valid_loss": validation.loss} if n_valid else {}) | own
     rate = float(state.optimizer.param_groups[0]["lr"])

@@ -53,7 +53,7 @@ def save_best_model(self: Trainable) -> None:
 def train_one_epoch(self: Trainable) -> float:
     """Train on the batches of this epoch that are left. Return the mean loss of the epoch.
 
-    Called from a cell by itself, it has a run around it: the folder is locked, the state found, and saved at the end."""
+    Outside of a run it makes one for itself: locks the folder, finds the state, and saves it at the end."""
     if not is_training_here(self):
         return run_alone(self, self.train_one_epoch)
     with training_of_epoch(self):
@@ -115,7 +115,9 @@ def fix_parameters(self: Trainable) -> None:
 
 # %% ../../nbs/training/14_loop.ipynb #74356da8
 def validate_one_epoch(self: Trainable) -> float:
-    """Return the mean loss over the validation set, each batch weighted by its points; NaN if there is none. Ends the epoch."""
+    """Return the mean loss over the validation set, each batch weighted by its points; NaN if there is none.
+
+    Ends the epoch."""
     if not is_training_here(self):
         return run_alone(self, self.validate_one_epoch)
     with validation_of_epoch(self) as session:
@@ -157,7 +159,7 @@ def slices_of(batch: Batch) -> list[Batch]:
 
 
 def noise_key(step: int, part: int, i: int, rank: int) -> int:
-    """Return the number from which the noise of the model is seeded: another one for each step, batch of it, slice and rank."""
+    """Return the seed of the noise of the model: another one for each step, batch of the step, slice and rank."""
     return step + (part << 40) + (i << 48) + (rank << 52)
 
 

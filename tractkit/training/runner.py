@@ -171,7 +171,8 @@ _IN_BACKGROUND: "weakref.WeakSet[Runner]" = weakref.WeakSet()
 def runner_of(folder: str | os.PathLike) -> Any:
     """Return the trainer whose loop runs in a run's folder in the background of this process; None if there is none."""
     at = Path(folder).resolve()
-    return next((run.owner for run in list(_IN_BACKGROUND) if run.running and Path(run.owner.folder).resolve() == at), None)
+    return next((run.owner for run in list(_IN_BACKGROUND)
+                 if run.running and Path(run.owner.folder).resolve() == at), None)
 
 
 @atexit.register

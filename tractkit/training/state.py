@@ -46,7 +46,7 @@ class TrainerState:
         self.best: dict[str, Any] | None = None              # {"epoch", "loss"}
         self.curve = Curve()                                 # loss of the batches
         self.policies: dict[str, dict[str, Any]] = {}        # what each policy remembers
-        self.fingerprints: dict[str, Any] = {}               # data, plan, settings, environment: what it was trained with
+        self.fingerprints: dict[str, Any] = {}               # of data, plan, settings, environment
         self.finished: dict[str, str] | None = None          # {"why", "by", "message"}
         self.scaler: dict[str, Any] = {}                     # of gradients, in mixed precision
         self.validation: dict[str, Any] = {}                 # {"seconds": limit, "batches": how many that were}
@@ -81,15 +81,17 @@ class TrainerState:
     def load_state_dict(self, tree: Tree, accept: Sequence[str] = ()) -> None:
         """Take over a tree of `state_dict`. ValueError says what differs if it is of another model or optimizer.
 
-        With "model" in `accept`, the weights that fit by name and shape are taken over; with "optimizer", it starts anew."""
+        With "model" in `accept`, the weights that fit by name and shape are taken over; with "optimizer", the optimizer
+        starts anew."""
         other_optimizer = _check_tree(tree, self.model, self.optimizer_name, accept)
         own, stored = self.model.state_dict(), tree["model"]["weights"]
         fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
         self.model.load_state_dict(fits, strict="model" not in accept)
         if (anew := sorted(own.keys() - fits.keys())) or other_optimizer:
             self.optimizer.state.clear()
-            warnings.warn(f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
-                          + "; the optimizer starts anew", stacklevel=3)
+            warnings.warn(
+                f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
+                + "; the optimizer starts anew", stacklevel=3)
         else:
             self.optimizer.load_state_dict(tree["optimizer"]["state"])
         self._take(tree)
@@ -120,8 +122,9 @@ class TrainerState:
 
     @classmethod
     def from_tree(
-        cls, tree: Tree, model: nn.Module | None = None, optimizer: str | Callable | torch.optim.Optimizer | None = None,
-        device: torch.device | str = "cpu", file: str | os.PathLike | None = None, accept: Sequence[str] = (),
+        cls, tree: Tree, model: nn.Module | None = None,
+        optimizer: str | Callable | torch.optim.Optimizer | None = None, device: torch.device | str = "cpu",
+        file: str | os.PathLike | None = None, accept: Sequence[str] = (),
     ) -> "TrainerState":
         """Make a state of what a checkpoint, read from `file`, holds; see `load`."""
         with _errors_of(tree, file):
@@ -152,7 +155,8 @@ class TrainerState:
         return other
 
     def evaluate(self, what: Callable[[nn.Module], _T]) -> _T:
-        """Return `what(model)`, with the live model in eval mode and without gradients; between two batches, while it is trained."""
+        """Return `what(model)`, with the live model in eval mode and without gradients. While it is trained, this is
+        done between two batches."""
         return self.gate.call(lambda: _evaluate(self.model, what))
 
     def to(self, device: torch.device | str) -> "TrainerState":
@@ -162,7 +166,7 @@ class TrainerState:
         return self
 
     def rewind(self, to: int | str | os.PathLike) -> "TrainerState":
-        """Go back, in place, to so many finished epochs or to a checkpoint. What lies after it goes when it is trained on.
+        """Go back, in place, to `to` finished epochs or to a checkpoint. Further training deletes what came after.
 
         Raises DataError if there is none, RuntimeError while it is being trained."""
         with self.gate.own():
@@ -176,7 +180,9 @@ class TrainerState:
         (self.run_id, self.parent), self.rewound = own, True
 
     def settle(self, log: RunLog, checkpoints: Checkpoints) -> None:
-        """Become the state of a run's folder: what is in it beyond this position goes; a branch's log begins with what it branched off."""
+        """Become the state of a run's folder: delete what the folder has beyond this position.
+
+        The log of a branch begins with that of the run it branched off."""
         if self.log is not None and self.log.path.exists() and not log.path.exists():
             with atomic_path(log.path) as path:
                 shutil.copyfile(self.log.path, path)
@@ -191,13 +197,13 @@ class TrainerState:
         vars(self).update(values)
 
     def end_step(self, nb_batches: int, loss: float, n: int) -> None:
-        """Move the position by one step of so many batches, whose mean loss over `n` points is known; n = 0: none of them counts."""
+        """Move the position by one step of `nb_batches` with their mean `loss` over `n` points; n = 0: none counts."""
         self.batch, self.global_step = self.batch + nb_batches, self.global_step + 1
         if n:
             self.loss_sum, self.loss_points = self.loss_sum + loss * n, self.loss_points + n
 
     def end_epoch(self, record: dict[str, Any], loss: float) -> None:
-        """Add the record of the epoch that has ended, with the loss by which epochs are compared; stand before the next."""
+        """Add the record of the epoch that has ended, with the loss that epochs are compared by, and go to the next."""
         self.epochs.append(record)
         if loss == loss and abs(loss) != float("inf") and (self.best is None or loss < self.best["loss"]):
             self.best = {"epoch": self.epoch, "loss": loss}
@@ -225,7 +231,7 @@ class TrainerState:
 
     @property
     def history(self) -> History:
-        """Per epoch, `history["valid_loss"]`, and per batch, `history.batches["loss"]`, as far as the state has come."""
+        """Per epoch, `history["valid_loss"]`, and per batch, `history.batches["loss"]`, up to this position."""
         return History(list(self.epochs), self.log, self.global_step)
 
     def __repr__(self) -> str:
@@ -236,8 +242,9 @@ class TrainerState:
         return state_card(self)
 
 # %% ../../nbs/training/05_state.ipynb #57a7e101
-_PLAIN = ("seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
-          "finished", "scaler", "validation", "run_id", "parent", "time", "log_path")
+_PLAIN = (
+    "seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
+    "finished", "scaler", "validation", "run_id", "parent", "time", "log_path")
 
 
 def _name_of(given: str | Callable | torch.optim.Optimizer | None, made: torch.optim.Optimizer) -> str:
@@ -255,16 +262,18 @@ def _build(stored: Mapping[str, Any]) -> nn.Module:
 
 
 def _check_tree(tree: Tree, model: nn.Module, optimizer_name: str, accept: Sequence[str]) -> bool:
-    """Refuse a tree that is not whole, or of another model or optimizer that is not accepted. Return whether the optimizer is another."""
+    """Refuse a tree that is not whole, or of another model or optimizer that is not accepted. Return whether the
+    optimizer is another."""
     if missing := [k for k in ("model", "optimizer", "curve", *_PLAIN) if k not in tree]:
         raise DataError(f"{', '.join(missing)} missing: this is no whole state", fix="Use the checkpoint before it")
     stored, known = tree["model"], tree["optimizer"]
     other = {"model": differences({k: v for k, v in stored.items() if k != "weights"}, describe_model(model)),
              "optimizer": differences({"optimizer": known["name"]}, {"optimizer": optimizer_name})}
     if refused := [k for k, found in other.items() if found and k not in accept]:
-        raise DataError(f"this state is of another model or optimizer: {'; '.join(text for k in refused for text in other[k])}",
-                        fix="Pass model= and optimizer= as they were, or start another run, "
-                            f"or pass accept={refused} to go on with what fits")
+        raise DataError(
+            f"this state is of another model or optimizer: {'; '.join(text for k in refused for text in other[k])}",
+            fix="Pass model= and optimizer= as they were, or start another run, "
+                f"or pass accept={refused} to go on with what fits")
     if missing := sorted(stored["shapes"].keys() - stored["weights"].keys()):
         raise DataError(f"the weights {', '.join(missing)} are missing", fix="Use the checkpoint before it")
     return bool(other["optimizer"])
@@ -274,13 +283,18 @@ def _check_tree(tree: Tree, model: nn.Module, optimizer_name: str, accept: Seque
 def _errors_of(tree: Tree, file: str | os.PathLike | None) -> Iterator[None]:
     """Name the file in whatever goes wrong with a tree."""
     if tree.get("format") != 1:
-        raise DataError(f"a state of format {tree.get('format')}; this version reads format 1", file=file, fix="Use a version that wrote it")
+        raise DataError(
+            f"a state of format {tree.get('format')}; this version reads format 1", file=file,
+            fix="Use a version that wrote it")
     try:
         yield
     except ValueError as e:
-        raise DataError(getattr(e, "problem", str(e)), file=file, fix=getattr(e, "fix", "Pass model= and optimizer= as they were")) from e
+        raise DataError(
+            getattr(e, "problem", str(e)), file=file,
+            fix=getattr(e, "fix", "Pass model= and optimizer= as they were")) from e
     except (KeyError, TypeError, AttributeError, IndexError, RuntimeError) as e:
-        raise DataError(f"this is no whole state ({type(e).__name__}: {e})", file=file, fix="Use the checkpoint before it") from e
+        raise DataError(
+            f"this is no whole state ({type(e).__name__}: {e})", file=file, fix="Use the checkpoint before it") from e
 
 
 def _evaluate(model: nn.Module, what: Callable[[nn.Module], _T]) -> _T:
@@ -301,7 +315,7 @@ def _eval_mode(model: nn.Module) -> Iterator[None]:
 
 # %% ../../nbs/training/05_state.ipynb #57a7e102
 def read_tree(
-    path: str | os.PathLike,      # a run's folder (its newest good checkpoint), a folder of checkpoints, or one checkpoint
+    path: str | os.PathLike,      # a run's folder (its newest good checkpoint), a folder of checkpoints, or one of them
 ) -> tuple[Tree, Path]:           # the tree, and the file it was read from
     """Read a checkpoint. DataError if there is none or it is damaged."""
     path = Path(path)
@@ -338,5 +352,7 @@ def _checkpoint_of(state: TrainerState, epochs: int) -> Path:
         if ended == epochs and state.checkpoints and step in kept:
             return state.checkpoints.path(step)
     there = ", ".join(str(ends[s]) for s in kept if s in ends) or "none"
-    raise DataError(f"no checkpoint of the end of {epochs} epochs; there are those of {there}",
-                    file=state.checkpoints.folder if state.checkpoints else None, fix="A trainer keeps as many as its keep_checkpoints says")
+    raise DataError(
+        f"no checkpoint of the end of {epochs} epochs; there are those of {there}",
+        file=state.checkpoints.folder if state.checkpoints else None,
+        fix="A trainer keeps as many as its keep_checkpoints says")
