@@ -33,7 +33,7 @@ def set_learning_rate(trainer: Trainable) -> None:
 
 
 def begin_step(trainer: Trainable) -> int:
-    """Begin a step: tell the policies, set the learning rate. Return how many batches it takes."""
+    """Begin a step: call the policies, set the learning rate. Return how many batches it takes."""
     state, session = at_work(trainer)
     size = min(trainer.settings.accumulate, session.plans.of("training")[1] - state.batch)
     session.begin_step(size)
@@ -66,14 +66,14 @@ def end_step(trainer: Trainable) -> None:
 
 
 def _notes(trainer: Trainable, norm: float) -> dict[str, Any]:
-    """Return what the log says of a step beside its numbers."""
+    """Return what the log has of a step besides its numbers."""
     left_out, clip = at_work(trainer)[1].step.left_out, trainer.settings.clip_grad
     notes: dict[str, Any] = {"left_out": "; ".join(left_out)} if left_out else {}
     return notes | ({"clipped_to": clip} if clip and norm > clip else {})
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #e64559be
 def serve_commands(trainer: Trainable) -> None:
-    """Do between two batches what others have asked for. Raises Stopped if that was to stop."""
+    """Carry out, between two batches, the commands that have come in. Raise Stopped if one was to stop."""
     state, session = at_work(trainer)
     if session.saves.is_due(trainer.settings, state.global_step):
         write_checkpoint(trainer, wait=False)
@@ -204,7 +204,7 @@ def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
 
 
 def report_epoch(trainer: Trainable) -> None:
-    """Tell the policies of the epoch that has ended, once."""
+    """Call the policies with the epoch that has ended, once."""
     end = at_work(trainer)[1].take_report()
     if end is not None:
         tell(trainer, Event.EPOCH_FINISHED, end.epoch, train_losses=end.train_losses, metrics=end.metrics)

@@ -37,7 +37,7 @@ class Event(StrEnum):
             checkpoint_saved(path)                         # also between batches, when it is time
         training_ended(why)                                # "finished", "stopped" or "failed"
 
-    A policy that answers True to `non_finite` has that batch left out."""
+    If a policy returns True from `non_finite`, that batch is left out."""
 
     TRAINING_STARTED = "training_started"
     EPOCH_STARTED = "epoch_started"
@@ -87,7 +87,7 @@ class Policies(list[Policy]):
         return f"{i} {type(self[i]).__name__}"
 
     def tell(self, state: Memories, event: Event, *args: Any, **kwargs: Any) -> bool:
-        """Call the method of this event of every policy that has it. Return whether one of them answered True."""
+        """Call the method of this event of every policy that has it. Return whether one of them returned True."""
         answer = False
         for i, policy in enumerate(self):
             method = getattr(policy, event.value, None)

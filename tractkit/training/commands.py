@@ -22,7 +22,7 @@ from .trainable import Trainable, is_training_here, known_state, show, write_che
 
 # %% ../../nbs/training/16_commands.ipynb #d70fe40e
 class Commanded(Trainable, Protocol):
-    """A trainer that commands are carried out on."""
+    """A trainer on which commands are carried out."""
 
     runner: Runner[ProcessRun]
 
@@ -119,7 +119,7 @@ COMMANDS = {
 
 # %% ../../nbs/training/16_commands.ipynb #f71dbfa8
 def carry_out(trainer: Commanded, message: Message) -> tuple[bool, Path | None]:
-    """Carry out a command. Return whether it is done (if not, try again later), and the folder to reply, if any."""
+    """Carry out a command. Return whether it is done (if not, try again later), and a folder to reply with, or None."""
     command = COMMANDS.get(str(message.get("verb")))
     if command is None:
         return True, None

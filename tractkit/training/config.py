@@ -44,7 +44,7 @@ _BUILT = {"self", "dataset", "model", "batch_sampler", "batch_loader", "storage_
 
 @functools.cache
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
-    """All keywords of a class, with those of the parents that it hands on."""
+    """Return all keywords of a class, with those that it passes on to its parents."""
     found: dict[str, inspect.Parameter] = {}
     for base in cls.__mro__:
         if "__init__" not in base.__dict__ or base is object:
@@ -57,7 +57,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def keywords_of(cls: type) -> dict[str, inspect.Parameter]:
-    """The keywords that a class takes from a file, by name."""
+    """Return the keywords that a class takes from a file, by name."""
     found = {k: p for k, p in _parameters(cls).items() if k not in _BUILT}
     if cls is MultiSubjectDataset:
         found |= {k: p for k, p in inspect.signature(cls.load_data).parameters.items() if k != "self"}
@@ -72,7 +72,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 
 # %% ../../nbs/training/21_config.ipynb #af4c50e5
 def import_file(path: str | os.PathLike) -> ModuleType:
-    """A Python file as a module of its name. DataError if there is none."""
+    """Import a Python file as a module of its name. DataError if there is no such file."""
     path = Path(path)
     if not path.is_file():
         raise DataError("there is no such Python file", file=path, fix="Name the file that defines the class")
@@ -85,7 +85,7 @@ def import_file(path: str | os.PathLike) -> ModuleType:
 
 
 def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: Any) -> type:
-    """The class that a section names."""
+    """Return the class that a section names."""
     own = [getattr(m, name) for m in modules if isinstance(getattr(m, name, None), type)]
     known = {c.__name__: c for c in SECTIONS[section]}
     if section == "model" and not own and name not in known:
@@ -103,7 +103,7 @@ def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: An
 def read_run_config(
     path: str | os.PathLike,  # a .yaml file, or a run's folder
 ) -> dict[str, Any]:
-    """The settings of a run. DataError if there is no such file or it is no mapping of sections."""
+    """Return the settings of a run. DataError if there is no such file or it is no mapping of sections."""
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     try:
         config = parse_yaml(path.read_text(encoding="utf-8"))
@@ -124,7 +124,7 @@ def check_run_config(
     modules: Iterable[ModuleType] = (),     # with classes of one's own
     file: str | os.PathLike | None = None,  # for the error
 ) -> dict[str, type]:                       # the class of each section
-    """DataError names the first section or key that is not known, and the nearest that is."""
+    """Check a config. DataError names the first section or key that is not known, and the nearest one that is."""
     if config.get("format", 1) != 1:
         raise DataError(
             f"a config of format {config['format']!r}; this version reads format 1", file=file, fix="Update tractkit")
@@ -162,7 +162,7 @@ def _python_only(value: Any) -> list[str]:
 
 # %% ../../nbs/training/21_config.ipynb #f4c99850
 def _object(value: Any, file: Any) -> Any:
-    """What a value of the trainer's section stands for."""
+    """Return a value of the trainer's section as a Python object."""
     if isinstance(value, (list, tuple)):
         return [_object(v, file) for v in value]
     if not isinstance(value, Mapping) or "class" not in value:
@@ -188,7 +188,7 @@ def build_trainer(
     imports: Iterable[str | os.PathLike] = (),      # Python files that define classes of one's own
     file: str | os.PathLike | None = None,          # where settings came from, for an error
 ) -> Trainer:
-    """The trainer that a config describes, with data loaded. On a folder that holds a run it goes on with that run.
+    """Build the trainer that a config describes, with data loaded. If its folder holds a run, it goes on with that run.
 
     DataError names an unknown key and the nearest known one, a missing key, or a value that a class refuses."""
     file = file if isinstance(config, Mapping) else config
@@ -219,7 +219,7 @@ def _make(name: str, cls: Callable, values: dict[str, Any], file: Any) -> Any:
 
 
 def _count_features(dataset: MultiSubjectDataset, loader: Mapping[str, Any]) -> int:
-    """Numbers in a voxel of the volumes that the loader is to sample."""
+    """Count the numbers per voxel of the volumes that the loader is to sample."""
     names = loader.get("input_group_names") or [loader["input_group_name"]]
     subject = next(iter([*dataset.training_set, *dataset.validation_set, *dataset.testing_set]))
     for name in names:

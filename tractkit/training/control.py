@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 # %% ../../nbs/training/00_control.ipynb #affe7ed5
 class Gate:
-    """Lets one thread own something for a while; others have their work on it done at safe moments."""
+    """A lock held by one thread for a while, which does the work of other threads at safe moments."""
 
     def __init__(self) -> None:
         self._lock = threading.RLock()
@@ -72,7 +72,7 @@ class Gate:
 
 # %% ../../nbs/training/00_control.ipynb #c90d4121
 class Stopped(Exception):
-    """Raised inside a loop that was asked to stop."""
+    """Raised in a loop that was asked to stop."""
 
 
 class Control:
@@ -129,14 +129,14 @@ class Control:
             self._changed.notify_all()
 
     def done(self, unit: str) -> None:
-        """Called by the loop after each training "batch" and each "epoch", for `step`."""
+        """Count a training "batch" or an "epoch" for `step`. Called by the loop after each."""
         with self._changed:
             if self._budget > 0 and self._unit == unit:
                 self._budget -= 1
                 self._paused = self._budget == 0
 
     def between(self, serve: Callable[[], None], on_rest: Callable[[bool], None] = lambda resting: None) -> None:
-        """Called by the loop between batches: serves, rests while paused, raises Stopped if that is asked."""
+        """Do work of other threads, wait while paused, raise Stopped if asked. The loop calls it between batches."""
         serve()
         if self._paused and self._stop is None:
             on_rest(True)

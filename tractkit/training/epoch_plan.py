@@ -26,14 +26,14 @@ class BatchPlan(Protocol):
 
 
 class Sampler(Protocol):
-    """Says what makes each batch: a function of the epoch, and of the subset "training" or "validation"."""
+    """Gives the plan of an epoch: a function of the epoch, and of the subset "training" or "validation"."""
 
     def plan(self, epoch: int, subset: str) -> BatchPlan: ...
 
 
 @runtime_checkable
 class Described(Protocol):
-    """A sampler, loader or dataset that tells its settings as plain values: they are compared when a run is resumed."""
+    """A sampler, loader or dataset with settings as plain values: they are compared when a run is resumed."""
 
     def settings(self) -> dict[str, Any]: ...
 
@@ -47,7 +47,7 @@ def plan_mark(plan: BatchPlan) -> str:
 
 
 def sampler_settings(sampler: object) -> dict[str, Any]:
-    """Return the settings of a sampler, empty for one that does not tell them."""
+    """Return the settings of a sampler, empty for one that has no `settings`."""
     return sampler.settings() if isinstance(sampler, Described) else {}
 
 # %% ../../nbs/training/06_epoch_plan.ipynb #82c0db5e

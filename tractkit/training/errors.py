@@ -41,11 +41,11 @@ def batch_place(trainer: Trainable) -> str:
 
 # %% ../../nbs/training/12_errors.ipynb #d130e14d
 class NonFinite(FloatingPointError):
-    """A loss or a gradient is not a finite number. Says where, and what can be done."""
+    """A loss or a gradient is not a finite number. The message has where, and what can be done."""
 
 
 def leave_out_or_raise(trainer: Trainable, what: str, whole: bool = False) -> None:
-    """Leave out the batch at hand (or the whole step), if a policy says so; else raise NonFinite."""
+    """Leave out the current batch (or the whole step), if a policy returns True for it; else raise NonFinite."""
     state, session = at_work(trainer)
     where, before = batch_place(trainer), trainer.policies.rate_factor
     if not tell(trainer, Event.NON_FINITE, state.epoch, state.batch + session.step.part, f"{what} {where}"):
@@ -84,7 +84,7 @@ def accepts_loss(trainer: Trainable, loss: torch.Tensor) -> bool:
 
 # %% ../../nbs/training/12_errors.ipynb #a4995308
 class OutOfMemory(torch.OutOfMemoryError):
-    """There was no memory for a batch. Says which setting to lower."""
+    """There was too little memory for a batch. The message has the settings to lower."""
 
 
 def _is_memory(e: Exception) -> bool:

@@ -33,7 +33,7 @@ Launcher: TypeAlias = Callable[["Commanded", bool, Callable[[], None]], ProcessR
 
 
 def main_of_process() -> None:
-    """Read a trainer from the standard input, and serve it: what the new process does."""
+    """Read a trainer from the standard input, and serve it. This is the main function of the new process."""
     folder = json.loads(sys.stdin.buffer.readline())
     with Mailbox(folder).hold():
         trainer, paused, threads = pickle.load(sys.stdin.buffer)
@@ -42,7 +42,7 @@ def main_of_process() -> None:
 
 
 def start_process(trainer: Commanded, paused: bool, before: Callable[[], None]) -> ProcessRun:
-    """Start a process that trains; `before` is called when nothing is in the way.
+    """Start a process that trains; `before` is called when all checks have passed.
 
     ValueError if the trainer cannot be sent there; RuntimeError if one trains in its folder."""
     folder = trainer.run_folder.path

@@ -34,7 +34,7 @@ def whole_of_step(used: list[tuple[float, int]]) -> float:
 
 # %% ../../nbs/training/12_gradient.ipynb #75fa800e
 def add_gradient(trainer: Trainable, loss: torch.Tensor) -> None:
-    """Add the gradient of the loss of the batch at hand to that of the step."""
+    """Add the gradient of the loss of the current batch to that of the step."""
     state, session = at_work(trainer)
     step, n, ranks = session.step, session.loss[1], trainer.ranks
     if not step.used:

@@ -27,7 +27,7 @@ GivenOptimizer: TypeAlias = str | Callable[..., torch.optim.Optimizer] | torch.o
 
 
 class Changeable(Protocol):
-    """What a change of settings needs of a trainer."""
+    """A trainer whose settings can be changed."""
 
     settings: TrainerSettings
     policies: Policies
@@ -96,7 +96,7 @@ def check_changes(
     trainer: Changeable,
     asked: Mapping[str, Any],
 ) -> dict[str, list[Any]]:  # name -> [value now, value asked for], as plain values; those that differ
-    """Check a change of settings. ValueError names what cannot be changed while training, or what a value must be."""
+    """Check a change of settings. ValueError for one that cannot be changed while training, or a bad value."""
     now = changeable(trainer)
     for name in asked:
         if name not in now:

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/training/02_policy.ipynb #5ac0f307
 class EarlyStopping(Exception):
-    """Raise it in any method of a policy, and training ends there in good order: saved, and returned from."""
+    """Raise it in any method of a policy to end the training: the state is saved, and the call returns."""
 
     by = ""  # the policy that raised it
 
@@ -34,7 +34,7 @@ class Policy:
     remembers: Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
 
     def epoch_started(self, epoch: int) -> None:
-        """Before the first step of an epoch, also of one that is resumed in its midst."""
+        """Before the first step of an epoch, also of one that is resumed in the middle."""
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
         """Before step `iteration` of the epoch."""
@@ -73,7 +73,7 @@ class Policy:
 
 
 def _plain_attributes(policy: Policy) -> dict[str, Any]:
-    """The attributes that can be saved: numbers, text, and lists, tuples and dicts of them."""
+    """Return the attributes that can be saved: numbers, text, and lists, tuples and dicts of them."""
     def plain(value: Any) -> bool:
         if isinstance(value, Mapping):
             return all(isinstance(k, (str, int)) and plain(v) for k, v in value.items())
@@ -205,7 +205,7 @@ class LambdaEpoch(ValuePolicy):
 def as_value_policy(
     value: float | str | Sequence[float] | ValuePolicy,  # 0.001, [0.01, 0.001], "0.01*3 0.001", or a policy
 ) -> ValuePolicy:
-    """A value policy from what people write. Raises ValueError for text it cannot read."""
+    """Return a value policy for a number, text or list. ValueError for text that cannot be read."""
     if isinstance(value, ValuePolicy) or (isinstance(value, Policy) and hasattr(value, "value")):
         return value  # type: ignore[return-value]
     if isinstance(value, str):

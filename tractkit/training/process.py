@@ -133,7 +133,7 @@ class _LogFollower:
 
 # %% ../../nbs/training/10_process.ipynb #f45904a7
 class ProcessRun:
-    """A training in another process, watched and commanded through its folder. Made by `attach(folder)`."""
+    """A training in another process, followed and controlled through its folder. Made by `attach(folder)`."""
 
     def __init__(self, folder: str | os.PathLike, process: subprocess.Popen | None = None):
         self.folder, self.mailbox, self._process = Path(folder), Mailbox(folder), process
@@ -141,7 +141,7 @@ class ProcessRun:
 
     @property
     def running(self) -> bool:
-        """Whether it trains, resting included."""
+        """Whether it trains or rests."""
         return (self._process is not None and self._process.poll() is None) or self.mailbox.is_running()
 
     @property

@@ -51,7 +51,7 @@ class _Slices:
 
 # %% ../../nbs/training/01_ranks.ipynb #f9a3ee2a
 class LostRank(RuntimeError):
-    """Another process of this training is gone."""
+    """Another process of this training has ended."""
 
 
 def _heard(collective: Callable, *args: Any, **kwargs: Any) -> None:
@@ -69,7 +69,7 @@ class Ranks:
 
     @classmethod
     def join(cls) -> "Ranks":
-        """Meet the others, as the environment says (torchrun sets it): by gloo, and by nccl for what is on GPUs."""
+        """Connect to the other processes, as torchrun set the environment: by gloo, and by nccl for tensors on GPUs."""
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         # as long as a pause may last; that a process has died is noticed at once
         _heard(dist.init_process_group, "cpu:gloo,cuda:nccl" if gpus else "gloo", timeout=datetime.timedelta(days=30))
@@ -77,15 +77,15 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is the process that writes."""
         return self.rank == 0
 
     def sampler(self, sampler: Any) -> Any:
-        """A sampler of this rank's part of every batch."""
+        """Return a sampler of this rank's part of every batch."""
         return sampler if self.size == 1 else RankSampler(sampler, self.rank, self.size)
 
     def sum(self, *values: float) -> list[float]:
-        """Each value added up over the ranks."""
+        """Return each value, summed over the ranks."""
         if self.size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
@@ -100,11 +100,11 @@ class Ranks:
         return total / points if points else float("nan"), int(points)
 
     def any(self, yes: bool) -> bool:
-        """Whether one of them says yes."""
+        """Return whether the value is true on at least one rank."""
         return self.sum(yes)[0] > 0
 
     def share(self, value: Any) -> Any:
-        """The first rank's value, plain or tensors on the CPU."""
+        """Return the first rank's value: plain values, or tensors on the CPU."""
         if self.size == 1:
             return value
         values = [value if self.first else None]
@@ -112,7 +112,7 @@ class Ranks:
         return values[0]
 
     def check_same(self, value: Any, what: str) -> None:
-        """ValueError if this rank's value is not the first one's."""
+        """Raise ValueError if this rank's value is not the first one's."""
         if (other := self.share(value)) != value:
             raise ValueError(
                 f"rank {self.rank} has other {what} than rank 0: {value!r}, not {other!r}; "
@@ -133,11 +133,11 @@ class Ranks:
                 p.grad = total.view_as(p) if any_has else None
 
     def share_buffers(self, model: torch.nn.Module) -> None:
-        """The first rank's buffers (running means of a normalization, say) to all."""
+        """Copy the first rank's buffers (such as running means of a normalization) to all ranks."""
         for buffer in model.buffers() if self.size > 1 else ():
             _heard(dist.broadcast, buffer, src=0)
 
     def leave(self) -> None:
-        """Part in good order."""
+        """Leave the group of processes."""
         if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()

@@ -24,7 +24,7 @@ from .trainable import Trainable, known_state, say
 
 # %% ../../nbs/training/11_resume.ipynb #714a4114
 def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool = False) -> TrainerState:
-    """Return the state to train, see above; `going_back`: it is meant to be behind the folder.
+    """Return the state to train; `going_back`: it may be behind the state in the folder.
 
     ValueError if the folder holds another run than the state's."""
     newest = trainer.run_folder.checkpoints.newest()

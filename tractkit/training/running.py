@@ -85,7 +85,7 @@ def go_back_if_asked(trainer: Commanded) -> bool:
 # %% ../../nbs/training/18_running.ipynb #060403c9
 @contextlib.contextmanager
 def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
-    """Be in a session: a state that is owned, batches, noise, clocks. Gives False where nothing is left to train."""
+    """Open a session: a locked state, batches, noise, clocks. Yield False where nothing is left to train."""
     with contextlib.ExitStack() as stack:
         stack.callback(trainer.run_folder.checkpoints.wait)
         state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
@@ -112,7 +112,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
 
 
 def begin(trainer: Commanded) -> None:
-    """Before the first batch: the folder is as the state says, and a checkpoint exists."""
+    """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)
     state.note(finished=None)
     trainer.policies.restore(state, state.optimizer)
@@ -132,7 +132,7 @@ def begin(trainer: Commanded) -> None:
 # %% ../../nbs/training/18_running.ipynb #78b5d865
 @contextlib.contextmanager
 def ending(trainer: Commanded, task: Task) -> Iterator[None]:
-    """Save the state however the block ends, if it is whole, and say how it ended."""
+    """Save the state however the block ends, if it is whole, and show how it ended."""
     state = at_work(trainer)[0]
     try:
         try:

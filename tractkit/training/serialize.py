@@ -48,14 +48,14 @@ def in_words(value: Any) -> Any:
 
 
 def policy_name(policy: Policy) -> str:
-    """A policy's settings as text, the same in any process."""
+    """Return the settings of a policy as text, the same in any process."""
     return type(policy).__name__ if type(policy).__repr__ is object.__repr__ else repr(policy)
 
 # %% ../../nbs/training/03_serialize.ipynb #68a03d8f
 def value_from_words(
     value: Any,      # what `in_words` gives of a value policy, or what `as_value_policy` takes
 ) -> ValuePolicy:    # with numbers that are finite and not negative
-    """A learning rate. ValueError says what it cannot be made of."""
+    """Return a learning rate from plain values. ValueError if they are not one."""
     if isinstance(value, Mapping):
         arguments = {k: v for k, v in value.items() if k != "class"}
         known = {k: c for k, c in vars(policies_of_tractkit).items()

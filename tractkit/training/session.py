@@ -65,7 +65,7 @@ class Step:
         self.part, self.slice, self.nb_slices, self.checked = part, i, nb_slices, False
 
     def mark_checked(self) -> None:
-        """Say that the loss at hand was looked at."""
+        """Note that the current loss was checked."""
         self.checked = True
 
     def leave_out(self, why: str, whole: bool) -> None:
@@ -277,11 +277,11 @@ class Session:
         self.forget_loss()
 
     def mark_half_done(self) -> None:
-        """Say that an update has begun: until the step is logged, the state is not saved."""
+        """Note that an update has begun: until the step is logged, the state is not saved."""
         self.is_whole = False
 
     def mark_whole(self) -> None:
-        """Say that the update that had begun changed nothing."""
+        """Note that the update that had begun changed nothing."""
         self.is_whole = True
 
     @contextmanager
@@ -295,7 +295,7 @@ class Session:
             yield iter(made)
 
     def mark_stale(self) -> None:
-        """Have the batches that were made ahead made again."""
+        """Have the batches that are loaded ahead loaded again."""
         self.is_stale = True
 
     # -- epochs
@@ -348,6 +348,6 @@ class Session:
             self.state.note(scaler=self.scaler.state_dict())
 
     def close(self) -> None:
-        """Stop making batches, and let go of the model."""
+        """Stop loading batches, and detach from the model."""
         self.feeder.close()
         self.noise.close()

@@ -58,7 +58,7 @@ def _failed(folder: str | os.PathLike) -> Path:
 
 
 def main_of_worker() -> None:
-    """What each of the processes does. torchrun says in the environment which one it is."""
+    """Train as one of the processes; the environment that torchrun sets has its rank. The main function of each."""
     job = json.loads(os.environ[_JOB])
     rank, again = int(os.environ["RANK"]), int(os.environ["TORCHELASTIC_RESTART_COUNT"]) > 0
     post, failed = Mailbox(job["folder"]), _failed(job["folder"])
@@ -95,14 +95,14 @@ def _build(job: Mapping[str, Any]) -> Trainer:
 
 
 def _work(trainer: Trainer, paused: bool) -> None:
-    """Train to the end; raises what ended it."""
+    """Train to the end. Raise the error that ended it."""
     serve_trainer(trainer, paused and trainer.ranks.first)
     if trainer.runner.error is not None:
         raise trainer.runner.error
 
 # %% ../../nbs/training/22_torchrun.ipynb #88555dab
 def main_of_agent() -> None:
-    """What the process does that starts the others: it is torchrun."""
+    """Run torchrun, which starts the other processes. The main function of the first one."""
     folder, job = json.loads(sys.stdin.buffer.readline()), json.loads(sys.stdin.buffer.readline())
     with contextlib.ExitStack() as stack:
         try:
@@ -122,7 +122,7 @@ def main_of_agent() -> None:
 
 
 def torchrun_words(job: Mapping[str, Any]) -> list[str]:
-    """The arguments of torchrun."""
+    """Return the arguments of torchrun."""
     here = job["nnodes"] == 1 and not job["rdzv_endpoint"]
     words = {
         "nproc-per-node": job["nproc_per_node"], "nnodes": job["nnodes"], "max-restarts": job["max_restarts"],
@@ -144,26 +144,21 @@ def launch(
     state: TrainerState | None = None,  # as in `Trainer.start`
     imports: tuple[str | os.PathLike, ...] = (),  # Python files with classes of one's own, for a config
 ) -> ProcessRun:
-    """Train in several processes, in the background. The returned object, or the trainer, controls them; they go on
-    when this process ends.
+    """Train in several processes in the background, which go on when this one ends. Return an object to control them.
 
     ValueError for a trainer that other processes cannot build; RuntimeError if a process trains in the run's folder."""
     if nproc_per_node < 1 or nnodes < 1 or max_restarts < 0:
-        raise ValueError(
-            "nproc_per_node and nnodes must be at least 1 and max_restarts 0, "
-            f"not {nproc_per_node}, {nnodes} and {max_restarts}")
+        raise ValueError("nproc_per_node and nnodes must be at least 1 and max_restarts 0, "
+                         f"not {nproc_per_node}, {nnodes} and {max_restarts}")
     if nnodes > 1 and not rdzv_endpoint:
         raise ValueError("several machines need rdzv_endpoint='host:port', where they meet")
-    job = {
-        "nproc_per_node": nproc_per_node, "nnodes": nnodes, "rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id,
-        "max_restarts": max_restarts, "paused": paused, "imports": [str(Path(p).resolve()) for p in imports],
-        "threads": max(1, torch.get_num_threads() // nproc_per_node)}
+    job = {"nproc_per_node": nproc_per_node, "nnodes": nnodes, "rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id,
+           "max_restarts": max_restarts, "paused": paused, "imports": [str(Path(p).resolve()) for p in imports],
+           "threads": max(1, torch.get_num_threads() // nproc_per_node)}
     if isinstance(run, Trainer):
         if nnodes > 1:
-            raise ValueError(
-                "a trainer cannot be sent to another machine: run on each of them "
-                f"`tractkit train {run.folder / 'config.yaml'} "
-                f"--nnodes {nnodes} --rdzv-endpoint {rdzv_endpoint}`")
+            raise ValueError("a trainer cannot be sent to another machine: run on each of them `tractkit train "
+                             f"{run.folder / 'config.yaml'} --nnodes {nnodes} --rdzv-endpoint {rdzv_endpoint}`")
         run.start(paused, state, process=partial(_launch_trainer, job=job))
         assert run.runner.process is not None
         return run.runner.process
@@ -202,7 +197,7 @@ def write_module(
 ) -> ModuleType:              # build models and trainers with what it holds, not with what the cells defined
     """Write classes and functions of a notebook to a file, with all they use, and import it.
 
-    ValueError if they use something that cannot be written, or the file is somebody else's."""
+    ValueError if they use something that cannot be written, or the file was not written by `write_module`."""
     path = Path(path).resolve()
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
         raise ValueError(f"{path} exists and was not written by write_module: give another name")
@@ -256,7 +251,7 @@ def _is_constant(value: Any) -> bool:
 
 
 def _source(obj: Any) -> str:
-    """The source of a class or function, found in the cell or file it was defined in."""
+    """Return the source of a class or function, from the cell or file that defines it."""
     code = next((f.__code__ for f in [obj, *vars(obj).values()] if isinstance(f, FunctionType)), None)
     for file in [code.co_filename] if code is not None else [*linecache.cache][::-1]:
         text = "".join(linecache.getlines(file))

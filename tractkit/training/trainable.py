@@ -112,7 +112,7 @@ def run_alone(trainer: Trainable, what: Callable[[], float]) -> float:
 
 
 def tell(trainer: Trainable, event: Event, *args: Any, **kwargs: Any) -> bool:
-    """Tell the policies of an event. Return whether one of them answered True."""
+    """Call the policies with an event. Return whether one of them returned True."""
     return trainer.policies.tell(at_work(trainer)[0], event, *args, **kwargs)
 
 

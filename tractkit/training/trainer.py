@@ -221,7 +221,7 @@ class Trainer:
 
     @property
     def running(self) -> bool:
-        """Whether it trains, resting included."""
+        """Whether it trains or rests."""
         return self.runner.running
 
     def train_and_validate(self, state: TrainerState | None = None) -> TrainerState:
@@ -242,9 +242,9 @@ class Trainer:
         return known_state(self)
 
     def start(self, paused: bool = False, state: TrainerState | None = None, process: bool | Launcher = False) -> None:
-        """`train_and_validate` in a thread in the background, or in a process, which goes on when the kernel ends.
+        """Run `train_and_validate` in the background: in a thread, or in a process, which goes on when the kernel ends.
 
-        A trainer for a process must be importable there: ValueError names what is not."""
+        ValueError if the process could not import all parts of the trainer; the message names them."""
         self.runner.refuse_running()
         own = type(self).own_loop
         task = Task(state=state) if own is None else Task(own, state, is_own=True)
@@ -281,7 +281,7 @@ class Trainer:
             self.wait()
 
     def wait(self, timeout: float | None = None) -> TrainerState:
-        """Wait for a training in the background to end; raises what it raised. TimeoutError if it goes on."""
+        """Wait for a training in the background to end; raise its error, if any. TimeoutError if it goes on."""
         self.runner.wait(timeout)
         return known_state(self)
 
