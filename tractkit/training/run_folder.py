@@ -46,7 +46,7 @@ class RunFolder:
                 path.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def write_error(self, e: BaseException) -> None:
-        """Write what ended the training to `failed.txt`, for whoever opens the folder later."""
+        """Write the error that ended the training to `failed.txt`."""
         if self.writes:
             with contextlib.suppress(OSError):
                 text = f"{type(e).__name__}: {e}\n\n{''.join(traceback.format_exception(e))}"
@@ -85,7 +85,7 @@ class _NoCheckpoints(Checkpoints):
 
 
 class SilentFolder(RunFolder):
-    """The folder of a run as a process sees it that writes nothing."""
+    """The folder of a run for a process that writes nothing."""
 
     writes = False
 

@@ -23,7 +23,7 @@ GOING_BACK = "going back"  # why a loop was stopped that begins again at an earl
 
 
 class Commands(Protocol):
-    """What a training takes, wherever it runs: here, in a process, under torchrun."""
+    """The commands of a training, wherever it runs: here, in a process, under torchrun."""
 
     def pause(self, wait: bool = False) -> None: ...
 
@@ -38,7 +38,7 @@ P = TypeVar("P", bound=Commands)
 
 
 class Owner(Protocol):
-    """Whoever's loop is run: a trainer, with its folder."""
+    """The owner of the loop: a trainer, with its folder."""
 
     @property
     def folder(self) -> Path: ...
@@ -58,7 +58,7 @@ class Runner(Generic[P]):
 
     @property
     def running(self) -> bool:
-        """Whether the loop runs, resting included."""
+        """Whether the loop runs or rests."""
         return self._busy.locked() or (self.thread is not None and self.thread.is_alive())
 
     def refuse_running(self) -> None:
@@ -100,7 +100,7 @@ class Runner(Generic[P]):
             self.error = e
 
     def end_following(self) -> None:
-        """Let go of a process that has ended."""
+        """Drop a process that has ended."""
         self.process = None
 
     def ask_back(self, tree: Tree) -> None:
@@ -116,16 +116,16 @@ class Runner(Generic[P]):
         return tree
 
     def expect_back(self) -> None:
-        """Say that the loop that begins next is behind its folder on purpose."""
+        """Note that the next loop begins behind the state in its folder on purpose."""
         self.going_back = True
 
     def take_going_back(self) -> bool:
-        """Return whether the loop that begins is behind its folder on purpose, once."""
+        """Return whether the loop begins behind the state in its folder on purpose, once."""
         going_back, self.going_back = self.going_back, False
         return going_back
 
     def wait(self, timeout: float | None = None) -> None:
-        """Wait for the loop in the background to end; raises what it raised. TimeoutError if it goes on."""
+        """Wait for the loop in the background to end; raise its error, if any. TimeoutError if it goes on."""
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(timeout)
             if self.thread.is_alive():
@@ -171,7 +171,8 @@ _IN_BACKGROUND: "weakref.WeakSet[Runner]" = weakref.WeakSet()
 def runner_of(folder: str | os.PathLike) -> Any:
     """Return the trainer whose loop runs in a run's folder in the background of this process; None if there is none."""
     at = Path(folder).resolve()
-    return next((run.owner for run in list(_IN_BACKGROUND) if run.running and Path(run.owner.folder).resolve() == at), None)
+    return next((run.owner for run in list(_IN_BACKGROUND)
+                 if run.running and Path(run.owner.folder).resolve() == at), None)
 
 
 @atexit.register

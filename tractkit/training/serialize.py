@@ -23,7 +23,8 @@ ONLY_IN_PYTHON = "only_in_python"
 
 
 def in_words(value: Any) -> Any:
-    """A setting as plain values: an object as its class and arguments, if it keeps them; else a note that it exists in Python only."""
+    """Return a setting as plain values: an object as its class and arguments, if it keeps them; else a note that it
+    exists in Python only."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -42,21 +43,23 @@ def in_words(value: Any) -> Any:
         asked = [p for p in inspect.signature(type(value)).parameters.values()]
         if all(p.name in vars(value) and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in asked):
             return {"class": type(value).__name__, **{p.name: in_words(vars(value)[p.name]) for p in asked}}
-    return {ONLY_IN_PYTHON: policy_name(value) if isinstance(value, Policy) else getattr(value, "__qualname__", type(value).__name__)}
+    return {ONLY_IN_PYTHON: policy_name(value) if isinstance(value, Policy)
+            else getattr(value, "__qualname__", type(value).__name__)}
 
 
 def policy_name(policy: Policy) -> str:
-    """A policy's settings as text, the same in any process."""
+    """Return the settings of a policy as text, the same in any process."""
     return type(policy).__name__ if type(policy).__repr__ is object.__repr__ else repr(policy)
 
 # %% ../../nbs/training/03_serialize.ipynb #68a03d8f
 def value_from_words(
     value: Any,      # what `in_words` gives of a value policy, or what `as_value_policy` takes
 ) -> ValuePolicy:    # with numbers that are finite and not negative
-    """A learning rate. ValueError says what it cannot be made of."""
+    """Return a learning rate from plain values. ValueError if they are not one."""
     if isinstance(value, Mapping):
         arguments = {k: v for k, v in value.items() if k != "class"}
-        known = {k: c for k, c in vars(policies_of_tractkit).items() if isinstance(c, type) and issubclass(c, ValuePolicy) and c is not ValuePolicy}
+        known = {k: c for k, c in vars(policies_of_tractkit).items()
+                 if isinstance(c, type) and issubclass(c, ValuePolicy) and c is not ValuePolicy}
         if value.get("class") not in known:
             raise ValueError(f"there is no value policy {value.get('class', value)!r}; there are {', '.join(known)}")
         try:
