@@ -28,7 +28,7 @@ def test_export_check_sees_every_kind_of_drift(tmp_path):
         assert old in text
         (tree / name).write_text(text.replace(old, new, 1), encoding="utf-8")
 
-    edit("tractkit/core/files.py", "whole or not there", "whole, or not there")
+    edit("tractkit/core/files.py", "whole or absent", "whole, or absent")
     edit("tractkit/_names.py", "atomic_path", "atomic")
     edit("README.md", "# tractkit", "# Tractkit")
     edit("nbs/core/00_files.ipynb", '"execution_count": null', '"execution_count": 7')

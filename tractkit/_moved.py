@@ -7,6 +7,7 @@ from ._names import NAMES
 RENAMED: dict[str, str] = {
     "CometView": "from tractkit.runs.comet import CometLogger",
     "FileView": "from tractkit.runs.loggers import FileLogger",
+    "FROM_WHEN": "from tractkit.training.live_settings import LIVE",
     "HOOKS": "from tractkit.training.callbacks import Event",
     "Post": "from tractkit.runs.mailbox import Mailbox",
     "TrainerSettings": "from tractkit.training.settings import TrainerSettings",
@@ -23,6 +24,7 @@ RENAMED: dict[str, str] = {
     "note_changes": "from tractkit.training.live_settings import LiveSettings",
     "possible_verbs": "from tractkit.lab.status_text import possible_commands",
     "read_value": "from tractkit.training.config import read_run_config",
+    "settings_code": "from tractkit.lab.settings_code import code_of_settings",
     "take_over": "from tractkit.training.live_settings import LiveSettings",
     "thinned": "from tractkit.lab.live_curves import thin_curve",
 }

@@ -432,7 +432,7 @@ def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, 
     until(lambda: "clip_grad must be a positive number or None, not 'a lot'" in p.readout.readout["message"])
     until(lambda: p.form.fields["clip_grad"].value == "")
     p.form.fields["max_epochs"].value = 2
-    until(lambda: trainer.max_epochs == 2 and p.readout.readout["where"].endswith("of 2, batch 1 of 8"))
+    until(lambda: trainer.settings.max_epochs == 2 and p.readout.readout["where"].endswith("of 2, batch 1 of 8"))
     assert [(r["step"], r["name"]) for r in trainer.log.records("change")] == [(1, "learning_rate"), (1, "max_epochs")]
     p.press("resume")
     trainer.wait()
@@ -499,7 +499,7 @@ def test_a_run_in_another_process_is_driven_by_its_folder(make_panel, tmp_path):
     other.set("clip_grad", -1.)
     assert "clip_grad must be a positive number or None" in other.readout.readout["message"]
     trainer.change(max_epochs=3)
-    assert trainer.max_epochs == 3 and trainer.learning_rate.value == .01  # changed behind its back
+    assert trainer.settings.max_epochs == 3 and trainer.learning_rate.value == .01  # changed behind its back
     until(lambda: other.form.fields["max_epochs"].value == 3 and other.form.fields["learning_rate"].value == "0.002")
     p.press("epoch")
     until(lambda: trainer.status.epoch == 1 and trainer.status.phase == "paused")
@@ -508,7 +508,7 @@ def test_a_run_in_another_process_is_driven_by_its_folder(make_panel, tmp_path):
     until(lambda: own.readout.readout["where"] == p.readout.readout["where"] == other.readout.readout["where"])
     new = make_panel(far_fit(tmp_path, points=SlowPoints(), max_epochs=40))  # the notebook after a restart: it finds the process
     until(lambda: new.readout.readout["phase"] == "paused")
-    assert new.trainer.learning_rate.value == .002 and new.trainer.max_epochs == 3
+    assert new.trainer.learning_rate.value == .002 and new.trainer.settings.max_epochs == 3
     new.press("resume")
     trainer.wait()
     until(lambda: p.readout.readout["phase"] == "finished" and enabled(p) == set())
