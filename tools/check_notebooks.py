@@ -205,7 +205,7 @@ def execute(nb, folder_of_notebook: Path, *, skip: set[str], warm: str | None = 
         client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(folder_of_notebook)}},
                                 store_widget_state=False)
         try:
-            client.execute(env=isolated_environment(folder), stdout=printed, stderr=printed)
+            client.execute(cleanup_kc=True, env=isolated_environment(folder), stdout=printed, stderr=printed)  # the kernel ends here
         except (DeadKernelError, RuntimeError) as error:  # the second: before its first cell
             printed.seek(0)
             raise DeadKernelError(f"{error}: {printed.read().decode(errors='replace').strip()[-2500:]}") from None
