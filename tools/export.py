@@ -11,11 +11,9 @@
 
 import ast
 import os
-import re
 import shutil
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,18 +87,6 @@ def nbdev(command: str, root: Path) -> None:
     subprocess.run([str(program)], cwd=root, check=True)
 
 
-def wrap_lists(root: Path) -> None:
-    """Wrap the `__all__` of each module at 120 characters: nbdev does so at 130."""
-    for path in generated_modules(root):
-        text = path.read_text(encoding="utf-8")
-        found = re.search(r"^__all__ = \[.*?\]\n", text, re.MULTILINE | re.DOTALL)
-        if found and max(map(len, found.group().splitlines())) > 120:
-            words = ", ".join(map(repr, public_names(path)))
-            lines = textwrap.wrap(words, 105, break_long_words=False, break_on_hyphens=False)
-            wrapped = "__all__ = [" + ("\n" + " " * 11).join(lines) + "]\n"
-            path.write_text(text.replace(found.group(), wrapped, 1), encoding="utf-8")
-
-
 def export(root: Path = ROOT) -> None:
     """Regenerate every generated file under `root`."""
     nbdev("clean", root)
@@ -108,7 +94,6 @@ def export(root: Path = ROOT) -> None:
         path.unlink()
     (root / "tractkit" / "_modidx.py").unlink(missing_ok=True)
     nbdev("export", root)
-    wrap_lists(root)
     write_names(root)
     copy_tutorials(root)
     subprocess.run([sys.executable, "tools/readme.py"], cwd=root, check=True)
