@@ -197,6 +197,14 @@ def test_architecture_has_a_row_for_every_package_in_order_and_names_its_modules
     assert [(package, modules.split(", ")) for package, modules in rows if package in packages] == list(packages.items())
 
 
+def test_modules_that_architecture_names_exist():
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = set(re.findall(rf"`((?:{'|'.join(PACKAGES)})[./]\w+)`", text)) | \
+        set(re.findall(rf"\b((?:{'|'.join(PACKAGES)})\.[a-z]\w+)\b", text))
+    assert len(named) > 30
+    assert [name for name in sorted(named) if not (ROOT / "tractkit" / (name.replace(".", "/") + ".py")).exists()] == []
+
+
 def test_pictures_of_the_readme_are_small():
     assert [p.name for p in (ROOT / "nbs" / "images").glob("*") if p.stat().st_size > 300_000] == []
 

@@ -564,7 +564,7 @@ NAMES = {
     "read_run": "runs.curves",
     "read_run_config": "training.config",
     "read_runs": "runs.curves",
-    "read_scalars": "runs.weights",
+    "read_scalars": "runs.tensorboard",
     "read_splits": "hdf5.config",
     "read_start": "cli.train",
     "read_tree": "training.state",
