@@ -136,3 +136,15 @@ def test_no_code_runs(tmp_path, name, write):
     with pytest.warns(UserWarning):
         assert load_latest(tmp_path, net(0)) is None
     assert not (tmp_path / "owned").exists()
+
+
+def test_our_log_is_read_first_and_events_without_tensorboard_are_one_error(run, tmp_path, monkeypatch):
+    with SummaryWriter(tmp_path / "events") as writer:
+        writer.add_scalar("validation", .5, 1)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *_: None)
+    with SummaryWriter(run.folder / "tensorboard") as writer:
+        writer.add_scalar("valid_loss", -1.0, 1)
+    assert load_best_val(run.folder, run.folder, toy_model()) == run.checkpoints.path(6 * run.state.best["epoch"] + 6)
+    assert load_best_val(tmp_path / "nothing", tmp_path, net(0)) is None
+    with pytest.raises(ImportError, match=r"pip install 'tractkit\[tensorboard\]'"):
+        load_best_val(tmp_path / "events", tmp_path, net(0))
