@@ -24,7 +24,7 @@ from ..models.base import build_model
 from ..runs.card import state_card
 from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences, make_optimizer
-from ..runs.history import History
+from ..runs.log import History
 from ..runs.log import Curve, RunLog
 from .control import Gate
 
