@@ -37,7 +37,7 @@ class DWI:
     b0_threshold: float = 50.0    # s/mm²; volumes of at most this are b0
     files: Mapping[str, str] = field(default_factory=dict)  # "dwi", "bvals", "bvecs", "mask", for messages
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("bvals", "bvecs"):
             object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
         object.__setattr__(self, "mask", np.asarray(self.mask) > 0)
