@@ -27,7 +27,8 @@ from ..runs.checkpoint import Checkpoints
 from ..runs.log import RunLog
 from ..training.callbacks import TorchSchedule
 from ..training.policy import TQDM, Policy, ValuePolicy, as_value_policy
-from ..training.state import TrainerState, make_optimizer
+from ..training.optimizers import make_optimizer
+from ..training.state import TrainerState
 from ..training.run_folder import RunFolder
 from ..training.trainable import at_work, show
 from ..training.trainer import Trainer
