@@ -523,6 +523,7 @@ def wandb_records(path):
 
 def test_a_trainer_logs_to_wandb_each_step_once(tmp_path, monkeypatch):
     """Offline, stopped in the middle of an epoch and resumed by another trainer."""
+    import wandb
     from wandb.proto.wandb_internal_pb2 import Record
 
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -530,6 +531,7 @@ def test_a_trainer_logs_to_wandb_each_step_once(tmp_path, monkeypatch):
     cut.step(9)
     cut.stop(wait=True)
     fit(tmp_path, wandb="offline").train_and_validate()
+    wandb.teardown()  # its process writes the files a moment after a run is finished
     steps = []
     for path in sorted((tmp_path / "run").glob("wandb/offline-run-*/*.wandb")):
         for record in map(Record.FromString, wandb_records(path)):

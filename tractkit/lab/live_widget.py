@@ -35,7 +35,7 @@ class Watcher:
         self._thread.start()
 
     def wake(self) -> None:
-        """Look soon. Any thread may call it; it returns at once."""
+        """Look soon, and return at once. Each thread may call this."""
         self._woken.set()
 
     def close(self) -> None:

@@ -18,7 +18,7 @@ from IPython.core.getipython import get_ipython
 from ipywidgets import HTML, Button, Layout, Tab, VBox, Widget
 
 from .controls import Controls
-from .folder_run import PlainValue
+from ..core.text import Json
 from .live_curves import pack_curves
 from .live_widget import SavedOutput, Watcher, display_widget
 from .panel_commands import CommandFeedback, PanelCommands
@@ -36,14 +36,14 @@ from ..viz.figure import Picture
 class SettingsTab:
     """The form of the settings, the status line, and the settings as code."""
 
-    def __init__(self, change: Callable[[str, PlainValue], None], make_code: Callable[[], str]):
+    def __init__(self, change: Callable[[str, Json], None], make_code: Callable[[], str]):
         self.form, self._make_code = EditForm(change), make_code
         self.line, self.code = HTML(), HTML()
         button = Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         button.on_click(lambda _: self.show_code())
         self.widget = VBox([self.form.widget, self.line, button, self.code])
 
-    def show(self, settings: dict[str, PlainValue], can_change: bool, message: str) -> None:
+    def show(self, settings: dict[str, Json], can_change: bool, message: str) -> None:
         """Bring fields and status line up to date; what is as it should be sends nothing to the browser."""
         self.form.show(settings, can_change)
         line = f'<span role="status">{html.escape(message)}</span>'
@@ -118,7 +118,7 @@ class TrainerPanel:
     def set(
         self,
         name: str,          # of a setting, see `Trainer.change`
-        value: PlainValue,
+        value: Json,
         wait: bool = True,
     ) -> None:
         """Change a setting. The reason why it cannot be changed so is shown in the panel."""
@@ -144,7 +144,7 @@ class TrainerPanel:
         return text
 
     def refresh(self) -> None:
-        """Bring the widgets up to date. Any thread may call it."""
+        """Bring the widgets up to date. Each thread may call this."""
         with self._lock:
             if self._closed:
                 return

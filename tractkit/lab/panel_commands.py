@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from .folder_run import PlainValue
+from ..core.text import Json
 from .panel_source import PanelSource, TrainerLike
 from .status_text import ACTIVE, METHOD_OF, StatusText
 from ..runs.status import Status
@@ -97,7 +97,7 @@ class PanelCommands:
         at_once = command not in ("save", "fork", "rewind")
         self._do(work or getattr(self._trainer, METHOD_OF[command]), wait or at_once)
 
-    def change(self, name: str, value: PlainValue, refused: Callable[[], None], wait: bool = True) -> None:
+    def change(self, name: str, value: Json, refused: Callable[[], None], wait: bool = True) -> None:
         """Change a setting; `refused` is called where that cannot be done."""
         def work() -> None:
             try:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from .folder_run import FolderRun, PlainValue
+from ..core.text import Json
+from .folder_run import FolderRun
 from .live_curves import NamedCurves, LogFollower
 from .settings_code import code_of_settings
 from .status_text import METHOD_OF, checkpoint_labels
@@ -37,7 +38,7 @@ class TrainerLike(Protocol):
     def save_checkpoint(self) -> Path: ...
     def rewind(self, to: int | str | Path) -> TrainerState | None: ...
     def fork(self, name: str | None = None, /) -> "TrainerLike": ...
-    def change(self, **settings: PlainValue) -> None: ...
+    def change(self, **settings: Json) -> None: ...
     @property
     def folder(self) -> Path: ...
 
@@ -100,7 +101,7 @@ class PanelSource:
         """Return the file of a checkpoint."""
         raise FileNotFoundError(f"{self.name} keeps no checkpoints")
 
-    def settings(self) -> dict[str, PlainValue]:
+    def settings(self) -> dict[str, Json]:
         """Return the settings that may be changed while it trains, as plain values."""
         return {}
 
@@ -148,7 +149,7 @@ class FolderSource(PanelSource):
     def checkpoint_path(self, step: int) -> Path:
         return self._run.checkpoints.path(step)
 
-    def settings(self) -> dict[str, PlainValue]:
+    def settings(self) -> dict[str, Json]:
         return self._run.settings()
 
     def code(self) -> str:
@@ -211,7 +212,7 @@ class TrainerSource(PanelSource):
     def checkpoint_path(self, step: int) -> Path:
         return self._trainer.checkpoints.path(step)
 
-    def settings(self) -> dict[str, PlainValue]:
+    def settings(self) -> dict[str, Json]:
         return changeable(self._trainer)
 
     def code(self) -> str:

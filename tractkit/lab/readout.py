@@ -6,9 +6,9 @@
 __all__ = ['Readout', 'draw_panel']
 
 # %% ../../nbs/lab/07_readout.ipynb #822100b0
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import anywidget
 import traitlets
@@ -37,9 +37,10 @@ class _Writer:
     def __init__(self, figure: Picture, width: int, height: int):
         self.figure, self.width, self.height = figure, width, height
 
-    def text(self, x: float, y: float, text: str, color: str = "#22272e", size: float = 10.5, **style: Any) -> None:
-        style |= {"va": "center", "color": color, "fontsize": size}
-        self.figure.text(x / self.width, 1 - y / self.height, text, **style)
+    def text(self, x: float, y: float, text: str, color: str = "#22272e", size: float = 10.5,
+             **style: str | Mapping[str, str]) -> None:
+        """Write a line, its middle at `y`."""
+        self.figure.text(x / self.width, 1 - y / self.height, text, None, va="center", color=color, fontsize=size, **style)
 
     def bar(self, y: float, share: float, color: str) -> None:
         """Draw a bar 7 pixels high, `share` of the width long."""

@@ -103,7 +103,7 @@ class RunBrowser:
         self.chosen = [r.name for r in read[:5]]  # shown in the picture
 
     def refresh(self) -> None:
-        """Read the folder again. Any thread may call it."""
+        """Read the folder again. Each thread may call this."""
         found = find_runs(self.folder)
         with self._lock:
             self.runs = found

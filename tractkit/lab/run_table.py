@@ -14,12 +14,12 @@ from typing import TypeAlias
 
 from ..core.html import Html, as_html, html_table, sparkline, text_table
 from ..core.text import format_duration
-from .folder_run import PlainValue
+from ..core.text import Json
 from .status_text import PHASE_COLORS
 from ..runs.listing import STATUSES, RunFacts, differing_settings
 
 # %% ../../nbs/lab/13_run_table.ipynb #19c240db
-Row: TypeAlias = dict[str, PlainValue]  # column -> value
+Row: TypeAlias = dict[str, Json]  # column -> value
 
 _HEADINGS = {
     "name": "run", "status": "status", "epochs": "epochs", "best": "best", "best_epoch": "in epoch", "hours": "time"}
@@ -39,7 +39,7 @@ def run_rows(
              **{name: values.get(run.name) for name, values in settings.items()}} for run in runs]
 
 # %% ../../nbs/lab/13_run_table.ipynb #4186d642
-def sort_value(value: PlainValue) -> float | str | None:
+def sort_value(value: Json) -> float | str | None:
     """Return what a column is sorted by: a number, a text, or None, which comes last."""
     if isinstance(value, (bool, int, float)):
         return float(value) if math.isfinite(value) else None

@@ -13,12 +13,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from ..data.dataset import MultiSubjectDataset
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from ..data.sampler import BatchIDSampler
-from .folder_run import PlainValue
+from ..core.text import Json
 from ..training.serialize import ONLY_IN_PYTHON
 from ..training.trainer import Trainer, TrainerOneInput
 
 # %% ../../nbs/lab/05_settings_code.ipynb #3c3fa973
-def _as_code(value: PlainValue, imports: set[str]) -> str:
+def _as_code(value: Json, imports: set[str]) -> str:
     """Return an expression for a value, and add the imports that it needs to `imports`."""
     if isinstance(value, Mapping):
         if ONLY_IN_PYTHON in value:
@@ -37,9 +37,9 @@ def _object_as_code(value: Mapping, imports: set[str]) -> str:
     return f"{name}({given})" if given else name
 
 # %% ../../nbs/lab/05_settings_code.ipynb #b01adbaf
-def _defaults(cls: type | None) -> dict[str, PlainValue]:
+def _defaults(cls: type | None) -> dict[str, Json]:
     """Return the default of each argument of a class, its parents' included."""
-    found: dict[str, PlainValue] = {}
+    found: dict[str, Json] = {}
     for base in reversed((cls or object).__mro__):
         if base is not object and "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
@@ -48,7 +48,7 @@ def _defaults(cls: type | None) -> dict[str, PlainValue]:
 
 
 def _arguments(
-    settings: Mapping[str, PlainValue],
+    settings: Mapping[str, Json],
     cls: type | None,
     imports: set[str],
     leave_out: Collection[str] = (),
@@ -56,7 +56,7 @@ def _arguments(
     """Return `name=value` for each setting that differs from its default."""
     default = _defaults(cls)
 
-    def is_default(name: str, value: PlainValue) -> bool:
+    def is_default(name: str, value: Json) -> bool:
         return name in default and value in (default[name], [] if default[name] == () else default[name])
 
     return [f"{name}={_as_code(value, imports)}" for name, value in settings.items()
@@ -80,7 +80,7 @@ _BUILT_IN = (MultiSubjectDataset, BatchIDSampler, BatchLoaderOneInput, BatchLoad
 _OF_LOAD_DATA = ("load_training", "load_validation", "load_testing", "subj_id", "volume_groups", "streamline_groups")
 
 
-def _dataset_code(data: Mapping[str, PlainValue], imports: set[str]) -> str:
+def _dataset_code(data: Mapping[str, Json], imports: set[str]) -> str:
     """Return the statement that opens and loads the data."""
     imports.add("from tractkit.data.dataset import MultiSubjectDataset")
     own = _arguments(data, MultiSubjectDataset, imports, ("path", *_OF_LOAD_DATA))
@@ -91,7 +91,7 @@ def _dataset_code(data: Mapping[str, PlainValue], imports: set[str]) -> str:
 def _part_code(
     name: str,                   # of the variable
     first: Sequence[str],        # arguments that are there already
-    settings: Mapping[str, PlainValue],
+    settings: Mapping[str, Json],
     classes: Mapping[str, type],
     imports: set[str],
 ) -> list[str]:
@@ -107,7 +107,7 @@ def _part_code(
 
 # %% ../../nbs/lab/05_settings_code.ipynb #f206538f
 def code_of_settings(
-    config: Mapping[str, PlainValue],        # of `Trainer.config`, or the content of config.yaml
+    config: Mapping[str, Json],        # of `Trainer.config`, or the content of config.yaml
     changes: Iterable[Mapping] = (),      # the records of changes in the log
     classes: Mapping[str, type] | None = None,  # that are not of tractkit, by name
 ) -> str:
