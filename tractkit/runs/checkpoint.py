@@ -15,30 +15,36 @@ import re
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import safetensors.torch
 import torch
 
 from ..core.files import DataError, atomic_path
+from ..core.text import Json, StateDict
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #6737e772
 _WRAPPERS = ("dict", "tuple", "float", "tensor", "array")
+_Tree: TypeAlias = (
+    "None | bool | int | float | str | np.generic | np.ndarray | torch.Tensor"
+    " | Sequence[_Tree] | Mapping[str, _Tree] | Mapping[int, _Tree]")
 
 
 def pack_tree(
-    tree: Any,         # dicts, lists, tuples, numbers, text, None, tensors, NumPy arrays
+    tree: _Tree,
     path: str = "",
-) -> tuple[Any, dict[str, torch.Tensor]]:
-    """Split a tree into what JSON can hold and its tensors by name. TypeError for anything else, with its place."""
+) -> tuple[Json, dict[str, torch.Tensor]]:
+    """Split a tree into what JSON can hold, and its tensors by name.
+
+    TypeError, with the place in the tree, for anything else."""
     tensors: dict[str, torch.Tensor] = {}
 
-    def walk(node: Any, path: str) -> Any:
+    def walk(node: _Tree, path: str) -> Json:
         if node is None or isinstance(node, (bool, int, str)):
             return node
         if isinstance(node, (float, np.floating)):
@@ -56,21 +62,23 @@ def pack_tree(
             items = [walk(x, f"{path}/{i}") for i, x in enumerate(node)]
             return items if isinstance(node, list) else {"tuple": items}
         if isinstance(node, Mapping):
-            pairs = [[walk(k, path), walk(v, f"{path}/{k}")] for k, v in node.items()]
-            plain = all(isinstance(k, str) for k in node) and not (len(node) == 1 and next(iter(node)) in _WRAPPERS)
-            return dict(pairs) if plain else {"dict": pairs}
+            values = {k: walk(v, f"{path}/{k}") for k, v in node.items()}
+            plain = {k: v for k, v in values.items() if isinstance(k, str)}
+            if len(plain) == len(values) and not (len(plain) == 1 and next(iter(plain)) in _WRAPPERS):
+                return plain
+            return {"dict": [[walk(k, path), v] for k, v in values.items()]}
         raise TypeError(
             f"{path or 'the root'}: a {type(node).__name__} cannot be saved; save plain values, tensors or arrays"
         )
 
     return walk(tree, path), tensors
 
-
+# %% ../../nbs/runs/04_checkpoint.ipynb #c4d24f0b
 def unpack_tree(
-    packed: Any,
+    packed: Any,  # as the JSON parser returns it
     tensors: Mapping[str, torch.Tensor],
-) -> Any:
-    """The tree that `pack_tree` split."""
+) -> Any:         # dicts, lists, tuples, numbers, text, None, tensors and arrays
+    """Return the tree that `pack_tree` split."""
     if isinstance(packed, list):
         return [unpack_tree(x, tensors) for x in packed]
     if not isinstance(packed, dict):
@@ -88,20 +96,20 @@ def unpack_tree(
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #5ce75e83
 class FrozenTree(NamedTuple):
-    """A tree at one moment, that nothing changes any more: tensors copied to the host, the rest as text."""
+    """A copy of a tree: its tensors in the memory of the host, the rest as JSON."""
 
     tensors: dict[str, torch.Tensor]
     meta: str
 
 
 def freeze_tree(
-    tree: Any,  # what `pack_tree` takes
+    tree: _Tree,
 ) -> FrozenTree:
-    """A copy that can be written while the tree goes on changing."""
+    """Copy a tree, so that it can be written while the original goes on changing."""
     packed, tensors = pack_tree(tree)
     stored: dict[str, torch.Tensor] = {}
     aliases: dict[str, str] = {}
-    seen: dict[tuple, str] = {}
+    seen: dict[tuple, str] = {}  # place in memory -> name
     for name, value in tensors.items():
         place = (value.data_ptr(), value.dtype, tuple(value.shape), value.stride(), str(value.device))
         if value.numel() and place in seen:
@@ -111,10 +119,10 @@ def freeze_tree(
             stored[name] = value.detach().to("cpu", copy=True).contiguous()
     return FrozenTree(stored, json.dumps({"tree": packed, "aliases": aliases}, allow_nan=False))
 
-
+# %% ../../nbs/runs/04_checkpoint.ipynb #0c4021fe
 def save_checkpoint(
     path: str | os.PathLike,
-    tree: Any,  # what `pack_tree` takes, or one that is frozen
+    tree: StateDict | FrozenTree,
 ) -> None:
     """Write a tree to one safetensors file, whole or not at all, and flush it to the disk. Raise OSError on failure."""
     tensors, meta = tree if isinstance(tree, FrozenTree) else freeze_tree(tree)
@@ -132,9 +140,19 @@ def save_checkpoint(
         ) from e
 
 
+def _checksum(tensors: Mapping[str, torch.Tensor], meta: str) -> str:
+    digest = hashlib.blake2b(meta.encode(), digest_size=16)
+    for name in sorted(tensors):
+        value = tensors[name]
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        if value.numel():
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+# %% ../../nbs/runs/04_checkpoint.ipynb #7e6cb55c
 @contextmanager
 def _reading(path: str | os.PathLike) -> Iterator[None]:
-    """DataError for whatever comes of reading a file that is absent, foreign or damaged."""
+    """Raise DataError for any error of the block, which reads a file: it is absent, foreign or damaged."""
     try:
         yield
     except FileNotFoundError:
@@ -147,8 +165,8 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
 
 def load_checkpoint(
     path: str | os.PathLike,
-) -> Any:
-    """The tree of a checkpoint, tensors on the CPU. DataError if the file is absent, foreign or damaged."""
+) -> StateDict:
+    """Read the tree of a checkpoint, tensors on the CPU. DataError if the file is absent, foreign or damaged."""
     with _reading(path):
         data = Path(path).read_bytes()
         size = int.from_bytes(data[:8], "little")
@@ -162,12 +180,12 @@ def load_checkpoint(
     tensors.update({name: tensors[other] for name, other in content["aliases"].items()})
     return unpack_tree(content["tree"], tensors)
 
-
+# %% ../../nbs/runs/04_checkpoint.ipynb #d2cf4e67
 def peek_checkpoint(
     path: str | os.PathLike,
     names: Collection[str],  # of the root of the tree
-) -> dict[str, Any]:
-    """A few branches of a tree, empty tensors in them, from the file's header alone: the checksum is not looked at.
+) -> StateDict:
+    """Read a few branches of a tree, with empty tensors, from the file's header alone; the checksum is not computed.
 
     DataError if the file is absent, foreign, or too short."""
     with _reading(path):
@@ -183,16 +201,6 @@ def peek_checkpoint(
         raise DataError("the file is cut short", file=path, fix="Use the one before it")
     return found
 
-
-def _checksum(tensors: Mapping[str, torch.Tensor], meta: str) -> str:
-    digest = hashlib.blake2b(meta.encode(), digest_size=16)
-    for name in sorted(tensors):
-        value = tensors[name]
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        if value.numel():
-            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
 # %% ../../nbs/runs/04_checkpoint.ipynb #6a075054
 class Checkpoints:
     """The checkpoints of a run, `step-00000123.ckpt` and so on, in one folder: the last `keep`, and the best."""
@@ -204,17 +212,18 @@ class Checkpoints:
         self._writing: Future | None = None
 
     def steps(self) -> list[int]:
-        """The steps there are checkpoints of, in order."""
+        """Return the steps that have a checkpoint, in order."""
         names = [p.name for p in self.folder.glob("step-*.ckpt")] if self.folder.is_dir() else []
         return sorted(int(m[1]) for n in names if (m := re.fullmatch(r"step-(\d+)\.ckpt", n)))
 
     def path(self, step: int) -> Path:
+        """Return the file of a step."""
         return self.folder / f"step-{step:08d}.ckpt"
 
     def save(
         self,
         step: int,
-        tree: Any,                # what `pack_tree` takes
+        tree: StateDict,
         best: int | None = None,  # a step whose checkpoint is kept beside the last ones
     ) -> Path:
         """Write the checkpoint of a step, then delete those that are too many.
@@ -236,7 +245,7 @@ class Checkpoints:
         threading.Thread(target=write, name="tractkit-checkpoint").start()  # no daemon: the interpreter waits for it
         return self.path(step)
 
-    def _save(self, step: int, tree: Any, best: int | None) -> Path:
+    def _save(self, step: int, tree: StateDict | FrozenTree, best: int | None) -> Path:
         path = self.path(step)
         save_checkpoint(path, tree)
         for old in self.steps()[:-self.keep]:
@@ -247,7 +256,7 @@ class Checkpoints:
         return path
 
     def wait(self) -> None:
-        """Wait until what is written in the background is on the disk; raises what went wrong."""
+        """Wait until the checkpoint that is written in the background is on the disk; raise the error if one occurred."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
@@ -259,10 +268,10 @@ class Checkpoints:
             if later > step:
                 self.path(later).unlink(missing_ok=True)
 
-    def newest(self) -> tuple[Any, Path] | None:
-        """The newest good tree and its file; None if there is no checkpoint. Warns of damaged ones it passes over.
+    def newest(self) -> tuple[StateDict, Path] | None:
+        """Return the newest good tree and its file; None if there is no checkpoint.
 
-        Raises DataError if all are damaged."""
+        Warn of each damaged one that is passed over. DataError if all are damaged."""
         self.wait()
         steps = self.steps()
         for step in reversed(steps):
@@ -274,6 +283,6 @@ class Checkpoints:
             raise DataError("all checkpoints are damaged", file=self.folder, fix="Start anew in another folder")
         return None
 
-    def __getstate__(self) -> dict[str, Any]:  # to another process
+    def __reduce__(self) -> tuple[type["Checkpoints"], tuple[Path, int, bool]]:  # to another process
         self.wait()
-        return self.__dict__.copy()
+        return type(self), (self.folder, self.keep, self.background)

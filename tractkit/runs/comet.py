@@ -16,15 +16,16 @@ import warnings
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
+from ..core.text import Record
 from .lock import folder_lock
 from .log import HasLog, RunLog, as_log, scalars_of
 from .sent import Sent, flat_settings
 
 # %% ../../nbs/runs/07_comet.ipynb #ccab43aa
 def need_comet() -> ModuleType:
-    """Return the package comet_ml. ImportError says what to install."""
+    """Return the package comet_ml. ImportError, with the command that installs it, if it is missing."""
     if importlib.util.find_spec("comet_ml") is None:
         raise ImportError("Comet needs the package comet-ml: pip install 'tractkit[comet]', "
                           "or leave out comet, comet_workspace and comet_project")
@@ -36,22 +37,22 @@ def need_comet() -> ModuleType:
 
 _OFF = ("log_code", "log_graph", "auto_param_logging", "auto_metric_logging", "parse_args", "auto_output_logging",
         "log_env_details", "log_env_gpu", "log_env_cpu", "log_env_host", "log_git_metadata", "log_git_patch")
-_QUIET: dict[str, Any] = dict.fromkeys(_OFF, False) | {"display_summary_level": 0}
+_QUIET: Record = dict.fromkeys(_OFF, False) | {"display_summary_level": 0}
 
 
 class _Experiment(Protocol):
-    """What is called of an experiment of comet_ml."""
+    """The methods of an experiment of comet_ml that are used."""
 
-    def log_metric(self, name: str, value: float, step: int | None, epoch: int | None) -> object: ...
-    def log_image(self, path: str, /, name: str, step: int | None) -> object: ...
-    def log_parameters(self, parameters: Mapping, /) -> object: ...
-    def set_name(self, name: str, /) -> object: ...
-    def end(self) -> object: ...
+    def log_metric(self, name: str, value: float, step: int | None, epoch: int | None) -> None: ...
+    def log_image(self, path: str, /, name: str, step: int | None) -> Mapping[str, str] | None: ...
+    def log_parameters(self, parameters: Mapping, /) -> None: ...
+    def set_name(self, name: str, /) -> None: ...
+    def end(self) -> None: ...
 
 
 def _log_to(
     experiment: _Experiment,
-    records: Iterable[dict],
+    records: Iterable[Record],
     folder: Path,  # of the run
     every: int,    # of the batches, one in so many; 0: none
 ) -> None:
@@ -68,7 +69,7 @@ def _log_to(
 
 # %% ../../nbs/runs/07_comet.ipynb #530091d5
 class _Sent(Sent):
-    """What Comet has of a run: with the archives that were written."""
+    """How much of a run was sent to Comet, and the archives that were written."""
 
     folder_name, server = "comet", "Comet"
     again = "upload_comet(run, again=True) makes a complete experiment"
@@ -86,7 +87,8 @@ class _Sent(Sent):
         self.online = False
         super().forget()
 
-    def content(self) -> dict[str, Any]:
+    def content(self) -> Record:
+        """Return what the file holds."""
         return super().content() | {"online": self.online, "archives": self.archives}
 
 # %% ../../nbs/runs/07_comet.ipynb #9bb07a65
@@ -144,7 +146,7 @@ def _offline_experiment(
 # %% ../../nbs/runs/07_comet.ipynb #f71a8e2d
 def upload_comet(
     run: RunLog | str | os.PathLike | HasLog,  # a run's folder, its log, or a trainer
-    api_key: str | None = None,             # default: COMET_API_KEY, or what Comet's configuration says
+    api_key: str | None = None,             # default: COMET_API_KEY, or the key in Comet's configuration
     *,
     workspace: str | None = None,
     project: str | None = None,
@@ -156,7 +158,7 @@ def upload_comet(
 
     api_key = api_key or comet.get_config("comet.api_key")
     if not api_key:
-        raise ValueError("to upload, Comet wants a key: pass api_key, or set COMET_API_KEY")
+        raise ValueError("to upload, Comet needs a key: pass api_key, or set COMET_API_KEY")
     log = as_log(run)
     if again:
         with folder_lock(log.path.parent / "comet"):
@@ -190,7 +192,7 @@ class CometLogger:
         self.mode, self.workspace, self.project = mode, workspace, project
         self._experiment: _Experiment | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, str | float | None]:
         return self.__dict__ | {"_experiment": None}
 
     def open(self, log: RunLog) -> None:

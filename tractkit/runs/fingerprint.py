@@ -13,24 +13,24 @@ from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from ..core.rng import KEYED_VERSION, fold
+from ..core.text import Json, Record
 
 # %% ../../nbs/runs/11_fingerprint.ipynb #ac957f78
-def describe_model(model: nn.Module) -> dict[str, Any]:
-    """What must be equal for weights to fit: class, hyperparameters, shapes."""
+def describe_model(model: nn.Module) -> Record:
+    """Return what must be equal for weights to fit: class, hyperparameters, shapes."""
     return {"class": type(model).__name__, "hyperparameters": getattr(model, "hyperparameters", None),
             "shapes": {k: list(v.shape) for k, v in model.state_dict().items()}}
 
 
 @lru_cache
 def code_version() -> str:
-    """The version of this package, and a digest of its source: a checkout may be ahead of its version."""
+    """Return the version of this package, and a digest of its source: a checkout may be ahead of its version."""
     digest = hashlib.blake2b(digest_size=4)
     for path in sorted(Path(inspect.getfile(fold)).parents[1].rglob("*.py")):
         digest.update(path.read_bytes())
@@ -40,16 +40,16 @@ def code_version() -> str:
         return f"checkout {digest.hexdigest()}"
 
 
-def describe_environment(device: torch.device | str = "cpu", threads: int | None = None) -> dict[str, Any]:
-    """What must be equal for equal bits."""
+def describe_environment(device: torch.device | str = "cpu", threads: int | None = None) -> dict[str, str | int]:
+    """Return what must be equal for equal bits: versions, device and number of threads."""
     device = torch.device(device)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine()
     return {"tractkit": code_version(), "torch": torch.__version__, "numpy": np.__version__, "keyed": KEYED_VERSION,
             "device": f"{device.type} {name}", "threads": threads or torch.get_num_threads()}
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs between two descriptions, as `name: old -> new`."""
+def differences(old: Mapping[str, Json], new: Mapping[str, Json]) -> list[str]:
+    """List what differs between two descriptions, as `name: old -> new`."""
     found = []
     for key in dict.fromkeys([*old, *new]):
         a, b = old.get(key), new.get(key)

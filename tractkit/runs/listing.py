@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -21,7 +21,7 @@ from .checkpoint import Checkpoints, peek_checkpoint
 from .lock import folder_busy
 from .curves import RunColumns
 from ..core.files import DataError
-from ..core.text import parse_yaml
+from ..core.text import Json, Record, parse_yaml
 from .mailbox import Mailbox
 from .log import RunLog
 
@@ -31,7 +31,7 @@ STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damag
 
 @dataclass(frozen=True)
 class RunFacts:
-    """How a run stands, as its folder tells."""
+    """The facts of a run, read from its folder."""
 
     name: str                          # of the folder, from the one that was searched
     folder: Path
@@ -44,13 +44,13 @@ class RunFacts:
     best_epoch: int | None = None      # counted from 1
     seconds: float = 0.0               # of training and validation
     changed: float = 0.0               # when something was last written, seconds since 1970
-    settings: Mapping[str, Any] = field(default_factory=dict, repr=False)  # "trainer.max_epochs" -> value
+    settings: Mapping[str, Json] = field(default_factory=dict, repr=False)  # "trainer.max_epochs" -> value
     # "epoch", "batch" -> columns
     columns: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict, repr=False)
 
     @property
     def curves(self) -> RunColumns:
-        """Its epochs, and its batches in at most some hundred means, for `plot_runs`."""
+        """The epochs, and the batches in at most some hundred means, for `plot_runs`."""
         return RunColumns(self.name, self.columns)
 
 # %% ../../nbs/runs/15_listing.ipynb #a8d1380a
@@ -58,8 +58,18 @@ _STEP, _EPOCH = re.compile(rb'"step": (\d+)'), b'{"kind": "epoch"'
 _PARTS = ("epochs", "time", "finished", "global_step", "curve", "format")
 
 
-def _newest_state(folder: Path, wrong: list[str]) -> dict[str, Any]:
-    """The plain part of the newest good state; empty if there is none."""
+class _Saved(NamedTuple):
+    """What is read of a checkpoint."""
+
+    step: int
+    epochs: list[Record]
+    seconds: float     # of training and validation
+    end: Record        # why and how the training finished; empty if it has not
+    curve: np.ndarray  # (n, 2) steps and losses of batches
+
+
+def _newest_state(folder: Path, wrong: list[str]) -> _Saved | None:
+    """Read the newest good checkpoint; append to `wrong` what is wrong with newer ones. None if there is none."""
     kept = Checkpoints(folder / "checkpoints")
     for step in reversed(kept.steps()):
         try:
@@ -68,22 +78,18 @@ def _newest_state(folder: Path, wrong: list[str]) -> dict[str, Any]:
                 isinstance(r["epoch"], int) and isinstance(r["step"], int) for r in tree["epochs"]
             ):
                 raise DataError("no state of a training that this version reads", file=kept.path(step))
-            return {
-                "seconds": sum(map(float, tree["time"].values())),
-                "step": int(tree["global_step"]),
-                "end": dict(tree["finished"] or {}),
-                "epochs": tree["epochs"],
-                "curve": np.array(tree["curve"]["points"], dtype=float).reshape(-1, 2),
-            }
+            return _Saved(
+                int(tree["global_step"]), tree["epochs"], sum(map(float, tree["time"].values())),
+                dict(tree["finished"] or {}), np.array(tree["curve"]["points"], dtype=float).reshape(-1, 2))
         except DataError as e:
             wrong.append(f"{kept.path(step).name}: {e.problem}")
         except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
             wrong.append(f"{kept.path(step).name}: cannot be read ({type(e).__name__})")
-    return {}
+    return None
 
 
-def _end_of_log(log: RunLog, step: int) -> tuple[int, list[dict]]:
-    """The last step, and the records of the epochs that were finished after `step`."""
+def _end_of_log(log: RunLog, step: int) -> tuple[int, list[Record]]:
+    """Return the last step, and the records of the epochs that were finished after `step`."""
     last, epochs = 0, []
     for line in log.backwards():
         found = _STEP.search(line)
@@ -101,8 +107,8 @@ def _end_of_log(log: RunLog, step: int) -> tuple[int, list[dict]]:
 _PLACE = {"format", "trainer.experiments_path", "trainer.experiment_name"}
 
 
-def _settings(folder: Path, wrong: list[str]) -> dict[str, Any]:
-    """The settings of a run by their dotted names."""
+def _settings(folder: Path, wrong: list[str]) -> Record:
+    """Read the settings of a run, by their dotted names; append to `wrong` what is wrong with them."""
     path = folder / "config.yaml"
     try:
         if path.stat().st_size > 2**20:
@@ -118,7 +124,8 @@ def _settings(folder: Path, wrong: list[str]) -> dict[str, Any]:
     return {k: v for k, v in _flat(config, "") if k not in _PLACE}
 
 
-def _flat(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+def _flat(node: Json, path: str) -> Iterator[tuple[str, Json]]:
+    """Yield the values below a node, with their dotted names."""
     if isinstance(node, Mapping) and node and path.count(".") < 4:
         for k, v in node.items():
             yield from _flat(v, f"{path}.{k}" if path else str(k))
@@ -126,92 +133,76 @@ def _flat(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         yield path, node
 
 # %% ../../nbs/runs/15_listing.ipynb #30c561f1
-def _status(folder: Path, end: Mapping[str, Any], step: int, saved: int) -> tuple[str, str]:
-    """Status and note of a folder that holds a run."""
+def _status(
+    folder: Path,  # of a run
+    end: Record,   # of its last checkpoint
+    step: int,     # the last one in the log
+    saved: int,    # that of the last checkpoint; -1: there is none
+) -> tuple[str, str]:
+    """Return the status and the note of a run."""
     mailbox = Mailbox(folder)
-    said = mailbox.read_status()
+    last = mailbox.read_status()
     if folder_busy(folder) or mailbox.is_running():
-        phase = said["status"].phase if said and not said.get("ended") else "training"
+        phase = last["status"].phase if last and not last.get("ended") else "training"
         return ("paused", "") if phase == "paused" else ("running", phase * (phase in ("starting", "validating")))
     if end:
         return "finished", str(end.get("message", "")) if end.get("why") != "max_epochs" else ""
     broken = folder / "failed.txt"
     if broken.is_file():
         return "failed", broken.read_text(encoding="utf-8", errors="replace")[:400].partition("\n")[0]
-    if error := said.get("error"):
+    if error := last.get("error"):
         return "failed", f"{error.get('type')}: {error.get('message')}"[:400].partition("\n")[0]
     lost = f"killed {step - saved:,} batches after its last checkpoint" if 0 <= saved < step else ""
-    if said and not said.get("ended"):
+    if last and not last.get("ended"):
         return "dead", lost or "its process is gone"
     return "stopped", lost
 
-
-def read_facts(
-    folder: str | os.PathLike,  # of a run
-    name: str | None = None,    # default: that of the folder
-) -> RunFacts:
-    """Read the facts of a run.
-
-    Raise no error for what is in the folder: `status` is "no run" or "damaged", and `note` says why."""
-    folder = Path(folder)
-    name, wrong = name or folder.resolve().name, list[str]()
-    try:
-        names = set(os.listdir(folder))
-        if not names & _SIGNS:
-            return _foreign(folder, name, names)
-        state, settings, log = _newest_state(folder, wrong), _settings(folder, wrong), RunLog(folder)
-        step, later = _end_of_log(log, state.get("step", 0)) if log.path.exists() else (state.get("step", 0), [])
-        epochs = [*state.get("epochs", ()), *later]
-        columns = _columns(epochs, state.get("curve"))
-        values = columns["epoch"].get("valid_loss", columns["epoch"].get("train_loss", np.zeros(0)))
-        where = int(np.nanargmin(values)) if np.isfinite(values).any() else None
-        status, note = _status(folder, state.get("end", {}), step, state.get("step", -1))
-        if not state and not epochs and status != "running":
-            status = "damaged" if wrong else status
-            note = "; ".join(wrong) or note or "nothing was trained"
-        elif wrong:
-            note = "; ".join([note, *wrong][not note:])
-        clock = (later[-1].get("time") or {}) if later else {}
-        return RunFacts(
-            name,
-            folder,
-            status,
-            note,
-            len(epochs),
-            _whole(settings.get("trainer.max_epochs")),
-            max(step, state.get("step", 0)),
-            math.nan if where is None else float(values[where]),
-            None if where is None else int(columns["epoch"]["epoch"][where]) + 1,
-            max(state.get("seconds", 0.0), float(clock.get("training", 0)) + float(clock.get("validation", 0))),
-            max(
-                (p.stat().st_mtime for p in (log.path, folder / "checkpoints", folder / "config.yaml") if p.exists()),
-                default=0.0,
-            ),
-            settings,
-            columns,
-        )
-    except Exception as e:  # one row, never the end of a list
-        return RunFacts(name, folder, "damaged", f"{type(e).__name__}: {e}")
+# %% ../../nbs/runs/15_listing.ipynb #ea67dec6
+_SIGNS = {"log.jsonl", "checkpoints", "config.yaml", "process", "best_model", ".lock"}  # of a run
 
 
-_SIGNS = {"log.jsonl", "checkpoints", "config.yaml", "process", "best_model", ".lock"}
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) else None
-
-
-def _columns(epochs: Sequence[Mapping[str, Any]], curve: np.ndarray | None) -> dict[str, dict[str, np.ndarray]]:
-    names = [k for k in dict.fromkeys(k for r in epochs for k in r) if k not in ("kind", "time")]
-    def number(x: Any) -> float:
+def _columns(epochs: Sequence[Record], curve: np.ndarray | None) -> dict[str, dict[str, np.ndarray]]:
+    """Return epochs and batches as columns of numbers; what is no number is NaN."""
+    def number(x: Json) -> float:
         return float(x) if isinstance(x, (int, float)) else math.nan
 
+    names = [k for k in dict.fromkeys(k for r in epochs for k in r) if k not in ("kind", "time")]
     found = {"epoch": {k: np.array([number(r.get(k)) for r in epochs]) for k in names}}
     return found | ({"batch": {"step": curve[:, 0], "loss": curve[:, 1]}} if curve is not None and len(curve) else {})
 
+
+def _own(folder: Path, name: str) -> RunFacts:
+    """Return the facts of a folder that a trainer of this package wrote."""
+    wrong, log = list[str](), RunLog(folder)
+    saved, settings = _newest_state(folder, wrong), _settings(folder, wrong)
+    step, later = _end_of_log(log, saved.step if saved else 0) if log.path.exists() else (0, [])
+    epochs = [*(saved.epochs if saved else ()), *later]
+    columns = _columns(epochs, saved.curve if saved else None)
+    losses = columns["epoch"].get("valid_loss", columns["epoch"].get("train_loss", np.zeros(0)))
+    best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else None
+    status, note = _status(folder, saved.end if saved else {}, step, saved.step if saved else -1)
+    if not saved and not epochs and status != "running":
+        status = "damaged" if wrong else status
+        note = "; ".join(wrong) or note or "nothing was trained"
+    elif wrong:
+        note = "; ".join([note, *wrong][not note:])
+    time = (later[-1].get("time") or {}) if later else {}
+    seconds = float(time.get("training", 0)) + float(time.get("validation", 0))
+    most = settings.get("trainer.max_epochs")
+    files = [p for p in (log.path, folder / "checkpoints", folder / "config.yaml") if p.exists()]
+    return RunFacts(
+        name, folder, status, note, len(epochs), most if isinstance(most, int) else None,
+        step=max(step, saved.step if saved else 0),
+        best=math.nan if best is None else float(losses[best]),
+        best_epoch=None if best is None else int(columns["epoch"]["epoch"][best]) + 1,
+        seconds=max(saved.seconds if saved else 0.0, seconds),
+        changed=max((p.stat().st_mtime for p in files), default=0.0),
+        settings=settings, columns=columns,
+    )
+
 # %% ../../nbs/runs/15_listing.ipynb #fe6baac1
 def _foreign(folder: Path, name: str, names: set[str]) -> RunFacts:
-    """A folder that no trainer of this package wrote."""
+    """Return the facts of a folder that no trainer of this package wrote."""
     arrays = {
         p.stem.removesuffix("_monitor").removesuffix("_per_epoch"): p
         for p in sorted((folder / "logs").glob("*.npy"))[:40]
@@ -232,13 +223,29 @@ def _foreign(folder: Path, name: str, names: set[str]) -> RunFacts:
     more = f" and {len(seen) - 3:,} more" if len(seen) > 3 else ""
     return RunFacts(name, folder, "no run", f"holds {', '.join(seen[:3])}{more}" if seen else "empty")
 
+# %% ../../nbs/runs/15_listing.ipynb #2327de2d
+def read_facts(
+    folder: str | os.PathLike,  # of a run
+    name: str | None = None,    # default: that of the folder
+) -> RunFacts:
+    """Read the facts of a run.
+
+    Raise no error for what is in the folder: `status` is "no run" or "damaged", and `note` says why."""
+    folder = Path(folder)
+    name = name or folder.resolve().name
+    try:
+        names = set(os.listdir(folder))
+        return _own(folder, name) if names & _SIGNS else _foreign(folder, name, names)
+    except Exception as e:  # one row, never the end of a list
+        return RunFacts(name, folder, "damaged", f"{type(e).__name__}: {e}")
+
 # %% ../../nbs/runs/15_listing.ipynb #7342bcc8
 def find_runs(
     folder: str | os.PathLike,   # where to look; a run's folder is that run
     deepest: int = 4,            # levels
     most: int = 2000,            # folders that are looked at
 ) -> list[RunFacts]:             # by name
-    """The runs below a folder. DataError if there is no such folder."""
+    """Return the runs below a folder. DataError if there is no such folder."""
     top = Path(folder)
     if not top.is_dir():
         raise DataError(
@@ -252,7 +259,7 @@ def find_runs(
 
 
 def _walk(folder: Path, name: str, deeper: int, left: list[int]) -> list[tuple[Path, str]]:
-    """(folder, name) of the runs in a folder."""
+    """Return the folder and the name of each run in a folder."""
     left[0] -= 1
     try:
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
@@ -260,30 +267,30 @@ def _walk(folder: Path, name: str, deeper: int, left: list[int]) -> list[tuple[P
         if names & (_SIGNS - {"config.yaml"}) or ({"logs", "config.yaml"} & names and name):
             return [(folder, name or folder.resolve().name)]
         inside = [e for e in entries if not e.name.startswith(".") and e.is_dir()]
-    except OSError:  # may not be read: `read_facts` says so
+    except OSError:  # it may not be read: `read_facts` returns that as its note
         return [(folder, name)]
     found = []
     for e in inside if deeper and left[0] > 0 else ():
         below = f"{name}/{e.name}" if name else e.name
         runs = _walk(folder / e.name, below, deeper - 1, left)
-        found += runs if runs or name else [(folder / e.name, below)]  # a guest on the first level
+        found += runs if runs or name else [(folder / e.name, below)]  # a folder of the first level without a run
     return found
 
 
-def _natural(name: str) -> list[tuple[int, Any]]:
-    """Run 9 comes before run 10."""
+def _natural(name: str) -> list[tuple[int, int | str]]:
+    """Return a key for sorting names that puts run 9 before run 10."""
     return [(1, int(part)) if part.isdigit() else (0, part.lower()) for part in re.split(r"(\d+)", name) if part]
 
 # %% ../../nbs/runs/15_listing.ipynb #ef95043c
 def differing_settings(
     runs: Iterable[RunFacts],
-) -> dict[str, dict[str, Any]]:  # setting -> run -> value
+) -> dict[str, Record]:  # setting -> run -> value
     """Return the settings in which runs differ, by the last part of their name where it is unique.
 
     Leave out runs without settings."""
-    told = [run for run in runs if run.settings]
-    keys = dict.fromkeys(k for run in told for k in run.settings)
-    differ = {k: {run.name: run.settings.get(k) for run in told} for k in keys}
+    kept = [run for run in runs if run.settings]
+    keys = dict.fromkeys(k for run in kept for k in run.settings)
+    differ = {k: {run.name: run.settings.get(k) for run in kept} for k in keys}
     differ = {k: v for k, v in differ.items() if len({repr(x) for x in v.values()}) > 1}
     short = [k.removesuffix(".class").rpartition(".")[2] for k in differ]
     return {s if short.count(s) == 1 else k: v for s, (k, v) in zip(short, differ.items(), strict=True)}

@@ -10,7 +10,7 @@ import importlib.util
 import math
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 from .checkpoint import Checkpoints
 from .comet import CometLogger
@@ -22,19 +22,19 @@ from .wandb import WandbLogger
 
 # %% ../../nbs/runs/10_loggers.ipynb #f88fba14
 class Logger(Protocol):
-    """What shows the log of a run elsewhere."""
+    """A copy of the log of a run in another place: a folder, or a server."""
 
     every: float  # seconds between two updates
 
     def open(self, log: RunLog) -> None:
-        """Begin, before the first batch of this start."""
+        """Begin, before the first batch after a start."""
 
     def update(
         self,
         log: RunLog,
         step: float,  # of the newest checkpoint: what is later in the log may be cut off and written again
     ) -> None:
-        """Show what is new in the log."""
+        """Copy what is new in the log."""
 
     def close(
         self,
@@ -42,7 +42,7 @@ class Logger(Protocol):
         step: float,  # of the newest checkpoint
         done: bool,   # whether all of the log is certain; if not, training has failed
     ) -> None:
-        """Show the rest, and end."""
+        """Copy the rest, and end."""
 
 # %% ../../nbs/runs/10_loggers.ipynb #492ab691
 class FileLogger:
@@ -67,7 +67,7 @@ class FileLogger:
 
 # %% ../../nbs/runs/10_loggers.ipynb #cbade308
 class _Training(Protocol):
-    """What is read of a trainer."""
+    """The part of a trainer that a listener reads."""
 
     @property
     def log(self) -> RunLog: ...
@@ -90,14 +90,12 @@ class LoggerListener:
         saved = max(trainer.checkpoints.steps(), default=-1)
         if event == "started":
             self.logger.open(trainer.log)
+            self._updated = -math.inf
         elif event == "ended":
             self.logger.close(trainer.log, saved, trainer.status.phase != "failed")
         elif event == "paused" or time.monotonic() - self._updated > self.every:
             self.logger.update(trainer.log, saved)
             self._updated = time.monotonic()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_updated": -math.inf}
 
     def __repr__(self) -> str:
         return repr(self.logger)
@@ -112,9 +110,9 @@ def make_loggers(
     wandb: str | None = None,            # "online" or "offline"
     wandb_project: str | None = None,    # with it alone: online
 ) -> list[LoggerListener]:
-    """Return what keeps the loggers of a trainer up to date.
+    """Return a listener for each logger of a trainer.
 
-    ImportError says what to install for Comet and Weights & Biases."""
+    ImportError, with the command that installs it, if the package of Comet or Weights & Biases is missing."""
     loggers = list[Logger]()
     if tensorboard or (tensorboard is None and importlib.util.find_spec("tensorboard")):
         loggers.append(FileLogger("tensorboard", write_tensorboard))

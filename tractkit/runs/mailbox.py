@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from types import FunctionType
-from typing import Any, Protocol, TypedDict
+from types import FunctionType, NotImplementedType
+from typing import Protocol, SupportsIndex, TypedDict
 
+from ..core.text import Record
 from .lock import fcntl, folder_busy, folder_lock
 from .status import Status
 
@@ -76,7 +77,7 @@ class Mailbox:
             yield path, json.loads(path.read_text(encoding="utf-8"))
 
     def reply(self, command: Path, **content: str) -> None:
-        """Write what came of a command: its `problem`, or a result."""
+        """Write the reply to a command: its `problem`, or a result."""
         _write_json(command.with_name(f"answer-{command.name}"), content)
 
     def read_reply(self, command: Path) -> dict[str, str]:
@@ -100,10 +101,10 @@ class Mailbox:
         })
 
     def read_status(self) -> LastStatus:
-        """Return what was written last; empty if there is nothing, or nothing that this version can read."""
+        """Return the status that was written last; empty if there is none, or none that this version can read."""
         try:
             content = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
-            values: dict[str, Any] = {k: math.nan if v is None else v for k, v in content["status"].items()}
+            values: Record = {k: math.nan if v is None else v for k, v in content["status"].items()}
             return content | {"status": Status(**values), "ended": bool(content["ended"])}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return {}
@@ -118,7 +119,7 @@ class Mailbox:
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Be the training of this mailbox while the block runs. RuntimeError if there is another one."""
+        """Hold this mailbox as its training while the block runs. RuntimeError if another training holds it."""
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(folder_lock(self.folder))
@@ -128,16 +129,22 @@ class Mailbox:
 
 # %% ../../nbs/runs/02_mailbox.ipynb #56759794
 class _Writable(Protocol):
-    """What an object is pickled into."""
+    """A file, or anything else that takes bytes."""
 
-    def write(self, data: bytes, /) -> int:
-        ...
+    def write(self, data: bytes, /) -> int: ...
+
+
+class _Picklable(Protocol):
+    """Anything that pickle can take apart."""
+
+    def __reduce_ex__(self, protocol: SupportsIndex, /) -> str | tuple: ...
 
 
 class _Pickler(pickle.Pickler):
     """A pickler that refuses, by name, what another process could not import."""
 
-    def reducer_override(self, obj: Any) -> Any:
+    def reducer_override(self, obj: _Picklable) -> NotImplementedType:
+        """Raise ValueError for a class or function that cannot be imported; leave all else to pickle."""
         if isinstance(obj, (type, FunctionType)):
             name = obj.__qualname__
             if obj.__module__ == "__main__":
@@ -153,10 +160,10 @@ class _Pickler(pickle.Pickler):
 
 # %% ../../nbs/runs/02_mailbox.ipynb #dc4a426e
 def send_object(
-    obj: object,
+    obj: _Picklable,
     to: _Writable,  # an open file
 ) -> None:
-    """Pickle an object into an open file. ValueError names what the other side could not import."""
+    """Pickle `obj` into an open file. ValueError names what the other process could not import."""
     try:
         _Pickler(to, pickle.HIGHEST_PROTOCOL).dump(obj)
     except (TypeError, AttributeError, pickle.PicklingError) as e:

@@ -12,10 +12,10 @@ import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from ..core.text import Record
 from .lock import folder_lock
 from .log import HasLog, RunLog, as_log, thin_places
 
@@ -32,8 +32,8 @@ def _finite_mean(values: Iterable[float | None]) -> float:
 
 
 def epoch_means(
-    record: Mapping[str, Any],                # of an epoch
-    batches: list[dict],                      # the records of its batches
+    record: Record,                           # of an epoch
+    batches: list[Record],                    # the records of its batches
     before: Mapping[str, float] | None,       # `time` of the epoch before; None: not known
 ) -> dict[str, float]:                        # name of dwi_ml's monitor -> value
     """Return the values of an epoch that dwi_ml keeps; times in minutes."""
@@ -84,7 +84,7 @@ def write_npy_logs(
 # %% ../../nbs/runs/09_npy.ipynb #fbc3fa51
 def _add_epochs(log: RunLog, marks: list[dict], arrays: dict[str, list[float]]) -> int:
     """Append what is in the log after the last mark to arrays and marks; return the number of epochs."""
-    batches, n = list[dict](), 0
+    batches, n = list[Record](), 0
     for _, end, record in log.since(marks[-1]["at"]):
         if record["kind"] == "batch":
             batches.append(record)

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.text import Record
 from .lock import folder_lock
 from .log import HasLog, RunLog, as_log, scalars_of, thin_places
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 # %% ../../nbs/runs/05_tensorboard.ipynb #ffc8af56
 def need_tensorboard() -> "type[SummaryWriter]":
-    """Return the class SummaryWriter. ImportError says what to install."""
+    """Return the class SummaryWriter. ImportError, with the command that installs it, if tensorboard is missing."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError("TensorBoard's files need the package tensorboard: pip install 'tractkit[tensorboard]', "
                           "or pass tensorboard=False; the log of the run has everything, and can be written later")
@@ -38,7 +39,9 @@ def need_tensorboard() -> "type[SummaryWriter]":
 def read_scalars(
     path: str | os.PathLike,          # an event file, or a folder of event files
 ) -> list[tuple[str, int, float]]:    # name, step, value
-    """Read the scalars of event files that any program wrote. ImportError says what to install."""
+    """Read the scalars of event files, of this package or any other program.
+
+    ImportError, with the command that installs it, if tensorboard is missing."""
     if importlib.util.find_spec("tensorboard") is None:
         raise ImportError("to read event files of TensorBoard, its package is needed: pip install 'tractkit[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -64,7 +67,7 @@ def _add_picture(
 
 def _add_record(
     writer: "SummaryWriter",
-    record: Mapping,
+    record: Record,
     folder: Path,      # of the run
     otherwise: float,  # the time of a record that has none
 ) -> None:
@@ -82,10 +85,10 @@ _NOTHING = {"at": 0, "tail": 0, "step": -1, "file": 0, "size": 0, "end": 0}
 _APART = 16  # records between two places at which a file may be cut
 
 
-def _step_of(record: Mapping) -> int:
+def _step_of(record: Record) -> int:
     return int(record.get("step", 0))
 
-
+# %% ../../nbs/runs/05_tensorboard.ipynb #3a6d5c6e
 class _EventFiles:
     """The event files of a folder, and how much of the log they hold."""
 
@@ -98,9 +101,11 @@ class _EventFiles:
         self.serial = max([self.serial, *map(self._number, self.files())])
 
     def files(self) -> list[Path]:
+        """Return the event files of this module, in order."""
         return sorted(self.folder.glob("events.out.tfevents.*.tractkit"))
 
     def path(self, serial: int) -> Path:
+        """Return the event file of a number."""
         return self.folder / f"events.out.tfevents.{serial:010d}.tractkit"
 
     def _number(self, path: Path) -> int:
@@ -113,7 +118,7 @@ class _EventFiles:
             return zlib.crc32(f.read(min(mark["size"], 64)))
 
     def _holds(self, mark: Mapping[str, int], whole: bool) -> bool:
-        """Return whether the files are as they were at a mark; `whole`: and end there."""
+        """Return whether the files are as they were at a mark; with `whole`, whether they end there, too."""
         if not mark["file"]:
             return not whole or not self.files()
         path = self.path(mark["file"])
@@ -146,7 +151,7 @@ class _EventFiles:
             self._keep()
         return done
 
-    def _append(self, log: RunLog, records: list[tuple[int, int, dict]], new: bool) -> None:
+    def _append(self, log: RunLog, records: list[tuple[int, int, Record]], new: bool) -> None:
         """Append records, to a `new` file or the last one."""
         purge = None
         if new:
@@ -165,7 +170,7 @@ class _EventFiles:
         self.now = self._sealed(self.now, log)
 
     def _write(
-        self, writer: "SummaryWriter", part: Path, log: RunLog, records: list[tuple[int, int, dict]]
+        self, writer: "SummaryWriter", part: Path, log: RunLog, records: list[tuple[int, int, Record]]
     ) -> list[dict]:
         """Write records into the folder `part`; return the places at which the file may be cut."""
         marks, before, last = list[dict](), self.now["step"], -_APART
@@ -182,9 +187,11 @@ class _EventFiles:
         return marks
 
     def _sealed(self, mark: dict, log: RunLog) -> dict:
+        """Return a mark with the checksums of the log and the file before it."""
         return mark | log.place(mark["at"]) | {"end": self._end(mark)}
 
     def _keep(self) -> None:
+        """Write the index."""
         beside = self.index.with_name(".index.new")
         beside.write_text(json.dumps({"serial": self.serial, "now": self.now, "marks": self.marks}), encoding="utf-8")
         os.replace(beside, self.index)

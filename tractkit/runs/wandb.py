@@ -9,17 +9,18 @@ __all__ = ['need_wandb', 'WandbLogger']
 import importlib.util
 import secrets
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Protocol
 
+from ..core.text import Record
 from .log import RunLog, scalars_of
 from .sent import Sent, flat_settings
 
 # %% ../../nbs/runs/08_wandb.ipynb #c899bcee
 def need_wandb() -> ModuleType:
-    """Return the package wandb. ImportError says what to install."""
+    """Return the package wandb. ImportError, with the command that installs it, if it is missing."""
     if importlib.util.find_spec("wandb") is None:
         raise ImportError("Weights & Biases needs the package wandb: pip install 'tractkit[wandb]', "
                           "or leave out wandb and wandb_project")
@@ -29,21 +30,21 @@ def need_wandb() -> ModuleType:
 
 
 class _Run(Protocol):
-    """What is called of a run of wandb."""
+    """The methods of a run of wandb that are used."""
 
-    def log(self, data: dict[str, Any], step: int | None = None) -> None: ...
+    def log(self, data: Record, step: int | None = None) -> None: ...
     def finish(self) -> None: ...
 
 
 def _log_to(
     wandb: ModuleType,
     run: _Run,
-    records: Iterable[dict],
+    records: Iterable[Record],
     folder: Path,  # of the run
 ) -> None:
     """Send the numbers and pictures of records."""
     for record in records:
-        values: dict[str, Any] = dict(scalars_of(record))
+        values: Record = dict(scalars_of(record))
         if record["kind"] == "figure" and (folder / record["file"]).exists():
             values = {record["name"]: wandb.Image(str(folder / record["file"]))}
         if values:
@@ -51,7 +52,7 @@ def _log_to(
 
 # %% ../../nbs/runs/08_wandb.ipynb #e5f55b88
 class _Sent(Sent):
-    """What Weights & Biases has of a run."""
+    """How much of a run was sent to Weights & Biases."""
 
     folder_name, server = "wandb", "Weights & Biases"
     again = "delete wandb/sent.json in its folder and start the run once more for a complete copy"
@@ -70,7 +71,7 @@ class WandbLogger:
         self.mode, self.project = mode, project
         self._run: _Run | None = None
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, str | float | None]:
         return self.__dict__ | {"_run": None}
 
     def open(self, log: RunLog) -> None:
@@ -85,7 +86,7 @@ class WandbLogger:
                           "with wandb='offline' it is kept in files for a later upload", stacklevel=2)
 
     def _begin(self, wandb: ModuleType, sent: Sent) -> _Run:
-        options: Mapping[str, Any] = {"resume": "allow"} if self.mode == "online" else {}
+        options: Record = {"resume": "allow"} if self.mode == "online" else {}
         return wandb.init(
             project=self.project or "tractkit", id=sent.key, name=sent.run.resolve().name, dir=sent.run, mode=self.mode,
             config=flat_settings(sent.run), reinit="create_new", **options,

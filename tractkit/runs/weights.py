@@ -21,6 +21,7 @@ from torch import nn
 from .checkpoint import load_checkpoint
 from .fingerprint import differences
 from ..core.files import DataError
+from ..core.text import StateDict
 from .log import RunLog
 from .tensorboard import read_scalars
 
@@ -41,6 +42,7 @@ def read_weights(
             ours = path.suffix == ".ckpt" and f.read(9)[8:] == b"{"
     except OSError as e:
         raise DataError(f"cannot be read: {e.strerror}", file=path) from e
+    found: StateDict | None
     if ours:
         found = load_checkpoint(path)
     else:

@@ -28,7 +28,7 @@ def make_optimizer(
     weight_decay: float = 0.01,
     **options: Json,                     # of torch's class, such as momentum or betas
 ) -> torch.optim.Optimizer:
-    """Return an optimizer of torch over the trainable parameters. ValueError for a name that is not known."""
+    """Make one of torch's optimizers over the trainable parameters. ValueError for an unknown name."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if isinstance(optimizer, torch.optim.Optimizer):
         if not {id(p) for g in optimizer.param_groups for p in g["params"]} <= {id(p) for p in model.parameters()}:

@@ -9,8 +9,10 @@ __all__ = ['RunFolder', 'SilentFolder']
 import contextlib
 import os
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from ..core.files import atomic_path
@@ -60,7 +62,8 @@ class RunFolder:
 class _NoLog(RunLog):
     """The log of a process that writes none."""
 
-    def append(self, kind: str, **values: Json) -> None:
+    def append(self, kind: str, *, time: Mapping[str, float] | None = None,
+               **values: "Json | np.floating | np.integer") -> None:
         pass
 
     def truncate(self, step: int, epoch: int) -> int:

@@ -27,8 +27,7 @@ from ..core.text import Json, Record, StateDict, format_bytes, format_duration
 from ..models.base import build_model
 from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
-from ..runs.history import History
-from ..runs.log import Curve, RunLog
+from ..runs.log import Curve, History, RunLog
 from .control import Gate
 from .optimizers import GivenOptimizer, make_optimizer, optimizer_name
 
