@@ -54,7 +54,7 @@ class Policy:
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         """After validation. `train_losses` has the loss of each step, `metrics` the epoch's means."""
 
-    def prepare(self, nb_steps: int, policies: "Mapping[str, Policy]") -> None:
+    def prepare(self, nb_steps: int, policies: Mapping[str, SettingValue]) -> None:
         """Take what only `train_model` knows: the steps of an epoch, and all policies for an `epoch_finished` that has
         such a parameter."""
         if "policies" in inspect.signature(self.epoch_finished).parameters:
@@ -351,7 +351,7 @@ class TQDM(Policy):
         self._bar: tqdm | None = None
         self.total: int | None = None
 
-    def prepare(self, nb_steps: int, policies: "Mapping[str, Policy]") -> None:
+    def prepare(self, nb_steps: int, policies: Mapping[str, SettingValue]) -> None:
         self.total = nb_steps
 
     def train_step_started(self, epoch: int, iteration: int) -> None:
