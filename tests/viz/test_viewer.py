@@ -190,12 +190,12 @@ def test_the_first_streamlines_are_shown_by_moving_one_number():
         ranges = []
         for count in (4, 3, 1, 0):
             actor.show_first(count)
-            buffer = actor.object.geometry.indices if tubes else actor.object.geometry.positions
-            ranges.append((actor.object.visible, buffer.draw_range[1]))
+            buffer = actor.shape.geometry.indices if tubes else actor.shape.geometry.positions
+            ranges.append((actor.shape.visible, buffer.draw_range[1]))
         assert ranges == [(True, 3 * per), (True, per), (True, per), (False, 1)]
     lone = LineActor(s[[1, 2]], np.ones((1, 3), np.float32), None)
     lone.show_first(2)
-    assert lone.object is None
+    assert lone.shape is None
 
 
 def test_many_streamlines_are_several_objects():
@@ -211,7 +211,7 @@ def test_many_streamlines_are_several_objects():
 def test_tubes_are_round_and_not_wrung():
     t = np.linspace(0, 2 * np.pi, 60)
     s = Streamlines.from_list([np.stack([20 * np.cos(t), 20 * np.sin(t), 0 * t], 1), np.stack([t, 0 * t, 0 * t], 1)])
-    points = LineActor(s, np.ones((len(s.points), 3), np.float32), 0.5).object.geometry.positions.data.reshape(-1, 6, 3)
+    points = LineActor(s, np.ones((len(s.points), 3), np.float32), 0.5).shape.geometry.positions.data.reshape(-1, 6, 3)
     np.testing.assert_allclose(np.linalg.norm(points - s.points[:, None], axis=2), 0.5, atol=1e-4)
     steps = np.linalg.norm(np.diff(points[:60], axis=0), axis=2)
     assert steps.max() < 1.1 * np.linalg.norm(np.diff(s.points[:60], axis=0), axis=1).max()

@@ -44,7 +44,7 @@ class TrainerLike(Protocol):
 
 # %% ../../nbs/lab/06_panel_source.ipynb #cac10327
 class PanelSource:
-    """What a panel reads of an object that takes its commands."""
+    """What a panel reads of a training that takes its commands."""
 
     def __init__(self, trainer: TrainerLike):
         self.trainer = trainer

@@ -40,7 +40,8 @@ class _Writer:
     def text(self, x: float, y: float, text: str, color: str = "#22272e", size: float = 10.5,
              **style: str | Mapping[str, str]) -> None:
         """Write a line, its middle at `y`."""
-        self.figure.text(x / self.width, 1 - y / self.height, text, None, va="center", color=color, fontsize=size, **style)
+        self.figure.text(x / self.width, 1 - y / self.height, text, None, va="center", color=color, fontsize=size,
+                         **style)
 
     def bar(self, y: float, share: float, color: str) -> None:
         """Draw a bar 7 pixels high, `share` of the width long."""

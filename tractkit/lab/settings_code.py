@@ -40,8 +40,8 @@ def _object_as_code(value: Mapping, imports: set[str]) -> str:
 def _defaults(cls: type | None) -> dict[str, Json]:
     """Return the default of each argument of a class, its parents' included."""
     found: dict[str, Json] = {}
-    for base in reversed((cls or object).__mro__):
-        if base is not object and "__init__" in vars(base):
+    for base in reversed(cls.__mro__[:-1] if cls else ()):
+        if "__init__" in vars(base):
             parameters = inspect.signature(vars(base)["__init__"]).parameters.values()
             found |= {p.name: p.default for p in parameters if p.default is not p.empty}
     return found

@@ -10,13 +10,14 @@ __all__ = ['set_learning_rate', 'begin_step', 'end_step', 'serve_commands', 'res
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from ..core.text import Record
 from .callbacks import Event
 from .control import Stopped
 from .errors import errors_say_where
 from .live_settings import check_changes, keeps_own_rates
 from .resume import check_plan, describe_settings
+from .policy import SettingValue
 from .session import EpochEnd, Session, weighted_mean
 from .trainable import Trainable, at_work, say, show, tell, write_checkpoint
 
@@ -65,10 +66,10 @@ def end_step(trainer: Trainable) -> None:
     tell(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)
 
 
-def _notes(trainer: Trainable, norm: float) -> dict[str, Any]:
+def _notes(trainer: Trainable, norm: float) -> Record:
     """Return what the log has of a step besides its numbers."""
     left_out, clip = at_work(trainer)[1].step.left_out, trainer.settings.clip_grad
-    notes: dict[str, Any] = {"left_out": "; ".join(left_out)} if left_out else {}
+    notes: Record = {"left_out": "; ".join(left_out)} if left_out else {}
     return notes | ({"clipped_to": clip} if clip and norm > clip else {})
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #e64559be
@@ -102,7 +103,7 @@ def rest(trainer: Trainable, resting: bool) -> None:
     session.clock.lap()
 
 
-def change_now(trainer: Trainable, asked: Mapping[str, Any]) -> None:
+def change_now(trainer: Trainable, asked: Mapping[str, SettingValue]) -> None:
     """Change settings, between two batches: in the trainer, the log, the state and `config.yaml`."""
     found, session = check_changes(trainer, asked), trainer.session
     trainer.live.apply(trainer, found, asked, trainer.state, training=session is not None)

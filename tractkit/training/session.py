@@ -14,11 +14,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import nn
 
+from ..core.text import StateDict
 from ..data.prefetch import Feeder
 from ..models.layers import StepNoise
 from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
@@ -47,7 +48,7 @@ class Step:
     waited: float = 0.0            # seconds until the batches were there
     left_out: list[str] = field(default_factory=list)  # reasons
     buffers: list[torch.Tensor] = field(default_factory=list)
-    policies: dict[str, dict[str, Any]] | None = None  # None: no step is being made
+    policies: dict[str, StateDict] | None = None  # None: no step is being made
 
     @classmethod
     def begin(cls, state: TrainerState, size: int) -> "Step":

@@ -11,7 +11,7 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
+from ..core.text import Json, Record, StateDict
 from ..models.base import TractographyModel
 from ..runs.checkpoint import Checkpoints
 from ..runs.loggers import make_loggers
@@ -29,9 +30,11 @@ from .callbacks import Policies
 from .commands import change, rewind, save
 from .epoch_plan import Batch, Described
 from .following import Launcher, attached, curves_of, follow, launch_process
-from .live_settings import GivenOptimizer, LiveSettings
-from .overrides import complete_overrides
-from .policy import TQDM, LoggerPolicy, Patience, TimeProfiler, ValuePolicy, as_value_policy
+from .live_settings import LiveSettings
+from .optimizers import GivenOptimizer
+from .overrides import Method, complete_overrides
+from .policy import (
+    TQDM, LoggerPolicy, Patience, SettingValue, TimeProfiler, ValuePolicy, as_value_policy)
 from .process import Curves, ProcessRun
 from .ranks import Ranks
 from .reporter import Listener, Reporter
@@ -41,12 +44,12 @@ from .runner import Runner
 from .running import Task, run_training
 from .serialize import in_words
 from .session import Loss, Session
-from .settings import TrainerSettings
+from .settings import Device, TrainerSettings
 from .state import TrainerState
 from .trainable import Body, is_training_here, known_state
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e002
-def as_device(device: object) -> torch.device:
+def as_device(device: str | Device | None) -> torch.device:
     """Return the device to train on; where none is named: cuda, else mps, else cpu."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -77,7 +80,7 @@ def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSe
     return RunFolder(folder, checkpoints=checkpoints)
 
 
-def loggers_of(settings: TrainerSettings) -> Sequence[Listener]:
+def loggers_of(settings: TrainerSettings) -> "Sequence[Listener[Trainer]]":
     """Return the loggers that settings ask for."""
     return make_loggers(settings.tensorboard, settings.npy_logs, settings.comet, settings.comet_workspace,
                         settings.comet_project, settings.wandb, settings.wandb_project)
@@ -89,14 +92,14 @@ def check_loader(kind: type["Trainer"], loader: object) -> None:
         raise TypeError(f"{kind.__name__} needs a batch_loader with {', '.join(lacking)}")
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e003
-def describe_part(part: object) -> Any:
+def describe_part(part: object) -> Json:
     """Return a sampler, a loader or a dataset as plain values."""
     if not isinstance(part, Described):
         return in_words(part)
     return {"class": type(part).__name__, **{k: in_words(v) for k, v in part.settings().items()}}
 
 
-def config_of(trainer: "Trainer") -> dict[str, Any]:
+def config_of(trainer: "Trainer") -> Record:
     """Return all settings of a run as plain values: the content of `config.yaml`."""
     dataset = getattr(trainer.batch_loader, "dataset", None)
     model = {"class": type(trainer.model).__name__, **(getattr(trainer.model, "hyperparameters", None) or {})}
@@ -118,7 +121,7 @@ def with_settings(init: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def complete_loop(own: Callable[..., Any]) -> Callable[..., Any]:
+def complete_loop(own: Method) -> Method:
     """Put a run around the `train_and_validate` of a child class."""
     signature = inspect.signature(own)
 
@@ -148,7 +151,7 @@ class Trainer:
     that process again."""
 
     loader_methods: ClassVar[Sequence[str]] = ()  # what the batch_loader must have
-    own_loop: ClassVar[Callable[..., Any] | None] = None  # the `train_and_validate` of a child class
+    own_loop: ClassVar[Method | None] = None       # the `train_and_validate` of a child class
     ranks = Ranks()                                # the processes that train together: one
     epoch_metrics: Mapping[str, float] = {}        # what a child's `validate_one_epoch` has found beside the loss
 
@@ -171,7 +174,7 @@ class Trainer:
         self.policies, self.live = policies_of(self.settings), LiveSettings()
         self.use_folder(run_folder_of(experiments_path, experiment_name, self.settings), loggers_of(self.settings))
 
-    def use_folder(self, run_folder: RunFolder, loggers: Sequence[Listener]) -> None:
+    def use_folder(self, run_folder: RunFolder, loggers: "Sequence[Listener[Trainer]]") -> None:
         """Begin in a folder: without a state, with a status, and a loop that does not run."""
         self.run_folder, self.folder = run_folder, run_folder.path
         self.log, self.checkpoints = run_folder.log, run_folder.checkpoints
@@ -183,17 +186,17 @@ class Trainer:
             self.reporter.listeners, self.reporter.loggers, self.reporter.messages)
         self.control = self.runner.control
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         complete_overrides(cls)
         if own := vars(cls).get("train_and_validate"):
             cls.own_loop, cls.train_and_validate = own, complete_loop(own)  # type: ignore[method-assign]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         """Return how to train, for another process: without state, listeners and what belongs to a run."""
         return {k: v for k, v in vars(self).items() if k not in OF_THIS_PROCESS} | {"loggers": list(self.loggers)}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state)
         self.use_folder(state["run_folder"], state["loggers"])
 
@@ -285,7 +288,7 @@ class Trainer:
         self.runner.wait(timeout)
         return known_state(self)
 
-    def change(self, **settings: Any) -> None:
+    def change(self, **settings: SettingValue) -> None:
         """Change `learning_rate`, `max_epochs`, `patience`, `clip_grad`, `batch_size_training`, or ratios and noise
         of the loader.
 
@@ -294,9 +297,9 @@ class Trainer:
         ValueError if a change is not possible: then nothing is changed."""
         change(self, settings)
 
-    def replace_settings(self, **values: Any) -> None:
+    def replace_settings(self, **values: SettingValue) -> None:
         """Replace values of `settings`; users call `change`."""
-        self.settings = replace(self.settings, **values)
+        self.settings = TrainerSettings(**{**vars(self.settings), **values})
 
     def save_checkpoint(self) -> Path:
         """Write a checkpoint, between two batches. From any thread. Return its path."""
@@ -342,7 +345,7 @@ class Trainer:
         """Return name to (steps, losses) of the run so far, of bounded length. Readable while training."""
         return curves_of(self)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Record:
         """Return all settings of the run as plain values: the content of `config.yaml`, for `build_trainer`."""
         return config_of(self)
 

@@ -27,7 +27,7 @@ with warnings.catch_warnings():  # importing FURY, which DIPY does too, would si
 
 # %% ../../nbs/viz/10_fury_actors.ipynb #c03953e8
 class LineActor:
-    """Streamlines as one object of thin segments or of tubes, of which the first ones are shown."""
+    """Streamlines as one shape of thin segments or of tubes, of which the first ones are shown."""
 
     def __init__(
         self,
@@ -38,29 +38,24 @@ class LineActor:
         segments = np.maximum(streamlines.nb_points - 1, 0)
         self._starts = np.concatenate([[0], np.cumsum(segments)]) * (_SIDES * 2 if tubes else 2)
         self.nb = len(streamlines)
-        self.object: gfx.WorldObject | None = None
+        self.shape: gfx.WorldObject | None = None
         if segments.any():
-            self.object = _tubes(streamlines, rgb, tubes) if tubes else _segments(streamlines, rgb)
+            self.shape = _tubes(streamlines, rgb, tubes) if tubes else _segments(streamlines, rgb)
 
     def show_first(self, count: int) -> None:
         """Draw only the first streamlines."""
-        if self.object is not None:
+        if self.shape is not None:
             many = int(self._starts[min(count, self.nb)])
-            self.object.visible = many > 0
-            geometry = self.object.geometry
-            (geometry.indices if isinstance(self.object, gfx.Mesh) else geometry.positions).draw_range = 0, max(many, 1)
+            self.shape.visible = many > 0
+            geometry = self.shape.geometry
+            (geometry.indices if isinstance(self.shape, gfx.Mesh) else geometry.positions).draw_range = 0, max(many, 1)
 
 
 class LineBlocks:
-    """Streamlines as several objects, since a graphics card takes buffers of up to 128 MB."""
+    """Streamlines, as for `LineActor`, as several shapes: a graphics card takes buffers of up to 128 MB."""
 
-    def __init__(
-        self,
-        streamlines: Streamlines,  # rasmm
-        rgb: np.ndarray,           # (N, 3) a color per point
-        tubes: float | None,       # mm, the radius; None: lines
-        most: int | None = None,   # points in an object
-    ):
+    def __init__(self, streamlines: Streamlines, rgb: np.ndarray, tubes: float | None,
+                 most: int | None = None):  # points in a shape
         most, offsets, self.nb = most or (700_000 if tubes else 3_000_000), streamlines.offsets, len(streamlines)
         bounds = [0]
         while bounds[-1] < self.nb:
@@ -68,7 +63,7 @@ class LineBlocks:
             bounds.append(max(fitting, bounds[-1] + 1))
         self._blocks = [(a, LineActor(streamlines[a:b], rgb[offsets[a]:offsets[b]], tubes))
                         for a, b in pairwise(bounds)]
-        self.objects = [block.object for _, block in self._blocks if block.object is not None]
+        self.objects = [block.shape for _, block in self._blocks if block.shape is not None]
 
     def show_first(self, count: int) -> None:
         """Draw only the first streamlines."""
@@ -77,7 +72,7 @@ class LineBlocks:
 
 
 def coarser(streamlines: Streamlines, rgb: np.ndarray, most: int) -> tuple[Streamlines, np.ndarray]:
-    """Of each streamline at most so many of its points, spread evenly, with both ends; and their colors."""
+    """Return at most `most` points of each streamline, spread evenly, with both ends; and their colors."""
     counts, kept = streamlines.nb_points, np.minimum(streamlines.nb_points, most)
     offsets = np.concatenate([[0], np.cumsum(kept)])
     place = np.arange(offsets[-1]) - np.repeat(offsets[:-1], kept)
@@ -87,7 +82,7 @@ def coarser(streamlines: Streamlines, rgb: np.ndarray, most: int) -> tuple[Strea
 
 
 def _joined(streamlines: Streamlines) -> np.ndarray:
-    """(segments,) the first point of each: a segment joins a point with the next of its streamline."""
+    """Return the first point of each segment, (segments,): it joins a point with the next of its streamline."""
     return np.flatnonzero(streamlines.ids[:-1] == streamlines.ids[1:])
 
 
@@ -104,7 +99,7 @@ _SIDES = 6
 
 
 def _tubes(streamlines: Streamlines, rgb: np.ndarray, radius: float) -> gfx.Mesh:
-    """All streamlines as one mesh of tubes."""
+    """Make one mesh of tubes of all streamlines."""
     points, ids, n = streamlines.points.astype(np.float64), streamlines.ids, len(streamlines)
     step = np.zeros_like(points)
     first = _joined(streamlines)
@@ -127,7 +122,7 @@ def _tubes(streamlines: Streamlines, rgb: np.ndarray, radius: float) -> gfx.Mesh
 
 
 def _mesh(points, faces, normals, colors=None, color=None, opacity: float = 1.0) -> gfx.Mesh:
-    """A lit mesh with a color per corner, or one color."""
+    """Make a lit mesh with a color per corner, or in one color."""
     arrays = dict(positions=np.asarray(points, np.float32), normals=np.asarray(normals, np.float32),
                   indices=np.asarray(faces, np.int32))
     if colors is not None:
@@ -145,7 +140,7 @@ def slices_actor(
     limits: tuple[float, float],      # values drawn black and white
     brightness: float,                # of white
 ) -> window.Scene:
-    """World-aligned slices of a volume; `place_slices` says where and which."""
+    """Make slices of a volume along the axes of the world, to be placed by `place_slices`."""
     data = volume.data[..., channel] if volume.data.ndim == 4 else volume.data
     data = np.nan_to_num(np.asarray(data, np.float32))
     exact = volume.data.dtype.kind in "biu"
@@ -164,7 +159,7 @@ def slices_actor(
 
 
 def place_slices(slicer: window.Scene, position: np.ndarray, planes: Sequence[str], behind: bool) -> None:
-    """Planes through a position, rasmm, those named; `behind`: under all lines, whatever the depth."""
+    """Place the named planes through a position, rasmm; `behind`: under all lines, at any depth."""
     for (plane, axis), child in zip(NORMALS.items(), slicer.children, strict=True):
         normal = np.zeros(4)
         normal[axis], normal[3] = -1, position[axis]
@@ -212,7 +207,7 @@ def _surface(
 
 
 def _squares(inside: np.ndarray, number: np.ndarray, axis: int) -> np.ndarray:
-    """Two triangles for each pair of neighbours along an axis of which one is inside, turned outwards."""
+    """Make two triangles, turned outwards, for each pair of neighbours along an axis of which one is inside."""
     u, w = (np.eye(3, dtype=int)[(axis + k) % 3] for k in (1, 2))
     here = np.argwhere(np.diff(inside.astype(np.int8), axis=axis))
     a, b, c, d = (number[tuple((here - s).T)] for s in (0 * u, u, u + w, w))
@@ -221,7 +216,7 @@ def _squares(inside: np.ndarray, number: np.ndarray, axis: int) -> np.ndarray:
 
 
 def _neighbour_mean(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """The mean of the corners that share a triangle with each."""
+    """Return for each corner the mean of the corners that share a triangle with it."""
     both = np.concatenate([faces, faces[:, ::-1]])
     a, b = both.ravel(), np.roll(both, -1, axis=1).ravel()
     count = np.maximum(np.bincount(a, minlength=len(points)), 1)[:, None]
@@ -229,7 +224,7 @@ def _neighbour_mean(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(m, 3) mean direction of the triangles around each corner."""
+    """Return the mean direction of the triangles around each corner, (m, 3)."""
     p = points[faces]
     across = np.cross(p[:, 1] - p[:, 0], p[:, 2] - p[:, 0])
     total = np.stack([np.bincount(faces.ravel(), np.repeat(across[:, k], 3), len(points)) for k in range(3)], 1)
@@ -237,7 +232,7 @@ def _normals(points: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/viz/10_fury_actors.ipynb #ff6aa7b3
 def contour_actor(contour: Contour, color: Rgb) -> gfx.Mesh | None:
-    """The surface of a mask, see-through; None if it is empty."""
+    """Make the surface of a mask, see-through; None if the mask is empty."""
     volume = contour.volume
     points, faces = _surface(volume.data[..., 0] if volume.data.ndim == 4 else volume.data, contour.level)
     if not len(faces):
@@ -251,7 +246,7 @@ def contour_actor(contour: Contour, color: Rgb) -> gfx.Mesh | None:
 
 # %% ../../nbs/viz/10_fury_actors.ipynb #78be75d4
 def peaks_actor(peaks: Peaks, axis: int, position: float) -> gfx.Line | None:
-    """Sticks in the voxels next to a plane; None if there is none."""
+    """Make sticks in the voxels next to a plane; None if there is none."""
     ends, rgb = peak_sticks(peaks, axis, position)
     if not len(ends):
         return None
@@ -263,7 +258,7 @@ def peaks_actor(peaks: Peaks, axis: int, position: float) -> gfx.Line | None:
 
 @lru_cache(maxsize=4)
 def _sphere(rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Directions and triangles of an octahedron divided into ever smaller triangles."""
+    """Return directions and triangles of an octahedron, divided `rounds` times into smaller triangles."""
     from dipy.core.sphere import unit_octahedron
 
     sphere = unit_octahedron.subdivide(n=rounds)
@@ -275,7 +270,7 @@ def _sphere(rounds: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _glyph_normals(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(m, V, 3) mean direction of the triangles (k, 3) around each corner of m surfaces, (m, V, 3)."""
+    """Return the mean direction of the triangles (k, 3) around each corner of m surfaces, (m, V, 3)."""
     nb, p = corners.shape[1], corners[:, faces]
     across = np.cross(p[:, :, 1] - p[:, :, 0], p[:, :, 2] - p[:, :, 0])
     of_face = faces.ravel(), np.repeat(np.arange(len(faces)), 3)
@@ -286,7 +281,7 @@ def _glyph_normals(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
 
 
 def glyphs_actor(glyphs: Glyphs, axis: int, position: float, most_corners: int = 600_000) -> gfx.Mesh | None:
-    """Surfaces in the voxels next to a plane, as fine as their number allows; None if there is none."""
+    """Make surfaces in the voxels next to a plane, as fine as their number allows; None if there is none."""
     volume = glyphs.volume
     voxels = voxels_on_plane(volume, axis, position)
     voxels = voxels[volume.data[tuple(voxels.T)].any(axis=1)]

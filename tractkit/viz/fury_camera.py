@@ -77,22 +77,22 @@ def scale_bar(box: np.ndarray, view: str) -> list[gfx.WorldObject]:
 
 # %% ../../nbs/viz/11_fury_camera.ipynb #32f36801
 class Marker:
-    """A ball in the corner of the picture that says how the head is turned."""
+    """A ball in the corner of the picture that shows how the head is turned."""
 
     def __init__(self, colored: bool):
-        self.object, self._letters = gfx.Group(), dict[str, gfx.Text]()
+        self.group, self._letters = gfx.Group(), dict[str, gfx.Text]()
         ball = gfx.sphere_geometry(1, 24, 16)
         seen = direction_colors(ball.normals.data) if colored else np.full_like(ball.normals.data, 0.35)
         ball.colors = gfx.Buffer(np.ascontiguousarray(seen, np.float32))
         kind = gfx.MeshBasicMaterial if colored else gfx.MeshPhongMaterial
         material = kind(color_mode="vertex", side="front", depth_test=False, depth_write=False)
-        self.object.add(gfx.Mesh(ball, material, render_order=10))
+        self.group.add(gfx.Mesh(ball, material, render_order=10))
         for k, name in enumerate("LRPAIS"):
             text = self._letters[name] = gfx.Text(
                 text=name, font_size=11, screen_space=True, anchor="middle-center", render_order=11,
                 material=gfx.TextMaterial(color=LIGHT, weight_offset=200, depth_test=False))
             text.local.position = np.eye(3)[k // 2] * (-1, 1)[k % 2] * 1.7
-            self.object.add(text)
+            self.group.add(text)
 
     def place(self, camera: gfx.PerspectiveCamera, middle: np.ndarray, size: tuple[float, float],
               letters: bool, radius: float = 17) -> None:
@@ -108,7 +108,7 @@ class Marker:
             return at[:3] / at[3]
 
         here, beside = point(size[0] - gap - 6, size[1] - gap - 6), point(size[0] - gap - 5, size[1] - gap - 6)
-        self.object.local.position, self.object.local.scale = here, radius * np.linalg.norm(beside - here)
+        self.group.local.position, self.group.local.scale = here, radius * np.linalg.norm(beside - here)
         forward = np.asarray(camera.world.forward)
         for k, text in enumerate(self._letters.values()):
             text.visible = bool(letters and abs(forward[k // 2]) < 0.85)

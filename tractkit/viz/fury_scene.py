@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/viz/12_fury_scene.ipynb #696be683
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pygfx as gfx
@@ -24,18 +24,36 @@ from tractkit.viz.fury_actors import (
     slices_actor,
 )
 from .fury_camera import Marker, Turning, aim_camera, letter_actors, letter_places, scale_bar
-from .planes import NORMALS
+from .planes import NORMALS, check_view
 from .theme import DARK, Rgb
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from fury import window
 
-# %% ../../nbs/viz/12_fury_scene.ipynb #57a2fa1f
+# %% ../../nbs/viz/12_fury_scene.ipynb #82baab6e
 _COARSE_POINTS = 16_000  # of all streamlines together while the camera moves; the time of a frame goes with them
 
 
+def _lit_camera() -> gfx.PerspectiveCamera:
+    """Make a camera with a lamp over its left shoulder, so that shapes are seen from every side."""
+    camera, lamp = gfx.PerspectiveCamera(), gfx.DirectionalLight(intensity=2.2)
+    lamp.local.euler = (-0.5, -0.45, 0)
+    camera.add(lamp)
+    return camera
+
+
+def _outline_actor(lines: list[np.ndarray], color: Rgb) -> gfx.Line | None:
+    """Make lines in one color, over the slice."""
+    if not lines:
+        return None
+    gap = np.full((1, 3), np.nan)
+    points = np.concatenate([part for line in lines for part in (line, gap)]).astype(np.float32)
+    material = gfx.LineMaterial(thickness=2, color=gfx.Color(color), depth_test=False)
+    return gfx.Line(gfx.Geometry(positions=points), material, render_order=3)
+
+# %% ../../nbs/viz/12_fury_scene.ipynb #57a2fa1f
 class Stage:
-    """FURY's scene of a composition."""
+    """FURY's scene of a composition, and what can change in it."""
 
     def __init__(self, composition: Composition):
         self.composition, self.scene = composition, window.Scene(background=gfx.Color(DARK).rgba)
@@ -56,7 +74,7 @@ class Stage:
         self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
         self._marker = Marker(composition.by_direction) if composition.letters else None
         if self._marker is not None:
-            self.scene.add(self._marker.object)
+            self.scene.add(self._marker.group)
         self.refresh()
 
     def _made(self, part: Part) -> LineBlocks:
@@ -65,13 +83,13 @@ class Stage:
         return lines
 
     def set_window(self, low: float, high: float) -> None:
-        """The values drawn black and white."""
+        """Set the values drawn black and white."""
         for slicer in self._slicers:
             for child in slicer.children:
                 child.material.clim = low, high
 
     def set_count(self, count: int | None) -> None:
-        """How many streamlines are shown of each tractogram; made when they are more than before."""
+        """Show so many streamlines of each tractogram; make what is missing."""
         self.count = count
         for k, (part, actor) in enumerate(self._lines):
             if part.count(count) > actor.nb:
@@ -80,7 +98,7 @@ class Stage:
         self.show_lines()
 
     def show_lines(self) -> int:
-        """Show the streamlines of the parts that are not hidden; returns how many."""
+        """Show the streamlines of the parts that are not hidden. Return how many."""
         shown = 0
         for part, actor in self._lines:
             count = 0 if part.name in self.hidden else part.count(self.count)
@@ -91,7 +109,7 @@ class Stage:
         return shown
 
     def show_coarse(self, most: int) -> int:
-        """Show at most so many streamlines of each tractogram, as thin lines of few points; returns how many."""
+        """Show at most so many streamlines of each tractogram, as thin lines of few points. Return how many."""
         if not self._coarse:
             points = _COARSE_POINTS // max(sum(part.count(most) for part, _ in self._lines), 1)
             self._coarse = [LineBlocks(*coarser(*part.drawn(most), int(np.clip(points, 8, 24))), None)
@@ -106,7 +124,7 @@ class Stage:
         return shown
 
     def move(self, position: Sequence[float] | np.ndarray) -> None:
-        """Slices through a position, (3,) rasmm, with what lies on them."""
+        """Move the slices, and what lies on them, through a position, (3,) rasmm."""
         axis = NORMALS.get(self.view, 2)
         stays = self._lying and position[axis] == self.position[axis]
         self.position, flat = np.array(position, float), self.view in NORMALS
@@ -116,7 +134,7 @@ class Stage:
             self._exchange("_lying", self._on_plane(self.view if flat else "axial"))
 
     def refresh(self) -> None:
-        """Everything anew that depends on the view and on what is hidden, but for the streamlines themselves."""
+        """Make anew what depends on the view and on what is hidden, except the streamlines."""
         c, flat = self.composition, self.view in NORMALS
         self._exchange("_lying", [])
         self.move(self.position)
@@ -139,7 +157,7 @@ class Stage:
         setattr(self, name, new)
 
     def _on_plane(self, plane: str) -> list:
-        """Outlines of masks (in a flat view), sticks and glyphs."""
+        """Make outlines of masks (in a flat view), sticks and glyphs."""
         c, axis = self.composition, NORMALS[plane]
         at = float(self.position[axis])
         made: list = [peaks_actor(p, axis, at) for p in c.peaks if p.name not in self.hidden or not p.name]
@@ -150,35 +168,32 @@ class Stage:
         return [m for m in made if m is not None]
 
     def place_marker(self, size: tuple[float, float]) -> None:
-        """The ball in its corner, for a picture of `size`, logical pixels, as the camera stands now."""
+        """Place the ball in its corner, for a picture of `size`, logical pixels, and the camera as it is now."""
         if self._marker is not None:
             solid = self.view not in NORMALS
-            self._marker.object.visible = solid or self.composition.by_direction
+            self._marker.group.visible = solid or self.composition.by_direction
             self._marker.place(self.camera, self.composition.frame.mean(0), size, letters=solid)
 
+    def look(self, view: str, aspect: float) -> None:
+        """Turn the camera to one of the four views. ValueError if `view` is none of them."""
+        check_view(view)
+        self.view = view
+        self.refresh()
+        self.aim(aspect)
+
+    def show(self, names: Collection[str], name: str, visible: bool | None) -> None:
+        """Show or hide what has this name; None: the other way. ValueError if it is not among `names`."""
+        if name not in names:
+            raise ValueError(f"nothing is named {name!r}; there are {', '.join(names) or 'no names'}")
+        hidden = name not in self.hidden if visible is None else not visible
+        (self.hidden.add if hidden else self.hidden.discard)(name)
+        self.refresh()
+
     def aim(self, aspect: float) -> None:
-        """Put the camera where the view wants it."""
+        """Put the camera where the view has it, with everything in the picture."""
         marks = list(letter_places(self.composition.frame, self.view).values()) if self.composition.letters else []
         points = np.concatenate([self.composition.outline, *(mark[None] for mark in marks)])
         aim_camera(self.camera, points, self.view, aspect)
-
-# %% ../../nbs/viz/12_fury_scene.ipynb #82baab6e
-def _lit_camera() -> gfx.PerspectiveCamera:
-    """A camera with a lamp over its left shoulder, so that shapes are seen from every side."""
-    camera, lamp = gfx.PerspectiveCamera(), gfx.DirectionalLight(intensity=2.2)
-    lamp.local.euler = (-0.5, -0.45, 0)
-    camera.add(lamp)
-    return camera
-
-
-def _outline_actor(lines: list[np.ndarray], color: Rgb) -> gfx.Line | None:
-    """Make lines in one color, over the slice."""
-    if not lines:
-        return None
-    gap = np.full((1, 3), np.nan)
-    points = np.concatenate([part for line in lines for part in (line, gap)]).astype(np.float32)
-    material = gfx.LineMaterial(thickness=2, color=gfx.Color(color), depth_test=False)
-    return gfx.Line(gfx.Geometry(positions=points), material, render_order=3)
 
 # %% ../../nbs/viz/12_fury_scene.ipynb #4fe7646e
 class Manager(window.ShowManager):

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def trx_bytes(
     streamlines: Streamlines,  # rasmm
 ) -> bytes:
-    """A TRX file of positions and offsets, as NiiVue reads it: no last offset, numbers of 32 bits."""
+    """Make a TRX file of positions and offsets, as NiiVue reads it: no last offset, numbers of 32 bits."""
     header = {"VOXEL_TO_RASMM": np.eye(4).tolist(), "DIMENSIONS": [1, 1, 1],
               "NB_STREAMLINES": len(streamlines), "NB_VERTICES": len(streamlines.points)}
     out = io.BytesIO()
@@ -52,7 +52,7 @@ def mz3_bytes(
     faces: np.ndarray,                 # (k, 3) int
     colors: np.ndarray | None = None,  # (m, 3) in [0, 1]
 ) -> bytes:
-    """A surface in the MZ3 format, https://github.com/neurolabusc/surf-ice/tree/master/mz3."""
+    """Make a surface in the MZ3 format, https://github.com/neurolabusc/surf-ice/tree/master/mz3."""
     head = np.array([0x5A4D, 3 if colors is None else 7], "<u2").tobytes()
     head += np.array([len(faces), len(points), 0], "<u4").tobytes()
     body = faces.astype("<i4").tobytes() + points.astype("<f4").tobytes()
@@ -62,7 +62,7 @@ def mz3_bytes(
 
 
 def nifti_bytes(slices: Slices, channel: int) -> bytes:
-    """One feature of a volume."""
+    """Make a NIfTI file of one feature of a volume."""
     data = slices.volume.data[..., channel] if slices.volume.data.ndim == 4 else slices.volume.data
     return nib.Nifti1Image(np.nan_to_num(np.asarray(data, np.float32)), slices.volume.affine).to_bytes()
 
@@ -74,7 +74,7 @@ def by_color(
     streamlines: Streamlines,  # rasmm
     rgb: np.ndarray,           # (N, 3) a color per point
 ) -> Iterator[tuple[list[int], Streamlines]]:
-    """Pieces of the streamlines, each of one color, (r, g, b) of 255. A piece ends where the next one begins."""
+    """Cut streamlines into pieces of one color each, (r, g, b) of 255. A piece ends where the next one begins."""
     first = np.flatnonzero(streamlines.ids[:-1] == streamlines.ids[1:])
     if not len(first):
         return
@@ -95,7 +95,7 @@ def by_color(
 
 
 def _first_twice(streamlines: Streamlines) -> Streamlines:
-    """Each streamline of two points or more, with its first point doubled."""
+    """Return the streamlines of two points or more, each with its first point doubled."""
     kept = streamlines[np.flatnonzero(streamlines.nb_points > 1)]
     return Streamlines(np.insert(kept.points, kept.offsets[:-1], kept.points[kept.offsets[:-1]], axis=0),
                        kept.offsets + np.arange(len(kept) + 1))
@@ -105,7 +105,7 @@ def fractions_in(
     volume: Volume,
     position: np.ndarray,  # (3,) rasmm
 ) -> list[float]:
-    """Along right, anterior, superior: 0 at the first face of the volume's grid, 1 at the last."""
+    """Return where a position is along right, anterior and superior: 0 at the first face of the grid, 1 at the last."""
     voxel = apply_affine(np.linalg.inv(volume.affine), np.asarray(position, float)[None])[0]
     along = (voxel + 0.5) / volume.data.shape[:3]
     axes, signs = nib.io_orientation(volume.affine).T
@@ -133,11 +133,34 @@ HOW_TO_INSTALL = ("backend='niivue' draws with ipyniivue, which is not installed
 
 
 def require_niivue() -> None:
-    """ImportError, with what to do, where the package is not installed."""
+    """Raise ImportError, with what to do, where the package is not installed."""
     if importlib.util.find_spec("ipyniivue") is None:
         raise ImportError(HOW_TO_INSTALL)
 
+# %% ../../nbs/viz/15_niivue_backend.ipynb #1460b3af
+_SHORTEST = 1e-6  # mm, of streamlines that are drawn; for NiiVue, zero is no length at all
 
+
+def _line_files(part: Part, limit: int | None) -> Iterator[MeshFile]:
+    """Make one file of a part colored by direction, else one file for each color."""
+    rasmm, rgb = part.drawn(limit)
+    if part.coloring.kind == "direction":
+        yield MeshFile(part.name, "trx", trx_bytes(_first_twice(rasmm)), fibers=_fibers("Local", part.tubes or 0.0))
+    else:
+        yield from _colored(part.name, rasmm, rgb, part.tubes or 0.0)
+
+
+def _colored(name: str, rasmm: Streamlines, rgb: np.ndarray, radius: float) -> Iterator[MeshFile]:
+    """Make one file for each color."""
+    for color, piece in by_color(rasmm, rgb):
+        yield MeshFile(name, "trx", trx_bytes(piece), {"rgba255": [*color, 255]}, _fibers("Fixed", radius))
+
+
+def _fibers(color: str, radius: float) -> dict[str, str | float]:
+    """Return how NiiVue draws streamlines: without noise in the colors, also those shorter than 2 mm."""
+    return dict(fiber_color=color, fiber_dither=0.0, fiber_length=_SHORTEST, fiber_radius=float(radius))
+
+# %% ../../nbs/viz/15_niivue_backend.ipynb #1eac7ae4
 class NiivueScene:
     """NiiVue's widget with what a composition shows; `meshes` are NiiVue's, by the names that legends have."""
 
@@ -187,7 +210,7 @@ class NiivueScene:
                 mesh.fiber_length = _SHORTEST if visible else 1e9
 
     def slice_type(self, view: str) -> "ipyniivue.SliceType":
-        """Give NiiVue's name of a view; with slices, 3d is the three planes beside the whole."""
+        """Return NiiVue's name of a view; with slices, 3d is the three planes beside the whole."""
         kinds = self._kinds
         around = kinds.MULTIPLANAR if self.composition.slices else kinds.RENDER
         return {"axial": kinds.AXIAL, "coronal": kinds.CORONAL, "sagittal": kinds.SAGITTAL}.get(view, around)
@@ -214,26 +237,3 @@ class NiivueScene:
             if surface is not None:
                 g = surface.geometry
                 yield MeshFile(glyphs.name or "fODF", "mz3", mz3_bytes(g.positions.data, g.indices.data, g.colors.data))
-
-# %% ../../nbs/viz/15_niivue_backend.ipynb #1460b3af
-_SHORTEST = 1e-6  # mm, of streamlines that are drawn; for NiiVue, zero is no length at all
-
-
-def _line_files(part: Part, limit: int | None) -> Iterator[MeshFile]:
-    """Make one file of a part colored by direction, else one file for each color."""
-    rasmm, rgb = part.drawn(limit)
-    if part.coloring.kind == "direction":
-        yield MeshFile(part.name, "trx", trx_bytes(_first_twice(rasmm)), fibers=_fibers("Local", part.tubes or 0.0))
-    else:
-        yield from _colored(part.name, rasmm, rgb, part.tubes or 0.0)
-
-
-def _colored(name: str, rasmm: Streamlines, rgb: np.ndarray, radius: float) -> Iterator[MeshFile]:
-    """Make one file for each color."""
-    for color, piece in by_color(rasmm, rgb):
-        yield MeshFile(name, "trx", trx_bytes(piece), {"rgba255": [*color, 255]}, _fibers("Fixed", radius))
-
-
-def _fibers(color: str, radius: float) -> dict[str, str | float]:
-    """Say how NiiVue draws streamlines: without noise in the colors, also those shorter than 2 mm."""
-    return dict(fiber_color=color, fiber_dither=0.0, fiber_length=_SHORTEST, fiber_radius=float(radius))

@@ -35,16 +35,41 @@ from .niivue_backend import NiivueScene, require_niivue
 from .planes import check_view
 from .stills import Still, draw_stage, draw_still
 
+# %% ../../nbs/viz/18_viewer.ipynb #d396d4bd
+def _display_widget(widget: widgets.Widget, text: str) -> None:
+    """Display a widget, or `text` where it cannot be shown."""
+    bundle = widget._repr_mimebundle_()
+    data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
+    display({**data, "text/plain": text}, raw=True)
+
+
+def _cell_number() -> int | None:
+    """Return the number of the cell that runs; None outside of IPython."""
+    shell = get_ipython()
+    return None if shell is None else shell.execution_count
+
+# %% ../../nbs/viz/18_viewer.ipynb #6045db61
+def _add_controls(view: "View", position: np.ndarray) -> None:
+    """Add a control for each thing that can be changed in a scene by FURY."""
+    c = view.composition
+    add_buttons(view, view._write_screenshot, "Write the scene as a PNG in this folder")
+    view.controls["message"] = widgets.HTML()
+    if c.slices or c.peaks or c.glyphs or c.contours:
+        add_plane_sliders(view, position)
+    if c.slices:
+        add_window_slider(view)
+    add_count_slider(view, view.set_count)
+    add_switches(view)
+
 # %% ../../nbs/viz/18_viewer.ipynb #3951ea48
 Camera: TypeAlias = dict[str, float | np.ndarray]   # as the backend names its parts
 
-_TWO_BACKENDS = ("views of FURY and of NiiVue cannot be linked: their cameras say different things; "
+_TWO_BACKENDS = ("views of FURY and of NiiVue cannot be linked: their cameras are described differently; "
                  "give all the same backend")
 
 # %% ../../nbs/viz/18_viewer.ipynb #742323a4
 class View:
-    """Something shown by `view`: the live canvas with its controls (None where there is none), the still, and how many
-    streamlines are drawn. Without a live canvas the methods change what `screenshot` draws next."""
+    """What `view` shows: the still; `canvas`, live with its controls, None where there is none; and what is drawn."""
 
     def __init__(
         self,
@@ -60,26 +85,14 @@ class View:
         self._shown_in = _cell_number() if at_once else None
         self._stage, self._drawn = stage, None if stage is None else LiveCanvas(stage, size)
         if stage is not None and self._drawn is not None:
-            self._add_controls(stage)
+            _add_controls(self, stage.position)
             window = self._drawn.window
             self.canvas = put_together(window, window._output_context, *control_rows(self.controls),
                                        *legend_images(composition))
 
-    def _add_controls(self, stage: Stage) -> None:
-        """Add a widget for each thing that can be changed."""
-        c = self.composition
-        add_buttons(self, self._write_screenshot, "Write the scene as a PNG in this folder")
-        self.controls["message"] = widgets.HTML()
-        if c.slices or c.peaks or c.glyphs or c.contours:
-            add_plane_sliders(self, stage.position)
-        if c.slices:
-            add_window_slider(self)
-        add_count_slider(self, self.set_count)
-        add_switches(self)
-
     @property
     def shown(self) -> int:
-        """Streamlines that are drawn when the scene is at rest."""
+        """How many streamlines are drawn when the scene is at rest."""
         return self.composition.shown if self._stage is None else self._stage.show_lines()
 
     def redraw(self) -> None:
@@ -102,11 +115,7 @@ class View:
         view: str,  # "axial", "coronal", "sagittal" or "3d"
     ) -> None:
         """Turn the camera to one of the four views, and frame everything."""
-        check_view(view)
-        stage = self._need_stage()
-        stage.view = view
-        stage.refresh()
-        stage.aim(self.size[0] / self.size[1])
+        self._need_stage().look(view, self.size[0] / self.size[1])
         self.redraw()
 
     def move(
@@ -139,24 +148,18 @@ class View:
 
     def toggle(
         self,
-        name: str,             # a bundle, a mask: what a legend names
+        name: str,                    # a bundle, a mask: what a legend names
         visible: bool | None = None,  # None: the other way
     ) -> None:
         """Show or hide what has this name. Raises ValueError for a name that nothing has."""
-        stage = self._need_stage()
-        if name not in switch_names(self.composition):
-            names = ", ".join(switch_names(self.composition))
-            raise ValueError(f"nothing is named {name!r}; there are {names or 'no names'}")
-        hidden = name not in stage.hidden if visible is None else not visible
-        (stage.hidden.add if hidden else stage.hidden.discard)(name)
-        stage.refresh()
+        self._need_stage().show(switch_names(self.composition), name, visible)
         self.redraw()
 
     def screenshot(
         self,
         path: str | os.PathLike | None = None,  # also write a PNG there
     ) -> Still:
-        """The scene as it is seen now, smooth."""
+        """Draw the scene as it is now, smooth. Return the picture."""
         if self._drawn is not None:
             still = draw_stage(self._drawn.stage, self.size, self._drawn.stage.camera.get_state())
             self._drawn.stage.show_lines()
@@ -167,7 +170,7 @@ class View:
         return still
 
     def _write_screenshot(self) -> None:
-        """Write a screenshot under the first free name in the working folder, and say so below the view."""
+        """Write a screenshot under the first free name in the working folder, and show that name below the view."""
         path = free_screenshot_path()
         self.screenshot(path)
         self.controls["message"].value = f"written: {path}"
@@ -203,22 +206,10 @@ class View:
     def __repr__(self):
         return f"View({self.shown:,} of {self.total:,} streamlines, {'live' if self.canvas else 'still'})"
 
-# %% ../../nbs/viz/18_viewer.ipynb #d396d4bd
-def _display_widget(widget: widgets.Widget, text: str) -> None:
-    """Display a widget; where it cannot be shown, this text."""
-    bundle = widget._repr_mimebundle_()
-    data = dict(bundle[0] if isinstance(bundle, tuple) else bundle)
-    display({**data, "text/plain": text}, raw=True)
-
-
-def _cell_number() -> int | None:
-    shell = get_ipython()
-    return None if shell is None else shell.execution_count
-
-# %% ../../nbs/viz/18_viewer.ipynb #e39115b2
+# %% ../../nbs/viz/18_viewer.ipynb #28d3f4c2
 _CAMERA = ("render_azimuth", "render_elevation", "vol_scale_multiplier")
 
-
+# %% ../../nbs/viz/18_viewer.ipynb #e39115b2
 class NiivueView(View):
     """A view that NiiVue draws in the browser; `scene` is what it was given."""
 
@@ -239,7 +230,7 @@ class NiivueView(View):
 
     @property
     def shown(self) -> int:
-        """Streamlines that are drawn."""
+        """How many streamlines are drawn."""
         if self.scene is None:
             return self.composition.shown
         seen = [p for p in self.composition.parts if any(m.visible for m in self.scene.meshes.get(p.name, []))]
@@ -261,7 +252,7 @@ class NiivueView(View):
             scene.move(self._position)
 
     def _clicked(self, place: Mapping[str, Sequence[float]]) -> None:
-        """A click into a plane moves the other two in the browser: the sliders follow."""
+        """Bring the sliders to a click into a plane, which moves the other two planes in the browser."""
         self._position = np.array(place["mm"][:3], float)
         self._clicking = True
         try:
@@ -371,7 +362,7 @@ class LinkedViews:
 
     @property
     def still(self) -> Still:
-        """The stills in a row."""
+        """The stills of the views, in a row."""
         pictures = [v.still.array for v in self.views]
         height = max(len(p) for p in pictures)
         return Still(np.concatenate([np.pad(p, ((0, height - len(p)), (0, 0), (0, 0))) for p in pictures], axis=1))
@@ -387,7 +378,7 @@ class LinkedViews:
 def link_views(
     *views: View,      # live ones, made with show=False
 ) -> LinkedViews:
-    """Views side by side of which each follows the camera of the others: the last value of a cell.
+    """Put views side by side, of which each follows the camera of the others: the last value of a cell.
 
     Raises ValueError unless all are live, and drawn by the same backend."""
     if any(v.canvas is None for v in views):
