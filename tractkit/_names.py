@@ -3,6 +3,7 @@
 NAMES = {
     "ACCEPTED": "training.settings",
     "ACTIVE": "lab.status_text",
+    "Annotation": "core.settings",
     "Arrays": "functional.steps",
     "B": "training.loop",
     "BUNDLES": "dwi.anatomy",
