@@ -37,10 +37,9 @@ class DWI:
     b0_threshold: float = 50.0    # s/mm²; volumes of at most this are b0
     files: Mapping[str, str] = field(default_factory=dict)  # "dwi", "bvals", "bvecs", "mask", for messages
 
-    def __post_init__(self) -> None:
-        for name in ("bvals", "bvecs"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
-        object.__setattr__(self, "mask", np.asarray(self.mask) > 0)
+    def __post_init__(self):
+        bvals, bvecs = np.asarray(self.bvals, np.float64), np.asarray(self.bvecs, np.float64)
+        vars(self).update(bvals=bvals, bvecs=bvecs, mask=np.asarray(self.mask) > 0)
         _check_dwi(self)
 
     @cached_property

@@ -30,7 +30,8 @@ from ..runs.log import RunLog
 from ..training.callbacks import TorchSchedule
 from ..training.policy import TQDM, Policy, ValuePolicy, as_value_policy
 from ..training.epoch_plan import Batch
-from ..training.state import TrainerState, make_optimizer
+from ..training.optimizers import make_optimizer
+from ..training.state import TrainerState
 from ..training.run_folder import RunFolder
 from ..training.trainable import at_work, show
 from ..training.trainer import Trainer

@@ -237,7 +237,7 @@ class RemoteFile:
         if posixpath.isabs(name) or "://" in name or ".." in name.split("/"):
             raise DataError(f"an external link leads out of its folder, to {name!r}", file=self.path,
                             fix="Use files that lie together")
-        new = object.__new__(RemoteFile)
+        new = RemoteFile.__new__(RemoteFile)
         base, _, query = self.path.partition("?")
         path = f"{base.rpartition('/')[0]}/{name}{'?' if query else ''}{query}"
         new.__dict__.update(self.__getstate__(), path=path, _known={})

@@ -47,8 +47,7 @@ class Volume:
         if data.dtype.kind not in "biuf":
             raise DataError(f"volume holds {data.dtype}, not real numbers", file=file)
         data = np.ascontiguousarray(data, dtype=np.float32 if data.dtype.kind == "f" else data.dtype.newbyteorder("="))
-        for name, value in (("data", data), ("affine", check_affine(self.affine, file=file)), ("file", file)):
-            object.__setattr__(self, name, value)
+        vars(self).update(data=data, affine=check_affine(self.affine, file=file), file=file)
 
     @property
     def shape3d(self) -> tuple[int, int, int]:
