@@ -21,7 +21,7 @@ from tractkit.data.subject import MRIData, SFTData
 from tractkit.evaluation.scoring import TextTable
 from tractkit.models.base import TractographyModel, model_card
 from tractkit.models.learn2track import Learn2Track
-from tractkit.runs.log import RunLog
+from tractkit.runs.log import RunLog, _read_end
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.training.state import TrainerState
@@ -170,7 +170,7 @@ def test_a_model_shows_every_parameter_once():
 
 def test_a_log_is_looked_at_from_its_end(tmp_path):
     made = log(tmp_path / "run", 5)
-    assert made._glance(1)[0] == 5 and len(made._glance(1)[1]) < 5
+    assert _read_end(made, 1)[0] == 5 and len(_read_end(made, 1)[1]) < 5
     assert repr(made) == "RunLog(run: 5 epochs, 5 steps)" and "<svg" in made._repr_html_()
     assert repr(RunLog(tmp_path / "none")) == "RunLog(none: 0 epochs, 0 steps)" and "none yet" in RunLog(tmp_path / "none")._repr_html_()
     with made.path.open("a") as f:

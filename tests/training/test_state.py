@@ -12,11 +12,12 @@ from helpers_training import Points, SlowPoints, fit, log_without_time, same_sta
 from torch import nn
 
 from tractkit.core.files import DataError
+from tractkit.core.html import sparkline
 from tractkit.models.learn2track import Learn2Track
 from tractkit.runs import log as runlog
-from tractkit.runs.card import sparkline
 from tractkit.runs.checkpoint import load_checkpoint, save_checkpoint
-from tractkit.runs.fingerprint import differences, make_optimizer
+from tractkit.runs.fingerprint import differences
+from tractkit.training.optimizers import make_optimizer
 from tractkit.training.state import TrainerState
 
 

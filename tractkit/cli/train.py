@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from ..core.files import DataError
 from ..core.settings import Setting, check_value, setting, settings_of
-from ..core.text import parse_yaml
+from ..core.text import Json, Record, parse_yaml
 from ..data.settings import DatasetSettings, OneInputLoaderSettings, SamplerSettings
 from ..models.settings import Learn2TrackSettings
 from ..training.settings import TrainerSettings
@@ -70,20 +70,20 @@ def add_run_options(
 ) -> None:
     """Add the options of `tractkit train` or `tractkit resume` to a parser."""
     if command == "train":
-        p.description = "Train a model. In a folder that holds a run already it goes on with that run."
+        p.description = "Train a model. In a folder that already holds a run, that run is resumed."
         p.add_argument(
             "config", nargs="?", help="config.yaml of a run, or a data file (.hdf5, or a URL) with the rest as options"
         )
     else:
-        p.description = ("Go on with a run where it stands, to the batch. "
-                         "What is given as an option replaces what the run's config says.")
+        p.description = ("Resume a run at the batch at which it stopped. "
+                         "Options replace the settings in the run's config.")
         p.add_argument("folder", help="of the run: it holds config.yaml and checkpoints/")
     _add_machines(p.add_argument_group("several processes and machines"))
     absent = argparse.SUPPRESS
     p.add_argument("--import", dest="imports", action="append", default=[], metavar="FILE",
                    help="Python file with classes of your own; repeat it")
     p.add_argument("--set", dest="sets", action="append", default=[], metavar="SECTION.KEY=VALUE",
-                   help="any setting, in words of YAML; repeat it")
+                   help="any setting, its value in YAML; repeat it")
     p.add_argument("--model", default=absent, help="class of the model")
     p.add_argument(
         "--use-gpu", dest="device", action="store_const", const="cuda", default=absent, help="as --device cuda"
@@ -94,6 +94,7 @@ def add_run_options(
 
 # %% ../../nbs/cli/00_train.ipynb #0168206a
 def _add_machines(p: argparse._ArgumentGroup) -> None:
+    """Add the options of a training in several processes."""
     p.add_argument("--nproc-per-node", type=int, default=1, metavar="N", help="processes on this machine (default: 1)")
     p.add_argument(
         "--nnodes", type=int, default=1, metavar="N", help="machines; the same command is run on each of them"
@@ -104,7 +105,7 @@ def _add_machines(p: argparse._ArgumentGroup) -> None:
 
 
 def _add_setting(p: argparse._ArgumentGroup, s: Setting) -> None:
-    """Add the option of a setting: a switch for True or False, else a value or values in words of YAML."""
+    """Add the option of a setting: a switch for True or False, else a value or values in YAML."""
     flag, help_, absent = s.name.replace("_", "-"), s.help.replace("%", "%%"), argparse.SUPPRESS
     if s.default is True:
         p.add_argument(f"--no-{flag}", dest=s.name, action="store_false", default=absent, help=f"turn off: {help_}")
@@ -119,7 +120,7 @@ def _add_setting(p: argparse._ArgumentGroup, s: Setting) -> None:
                        default=absent, metavar="X", help=help_ + shown, nargs="+" if several else None)
 
 # %% ../../nbs/cli/00_train.ipynb #63e5f1d4
-Config = dict[str, dict[str, object]]  # of each section, its settings
+Config = dict[str, Record]  # of each section, its settings
 
 
 def read_start(
@@ -142,11 +143,12 @@ def _is_config(path: Path) -> bool:
     return path.suffix in (".yaml", ".yml") or path.is_dir()
 
 
-def _put(config: Config, section: str, **values: object) -> None:
+def _put(config: Config, section: str, **values: Json) -> None:
+    """Replace settings of a section."""
     config[section] = {**(config.get(section) or {}), **values}
 
 # %% ../../nbs/cli/00_train.ipynb #324255fa
-def check_options(words: Mapping[str, object]) -> None:
+def check_options(words: Mapping[str, Json]) -> None:
     """Raise DataError for the first option whose value has the wrong type or is out of bounds."""
     for key, sections in run_settings().items():
         if key not in words or (key == "patience" and not words[key]):  # --patience 0 is none
@@ -241,15 +243,15 @@ def _train_here(config: Config, imports: list[str], file: Path | None) -> str:
 
 def _watch(run: "ProcessRun", nnodes: int, folder: Path) -> str:
     """Print the status of a run until it ends; return the phase."""
-    said: tuple[str, int] | None = None
+    printed: tuple[str, int] | None = None
     print(f"training in {folder}, in processes of their own", flush=True)
     try:
         while run.running:
             status = run.status
             now, ended = (status.phase, status.epoch), status.phase in ("idle", "finished", "stopped", "failed")
-            if now != said and not ended:
+            if now != printed and not ended:
                 print(status, flush=True)
-                said = now
+                printed = now
             time.sleep(0.1)
     except KeyboardInterrupt:
         print("\nStopping after the batch; Ctrl-C once more leaves it running by itself.", file=sys.stderr)

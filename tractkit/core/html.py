@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import ArrayLike
 
-_Cell = str | float | None  # what a table or a card shows; `Html` stays as it is, all else is escaped
+_Cell = str | float | None  # a value in a table or a card; `Html` stays as it is, all else is escaped
 
 # %% ../../nbs/core/03_html.ipynb #f5f77dcb
 class Html(str):

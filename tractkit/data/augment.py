@@ -59,7 +59,8 @@ def cut_and_turn(
 
 # %% ../../nbs/data/04_augment.ipynb #26adb466
 @njit(nogil=True, cache=True)
-def _cut_and_turn(n, split_keys, reverse_keys, split_ratio, reverse_ratio):
+def _cut_and_turn(n: np.ndarray, split_keys: np.ndarray, reverse_keys: np.ndarray, split_ratio: np.float32,
+                  reverse_ratio: np.float32) -> tuple[np.ndarray, ...]:
     m, cut_at, total = len(n), np.full(len(n), -1), 0
     for i in range(m):
         nb_places = n[i] - 2 * (MIN_PART - 1)  # where a cut leaves two parts
@@ -89,8 +90,8 @@ def _cut_and_turn(n, split_keys, reverse_keys, split_ratio, reverse_ratio):
 class Wholes:
     """Streamlines of one subject before they are cut: how many points each has, and how to write pieces of them."""
 
-    nb_points: np.ndarray                         # (m,)
-    write_pieces: Callable[..., None]             # (source, pieces by name, out, incoming)
+    nb_points: np.ndarray  # (m,)
+    write_pieces: Callable[[np.ndarray, Pieces, slice, np.ndarray, np.ndarray], None]  # (source, pieces, r, out, incoming)
 
     def write(
         self,
@@ -111,7 +112,7 @@ def stored(
     n: np.ndarray,       # (m,) points of each
 ) -> Wholes:
     """Return streamlines as they are stored."""
-    def write(source, pieces, r, out, incoming):
+    def write(source: np.ndarray, pieces: Pieces, r: slice, out: np.ndarray, incoming: np.ndarray) -> None:
         start = low[source]
         copy_runs(points, start + pieces.first[r], pieces.step[r], pieces.offsets[r.start:r.stop + 1], out)
         some = n[source] > 0
@@ -141,7 +142,7 @@ def resampled(
         raise DataError(f"at steps of {step:g} mm a streamline has over a million points",
                         fix="Check the affine, whose voxels may be far too large, and the step") from e
 
-    def write(source, pieces, r, out, incoming):
+    def write(source: np.ndarray, pieces: Pieces, r: slice, out: np.ndarray, incoming: np.ndarray) -> None:
         _write_resampled(s.points, low, n, arcs, starts, counts, source, pieces.parts[r], pieces.cuts[r],
                          pieces.reversed[r], pieces.before[r], pieces.offsets[r.start:r.stop + 1], out, incoming[r])
 
@@ -149,7 +150,8 @@ def resampled(
 
 
 @njit(nogil=True, cache=True)
-def _measure(points, low, n, step, nb_points, A, arcs, starts, counts):
+def _measure(points: np.ndarray, low: np.ndarray, n: np.ndarray, step: float, nb_points: int, A: tuple[float, ...],
+             arcs: np.ndarray, starts: np.ndarray, counts: np.ndarray) -> None:
     p = points.ravel()
     for i in range(len(low)):
         counts[i] = 0
@@ -159,7 +161,11 @@ def _measure(points, low, n, step, nb_points, A, arcs, starts, counts):
 
 # %% ../../nbs/data/04_augment.ipynb #fc6cf61f
 @njit(nogil=True, cache=True)
-def _write_resampled(points, low, n, arcs, starts, counts, source, parts, cuts, turned, before, offsets, out, incoming):
+def _write_resampled(
+    points: np.ndarray, low: np.ndarray, n: np.ndarray, arcs: np.ndarray, starts: np.ndarray, counts: np.ndarray,
+    source: np.ndarray, parts: np.ndarray, cuts: np.ndarray, turned: np.ndarray, before: np.ndarray,
+    offsets: np.ndarray, out: np.ndarray, incoming: np.ndarray,
+) -> None:
     p, o, segments = points.ravel(), out.ravel(), np.empty(counts.max() + 1, np.int32)
     no_left, no_weight = np.empty(0, np.int64), np.empty(0, np.float32)
     for j in range(len(source)):
@@ -185,7 +191,7 @@ def _write_resampled(points, low, n, arcs, starts, counts, source, parts, cuts, 
 
 
 @njit(nogil=True, cache=True)
-def _turn(out, a, b):
+def _turn(out: np.ndarray, a: int, b: int) -> None:
     while a < b:
         for d in range(3):
             out[a, d], out[b, d] = out[b, d], out[a, d]

@@ -11,20 +11,21 @@ import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar, Unpack
 
 import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
-from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent
+from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent, VolumeCache
 from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
 from ..hdf5.config import SPLITS
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
+from ..core.text import Record
 from ..hdf5.local_file import ByteCache, LocalFile, reading
-from ..hdf5.remote_file import RemoteFile, data_file
+from ..hdf5.remote_file import BlockOptions, RemoteFile, data_file
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
@@ -124,7 +125,18 @@ class MultisubjectSubset:
 _File = LocalFile | RemoteFile
 
 
-def _root(h5: h5py.File) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Root:
+    """The attributes of the root of a file."""
+
+    names: dict[str, list[str]]  # of the subjects, by subset
+    step_size: float | None      # mm, if the file was made with one; so are the next
+    nb_points: int | None
+    compress: float | None       # mm
+    fingerprint: str | None
+
+
+def _read_root(h5: h5py.File) -> _Root:
     """Return the attributes of the root, checked. Raises DataError without the place."""
     attrs = dict(h5.attrs)
     missing = [split for split in SPLITS if f"{split}_subjs" not in attrs]
@@ -136,12 +148,14 @@ def _root(h5: h5py.File) -> dict[str, Any]:
     for split in SPLITS:
         if not isinstance(attrs[f"{split}_subjs"], np.ndarray):
             raise DataError(f"attribute '{split}_subjs' is no list of names", fix="Create it with tractkit.create_hdf5")
+    numbers = {}
     for key in ("step_size", "nb_points", "compress"):
         value = attrs.get(key)
         if value is not None and not isinstance(value, (str, np.number)):
             raise DataError(f"attribute {key!r} is {value!r}, not a number", fix="Create it with tractkit.create_hdf5")
-        attrs[key] = value.item() if isinstance(value, np.number) else None
-    return attrs
+        numbers[key] = value.item() if isinstance(value, np.number) else None
+    names = {split: [str(s) for s in attrs[f"{split}_subjs"]] for split in SPLITS}
+    return _Root(names, **numbers, fingerprint=attrs.get("tractkit_fingerprint"))
 
 # %% ../../nbs/data/01_dataset.ipynb #9ce467d1
 @dataclass(frozen=True)
@@ -207,7 +221,7 @@ def _is_wanted(kind: str | None, name: str, chosen: _Chosen) -> bool:
 class _SubjectReader:
     """Reads subjects from a file and from the files that it links to."""
 
-    def __init__(self, file: _File, lazy: bool, cache: ByteCache):
+    def __init__(self, file: _File, lazy: bool, cache: VolumeCache):
         self.file, self.lazy, self.cache = file, lazy, cache
         self._siblings: dict[tuple[str, str], _File] = {}
 
@@ -287,20 +301,16 @@ class MultiSubjectDataset:
         cache_bytes: int = 2**31,      # ... and this many bytes of them
         storage_options: Mapping | None = None,  # for fsspec: credentials, endpoint
         block_bytes: int = 2**28,      # of a URL's blocks kept in memory by each process
-        **blocks: Any,                 # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
+        **blocks: Unpack[BlockOptions],  # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
     ):
-        self._arguments = dict(lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes,
-                               **blocks)
+        self._arguments: Record = dict(
+            lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes, **blocks)
         self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
-        self._cache = ByteCache(cache_bytes, cache_size)
+        self._cache: VolumeCache = ByteCache(cache_bytes, cache_size)
         self._reader = _SubjectReader(self._file, lazy, self._cache)
-        root = self._file.ask(_root)
-        self._names = {split: [str(s) for s in root[f"{split}_subjs"]] for split in SPLITS}
-        numbers = {k: root[k] for k in ("step_size", "nb_points", "compress")}
-        self.step_size: float | None = numbers["step_size"]  # mm, if the file was made with one; so are the next
-        self.nb_points: int | None = numbers["nb_points"]
-        self.compress: float | None = numbers["compress"]    # mm
-        self._fingerprint: str | None = root.get("tractkit_fingerprint")
+        root = self._file.ask(_read_root)
+        self.step_size, self.nb_points, self.compress = root.step_size, root.nb_points, root.compress
+        self._names, self._fingerprint = root.names, root.fingerprint
         self._subsets: dict[str, MultisubjectSubset] | None = None
 
     @property
@@ -356,6 +366,10 @@ class MultiSubjectDataset:
     def testing_set(self) -> MultisubjectSubset:
         return self._subset("testing")
 
+    def subjects(self) -> list[SubjectData]:
+        """Return the loaded subjects of all subsets."""
+        return [subject for split in SPLITS for subject in self._subset(split)]
+
     def subject(self, name: str) -> SubjectData:
         """Return a loaded subject of any subset. Raises KeyError for an unknown one."""
         for split in SPLITS:
@@ -363,7 +377,7 @@ class MultiSubjectDataset:
                 return self._subset(split)[name]
         raise KeyError(f"no subject {name!r} is loaded from {self.path}")
 
-    def settings(self) -> dict[str, Any]:
+    def settings(self) -> Record:
         """Return the arguments of making and loading, without `storage_options`, which may hold secrets."""
         return {"path": self.path if "://" in self.path else os.path.abspath(self.path), **self._arguments}
 

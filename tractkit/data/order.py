@@ -48,8 +48,8 @@ def mix(
 
 # %% ../../nbs/data/03_order.ipynb #526abe7b
 @njit(nogil=True, cache=True)
-def _draw_subjects(logs, position, firsts, chosen):
-    """The k subjects with the largest log(u) / left, of those that have something left; how many they are."""
+def _draw_subjects(logs: np.ndarray, position: np.ndarray, firsts: np.ndarray, chosen: np.ndarray) -> int:
+    """Fill `chosen` with the subjects of largest log(u) / left that have something left; return their number."""
     k = 0
     while k < len(chosen):
         best, most = -1, 0.0
@@ -65,8 +65,9 @@ def _draw_subjects(logs, position, firsts, chosen):
 
 
 @njit(nogil=True, cache=True)
-def _take(queue, sizes, position, end, room, order, n):
-    """Move a subject's next streamlines that fit into `room` to `order[n:]`: position, size, n."""
+def _take(queue: np.ndarray, sizes: np.ndarray, position: int, end: int, room: float, order: np.ndarray,
+          n: int) -> tuple[int, float, int]:
+    """Move a subject's next streamlines that fit into `room` to `order[n:]`; return position, size, n."""
     size = 0.0
     while position < end and size + sizes[position] <= room:
         size += sizes[position]
@@ -76,7 +77,10 @@ def _take(queue, sizes, position, end, room, order, n):
 
 # %% ../../nbs/data/03_order.ipynb #510915c5
 @njit(nogil=True, cache=True)
-def _fill_rounds(queue, sizes, firsts, limit, k, cycles, logs, position, order, ends, rounds, done):
+def _fill_rounds(
+    queue: np.ndarray, sizes: np.ndarray, firsts: np.ndarray, limit: float, k: int, cycles: int, logs: np.ndarray,
+    position: np.ndarray, order: np.ndarray, ends: np.ndarray, rounds: np.ndarray, done: np.ndarray,
+) -> None:
     """Fill batches, round after round, until all is taken or there are no more draws in `logs`.
 
     `done` counts streamlines, batches and rounds."""

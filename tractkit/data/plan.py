@@ -25,7 +25,7 @@ def cut_batches(
 
 
 @njit(nogil=True, cache=True)
-def _cut(sizes, limit, windows):
+def _cut(sizes: np.ndarray, limit: float, windows: np.ndarray) -> np.ndarray:
     starts, n, filled = np.empty(len(sizes) + 1, np.int64), 0, 0.0
     for i in range(len(sizes)):
         if i == 0 or filled + sizes[i] > limit or windows[i] != windows[i - 1]:

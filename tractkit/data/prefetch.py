@@ -9,9 +9,10 @@ __all__ = ['Planned', 'Feeder']
 import queue
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Generic, Protocol, TypeVar
+from operator import methodcaller
+from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -19,6 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 _B = TypeVar("_B")
+_Ids = TypeVar("_Ids")
+_Ids_co = TypeVar("_Ids_co", covariant=True)
 
 # %% ../../nbs/data/08_prefetch.ipynb #866cee21
 class _Failure:
@@ -31,21 +34,20 @@ class _Failure:
 class _Ahead(Generic[_T, _R]):
     """Calls `make` on each item in a thread; gives the results in order."""
 
-    def __init__(self, make: Callable[[_T], _R], items: Sequence[_T], prefetch: int):
+    def __init__(self, make: Callable[[_T], _R], items: Iterable[_T], nb_items: int, prefetch: int):
         self._queue: queue.Queue[_R | _Failure] = queue.Queue(prefetch)
-        self._closed, self._n = False, len(items)
+        self._closed, self._n = False, nb_items
         self._thread = threading.Thread(target=self._work, args=(make, items), daemon=True, name="tractkit-prefetch")
         self._thread.start()
 
-    def _work(self, make: Callable[[_T], _R], items: Sequence[_T]) -> None:
-        for item in items:
-            if self._closed:
-                return
-            try:
+    def _work(self, make: Callable[[_T], _R], items: Iterable[_T]) -> None:
+        try:
+            for item in items:
+                if self._closed:
+                    return
                 self._queue.put(make(item))
-            except BaseException as e:  # raised again in the loop
-                self._queue.put(_Failure(e))
-                return
+        except BaseException as e:  # raised again in the loop
+            self._queue.put(_Failure(e))
 
     def __iter__(self) -> Iterator[_R]:
         for _ in range(self._n):
@@ -63,45 +65,45 @@ class _Ahead(Generic[_T, _R]):
                 self._thread.join(0.002)
 
 # %% ../../nbs/data/08_prefetch.ipynb #c85462b8
-_Item = tuple[Any, int, bool]  # the ids of a batch as the plan has them, epoch, training
+_Item = tuple[_Ids, int, bool]  # the ids of a batch as the plan has them, epoch, training
 
 
 class _WorkerItems:
     """The items that the workers make next; a `batch_sampler` that is filled again for each pass."""
 
     def __init__(self) -> None:
-        self._items: Sequence[_Item] = ()
+        self._items: _PlanItems | None = None
 
-    def fill(self, items: Sequence[_Item]) -> None:
+    def fill(self, items: "_PlanItems") -> None:
         self._items = items
 
     def __iter__(self) -> Iterator[list[_Item]]:
-        return ([item] for item in self._items)
+        return ([item] for item in self._items or ())
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._items or ())
 
 
-class Planned(Protocol):
+class Planned(Protocol[_Ids_co]):
     """The batches of a plan."""
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int, /) -> Any: ...
+    def __getitem__(self, i: int, /) -> _Ids_co: ...
 
 
-class _PlanItems(Sequence):
+class _PlanItems(Generic[_Ids]):
     """A part of a plan; ids are looked up when they are used."""
 
-    def __init__(self, plan: Planned, where: range, epoch: int, training: bool):
+    def __init__(self, plan: Planned[_Ids], where: range, epoch: int, training: bool):
         self.plan, self.where, self.training = plan, where, training
         self.epoch_of = getattr(plan, "epoch_of", lambda i: epoch)  # a plan may consist of several epochs
 
     def __len__(self) -> int:
         return len(self.where)
 
-    def __getitem__(self, i):
-        return self.plan[self.where[i]], self.epoch_of(self.where[i]), self.training
+    def __iter__(self) -> Iterator[_Item[_Ids]]:
+        return ((self.plan[i], self.epoch_of(i), self.training) for i in self.where)
 
 
 class _Same(Dataset[_Item]):
@@ -122,16 +124,19 @@ class _Make(Generic[_B]):
         return self.load(ids, epoch=epoch, training=training)
 
 
+_pinned: Callable[[_B], _B] = methodcaller("pin_memory")
+
+
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 # %% ../../nbs/data/08_prefetch.ipynb #913d3895
-class Feeder:
+class Feeder(Generic[_B]):
     """Makes the batches of a plan, in its order, ahead of the loop that uses them."""
 
     def __init__(
         self,
-        load: Callable,          # load(ids, epoch=, training=) -> batch
+        load: Callable[..., _B],  # load(ids, epoch=, training=) -> batch
         num_workers: int = 0,    # processes; 0: a thread in this one
         prefetch: int = 2,       # batches to have ready (by each worker); 0 with no workers: load in turns
         pin_memory: bool = False,  # for a faster way to a GPU
@@ -153,13 +158,13 @@ class Feeder:
         *,
         epoch: int = 0,
         training: bool = True,
-    ) -> Iterator[Iterable]:
-        """A context with an iterator over the batches; leaving it stops the making. One at a time."""
+    ) -> Iterator[Iterable[_B]]:
+        """Enter a context with an iterator over the batches; to leave it ends their making. One at a time."""
         items = _PlanItems(plan, range(start, len(plan) if stop is None else stop), epoch, training)
         if self.num_workers:
             yield self._from_workers(items)
         elif self.prefetch:
-            ahead = _Ahead(self._make_here, items, self.prefetch)
+            ahead = _Ahead(self._make_here, items, len(items), self.prefetch)
             try:
                 yield ahead
             finally:
@@ -167,11 +172,11 @@ class Feeder:
         else:
             yield map(self._make_here, items)
 
-    def _make_here(self, item: _Item) -> Any:
+    def _make_here(self, item: _Item) -> _B:
         batch = self._make(item)
-        return batch.pin_memory() if self.pin_memory else batch
+        return _pinned(batch) if self.pin_memory else batch
 
-    def _from_workers(self, items: Sequence) -> Iterable:
+    def _from_workers(self, items: _PlanItems) -> Iterable[_B]:
         self._order.fill(items)
         if self._loader is None:
             self._loader = DataLoader(

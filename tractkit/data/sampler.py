@@ -15,6 +15,7 @@ import numpy as np
 from ..core.files import DataError
 from ..core.rng import fold
 from ..core.settings import settings_of
+from ..core.text import Record
 from ..core.html import Html, as_html, html_card, html_table, svg_bars
 from .dataset import MultiSubjectDataset, SubjectData
 from .order import balance_classes, few_subjects_at_a_time, find_classes, mix, queue_of_each, shares_of_classes
@@ -145,7 +146,7 @@ class BatchIDSampler:
             self._warned.add((subset, *asked[1:-1]))
         return self._plans[subset][1]
 
-    def settings(self) -> dict[str, object]:
+    def settings(self) -> Record:
         """Return what a plan depends on beside the data, the epoch and the subset."""
         found = {name: getattr(self, name) for name in settings_of(SamplerSettings)}
         weights = self.balance_weights

@@ -62,7 +62,7 @@ def for_readers(notebook: "NotebookNode") -> "NotebookNode":
 
 # %% ../../nbs/demo/05_report.ipynb #207514de
 def write_tutorial(demo: Demo, say: Callable[[str], None]) -> None:
-    """Write `tutorial.html`: the tutorial, executed on this run. Without the extra `lab`, say what it takes."""
+    """Write `tutorial.html`: the tutorial, executed on this run. Without the extra `lab`, print how to install it."""
     name = "91_real.ipynb" if demo.settings.own else "90_phantom.ipynb"
     try:
         import nbformat

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..core.files import DataError, atomic_path
 from ..core.rng import fold, permutation
+from ..core.text import Json
 from .results import Demo
 from .subject_files import SubjectFiles, check_subject
 from .trainer import INPUT
@@ -56,7 +57,7 @@ def white_matter(dwi: DWI) -> Volume:
 
 # %% ../../nbs/demo/04_steps.ipynb #4194660b
 def one_shell(dwi: DWI, say: Callable[[str], None]) -> DWI:
-    """Return the shell with the most directions; if there are several, say which."""
+    """Return the shell with the most directions; if there are several, print its b-value."""
     shells, counts = np.unique(np.round(dwi.bvals[~dwi.is_b0], -2), return_counts=True)
     if shells.max() - shells.min() <= 0.15 * shells.max():
         return dwi
@@ -121,7 +122,7 @@ def best_loss(state: TrainerState) -> float:
     return min(float(r["valid_loss"]) for r in state.epochs if r.get("valid_loss") is not None)
 
 # %% ../../nbs/demo/04_steps.ipynb #c8ebdd60
-def write_json(path: Path, value: Mapping[str, object]) -> None:
+def write_json(path: Path, value: Mapping[str, Json]) -> None:
     """Write a file of JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1), encoding="utf-8")

@@ -85,9 +85,8 @@ class PhantomSettings:
         if isinstance(self.layout, str):
             if self.layout not in LAYOUTS:
                 raise ValueError(f"no layout is called {self.layout!r}: use one of {', '.join(LAYOUTS)} or a Layout")
-        object.__setattr__(self, "layout", self.place)
-        object.__setattr__(self, "voxel_size", tuple(self.size.tolist()))
-        object.__setattr__(self, "shape", tuple(int(n) for n in self.shape))
+        vars(self).update(
+            layout=self.place, voxel_size=tuple(self.size.tolist()), shape=tuple(int(n) for n in self.shape))
         if len(self.shape) != 3 or min(self.shape) < 4 or not self.size.min() > 0:
             raise ValueError(f"shape {self.shape} of voxels of {self.voxel_size} mm "
                              "is no grid of at least 4 voxels each way")

@@ -38,9 +38,8 @@ class DWI:
     files: Mapping[str, str] = field(default_factory=dict)  # "dwi", "bvals", "bvecs", "mask", for messages
 
     def __post_init__(self):
-        for name in ("bvals", "bvecs"):
-            object.__setattr__(self, name, np.asarray(getattr(self, name), np.float64))
-        object.__setattr__(self, "mask", np.asarray(self.mask) > 0)
+        bvals, bvecs = np.asarray(self.bvals, np.float64), np.asarray(self.bvecs, np.float64)
+        vars(self).update(bvals=bvals, bvecs=bvecs, mask=np.asarray(self.mask) > 0)
         _check_dwi(self)
 
     @cached_property

@@ -140,7 +140,7 @@ class _TrueCurves:
         self.all = cKDTree(np.concatenate([p for p, _ in kept]))
         self.bundle_of = np.repeat(np.arange(len(kept)), [len(p) for p, _ in kept])
 
-    def init_state(self, n: int, device: object) -> np.ndarray:
+    def init_state(self, n: int, device: torch.device) -> np.ndarray:
         return np.full(n, -1)
 
     def select_state(self, state: np.ndarray, ids: Tensor) -> np.ndarray:

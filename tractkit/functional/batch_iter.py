@@ -13,7 +13,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from typing import Any, Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 import numpy as np
 from torch.utils.data import get_worker_info
@@ -23,6 +23,9 @@ from ..data.prefetch import Feeder
 from . import pipeline
 from .pipeline import Counted, Items, Stage, Threads, apply_to_stream, chain_stages, combine_to_arrays
 from .sources import Source
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback
 
 _B = TypeVar("_B")
 _T = TypeVar("_T")
@@ -194,7 +197,7 @@ class Infinite(BatchIter[Any]):
         for stage in self.stages:
             stage.close()
 
-    def closing_callback(self) -> Any:
+    def closing_callback(self) -> "Callback":
         """Return a callback for Lightning that closes this iterator when training ends."""
         try:
             from lightning.pytorch import Callback

@@ -200,13 +200,13 @@ def sample_args(func: Callable[..., _R], *args: Callable, **kwargs: Callable) ->
     return functools.partial(_sample_args, func, args, kwargs)
 
 # %% ../../nbs/functional/00_sources.ipynb #4aa02df3
-class _Bound(Generic[_R]):
+class _Bound(Generic[_P, _R]):
     """A function with more arguments at the end of those it is called with."""
 
     def __init__(self, func: Callable[..., _R], args: tuple, kwargs: Mapping):
         self.func, self.args, self.kwargs = func, args, kwargs
 
-    def __call__(self, *args: Any, **kwargs: Any) -> _R:
+    def __call__(self, *args: _P.args, **kwargs: _P.kwargs) -> _R:
         return self.func(*args, *self.args, **kwargs, **self.kwargs)
 
 
@@ -234,10 +234,11 @@ def _zip_apply(calls: Sequence[Callable[Concatenate[_T, _P], _R]], xs: Sequence[
     return tuple(call(x, *args, **kwargs) for call, x in zip(calls, xs, strict=True))
 
 # %% ../../nbs/functional/00_sources.ipynb #1d1cc012
-def _random_apply(p: float, call: Callable[..., _R], /, *xs: _T, **kwargs: Any) -> _R | _T | tuple[_T, ...]:
+def _random_apply(p: float, call: Callable[Concatenate[_T, _P], _R], x: _T, /, *args: _P.args,
+                  **kwargs: _P.kwargs) -> _R | _T | tuple:
     if float(uniform(item_key(), 0, np.float64)) < p:
-        return call(*xs, **kwargs)
-    return xs if len(xs) > 1 else xs[0]
+        return call(x, *args, **kwargs)
+    return (x, *args) if args else x
 
 
 def _sample_args(func: Callable[..., _R], draws: Sequence[Callable], named: Mapping[str, Callable], /, *xs: Any,

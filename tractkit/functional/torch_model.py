@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -22,17 +22,23 @@ from numpy.typing import ArrayLike
 from torch import nn
 
 from .batch_iter import as_batch_iter
-from .steps import OptimizerParam, inference_step, set_optimizer_params, to_arrays, training_loss
+from ..core.text import Record
+from .steps import Arrays, OptimizerParam, inference_step, set_optimizer_params, to_arrays
+from .steps import training_loss
 from ..runs.checkpoint import Checkpoints
 from ..runs.log import RunLog
 from ..training.callbacks import TorchSchedule
 from ..training.policy import TQDM, Policy, ValuePolicy, as_value_policy
-from ..training.state import TrainerState, make_optimizer
+from ..training.epoch_plan import Batch
+from ..training.optimizers import make_optimizer
+from ..training.state import TrainerState
 from ..training.run_folder import RunFolder
 from ..training.trainable import at_work, show
 from ..training.trainer import Trainer
 
 _T = TypeVar("_T")
+_StepArgument: TypeAlias = Policy | OptimizerParam  # for do_train_step: a policy, whose value it gets, or a value
+_Loss: TypeAlias = ArrayLike | Mapping[str, ArrayLike]  # what do_train_step returns
 
 # %% ../../nbs/functional/04_torch_model.ipynb #58a8d573
 class TorchModel:
@@ -68,7 +74,7 @@ class TorchModel:
         found = next(itertools.chain(self.model_core.parameters(), self.model_core.buffers()), None)
         return torch.device("cpu") if found is None else found.device
 
-    def do_train_step(self, *inputs: ArrayLike, lr: float, **optimizer_params: OptimizerParam) -> Any:
+    def do_train_step(self, *inputs: ArrayLike, lr: float, **optimizer_params: OptimizerParam) -> _Loss:
         """Change the weights by one step on a batch. Returns the loss before it."""
         loss, losses = training_loss(*inputs, architecture=self.model_core, criterion=self.logits2loss,
                                      n_targets=self.n_targets, loss_key=self.loss_key)
@@ -90,7 +96,7 @@ class TorchModel:
         finally:
             self._update = None
 
-    def do_inf_step(self, *inputs: ArrayLike) -> Any:
+    def do_inf_step(self, *inputs: ArrayLike) -> Arrays:
         """Return the prediction for a batch, in eval mode."""
         return inference_step(*inputs, architecture=self.model_core, activation=self.logits2pred)
 
@@ -108,7 +114,7 @@ class ModelTrainer(Trainer):
         checkpoints_path: str | Path | None = None,    # folder of checkpoints, best_model, config.yaml; None: not kept
         validate: Callable[[], Mapping[str, float]] | None = None,
         *,
-        policies: Mapping[str, Any] | None = None,     # name -> policy, or another argument of do_train_step
+        policies: Mapping[str, _StepArgument] | None = None,  # name -> policy, or another argument of do_train_step
         logger: "EpochLogger | None" = None,           # such as ConsoleLogger()
         batches_per_epoch: int | None = None,          # if batch_iter does not say it
         seed: int = 1234,                              # of dropout
@@ -132,7 +138,7 @@ class ModelTrainer(Trainer):
     def _load(self, number: int, *, epoch: int, training: bool) -> "_Batch":
         return _Batch.of(self.batch_iter.load(number, epoch=epoch, training=training))
 
-    def run_one_batch(self, batch: Any = None) -> tuple[torch.Tensor, int]:
+    def run_one_batch(self, batch: Batch = None) -> tuple[torch.Tensor, int]:
         """Run the step of the model; the trainer's `back_propagation`, or the model itself, changes the weights."""
         model, session = self.torch_model, at_work(self)[1]
         arguments = {k: v for k, v in self.step_arguments.items() if not isinstance(v, Policy)}
@@ -204,7 +210,7 @@ class _NoCheckpoints(Checkpoints):
     def steps(self) -> list[int]:
         return []
 
-    def save(self, step: int, tree: Any, best: int | None = None) -> Path:
+    def save(self, step: int, tree: Record, best: int | None = None) -> Path:
         return self.path(step)
 
 
@@ -231,7 +237,7 @@ def _nb_items(batch: Sequence) -> int:
     return next((len(x) for x in batch if np.ndim(x) > 0), 1)
 
 
-def _loss_value(loss: Any, key: str | None) -> float:
+def _loss_value(loss: _Loss | None, key: str | None) -> float:
     if isinstance(loss, Mapping):
         if key is None or key not in loss:
             raise TypeError(f"do_train_step returned a dict ({', '.join(loss)}): the model's loss_key says which is "
@@ -304,12 +310,13 @@ class _Report(Policy):
 
     remembers = ()
 
-    def __init__(self, logger: EpochLogger, policies: Mapping[str, Any]):
+    def __init__(self, logger: EpochLogger, policies: Mapping[str, _StepArgument]):
         self.logger, self.policies = logger, policies
 
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         self.logger.train(train_losses, epoch)
-        self.logger.policies({k: p.value for k, p in self.policies.items() if hasattr(p, "value")}, epoch)
+        self.logger.policies({k: p.value for k, p in self.policies.items()
+                              if isinstance(p, Policy) and hasattr(p, "value")}, epoch)
         self.logger.metrics({k: v for k, v in metrics.items() if k != "train_loss"}, epoch)
 
 # %% ../../nbs/functional/04_torch_model.ipynb #4420020a
@@ -327,8 +334,8 @@ def train_model(
     seed: int = 1234,                            # of dropout
     progress: bool | None = None,                # a progress line; default: yes, unless a `TQDM` is among the policies
     gradient_accumulation_steps: int = 1,        # batches whose gradients make one step; an epoch's rest makes one, too
-    options: Mapping[str, Any] | None = None,    # of `Trainer`: clip_grad, num_workers, prefetch ...
-    **policies: Any,                             # policies and values; values are given to do_train_step
+    options: Record | None = None,               # of `Trainer`: clip_grad, num_workers, prefetch ...
+    **policies: _StepArgument,                   # policies and values; values are given to do_train_step
 ) -> TrainerState:
     """Train until `n_epochs`, until a policy raises EarlyStopping, or until Ctrl-C, which saves after the batch.
 

@@ -171,7 +171,7 @@ def load_config(
 
 
 def _each_once(pairs: Sequence[tuple[str, Json]]) -> dict[str, Json]:
-    """Make an object of JSON a dictionary. Raises ValueError for a name that is given twice: json keeps the last."""
+    """Make a dictionary of the pairs of JSON. Raises ValueError for a name that is given twice: json keeps the last."""
     names = [name for name, _ in pairs]
     if len(set(names)) < len(names):
         raise ValueError(f"{max(names, key=names.count)!r} is there twice")

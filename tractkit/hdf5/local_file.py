@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import h5py
 import numpy as np
@@ -23,11 +23,13 @@ from numba import njit, types
 # %% ../../nbs/hdf5/03_local_file.ipynb #e91a3ca8
 from ..core.files import DataError
 
+_K = TypeVar("_K")
+_V = TypeVar("_V")
 _T = TypeVar("_T")
 
 # %% ../../nbs/hdf5/03_local_file.ipynb #94213561
-class ByteCache:
-    """Keeps what was used last, up to a number of bytes; one item too large for it is kept alone.
+class ByteCache(Generic[_K, _V]):
+    """Keeps the items used last, up to a number of bytes; one item too large for it is kept alone.
 
     Safe to use from several threads; empty after a trip to another process."""
 
@@ -41,27 +43,28 @@ class ByteCache:
 
     def clear(self) -> None:
         """Forget everything."""
-        self._items: OrderedDict[Any, tuple[Any, int]] = OrderedDict()
+        self._items: OrderedDict[_K, tuple[_V, int]] = OrderedDict()
         self._lock, self._pid, self.nbytes = threading.RLock(), os.getpid(), 0
 
     def __len__(self) -> int:
         return len(self._items)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[_K]:
         return iter(list(self._items))
 
     def __getstate__(self) -> dict:
         return {"max_bytes": self.max_bytes, "max_items": self.max_items}
 
     def __setstate__(self, state: dict) -> None:
-        self.__init__(**state)  # type: ignore[misc]
+        self.__dict__.update(state)
+        self.clear()
 
     def get(
         self,
-        key: Any,                             # hashable
-        make: Callable[[], tuple[Any, int]],  # the item and its bytes, called when it is not here
-    ) -> Any:
-        """The item of `key`, made if needed; others wait meanwhile, so that nothing is made twice."""
+        key: _K,
+        make: Callable[[], tuple[_V, int]],  # returns the item and its bytes; called if the item is not kept
+    ) -> _V:
+        """Return the item of `key`, made if needed; other threads wait, so that nothing is made twice."""
         self._check_process()
         with self._lock:
             item = self.peek(key)
@@ -70,8 +73,8 @@ class ByteCache:
                 self.put(key, item, nbytes)
             return item
 
-    def peek(self, key: Any) -> Any:
-        """The item of `key`, or None."""
+    def peek(self, key: _K) -> _V | None:
+        """Return the item of `key`; None if it is not kept."""
         self._check_process()
         with self._lock:
             if key not in self._items:
@@ -79,13 +82,15 @@ class ByteCache:
             self._items.move_to_end(key)
             return self._items[key][0]
 
-    def put(self, key: Any, item: Any, nbytes: int) -> None:
+    def put(self, key: _K, item: _V, nbytes: int) -> None:
         """Keep an item."""
         self._check_process()
         with self._lock:
             if self.max_items == 0:
                 return
-            self.nbytes += nbytes - self._items.pop(key, (None, 0))[1]
+            if key in self._items:
+                self.nbytes -= self._items.pop(key)[1]
+            self.nbytes += nbytes
             self._items[key] = item, nbytes
             while len(self._items) > 1 and self._full():
                 self.nbytes -= self._items.popitem(last=False)[1][1]
@@ -193,8 +198,8 @@ _libc_pread: Callable[..., int] = types.ExternalFunction(
 
 
 @njit(nogil=True, cache=True)
-def _pread(fd, begins, ends, out):
-    """Bytes begins[i]..ends[i] of a file, one after the other; how many were read before one was not there."""
+def _pread(fd: int, begins: np.ndarray, ends: np.ndarray, out: np.ndarray) -> int:
+    """Read bytes begins[i]..ends[i] of a file, one after the other; return how many were there."""
     done, i = 0, 0
     at = out.ctypes.data
     while i < len(begins):
@@ -227,7 +232,7 @@ class _Descriptor:
     def __init__(self, path: str):
         self.number = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
 
-    def __del__(self):
+    def __del__(self) -> None:
         if hasattr(self, "number"):
             os.close(self.number)
 

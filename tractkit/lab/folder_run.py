@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import DataError
-from ..core.text import Json, parse_yaml
-from .live_curves import LogFollower
+from ..core.text import Json, StateDict, parse_yaml
+from .live_curves import RateCurves
 from .status_text import METHOD_OF
 from ..runs.checkpoint import Checkpoints, peek_checkpoint
 from ..runs.log import RunLog
@@ -24,7 +24,7 @@ from ..runs.mailbox import Mailbox
 from ..runs.status import Status
 from ..training.live_settings import LIVE
 from ..training.process import ProcessRun
-from ..training.state import TrainerState, Tree
+from ..training.state import TrainerState
 
 # %% ../../nbs/lab/04_folder_run.ipynb #81f6a9ee
 def read_failure(
@@ -36,7 +36,7 @@ def read_failure(
 
 
 def status_of_checkpoint(
-    state: Tree,             # of a checkpoint, see `TrainerState.state_dict`; empty: there is none yet
+    state: StateDict,             # of a checkpoint, see `TrainerState.state_dict`; empty: there is none yet
     max_epochs: int | None,  # of the settings; None: not known
     failure: str = "",       # what broke the run
 ) -> Status:
@@ -60,7 +60,7 @@ class FolderRun:
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.messages: deque[str] = deque(maxlen=20)
         self._process, self._mailbox = ProcessRun(folder), Mailbox(folder)
-        self._log = LogFollower(self.folder / "log.jsonl")
+        self._log = RateCurves(self.folder)
         self._stored: tuple[tuple, Status] = ((), Status())  # what the stored status was made of, and it
         if not self._process.running and not self.checkpoints.steps() and not (self.folder / "log.jsonl").exists():
             raise DataError("there is no run in this folder", file=self.folder,

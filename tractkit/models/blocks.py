@@ -12,12 +12,13 @@ __all__ = ['PreActivation1d', 'PreActivation2d', 'PreActivation3d', 'PostActivat
 # %% ../../nbs/models/00_blocks.ipynb #0532c8f7
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 import torch
 from torch import nn
 
 _R = TypeVar("_R")
+_P = ParamSpec("_P")
 
 # %% ../../nbs/models/00_blocks.ipynb #fc419da7
 class PyramidPooling(nn.Module):
@@ -205,7 +206,8 @@ def _add(outputs: Iterable[torch.Tensor]) -> torch.Tensor:
 class ConsistentSequential(nn.Sequential):
     """`layer(c0, c1), layer(c1, c2), ...` for `channels` (c0, c1, c2, ...)."""
 
-    def __init__(self, layer: Callable, channels: Sequence[int], *args: Any, **kwargs: Any):
+    def __init__(self, layer: Callable[Concatenate[int, int, _P], nn.Module], channels: Sequence[int], *args: _P.args,
+                 **kwargs: _P.kwargs):
         if len(channels) < 2:
             raise ValueError(f"channels needs at least two numbers, got {list(channels)}")
         super().__init__(*(layer(a, b, *args, **kwargs) for a, b in zip(channels, channels[1:], strict=False)))

@@ -7,12 +7,12 @@ __all__ = ['Learn2Track']
 
 # %% ../../nbs/models/04_learn2track.ipynb #465372eb
 from collections.abc import Sequence
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 import torch
 
-from .base import PackedBatch, TractographyModel, register_model
+from .base import InputOptions, PackedBatch, State, TractographyModel, register_model
 from .direction_getters import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
 
@@ -37,7 +37,7 @@ class Learn2Track(TractographyModel):
         step_size: float | None = 1.0,              # mm
         *,
         seed: int = 1234,                           # of the first weights; no hyperparameter
-        **of_inputs: Any,                           # neighborhood_type and the like, nb_points: see TractographyModel
+        **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
         super().__init__(
             step_size, **of_inputs, nb_features=nb_features, rnn_key=rnn_key, rnn_layer_sizes=list(rnn_layer_sizes),
@@ -73,11 +73,11 @@ class Learn2Track(TractographyModel):
         """Return the mean of 1 - cos (1 - |cos| at undirected points), and the number of points that have a target."""
         return self.direction_getter.loss(outputs, *targets, average_results=average_results)
 
-    def init_state(self, n: int, device: torch.device | str | None = None) -> tuple:
+    def init_state(self, n: int, device: torch.device | str | None = None) -> State:
         """Return the state of `n` streamlines before their first point: zeros."""
         return self.rnn.init_state(n, device)
 
-    def step(self, inputs: torch.Tensor, previous: torch.Tensor, state: tuple) -> tuple[torch.Tensor, tuple]:
+    def step(self, inputs: torch.Tensor, previous: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Go one point further with `n` streamlines: (n, C), (n, 3) to (n, 3) unit directions, and the state."""
         if self.nb_previous_dirs:
             inputs = torch.cat([inputs, previous], dim=1)

@@ -256,7 +256,7 @@ class Checkpoints:
         return path
 
     def wait(self) -> None:
-        """Wait until the checkpoint that is written in the background is on the disk; raise the error if one occurred."""
+        """Wait until a checkpoint that is written in the background is on the disk. Raise the error of the writing."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()

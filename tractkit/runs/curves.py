@@ -460,7 +460,8 @@ def plot_correlation(
     pairs, rs = _pairs(runs, a, b, ignore_first), correlation(runs, a, b, ignore_first=ignore_first)
     theme, (width, height) = _DARK if dark else _LIGHT, size
     figure = blank_picture(width, height, theme.paper)
-    ax = figure.add_axes((72 / width, 52 / height, (width - 94) / width, (height - 110) / height), facecolor=theme.paper)
+    box = (72 / width, 52 / height, (width - 94) / width, (height - 110) / height)
+    ax = figure.add_axes(box, facecolor=theme.paper)
     for i, (x, y) in enumerate(pairs.values()):
         ax.scatter(x, y, s=18 if len(x) < 200 else 6, color=theme.curve(i), alpha=0.75, lw=0, zorder=3)
         if len(x):

@@ -26,7 +26,7 @@ _MUTEX = threading.Lock()
 
 @contextmanager
 def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
-    """Have a folder for oneself inside the block. RuntimeError if another thread or process has it."""
+    """Lock a folder while the block runs. RuntimeError if another thread or process has locked it."""
     path = Path(folder).resolve() / ".lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     busy = f"another trainer is at work in {path.parent}; wait for it, stop it, or use another experiment_name"
@@ -51,7 +51,7 @@ _FLOCK, _TYPE = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
 
 
 def folder_busy(folder: str | os.PathLike) -> bool:
-    """Whether a trainer is at work in a folder, in this process or another. Takes no lock."""
+    """Return whether a trainer is at work in a folder, in this process or another. Take no lock."""
     path = Path(folder).resolve() / ".lock"
     with _MUTEX:  # nobody in this process opens the file until it is closed here
         if path in _LOCKED:

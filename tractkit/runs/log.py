@@ -182,15 +182,9 @@ class RunLog:
                 temporary.write_bytes(Path(figure).read_bytes())
             else:
                 figure.savefig(temporary, format="png", facecolor=figure.get_facecolor())
-        for _, line in _lines_backwards(self.path) if self.path.exists() else ():
-            record = _parse(line) or {"kind": "torn"}
-            if record["kind"] == "figure" and (record["name"], record["step"]) == (name, step):
-                return path
-            if record.get("step", step) < step:
-                break
-        self.append(
-            "figure", step=step, name=name, file=path.relative_to(self.path.parent).as_posix(), **values, time={}
-        )
+        if not _has_figure(self, name, step):
+            file = path.relative_to(self.path.parent).as_posix()
+            self.append("figure", step=step, name=name, file=file, **values, time={})
         return path
 
     def records(self, kind: str | None = None) -> list[Record]:
@@ -237,22 +231,8 @@ class RunLog:
                     yield at, at + len(line), record
                 at += len(line)
 
-    def _glance(self, most: int = 2**23) -> tuple[int, list[Record]]:
-        """Return the last step and the records of epochs that are in the last bytes of the file."""
-        step, seen, epochs = 0, 0, []
-        for line in self.backwards():
-            seen += len(line)
-            if line.startswith(b'{"kind": "epoch"'):
-                epochs.append(line)
-            elif not step:
-                step = (_parse(line) or {}).get("step", 0)
-            if seen > most:
-                break
-        found = self.parse(reversed(epochs))
-        return max([step, *(r["step"] for r in found)]), found
-
     def __repr__(self) -> str:
-        step, epochs = self._glance()
+        step, epochs = _read_end(self)
         return f"RunLog({self.path.parent.name}: {epochs[-1]['epoch'] + 1 if epochs else 0} epochs, {step:,} steps)"
 
     def _repr_html_(self) -> str:
@@ -270,7 +250,7 @@ class RunLog:
     def losses(self, epoch: int) -> list[float]:
         """Return the loss of each batch of one epoch."""
         losses = []
-        for _, line in _lines_backwards(self.path) if self.path.exists() else ():
+        for line in self.backwards():
             record = _parse(line) or {"kind": "torn"}
             if record["kind"] == "batch":
                 if record["epoch"] < epoch:
@@ -279,10 +259,36 @@ class RunLog:
                     losses.append(math.nan if record["loss"] is None else record["loss"])
         return losses[::-1]
 
+# %% ../../nbs/runs/03_log.ipynb #eb11a099
+def _has_figure(log: RunLog, name: str, step: int) -> bool:
+    """Return whether the log has a picture of this name and step."""
+    for line in log.backwards():
+        record = _parse(line) or {"kind": "torn"}
+        if record["kind"] == "figure" and (record["name"], record["step"]) == (name, step):
+            return True
+        if record.get("step", step) < step:
+            return False
+    return False
+
 # %% ../../nbs/runs/03_log.ipynb #e299bca5
+def _read_end(log: RunLog, most: int = 2**23) -> tuple[int, list[Record]]:
+    """Return the last step, and the records of epochs in the last `most` bytes of the file."""
+    step, seen, epochs = 0, 0, []
+    for line in log.backwards():
+        seen += len(line)
+        if line.startswith(b'{"kind": "epoch"'):
+            epochs.append(line)
+        elif not step:
+            step = (_parse(line) or {}).get("step", 0)
+        if seen > most:
+            break
+    found = log.parse(reversed(epochs))
+    return max([step, *(r["step"] for r in found)]), found
+
+
 def _log_card(log: RunLog) -> str:
     """Return a card of a log as HTML: its size, its losses as a curve, and the values of the last epoch."""
-    step, epochs = log._glance()
+    step, epochs = _read_end(log)
     size = log.path.stat().st_size if log.path.exists() else 0
     x = [r["step"] for r in epochs]
     curves = {

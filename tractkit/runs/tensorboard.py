@@ -43,7 +43,7 @@ def read_scalars(
 
     ImportError, with the command that installs it, if tensorboard is missing."""
     if importlib.util.find_spec("tensorboard") is None:
-        raise ImportError("to read event files of TensorBoard, its package is needed: pip install 'tractkit[tensorboard]'")
+        raise ImportError("event files are read by the package tensorboard: pip install 'tractkit[tensorboard]'")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(os.fspath(path), size_guidance={"scalars": 0}).Reload()

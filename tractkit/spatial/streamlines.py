@@ -27,8 +27,8 @@ class Streamlines:
     offsets: np.ndarray  # (n + 1,) int64, from 0 to N
 
     def __post_init__(self):
-        object.__setattr__(self, "points", _check_points(self.points))
-        object.__setattr__(self, "offsets", _check_offsets(self.offsets, len(self.points)))
+        points = _check_points(self.points)
+        vars(self).update(points=points, offsets=_check_offsets(self.offsets, len(points)))
 
     @classmethod
     def from_list(
@@ -51,9 +51,8 @@ class Streamlines:
         offsets: np.ndarray,  # (n + 1,) int64
     ) -> "Streamlines":
         """Hold arrays that are known to be good, such as those of an operation: nothing is checked."""
-        new = object.__new__(cls)
-        object.__setattr__(new, "points", points)
-        object.__setattr__(new, "offsets", offsets)
+        new = cls.__new__(cls)
+        vars(new).update(points=points, offsets=offsets)
         return new
 
     def to_list(self) -> list[np.ndarray]:

@@ -45,14 +45,13 @@ class Tractogram:
 
     def __post_init__(self):
         n, n_points = len(self.streamlines), len(self.streamlines.points)
-        for name, value in {
+        vars(self).update({
             "affine": check_affine(self.affine),
             "dimensions": _check_dimensions(self.dimensions),
             "dps": {str(k): _rows(v, n, f"dps {k!r}", "streamlines") for k, v in self.dps.items()},
             "dpp": {str(k): _rows(v, n_points, f"dpp {k!r}", "points") for k, v in self.dpp.items()},
             "groups": {str(k): _members(v, n, k) for k, v in self.groups.items()},
-        }.items():
-            object.__setattr__(self, name, value)
+        })
 
     @classmethod
     def load(

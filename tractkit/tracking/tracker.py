@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,27 +25,29 @@ from ..data.interpolation import sample_trilinear
 from ..models.direction_getters import unit
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
-from ..spatial.volume import Neighborhood, Volume
+from ..spatial.volume import Neighborhood, Outside, Volume
+
+_State = TypeVar("_State")
 
 # %% ../../nbs/tracking/00_tracker.ipynb #a84b2dc0
-class StepModel(Protocol):
-    """What a `Tracker` needs of a model: a direction for each of n growing tips, given a state it keeps itself."""
+class StepModel(Protocol[_State]):
+    """What a `Tracker` needs of a model: a direction for each of n growing tips, given a state of its own kind."""
 
     nb_features: int  # of the volume it reads
     @property
     def step_size(self) -> float | None:
         """The step of the streamlines it learned, mm; None where there is no such step."""
 
-    def init_state(self, n: int, device: torch.device) -> Any:
+    def init_state(self, n: int, device: torch.device) -> _State:
         """Return the state of n tips before their first point."""
 
-    def step(self, inputs: Tensor, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
+    def step(self, inputs: Tensor, previous: Tensor, state: _State) -> tuple[Tensor, _State]:
         """Map (n, nb_features) and (n, 3) unit voxmm or zero to (n, 3) directions, voxmm, and the new state.
 
         A model with a `neighborhood` gets the features of each of its points, side by side, as in training.
         A zero direction ends the streamline."""
 
-    def select_state(self, state: Any, ids: Tensor) -> Any:
+    def select_state(self, state: _State, ids: Tensor) -> _State:
         """Return the state of the tips `ids` alone."""
 
 # %% ../../nbs/tracking/00_tracker.ipynb #4d738350
@@ -159,13 +161,10 @@ class _Paths:
         return self.points.cpu().numpy()[np.repeat(ids, counts), slot], counts
 
 # %% ../../nbs/tracking/00_tracker.ipynb #2b4c51e2
-_Outside = Literal["clamp", "zero", "error"]
-
-
 class _Ground:
     """Signal and mask under points, on one device."""
 
-    def __init__(self, volume: Volume, inside: np.ndarray, device: torch.device, outside: _Outside = "clamp",
+    def __init__(self, volume: Volume, inside: np.ndarray, device: torch.device, outside: Outside = "clamp",
                  neighborhood: Neighborhood | None = None):
         self.volume, self.device, self.outside = volume, device, outside
         self.around = None if neighborhood is None else neighborhood.vectors(volume.voxel_sizes)
@@ -209,7 +208,7 @@ class Tracker:
         max_length: float = 200.0,         # mm, both halves together; growth stops there
         seed: int = 0,                     # of the seeds drawn when `track` is given none
         batch_size: int | None = None,     # seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere
-        outside: _Outside = "clamp",       # a neighborhood's values beyond the volume: as in training
+        outside: Outside = "clamp",       # a neighborhood's values beyond the volume: as in training
         device: str | torch.device | None = None,  # None: where the model is
     ):
         _check_grids(model, volume, mask)
@@ -297,15 +296,16 @@ class Tracker:
             completed = False
         return *self._finish(paths, ready, entry, ends), completed
 
-    def _step(self, tips: Tensor, previous: Tensor, state: Any) -> tuple[Tensor, Any]:
-        """The model's answer as unit vectors; zero stays zero."""
+    def _step(self, tips: Tensor, previous: Tensor, state: _State) -> tuple[Tensor, _State]:
+        """Return the model's directions as unit vectors (zero stays zero), and its next state."""
         raw, state = self._model.step(self._ground.features(tips), previous, state)
         if not torch.isfinite(raw).all():
             raise ValueError("the model returned directions that are not finite; its weights or its input hold NaN")
         return unit(raw), state
 
-    def _advance(self, paths: _Paths, entry: Tensor, tips: Tensor, previous: Tensor, state: Any):
-        """One step of every tip: directions, new tips, state, and each tip's fate."""
+    def _advance(self, paths: _Paths, entry: Tensor, tips: Tensor, previous: Tensor,
+                 state: _State) -> tuple[Tensor, Tensor, _State, Tensor]:
+        """Move every tip by one step: return directions, new tips, the state, and what became of each tip."""
         direction, state = self._step(tips, previous, state)
         tips = tips + direction * self._stride
         fate = torch.full_like(entry, _GROWS)
@@ -323,7 +323,8 @@ class Tracker:
         fate[(fate == _GROWS) & paths.full(entry)] = _LENGTH
         return direction, tips, state, fate
 
-    def _finish(self, paths: _Paths, ready: Tensor, growing: Tensor, ends: Tensor):
+    def _finish(self, paths: _Paths, ready: Tensor, growing: Tensor,
+                ends: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Join the halves, drop what is too short or was interrupted, count."""
         steps = (paths.steps[:paths.n] + paths.steps[paths.n:]).cpu().numpy()
         done = np.zeros(paths.n, bool)

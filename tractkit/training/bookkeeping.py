@@ -10,13 +10,14 @@ __all__ = ['set_learning_rate', 'begin_step', 'end_step', 'serve_commands', 'res
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
 
+from ..core.text import Record
 from .callbacks import Event
 from .control import Stopped
 from .errors import errors_say_where
 from .live_settings import check_changes, keeps_own_rates
 from .resume import check_plan, describe_settings
+from .policy import SettingValue
 from .session import EpochEnd, Session, weighted_mean
 from .trainable import Trainable, at_work, say, show, tell, write_checkpoint
 
@@ -65,10 +66,10 @@ def end_step(trainer: Trainable) -> None:
     tell(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)
 
 
-def _notes(trainer: Trainable, norm: float) -> dict[str, Any]:
+def _notes(trainer: Trainable, norm: float) -> Record:
     """Return what the log has of a step besides its numbers."""
     left_out, clip = at_work(trainer)[1].step.left_out, trainer.settings.clip_grad
-    notes: dict[str, Any] = {"left_out": "; ".join(left_out)} if left_out else {}
+    notes: Record = {"left_out": "; ".join(left_out)} if left_out else {}
     return notes | ({"clipped_to": clip} if clip and norm > clip else {})
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #e64559be
@@ -102,7 +103,7 @@ def rest(trainer: Trainable, resting: bool) -> None:
     session.clock.lap()
 
 
-def change_now(trainer: Trainable, asked: Mapping[str, Any]) -> None:
+def change_now(trainer: Trainable, asked: Mapping[str, SettingValue]) -> None:
     """Change settings, between two batches: in the trainer, the log, the state and `config.yaml`."""
     found, session = check_changes(trainer, asked), trainer.session
     trainer.live.apply(trainer, found, asked, trainer.state, training=session is not None)
@@ -160,7 +161,7 @@ def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
     known = session.trained[0] == state.epoch and trainer.ranks.size == 1  # a child class knows the losses of one rank
     session.note_trained(state.epoch, session.trained[1] if known else state.train_loss)
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #91b0b421
 @contextlib.contextmanager
 def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
     """Enter the validation of an epoch and yield the session; change nothing where that was done already.
@@ -185,7 +186,7 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
     if trained:
         end_epoch(trainer, losses)
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #980f0e58
 def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
     """Write the record of an epoch, and move the position to the start of the next."""
     state, session = at_work(trainer)

@@ -9,14 +9,16 @@ __all__ = ['Message', 'COMMANDS', 'Commanded', 'change', 'save', 'rewind', 'ask_
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
+from ..core.text import Record
 from ..runs.status import Status
 from .bookkeeping import change_now, report_epoch
 from .live_settings import check_changes
 from .process import ProcessRun
 from .resume import leave_to_others, show_position
 from .runner import Runner
+from .policy import SettingValue
 from .state import TrainerState, earlier_tree
 from .trainable import Trainable, is_training_here, known_state, show, write_checkpoint
 
@@ -37,7 +39,7 @@ class Commanded(Trainable, Protocol):
     def fork(self, experiment_name: str | None = None) -> "Commanded": ...
 
 
-def change(trainer: Commanded, asked: Mapping[str, Any]) -> None:
+def change(trainer: Commanded, asked: Mapping[str, SettingValue]) -> None:
     """Change settings, now or between two batches; see `Trainer.change`."""
     found = check_changes(trainer, asked)
     if (process := trainer.runner.process) is not None:
@@ -93,7 +95,7 @@ def write_branch(trainer: Commanded, name: str | None) -> Path:
     return run.path
 
 # %% ../../nbs/training/16_commands.ipynb #fa47fca7
-Message: TypeAlias = Mapping[str, Any]  # {"verb": ..., and arguments}
+Message: TypeAlias = Record  # {"verb": ..., and arguments}
 
 
 @dataclass(frozen=True)
@@ -101,7 +103,7 @@ class Command:
     """One command of a running training."""
 
     help: str
-    carry_out: Callable[[Commanded, Message], object]  # returns what is replied, if that is a folder
+    carry_out: Callable[[Commanded, Message], Path | None]  # returns a folder to reply with, or None
     needs_state: bool = True
 
 
@@ -125,5 +127,4 @@ def carry_out(trainer: Commanded, message: Message) -> tuple[bool, Path | None]:
         return True, None
     if command.needs_state and (trainer.state is None or trainer.status.phase == "starting"):
         return False, None
-    reply = command.carry_out(trainer, message)
-    return True, reply if isinstance(reply, Path) else None
+    return True, command.carry_out(trainer, message)

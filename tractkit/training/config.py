@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 import yaml
@@ -22,7 +22,7 @@ import yaml
 import tractkit.training.policy as policies_of_tractkit
 from ..data.dataset import MultiSubjectDataset
 from ..core.files import DataError
-from ..core.text import nearest_name, parse_yaml
+from ..core.text import Json, Record, nearest_name, parse_yaml
 from .callbacks import OnNonFinite
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from ..models.base import model_class
@@ -33,6 +33,9 @@ from .trainer import Trainer, TrainerOneInput
 from .serialize import ONLY_IN_PYTHON
 
 # %% ../../nbs/training/21_config.ipynb #0c7fb7c5
+_T = TypeVar("_T")
+_File: TypeAlias = str | os.PathLike | None  # a config, for the message of an error
+
 SECTIONS: dict[str, list[type]] = {
     "data": [MultiSubjectDataset], "model": [Learn2Track], "sampler": [BatchIDSampler],
     "loader": [BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader],
@@ -46,8 +49,8 @@ _BUILT = {"self", "dataset", "model", "batch_sampler", "batch_loader", "storage_
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
     """Return all keywords of a class, with those that it passes on to its parents."""
     found: dict[str, inspect.Parameter] = {}
-    for base in cls.__mro__:
-        if "__init__" not in base.__dict__ or base is object:
+    for base in cls.__mro__[:-1]:
+        if "__init__" not in base.__dict__:
             continue
         parameters = inspect.signature(base.__dict__["__init__"]).parameters.values()
         found = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)} | found
@@ -78,13 +81,14 @@ def import_file(path: str | os.PathLike) -> ModuleType:
         raise DataError("there is no such Python file", file=path, fix="Name the file that defines the class")
     module = sys.modules.get(path.stem)
     if module is None or Path(getattr(module, "__file__", None) or "").resolve() != path.resolve():
-        spec: Any = importlib.util.spec_from_file_location(path.stem, path)
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None and spec.loader is not None
         module = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return module
 
 
-def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: Any) -> type:
+def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: _File) -> type:
     """Return the class that a section names."""
     own = [getattr(m, name) for m in modules if isinstance(getattr(m, name, None), type)]
     known = {c.__name__: c for c in SECTIONS[section]}
@@ -102,7 +106,7 @@ def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: An
 # %% ../../nbs/training/21_config.ipynb #e1bc5095
 def read_run_config(
     path: str | os.PathLike,  # a .yaml file, or a run's folder
-) -> dict[str, Any]:
+) -> Record:
     """Return the settings of a run. DataError if there is no such file or it is no mapping of sections."""
     path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
     try:
@@ -120,7 +124,7 @@ def read_run_config(
 
 
 def check_run_config(
-    config: Mapping[str, Any],
+    config: Record,
     modules: Iterable[ModuleType] = (),     # with classes of one's own
     file: str | os.PathLike | None = None,  # for the error
 ) -> dict[str, type]:                       # the class of each section
@@ -154,15 +158,15 @@ def check_run_config(
     return classes
 
 
-def _python_only(value: Any) -> list[str]:
+def _python_only(value: Json) -> list[str]:
     if isinstance(value, Mapping):
         return ([str(value[ONLY_IN_PYTHON])] if ONLY_IN_PYTHON in value
                 else [x for v in value.values() for x in _python_only(v)])
     return [x for v in value for x in _python_only(v)] if isinstance(value, (list, tuple)) else []
 
 # %% ../../nbs/training/21_config.ipynb #f4c99850
-def _object(value: Any, file: Any) -> Any:
-    """Return a value of the trainer's section as a Python object."""
+def _object(value: Json, file: _File) -> Any:
+    """Return a value of the trainer's section as Python has it: a policy, a class of optimizers, or plain values."""
     if isinstance(value, (list, tuple)):
         return [_object(v, file) for v in value]
     if not isinstance(value, Mapping) or "class" not in value:
@@ -182,11 +186,11 @@ def _object(value: Any, file: Any) -> Any:
             raise DataError(f"{cls.__name__}.{key} is not known; {_nearest(key, keywords_of(cls))}", file=file)
     return cls(**arguments)
 
-
+# %% ../../nbs/training/21_config.ipynb #8284630a
 def build_trainer(
-    config: Mapping[str, Any] | str | os.PathLike,  # settings, a .yaml file, or a run's folder
-    imports: Iterable[str | os.PathLike] = (),      # Python files that define classes of one's own
-    file: str | os.PathLike | None = None,          # where settings came from, for an error
+    config: Record | str | os.PathLike,         # settings, a .yaml file, or a run's folder
+    imports: Iterable[str | os.PathLike] = (),  # Python files that define classes of one's own
+    file: str | os.PathLike | None = None,      # where settings came from, for an error
 ) -> Trainer:
     """Build the trainer that a config describes, with data loaded. If its folder holds a run, it goes on with that run.
 
@@ -195,7 +199,7 @@ def build_trainer(
     settings = config if isinstance(config, Mapping) else read_run_config(config)
     modules = [import_file(path) for path in imports]
     classes = check_run_config(settings, modules, file)
-    words: dict[str, dict[str, Any]] = {
+    words: dict[str, Record] = {
         name: {k: v for k, v in (settings.get(name) or {}).items() if k != "class"} for name in SECTIONS}
     loading = inspect.signature(MultiSubjectDataset.load_data).parameters
     dataset = _make("data", MultiSubjectDataset, {k: v for k, v in words["data"].items() if k not in loading}, file)
@@ -203,7 +207,7 @@ def build_trainer(
     if "nb_features" in keywords_of(classes["model"]) and "nb_features" not in words["model"]:
         words["model"]["nb_features"] = _count_features(dataset, words["loader"])
     model = _make("model", classes["model"], words["model"], file)
-    parts = {"dataset": dataset, "model": model}
+    parts: Record = {"dataset": dataset, "model": model}
     for name, key in (("sampler", "batch_sampler"), ("loader", "batch_loader"), ("trainer", "trainer")):
         values = {k: _object(v, file) for k, v in words[name].items()} if name == "trainer" else words[name]
         built = {k: v for k, v in parts.items() if k in _parameters(classes[name])}
@@ -211,14 +215,14 @@ def build_trainer(
     return parts["trainer"]
 
 
-def _make(name: str, cls: Callable, values: dict[str, Any], file: Any) -> Any:
+def _make(name: str, cls: Callable[..., _T], values: Record, file: _File) -> _T:
     try:
         return cls(**values)
     except (TypeError, ValueError) as e:
         raise e if isinstance(e, DataError) else DataError(f"{name}: {e}", file=file) from e
 
 
-def _count_features(dataset: MultiSubjectDataset, loader: Mapping[str, Any]) -> int:
+def _count_features(dataset: MultiSubjectDataset, loader: Record) -> int:
     """Count the numbers per voxel of the volumes that the loader is to sample."""
     names = loader.get("input_group_names") or [loader["input_group_name"]]
     subject = next(iter([*dataset.training_set, *dataset.validation_set, *dataset.testing_set]))

@@ -12,7 +12,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from types import FrameType
+from typing import TypeVar
 
 T = TypeVar("T")
 
@@ -54,7 +55,7 @@ class Gate:
                 except BaseException as e:  # belongs to the caller
                     result.set_exception(e)
 
-    def later(self, work: Callable[[], object]) -> None:
+    def later(self, work: Callable[[], None]) -> None:
         """Have `work` done at the next safe moment, also if it is the owner who asks."""
         with self._lock:
             self._jobs.append((work, Future()))
@@ -74,7 +75,7 @@ class Gate:
 class Stopped(Exception):
     """Raised in a loop that was asked to stop."""
 
-
+# %% ../../nbs/training/00_control.ipynb #428f3842
 class Control:
     """What others ask of a running loop. Any thread may call `pause`, `resume`, `step` and `stop`."""
 
@@ -121,7 +122,7 @@ class Control:
         """Why it was asked to end; empty if it was not."""
         return self._stop or ""
 
-    def _set(self, **values: Any) -> None:
+    def _set(self, **values: bool | int | str) -> None:
         with self._changed:
             vars(self).update(values)
             if not self._paused:
@@ -160,7 +161,7 @@ def stop_on_interrupt(control: Control) -> Iterator[None]:
         return
     before = signal.getsignal(signal.SIGINT)
 
-    def first(signum: int, frame: Any) -> None:
+    def first(signum: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, before)
         control.stop("interrupted")
 

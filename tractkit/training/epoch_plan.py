@@ -10,6 +10,7 @@ __all__ = ['Ids', 'Batch', 'S', 'BatchPlan', 'Sampler', 'Described', 'plan_mark'
 import copy
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+from ..core.text import Record
 from .state import TrainerState
 
 # %% ../../nbs/training/06_epoch_plan.ipynb #d4254cad
@@ -35,7 +36,7 @@ class Sampler(Protocol):
 class Described(Protocol):
     """A sampler, loader or dataset with settings as plain values: they are compared when a run is resumed."""
 
-    def settings(self) -> dict[str, Any]: ...
+    def settings(self) -> Record: ...
 
 
 S = TypeVar("S")
@@ -46,7 +47,7 @@ def plan_mark(plan: BatchPlan) -> str:
     return str(getattr(plan, "fingerprint", len(plan)))
 
 
-def sampler_settings(sampler: object) -> dict[str, Any]:
+def sampler_settings(sampler: object) -> Record:
     """Return the settings of a sampler, empty for one that has no `settings`."""
     return sampler.settings() if isinstance(sampler, Described) else {}
 

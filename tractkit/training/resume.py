@@ -11,10 +11,10 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
+from ..core.text import Record, StateDict
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
 from .epoch_plan import BatchPlan, plan_mark, sampler_settings
@@ -28,7 +28,7 @@ def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool 
 
     ValueError if the folder holds another run than the state's."""
     newest = trainer.run_folder.checkpoints.newest()
-    stored: dict[str, Any] = newest[0] if newest else {}
+    stored: StateDict = newest[0] if newest else {}
     own, accept = trainer.state, trainer.settings.accept
     if given is None and own is not None and (not stored or _is_ahead(own, stored)):
         given = own
@@ -49,7 +49,7 @@ def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool 
     return _fitting(trainer, given)
 
 
-def _is_ahead(own: TrainerState, stored: dict[str, Any]) -> bool:
+def _is_ahead(own: TrainerState, stored: StateDict) -> bool:
     """Return whether a trainer's own state is of the same run as the one in its folder, and not behind it."""
     return stored["run_id"] == own.run_id and (own.rewound or stored["global_step"] <= own.global_step)
 
@@ -71,7 +71,7 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
                                  "accept=['model'] takes over what fits")
             return TrainerState.from_tree(
                 given.state_dict(), trainer.model, trainer.optimizer, trainer.device, accept=accept)
-        say(trainer, "Training the model of the state; the trainer was given another object.")
+        say(trainer, "Training the model of the state, which is not the one that the trainer was given.")
     return given
 
 # %% ../../nbs/training/11_resume.ipynb #158ddb44
@@ -144,7 +144,7 @@ def torch_threads(n: int | None) -> Iterator[None]:
         torch.set_num_threads(before)
 
 # %% ../../nbs/training/11_resume.ipynb #5e2dd4ab
-def describe_settings(trainer: Trainable) -> dict[str, Any]:
+def describe_settings(trainer: Trainable) -> Record:
     """Return the settings that a resumed training should have in common with the one before."""
     s = trainer.settings
     most = {"training": s.max_batches_per_epoch_training, "validation": s.max_batches_per_epoch_validation}

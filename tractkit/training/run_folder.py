@@ -11,11 +11,12 @@ import os
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import yaml
 
 from ..core.files import atomic_path
+from ..core.text import Json, Record, StateDict
 from ..runs.checkpoint import Checkpoints
 from ..runs.log import RunLog
 
@@ -39,11 +40,11 @@ class RunFolder:
         kept = self.checkpoints
         return RunFolder(path, checkpoints=Checkpoints(path / "checkpoints", kept.keep, kept.background))
 
-    def write_config(self, config: Mapping[str, Any]) -> None:
+    def write_config(self, config: Record) -> None:
         """Write `config.yaml`."""
         if self.writes:
             with atomic_path(self.path / "config.yaml") as path:
-                path.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+                path.write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     def write_error(self, e: BaseException) -> None:
         """Write the error that ended the training to `failed.txt`."""
@@ -61,7 +62,8 @@ class RunFolder:
 class _NoLog(RunLog):
     """The log of a process that writes none."""
 
-    def append(self, kind: str, **values: Any) -> None:
+    def append(self, kind: str, *, time: Mapping[str, float] | None = None,
+               **values: "Json | np.floating | np.integer") -> None:
         pass
 
     def truncate(self, step: int, epoch: int) -> int:
@@ -77,7 +79,7 @@ class _NoCheckpoints(Checkpoints):
     def newest(self) -> None:
         return None
 
-    def save(self, step: int, *_: Any, **__: Any) -> Path:
+    def save(self, step: int, tree: StateDict, best: int | None = None) -> Path:
         return self.path(step)
 
     def drop_after(self, step: int) -> None:

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from ..core.text import StateDict
 from .control import Control, stop_on_interrupt
-from .state import Tree
+
 
 # %% ../../nbs/training/09_runner.ipynb #31a53e9e
 GOING_BACK = "going back"  # why a loop was stopped that begins again at an earlier checkpoint
@@ -43,7 +44,7 @@ class Owner(Protocol):
     @property
     def folder(self) -> Path: ...
 
-
+# %% ../../nbs/training/09_runner.ipynb #2bc511a1
 class Runner(Generic[P]):
     """Runs a loop in the calling thread or in one in the background, or follows the training in another process."""
 
@@ -52,7 +53,7 @@ class Runner(Generic[P]):
         self.error: BaseException | None = None  # what ended the last loop in the background
         self.thread: threading.Thread | None = None
         self.process: P | None = None            # that trains in place of this one, while it is followed
-        self.back: Tree | None = None            # a checkpoint that was asked for
+        self.back: StateDict | None = None            # a checkpoint that was asked for
         self.going_back = False
         self._busy = threading.Lock()
 
@@ -103,13 +104,13 @@ class Runner(Generic[P]):
         """Drop a process that has ended."""
         self.process = None
 
-    def ask_back(self, tree: Tree) -> None:
+    def ask_back(self, tree: StateDict) -> None:
         """Have the loop go back to the state of a checkpoint after the current batch, and rest there."""
         self.back = tree
         self.control.stop(GOING_BACK)
         self.control.rested.clear()
 
-    def take_back(self) -> Tree | None:
+    def take_back(self) -> StateDict | None:
         """Return the checkpoint that was asked for, once."""
         tree, self.back = self.back, None
         self.expect_back()

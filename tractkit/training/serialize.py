@@ -8,23 +8,23 @@ __all__ = ['ONLY_IN_PYTHON', 'in_words', 'policy_name', 'value_from_words']
 # %% ../../nbs/training/03_serialize.ipynb #fb880f8d
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 import tractkit.training.policy as policies_of_tractkit
-from .policy import Constant, PerEpoch, Policy, ValuePolicy, as_value_policy
+from ..core.text import Json
+from .policy import Constant, PerEpoch, Policy, SettingValue, ValuePolicy, as_value_policy
 
 # %% ../../nbs/training/03_serialize.ipynb #1e9075ae
 ONLY_IN_PYTHON = "only_in_python"
 
 
-def in_words(value: Any) -> Any:
-    """Return a setting as plain values: an object as its class and arguments, if it keeps them; else a note that it
-    exists in Python only."""
+def in_words(value: object) -> Json:
+    """Return a setting as plain values: a policy as its class and arguments, if it keeps them; what exists in Python
+    only, as a note of its name."""
     if isinstance(value, np.generic):
         value = value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -53,20 +53,22 @@ def policy_name(policy: Policy) -> str:
 
 # %% ../../nbs/training/03_serialize.ipynb #68a03d8f
 def value_from_words(
-    value: Any,      # what `in_words` gives of a value policy, or what `as_value_policy` takes
-) -> ValuePolicy:    # with numbers that are finite and not negative
+    value: SettingValue,  # what `in_words` gives of a value policy, or what `as_value_policy` takes
+) -> ValuePolicy:         # with numbers that are finite and not negative
     """Return a learning rate from plain values. ValueError if they are not one."""
     if isinstance(value, Mapping):
-        arguments = {k: v for k, v in value.items() if k != "class"}
-        known = {k: c for k, c in vars(policies_of_tractkit).items()
-                 if isinstance(c, type) and issubclass(c, ValuePolicy) and c is not ValuePolicy}
-        if value.get("class") not in known:
+        name, arguments = str(value.get("class", value)), {k: v for k, v in value.items() if k != "class"}
+        known: dict[str, Callable[..., ValuePolicy]] = {
+            k: c for k, c in vars(policies_of_tractkit).items()
+            if isinstance(c, type) and issubclass(c, ValuePolicy) and c is not ValuePolicy}
+        if name not in known:
             raise ValueError(f"there is no value policy {value.get('class', value)!r}; there are {', '.join(known)}")
         try:
-            value = known[value["class"]](**arguments)
+            policy = known[name](**arguments)
         except TypeError as e:
-            raise ValueError(f"{value['class']}: {e}") from None
-    policy = as_value_policy(value)
+            raise ValueError(f"{name}: {e}") from None
+    else:
+        policy = as_value_policy(value)
     numbers = policy.values if isinstance(policy, PerEpoch) else [policy.value]
     if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in numbers):
         raise ValueError(f"a learning rate is a number, finite and not negative, not {value!r}")

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from types import FunctionType, ModuleType
-from typing import Any
 
 import torch
 import torch.distributed.run
@@ -28,7 +27,7 @@ import yaml
 from .config import build_trainer, check_run_config, import_file, read_run_config
 from ..runs.status import Status
 from ..core.files import atomic_path
-from ..core.text import parse_yaml
+from ..core.text import Record, parse_yaml
 from ..runs.mailbox import Mailbox
 from .process import ProcessRun, begin_process, check_free, pickled
 from .ranks import LostRank, Ranks
@@ -85,7 +84,7 @@ def main_of_worker() -> None:
         raise
 
 
-def _build(job: Mapping[str, Any]) -> Trainer:
+def _build(job: Record) -> Trainer:
     if job["kind"] == "config":
         return build_trainer(parse_yaml(Path(job["file"]).read_text(encoding="utf-8")), job["imports"])
     for path in job["imports"]:
@@ -121,7 +120,7 @@ def main_of_agent() -> None:
         torch.distributed.run.main(torchrun_words(job))
 
 
-def torchrun_words(job: Mapping[str, Any]) -> list[str]:
+def torchrun_words(job: Record) -> list[str]:
     """Return the arguments of torchrun."""
     here = job["nnodes"] == 1 and not job["rdzv_endpoint"]
     words = {
@@ -133,7 +132,7 @@ def torchrun_words(job: Mapping[str, Any]) -> list[str]:
 
 # %% ../../nbs/training/22_torchrun.ipynb #be4d3b35
 def launch(
-    run: Trainer | Mapping[str, Any] | str | os.PathLike,  # a trainer; or settings, a .yaml file, a run's folder
+    run: Trainer | Record | str | os.PathLike,  # a trainer; or settings, a .yaml file, a run's folder
     nproc_per_node: int = 2,           # processes on this machine; where the trainer's device is cuda, each has a GPU
     *,
     nnodes: int = 1,                   # machines
@@ -144,7 +143,7 @@ def launch(
     state: TrainerState | None = None,  # as in `Trainer.start`
     imports: tuple[str | os.PathLike, ...] = (),  # Python files with classes of one's own, for a config
 ) -> ProcessRun:
-    """Train in several processes in the background, which go on when this one ends. Return an object to control them.
+    """Train in several processes in the background, which go on when this one ends. Return the means to control them.
 
     ValueError for a trainer that other processes cannot build; RuntimeError if a process trains in the run's folder."""
     if nproc_per_node < 1 or nnodes < 1 or max_restarts < 0:
@@ -174,7 +173,7 @@ def launch(
     return _begin(folder, job, [yaml.safe_dump(dict(config)).encode()])
 
 
-def _launch_trainer(trainer: Trainer, paused: bool, before: Callable[[], None], job: dict[str, Any]) -> ProcessRun:
+def _launch_trainer(trainer: Trainer, paused: bool, before: Callable[[], None], job: Record) -> ProcessRun:
     check_free(trainer.folder)
     parts = pickled(trainer)
     before()
@@ -183,7 +182,7 @@ def _launch_trainer(trainer: Trainer, paused: bool, before: Callable[[], None], 
         {**job, "kind": "trainer", "threads": trainer.settings.num_threads or job["threads"]}, parts)
 
 
-def _begin(folder: Path, job: dict[str, Any], parts: list[bytes]) -> ProcessRun:
+def _begin(folder: Path, job: Record, parts: list[bytes]) -> ProcessRun:
     _failed(folder).unlink(missing_ok=True)
     return begin_process(folder, [json.dumps(job).encode() + b"\n", *parts], "tractkit.training.torchrun:main_of_agent")
 
@@ -193,7 +192,7 @@ _WRITTEN = "# Written by write_module of tractkit, from the cells of a notebook.
 
 def write_module(
     path: str | os.PathLike,  # such as "mymodels.py"
-    *objects: Any,            # classes and functions defined in cells
+    *objects: type | FunctionType,  # classes and functions defined in cells
 ) -> ModuleType:              # build models and trainers with what it holds, not with what the cells defined
     """Write classes and functions of a notebook to a file, with all they use, and import it.
 
@@ -214,9 +213,9 @@ def write_module(
         sys.path.insert(0, str(path.parent))
     return import_file(path)
 
-
-def _gather(obj: Any, parts: dict[str, dict[str, str]]) -> None:
-    """Add an object's source, after all that it uses."""
+# %% ../../nbs/training/22_torchrun.ipynb #c83e0d05
+def _gather(obj: type | FunctionType, parts: dict[str, dict[str, str]]) -> None:
+    """Add the source of a class or function, after all that it uses."""
     name, namespace = obj.__name__, vars(sys.modules[obj.__module__])
     source = _source(obj)
     nodes = list(ast.walk(ast.parse(source)))
@@ -242,15 +241,15 @@ def _gather(obj: Any, parts: dict[str, dict[str, str]]) -> None:
                 f"make it an argument of {name}")
     parts["blocks"][name] = source
 
-
-def _is_constant(value: Any) -> bool:
+# %% ../../nbs/training/22_torchrun.ipynb #44537187
+def _is_constant(value: object) -> bool:
     try:
         return bool(ast.literal_eval(repr(value)) == value)
     except (ValueError, SyntaxError):
         return False
 
 
-def _source(obj: Any) -> str:
+def _source(obj: type | FunctionType) -> str:
     """Return the source of a class or function, from the cell or file that defines it."""
     code = next((f.__code__ for f in [obj, *vars(obj).values()] if isinstance(f, FunctionType)), None)
     for file in [code.co_filename] if code is not None else [*linecache.cache][::-1]:

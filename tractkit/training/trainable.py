@@ -11,24 +11,27 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import nn
 
-from .callbacks import Event, Policies
+from ..core.text import Record
+from .callbacks import Event, EventArgument, Policies
 from .control import Control
 from .epoch_plan import Batch, Sampler
-from .live_settings import GivenOptimizer, LiveSettings
+from .live_settings import LiveSettings
+from .optimizers import GivenOptimizer
 from .ranks import Ranks
 from .reporter import Reporter
 from .run_folder import RunFolder
+from .policy import SettingValue
 from .session import Loss, Session
 from .settings import TrainerSettings
 from .state import TrainerState
 
 # %% ../../nbs/training/10_trainable.ipynb #3aab08e0
-Body: TypeAlias = Callable[[Any], object]  # what is run with a trainer
+Body: TypeAlias = Callable[["Trainable"], TrainerState | None]  # what is run with a trainer
 
 
 class Trainable(Protocol):
@@ -78,11 +81,11 @@ class Trainable(Protocol):
 
     def run_here(self, body: Body, state: TrainerState | None = None, is_part: bool = False) -> TrainerState: ...
 
-    def replace_settings(self, **values: Any) -> None: ...
+    def replace_settings(self, **values: SettingValue) -> None: ...
 
     def use(self, state: TrainerState | None = None, session: Session | None = None) -> None: ...
 
-    def config(self) -> dict[str, Any]: ...
+    def config(self) -> Record: ...
 
 # %% ../../nbs/training/10_trainable.ipynb #b85bfe51
 def at_work(trainer: Trainable) -> tuple[TrainerState, Session]:
@@ -111,19 +114,19 @@ def run_alone(trainer: Trainable, what: Callable[[], float]) -> float:
     return values[0] if values else math.nan
 
 
-def tell(trainer: Trainable, event: Event, *args: Any, **kwargs: Any) -> bool:
+def tell(trainer: Trainable, event: Event, *args: EventArgument, **kwargs: EventArgument) -> bool:
     """Call the policies with an event. Return whether one of them returned True."""
     return trainer.policies.tell(at_work(trainer)[0], event, *args, **kwargs)
 
 
-def show(trainer: Trainable, event: str, **changes: Any) -> None:
+def show(trainer: Trainable, event: str, **changes: float | str) -> None:
     """Show a new status; after a batch or an epoch, move the progress line."""
     session = trainer.session
     done = session.plans.progress() if session is not None and event in ("batch", "epoch") else None
     trainer.reporter.show(event, trainer.state, done, **changes)
 
 
-def say(trainer: Trainable, text: str, event: str = "", **changes: Any) -> None:
+def say(trainer: Trainable, text: str, event: str = "", **changes: float | str) -> None:
     """Show a message."""
     trainer.reporter.say(text, trainer.state, event, **changes)
 

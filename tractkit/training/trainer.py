@@ -4,14 +4,13 @@
 
 # %% auto #0
 __all__ = ['OF_THIS_PROCESS', 'as_device', 'amp_type', 'policies_of', 'run_folder_of', 'loggers_of', 'check_loader',
-           'describe_part', 'config_of', 'with_settings', 'complete_loop', 'Trainer', 'TrainerOneInput']
+           'describe_part', 'config_of', 'with_settings', 'Trainer', 'TrainerOneInput']
 
 # %% ../../nbs/training/20_trainer.ipynb #200e146b
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any, ClassVar, cast
 import torch
 from torch import nn
 
+from ..core.text import Json, Record, StateDict
 from ..models.base import TractographyModel
 from ..runs.checkpoint import Checkpoints
 from ..runs.loggers import make_loggers
@@ -29,9 +29,11 @@ from .callbacks import Policies
 from .commands import change, rewind, save
 from .epoch_plan import Batch, Described
 from .following import Launcher, attached, curves_of, follow, launch_process
-from .live_settings import GivenOptimizer, LiveSettings
+from .live_settings import LiveSettings
+from .optimizers import GivenOptimizer
 from .overrides import complete_overrides
-from .policy import TQDM, LoggerPolicy, Patience, TimeProfiler, ValuePolicy, as_value_policy
+from .policy import (
+    TQDM, LoggerPolicy, Patience, SettingValue, TimeProfiler, ValuePolicy, as_value_policy)
 from .process import Curves, ProcessRun
 from .ranks import Ranks
 from .reporter import Listener, Reporter
@@ -41,12 +43,12 @@ from .runner import Runner
 from .running import Task, run_training
 from .serialize import in_words
 from .session import Loss, Session
-from .settings import TrainerSettings
+from .settings import Device, TrainerSettings
 from .state import TrainerState
 from .trainable import Body, is_training_here, known_state
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e002
-def as_device(device: object) -> torch.device:
+def as_device(device: str | Device | None) -> torch.device:
     """Return the device to train on; where none is named: cuda, else mps, else cpu."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -77,7 +79,7 @@ def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSe
     return RunFolder(folder, checkpoints=checkpoints)
 
 
-def loggers_of(settings: TrainerSettings) -> Sequence[Listener]:
+def loggers_of(settings: TrainerSettings) -> "Sequence[Listener[Trainer]]":
     """Return the loggers that settings ask for."""
     return make_loggers(settings.tensorboard, settings.npy_logs, settings.comet, settings.comet_workspace,
                         settings.comet_project, settings.wandb, settings.wandb_project)
@@ -89,14 +91,14 @@ def check_loader(kind: type["Trainer"], loader: object) -> None:
         raise TypeError(f"{kind.__name__} needs a batch_loader with {', '.join(lacking)}")
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e003
-def describe_part(part: object) -> Any:
+def describe_part(part: object) -> Json:
     """Return a sampler, a loader or a dataset as plain values."""
     if not isinstance(part, Described):
         return in_words(part)
     return {"class": type(part).__name__, **{k: in_words(v) for k, v in part.settings().items()}}
 
 
-def config_of(trainer: "Trainer") -> dict[str, Any]:
+def config_of(trainer: "Trainer") -> Record:
     """Return all settings of a run as plain values: the content of `config.yaml`."""
     dataset = getattr(trainer.batch_loader, "dataset", None)
     model = {"class": type(trainer.model).__name__, **(getattr(trainer.model, "hyperparameters", None) or {})}
@@ -118,21 +120,6 @@ def with_settings(init: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def complete_loop(own: Callable[..., Any]) -> Callable[..., Any]:
-    """Put a run around the `train_and_validate` of a child class."""
-    signature = inspect.signature(own)
-
-    @functools.wraps(own)
-    def train_and_validate(self: "Trainer", *args: Any, **kwargs: Any) -> TrainerState:
-        if is_training_here(self):
-            own(self, *args, **kwargs)
-            return known_state(self)
-        given = signature.bind(self, *args, **kwargs).arguments.get("state")
-        return self.run_here(lambda trainer: own(trainer, *args, **kwargs), given)
-
-    return train_and_validate
-
-
 OF_THIS_PROCESS = {
     "state", "session", "runner", "reporter", "listeners", "loggers", "messages", "control", "folder", "log",
     "checkpoints", "ranks",
@@ -140,15 +127,13 @@ OF_THIS_PROCESS = {
 
 # %% ../../nbs/training/20_trainer.ipynb #c6e27a70
 class Trainer:
-    """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
+    """Train a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
-    The run is in the folder `experiments_path/experiment_name`. If the folder holds a run, the trainer goes on with it;
-    ValueError if that run is of other data or another model. `train_and_validate` trains in the cell. `start` trains in
-    the background: in a thread or, with `process=True`, in a process that goes on when the kernel ends. `attach` finds
-    that process again."""
+    The run is in the folder `experiments_path/experiment_name`. If the folder holds a run, the trainer resumes it;
+    ValueError if that run is of other data or another model. `train_and_validate` trains in the cell, `start` in the
+    background: in a thread, or in a process that goes on when the kernel ends, and that `attach` finds."""
 
     loader_methods: ClassVar[Sequence[str]] = ()  # what the batch_loader must have
-    own_loop: ClassVar[Callable[..., Any] | None] = None  # the `train_and_validate` of a child class
     ranks = Ranks()                                # the processes that train together: one
     epoch_metrics: Mapping[str, float] = {}        # what a child's `validate_one_epoch` has found beside the loss
 
@@ -171,29 +156,26 @@ class Trainer:
         self.policies, self.live = policies_of(self.settings), LiveSettings()
         self.use_folder(run_folder_of(experiments_path, experiment_name, self.settings), loggers_of(self.settings))
 
-    def use_folder(self, run_folder: RunFolder, loggers: Sequence[Listener]) -> None:
+    def use_folder(self, run_folder: RunFolder, loggers: "Sequence[Listener[Trainer]]") -> None:
         """Begin in a folder: without a state, with a status, and a loop that does not run."""
         self.run_folder, self.folder = run_folder, run_folder.path
         self.log, self.checkpoints = run_folder.log, run_folder.checkpoints
         self.state: TrainerState | None = None
         self.session: Session | None = None
         self.runner: Runner[ProcessRun] = Runner(self)  # of the loop: here, in a thread, in another process
-        self.reporter = Reporter(self, self.settings.max_epochs, loggers)
-        self.listeners, self.loggers, self.messages = (
-            self.reporter.listeners, self.reporter.loggers, self.reporter.messages)
+        self.reporter = shown = Reporter(self, self.settings.max_epochs, loggers)
+        self.listeners, self.loggers, self.messages = shown.listeners, shown.loggers, shown.messages
         self.control = self.runner.control
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         complete_overrides(cls)
-        if own := vars(cls).get("train_and_validate"):
-            cls.own_loop, cls.train_and_validate = own, complete_loop(own)  # type: ignore[method-assign]
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> StateDict:
         """Return how to train, for another process: without state, listeners and what belongs to a run."""
         return {k: v for k, v in vars(self).items() if k not in OF_THIS_PROCESS} | {"loggers": list(self.loggers)}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: StateDict) -> None:
         self.__dict__.update(state)
         self.use_folder(state["run_folder"], state["loggers"])
 
@@ -246,7 +228,7 @@ class Trainer:
 
         ValueError if the process could not import all parts of the trainer; the message names them."""
         self.runner.refuse_running()
-        own = type(self).own_loop
+        own = getattr(type(self).train_and_validate, "__wrapped__", None)  # the loop of a child class
         task = Task(state=state) if own is None else Task(own, state, is_own=True)
         started = launch_process(self, task, paused, process)
         self.runner.start(
@@ -285,18 +267,16 @@ class Trainer:
         self.runner.wait(timeout)
         return known_state(self)
 
-    def change(self, **settings: Any) -> None:
-        """Change `learning_rate`, `max_epochs`, `patience`, `clip_grad`, `batch_size_training`, or ratios and noise
-        of the loader.
+    def change(self, **settings: SettingValue) -> None:
+        """Change settings that can change while a model trains: those of the notebook `live_settings`. From any thread.
 
-        May be called from any thread, also while it trains. It holds from the next batch on (the batch size: from the
-        next epoch). Each change is written to the log and `config.yaml`; a run that is resumed goes on with it.
-        ValueError if a change is not possible: then nothing is changed."""
+        A change holds from the next batch on (that of the batch size, from the next epoch). It is written to the log
+        and to `config.yaml`; a run that is resumed goes on with it. ValueError if one is not possible: none is made."""
         change(self, settings)
 
-    def replace_settings(self, **values: Any) -> None:
+    def replace_settings(self, **values: SettingValue) -> None:
         """Replace values of `settings`; users call `change`."""
-        self.settings = replace(self.settings, **values)
+        self.settings = TrainerSettings(**{**vars(self.settings), **values})
 
     def save_checkpoint(self) -> Path:
         """Write a checkpoint, between two batches. From any thread. Return its path."""
@@ -342,7 +322,7 @@ class Trainer:
         """Return name to (steps, losses) of the run so far, of bounded length. Readable while training."""
         return curves_of(self)
 
-    def config(self) -> dict[str, Any]:
+    def config(self) -> Record:
         """Return all settings of the run as plain values: the content of `config.yaml`, for `build_trainer`."""
         return config_of(self)
 
