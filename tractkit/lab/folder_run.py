@@ -16,7 +16,7 @@ import numpy as np
 
 from ..core.files import DataError
 from ..core.text import Json, StateDict, parse_yaml
-from .live_curves import LogFollower
+from .live_curves import RateCurves
 from .status_text import METHOD_OF
 from ..runs.checkpoint import Checkpoints, peek_checkpoint
 from ..runs.log import RunLog
@@ -60,7 +60,7 @@ class FolderRun:
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.messages: deque[str] = deque(maxlen=20)
         self._process, self._mailbox = ProcessRun(folder), Mailbox(folder)
-        self._log = LogFollower(self.folder / "log.jsonl")
+        self._log = RateCurves(self.folder)
         self._stored: tuple[tuple, Status] = ((), Status())  # what the stored status was made of, and it
         if not self._process.running and not self.checkpoints.steps() and not (self.folder / "log.jsonl").exists():
             raise DataError("there is no run in this folder", file=self.folder,

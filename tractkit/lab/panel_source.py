@@ -13,7 +13,7 @@ from typing import Protocol
 
 from ..core.text import Json
 from .folder_run import FolderRun
-from .live_curves import NamedCurves, LogFollower
+from .live_curves import NamedCurves, RateCurves
 from .settings_code import code_of_settings
 from .status_text import METHOD_OF, checkpoint_labels
 from ..runs.mailbox import Mailbox
@@ -161,7 +161,7 @@ class TrainerSource(PanelSource):
 
     def __init__(self, trainer: Trainer, state: TrainerState | None = None):
         super().__init__(trainer)
-        self._trainer, self._log = trainer, LogFollower(trainer.log.path)
+        self._trainer, self._log = trainer, RateCurves(trainer.log.path.parent)
         self._in_folder: FolderRun | None = None  # a run that the trainer has not taken up
         if state is not None and not (trainer.running and state is trainer.state):
             trainer.take(state)

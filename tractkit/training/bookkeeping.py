@@ -161,7 +161,7 @@ def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
     known = session.trained[0] == state.epoch and trainer.ranks.size == 1  # a child class knows the losses of one rank
     session.note_trained(state.epoch, session.trained[1] if known else state.train_loss)
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #91b0b421
 @contextlib.contextmanager
 def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
     """Enter the validation of an epoch and yield the session; change nothing where that was done already.
@@ -186,7 +186,7 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
     if trained:
         end_epoch(trainer, losses)
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #980f0e58
 def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
     """Write the record of an epoch, and move the position to the start of the next."""
     state, session = at_work(trainer)

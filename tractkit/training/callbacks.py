@@ -70,7 +70,7 @@ class HasPolicies(Protocol):
 
 EventArgument: TypeAlias = float | str | Path | Sequence[float] | Mapping[str, float] | HasPolicies
 
-
+# %% ../../nbs/training/04_callbacks.ipynb #2896d5d9
 class Policies(list[Policy]):
     """The policies of a trainer: the learning rate first, then those that were given, then `Patience`."""
 
@@ -184,7 +184,7 @@ class Scheduler(Protocol):
 
     def load_state_dict(self, state_dict: StateDict, /) -> None: ...
 
-
+# %% ../../nbs/training/04_callbacks.ipynb #e2a8e219
 class TorchSchedule(ValuePolicy):
     """A scheduler of `torch.optim.lr_scheduler` as the learning rate of a trainer.
 

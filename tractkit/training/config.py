@@ -186,7 +186,7 @@ def _object(value: Json, file: _File) -> Any:
             raise DataError(f"{cls.__name__}.{key} is not known; {_nearest(key, keywords_of(cls))}", file=file)
     return cls(**arguments)
 
-
+# %% ../../nbs/training/21_config.ipynb #8284630a
 def build_trainer(
     config: Record | str | os.PathLike,         # settings, a .yaml file, or a run's folder
     imports: Iterable[str | os.PathLike] = (),  # Python files that define classes of one's own

@@ -75,7 +75,7 @@ class Gate:
 class Stopped(Exception):
     """Raised in a loop that was asked to stop."""
 
-
+# %% ../../nbs/training/00_control.ipynb #428f3842
 class Control:
     """What others ask of a running loop. Any thread may call `pause`, `resume`, `step` and `stop`."""
 

@@ -89,7 +89,7 @@ def _plain_attributes(policy: Policy) -> StateDict:
 
     return {k: v for k, v in vars(policy).items() if k != "_made" and plain(v)}
 
-
+# %% ../../nbs/training/02_policy.ipynb #4d837ec1
 class ValuePolicy(Policy):
     """A policy with a `value` that is used at each step, such as the learning rate."""
 
@@ -340,7 +340,7 @@ class TimeProfiler(Policy):
         text = ", ".join(f"{k} {v:.3g} s" for k, v in record.items() if k not in ("index", "n_steps"))
         print(f"epoch {record['index']} ({record['n_steps']} steps): {text}", file=self.output or sys.stdout)
 
-
+# %% ../../nbs/training/02_policy.ipynb #f1796048
 class TQDM(Policy):
     """A progress bar for each epoch, with the loss. A trainer that knows the steps of an epoch puts them in `total`."""
 
@@ -370,7 +370,7 @@ class TQDM(Policy):
             self._bar.close()
             self._bar = None
 
-
+# %% ../../nbs/training/02_policy.ipynb #e15e1acb
 class ValueLogger(Protocol):
     """What keeps numbers by name and step, such as a logger of deep_pipe."""
 

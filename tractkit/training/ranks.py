@@ -66,7 +66,7 @@ def _call(collective: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -
     except RuntimeError as e:
         raise LostRank(f"another process of this training is gone: {e}") from e
 
-
+# %% ../../nbs/training/06_ranks.ipynb #b85b1bf5
 class Ranks:
     """The processes that train together, as seen by one of them. Without `join` it is alone, at no cost."""
 

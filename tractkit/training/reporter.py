@@ -41,7 +41,7 @@ class Position(Protocol):
     epoch: int
     global_step: int
 
-
+# %% ../../nbs/training/07_reporter.ipynb #2412afab
 class Reporter(Generic[W]):
     """Keeps the status and the messages of a trainer, and passes them to its listeners and loggers."""
 

@@ -44,7 +44,7 @@ class Owner(Protocol):
     @property
     def folder(self) -> Path: ...
 
-
+# %% ../../nbs/training/09_runner.ipynb #2bc511a1
 class Runner(Generic[P]):
     """Runs a loop in the calling thread or in one in the background, or follows the training in another process."""
 

@@ -32,7 +32,7 @@ from .state import TrainerState
 Loss: TypeAlias = tuple[torch.Tensor, int]  # the mean over n points (pixels, rows), and n
 Parts: TypeAlias = list[tuple[float, int]]  # (mean loss, n) of each batch
 
-
+# %% ../../nbs/training/06_session.ipynb #8c99a694
 @dataclass
 class Step:
     """The step that is being made."""
@@ -90,7 +90,7 @@ class Step:
             for b, kept in zip(model.buffers(), self.buffers, strict=False):  # strict=False: none were kept
                 b.copy_(kept)
 
-
+# %% ../../nbs/training/06_session.ipynb #718a2411
 def weighted_mean(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
     """Return the mean over all points, and their number, from (mean, n) of each part."""
     n = sum(k for _, k in parts)
@@ -174,7 +174,7 @@ class Validation:
         """Settle the mean loss over all ranks."""
         self.settled = self.loss if self.noted is None else ranks.mean(self.noted, self.nb_points)[0]
 
-
+# %% ../../nbs/training/06_session.ipynb #19c0a875
 class Clock:
     """The seconds between calls."""
 

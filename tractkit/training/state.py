@@ -265,7 +265,7 @@ def _build(stored: Record) -> nn.Module:
         raise DataError(f"this is the training of a {stored['class']}, which is no registered model",
                         fix=f"Build it and pass it: TrainerState.load(path, model={stored['class']}(...))") from e
 
-
+# %% ../../nbs/training/05_state.ipynb #15465697
 def _check_tree(tree: StateDict, model: nn.Module, optimizer_name: str, accept: Sequence[str]) -> bool:
     """Refuse a tree that is not whole, or of another model or optimizer that is not accepted. Return whether the
     optimizer is another."""
@@ -301,7 +301,7 @@ def _errors_of(tree: StateDict, file: str | os.PathLike | None) -> Iterator[None
         raise DataError(
             f"this is no whole state ({type(e).__name__}: {e})", file=file, fix="Use the checkpoint before it") from e
 
-
+# %% ../../nbs/training/05_state.ipynb #bfd4c34e
 def _evaluate(model: nn.Module, what: Callable[[nn.Module], _T]) -> _T:
     with _eval_mode(model), torch.no_grad():
         return what(model)

@@ -213,7 +213,7 @@ def write_module(
         sys.path.insert(0, str(path.parent))
     return import_file(path)
 
-
+# %% ../../nbs/training/22_torchrun.ipynb #c83e0d05
 def _gather(obj: type | FunctionType, parts: dict[str, dict[str, str]]) -> None:
     """Add the source of a class or function, after all that it uses."""
     name, namespace = obj.__name__, vars(sys.modules[obj.__module__])
@@ -241,7 +241,7 @@ def _gather(obj: type | FunctionType, parts: dict[str, dict[str, str]]) -> None:
                 f"make it an argument of {name}")
     parts["blocks"][name] = source
 
-
+# %% ../../nbs/training/22_torchrun.ipynb #44537187
 def _is_constant(value: object) -> bool:
     try:
         return bool(ast.literal_eval(repr(value)) == value)

@@ -4,11 +4,10 @@
 
 # %% auto #0
 __all__ = ['OF_THIS_PROCESS', 'as_device', 'amp_type', 'policies_of', 'run_folder_of', 'loggers_of', 'check_loader',
-           'describe_part', 'config_of', 'with_settings', 'complete_loop', 'Trainer', 'TrainerOneInput']
+           'describe_part', 'config_of', 'with_settings', 'Trainer', 'TrainerOneInput']
 
 # %% ../../nbs/training/20_trainer.ipynb #200e146b
 import copy
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
@@ -32,7 +31,7 @@ from .epoch_plan import Batch, Described
 from .following import Launcher, attached, curves_of, follow, launch_process
 from .live_settings import LiveSettings
 from .optimizers import GivenOptimizer
-from .overrides import Method, complete_overrides
+from .overrides import complete_overrides
 from .policy import (
     TQDM, LoggerPolicy, Patience, SettingValue, TimeProfiler, ValuePolicy, as_value_policy)
 from .process import Curves, ProcessRun
@@ -121,21 +120,6 @@ def with_settings(init: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def complete_loop(own: Method) -> Method:
-    """Put a run around the `train_and_validate` of a child class."""
-    signature = inspect.signature(own)
-
-    @functools.wraps(own)
-    def train_and_validate(self: "Trainer", *args: Any, **kwargs: Any) -> TrainerState:
-        if is_training_here(self):
-            own(self, *args, **kwargs)
-            return known_state(self)
-        given = signature.bind(self, *args, **kwargs).arguments.get("state")
-        return self.run_here(lambda trainer: own(trainer, *args, **kwargs), given)
-
-    return train_and_validate
-
-
 OF_THIS_PROCESS = {
     "state", "session", "runner", "reporter", "listeners", "loggers", "messages", "control", "folder", "log",
     "checkpoints", "ranks",
@@ -143,15 +127,13 @@ OF_THIS_PROCESS = {
 
 # %% ../../nbs/training/20_trainer.ipynb #c6e27a70
 class Trainer:
-    """Trains a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
+    """Train a model. A child class gives `compute_batch_loss(batch)`, or replaces `run_one_batch(batch)`.
 
-    The run is in the folder `experiments_path/experiment_name`. If the folder holds a run, the trainer goes on with it;
-    ValueError if that run is of other data or another model. `train_and_validate` trains in the cell. `start` trains in
-    the background: in a thread or, with `process=True`, in a process that goes on when the kernel ends. `attach` finds
-    that process again."""
+    The run is in the folder `experiments_path/experiment_name`. If the folder holds a run, the trainer resumes it;
+    ValueError if that run is of other data or another model. `train_and_validate` trains in the cell, `start` in the
+    background: in a thread, or in a process that goes on when the kernel ends, and that `attach` finds."""
 
     loader_methods: ClassVar[Sequence[str]] = ()  # what the batch_loader must have
-    own_loop: ClassVar[Method | None] = None       # the `train_and_validate` of a child class
     ranks = Ranks()                                # the processes that train together: one
     epoch_metrics: Mapping[str, float] = {}        # what a child's `validate_one_epoch` has found beside the loss
 
@@ -181,16 +163,13 @@ class Trainer:
         self.state: TrainerState | None = None
         self.session: Session | None = None
         self.runner: Runner[ProcessRun] = Runner(self)  # of the loop: here, in a thread, in another process
-        self.reporter = Reporter(self, self.settings.max_epochs, loggers)
-        self.listeners, self.loggers, self.messages = (
-            self.reporter.listeners, self.reporter.loggers, self.reporter.messages)
+        self.reporter = shown = Reporter(self, self.settings.max_epochs, loggers)
+        self.listeners, self.loggers, self.messages = shown.listeners, shown.loggers, shown.messages
         self.control = self.runner.control
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         complete_overrides(cls)
-        if own := vars(cls).get("train_and_validate"):
-            cls.own_loop, cls.train_and_validate = own, complete_loop(own)  # type: ignore[method-assign]
 
     def __getstate__(self) -> StateDict:
         """Return how to train, for another process: without state, listeners and what belongs to a run."""
@@ -249,7 +228,7 @@ class Trainer:
 
         ValueError if the process could not import all parts of the trainer; the message names them."""
         self.runner.refuse_running()
-        own = type(self).own_loop
+        own = getattr(type(self).train_and_validate, "__wrapped__", None)  # the loop of a child class
         task = Task(state=state) if own is None else Task(own, state, is_own=True)
         started = launch_process(self, task, paused, process)
         self.runner.start(
@@ -289,12 +268,10 @@ class Trainer:
         return known_state(self)
 
     def change(self, **settings: SettingValue) -> None:
-        """Change `learning_rate`, `max_epochs`, `patience`, `clip_grad`, `batch_size_training`, or ratios and noise
-        of the loader.
+        """Change settings that can change while a model trains: those of the notebook `live_settings`. From any thread.
 
-        May be called from any thread, also while it trains. It holds from the next batch on (the batch size: from the
-        next epoch). Each change is written to the log and `config.yaml`; a run that is resumed goes on with it.
-        ValueError if a change is not possible: then nothing is changed."""
+        A change holds from the next batch on (that of the batch size, from the next epoch). It is written to the log
+        and to `config.yaml`; a run that is resumed goes on with it. ValueError if one is not possible: none is made."""
         change(self, settings)
 
     def replace_settings(self, **values: SettingValue) -> None:
