@@ -104,7 +104,8 @@ def with_hyphens(words: Sequence[str]) -> list[str]:
 def _call(command: str, words: dict) -> int:
     """Call the function of a command; print what it returns, and return the exit code."""
     from tractkit.hdf5 import create
-    from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
+    from tractkit.hdf5.describe import describe_hdf5
+    from tractkit.hdf5.extract import extract_hdf5
     from tractkit.hdf5.validate import validate_hdf5
 
     if command == "validate":
