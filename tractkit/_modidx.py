@@ -2069,6 +2069,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tractkit.models.base._parameter_facts': ( 'models/base.html#_parameter_facts',
                                                                                  'tractkit/models/base.py'),
                                       'tractkit.models.base.build_model': ('models/base.html#build_model', 'tractkit/models/base.py'),
+                                      'tractkit.models.base.check_options': ('models/base.html#check_options', 'tractkit/models/base.py'),
                                       'tractkit.models.base.load_model': ('models/base.html#load_model', 'tractkit/models/base.py'),
                                       'tractkit.models.base.model_card': ('models/base.html#model_card', 'tractkit/models/base.py'),
                                       'tractkit.models.base.model_class': ('models/base.html#model_class', 'tractkit/models/base.py'),
