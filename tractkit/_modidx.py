@@ -44,7 +44,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                     'tractkit.cli.train._watch': ('cli/train.html#_watch', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train.add_run_options': ('cli/train.html#add_run_options', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train.check_options': ('cli/train.html#check_options', 'tractkit/cli/train.py'),
-                                    'tractkit.cli.train.config_of_words': ('cli/train.html#config_of_words', 'tractkit/cli/train.py'),
+                                    'tractkit.cli.train.config_of_options': ('cli/train.html#config_of_options', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train.read_start': ('cli/train.html#read_start', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train.run_command': ('cli/train.html#run_command', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train.run_settings': ('cli/train.html#run_settings', 'tractkit/cli/train.py'),
