@@ -39,7 +39,7 @@ def read_tck(
 
 @njit(nogil=True, cache=True)
 def _unpack_tck(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, bool]:
-    """Return the points, number of points of each streamline, and whether the end is marked and nothing is left open."""
+    """Return the points, the number of points of each streamline, and whether the file has its end."""
     points, counts = np.empty_like(rows), np.empty(len(rows), np.int64)
     m = n = first = 0
     for k in range(len(rows)):

@@ -229,7 +229,8 @@ def _grid_of(reference: _Reference) -> Grid:
             raise DataError("the reference does not exist", file=file)
         image = Tractogram.load(file) if file.suffix.lower() in (".trk", ".trx") else nib.load(file)
     affine = getattr(image, "affine", None)
-    dimensions = next((tuple(getattr(image, k))[:3] for k in ("dimensions", "shape3d", "shape") if hasattr(image, k)), None)
+    names = [name for name in ("dimensions", "shape3d", "shape") if hasattr(image, name)]
+    dimensions = tuple(getattr(image, names[0]))[:3] if names else None
     if affine is None or dimensions is None:
         raise TypeError(f"{type(image).__name__} has no affine and dimensions to be a reference")
     return check_affine(affine, file=file), check_dimensions(dimensions)

@@ -43,7 +43,8 @@ def read_trk(
     to_vox = np.linalg.inv(affine) @ nib_trk.get_affine_trackvis_to_rasmm(header)
     return TractogramContent(
         Streamlines(rows[:, :3], offsets).transform(to_vox), affine, dimensions,
-        _named_columns(props, header["property_name"], "properties"), _named_columns(rows[:, 3:], header["scalar_name"], "scalars"))
+        _named_columns(props, header["property_name"], "properties"),
+        _named_columns(rows[:, 3:], header["scalar_name"], "scalars"))
 
 
 @njit(nogil=True, cache=True)
