@@ -442,7 +442,8 @@ def use_dataset(path: str, lazy: bool) -> str:
 
 
 def use_tools(path: str) -> dict:
-    from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
+    from tractkit.hdf5.describe import describe_hdf5
+    from tractkit.hdf5.extract import extract_hdf5
     from tractkit.hdf5.validate import validate_hdf5
 
     def extract() -> str:

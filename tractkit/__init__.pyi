@@ -35,7 +35,7 @@ from .hdf5.create import create_hdf5 as create_hdf5
 from .hdf5.create import add_subject as add_subject
 from .hdf5.validate import validate_hdf5 as validate_hdf5
 from .hdf5.describe import describe_hdf5 as describe_hdf5
-from .hdf5.describe import extract_hdf5 as extract_hdf5
+from .hdf5.extract import extract_hdf5 as extract_hdf5
 from .core.files import DataError as DataError
 from .data.dataset import MultiSubjectDataset as MultiSubjectDataset
 from .data.dataset import SubjectData as SubjectData

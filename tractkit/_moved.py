@@ -16,6 +16,7 @@ RENAMED: dict[str, str] = {
     "VERBS": "from tractkit.training.commands import COMMANDS",
     "best_device": "from tractkit.training.trainer import Trainer",
     "config_mark": "from tractkit.training.resume import describe_settings",
+    "config_of_words": "from tractkit.cli.train import config_of_options",
     "describe_trainer": "from tractkit.lab.status_text import describe_status",
     "encode_event": "from tractkit.runs.tensorboard import write_tensorboard",
     "in_words": "from tractkit.training.serialize import as_plain_value",

@@ -349,7 +349,7 @@ def test_hdf5_every_keyword_has_an_option_with_help(command):
 
     import tractkit.hdf5.create as create_module
     from tractkit.cli.commands import parser
-    from tractkit.hdf5.describe import extract_hdf5
+    from tractkit.hdf5.extract import extract_hdf5
 
     function = {"create": create_module.create_hdf5, "add": create_module.add_subject, "extract": extract_hdf5}[command]
     commands = parser("hdf5")._subparsers._group_actions[0].choices["hdf5"]._subparsers._group_actions[0].choices

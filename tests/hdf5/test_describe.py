@@ -15,7 +15,8 @@ from helpers_fuzz import HDF5_DAMAGE, sample_file
 
 import tractkit.hdf5.volume_checks as check
 from tractkit.core.files import DataError
-from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
+from tractkit.hdf5.describe import describe_hdf5
+from tractkit.hdf5.extract import extract_hdf5
 from tractkit.hdf5.layout import group_checksum
 from tractkit.hdf5.validate import validate_hdf5
 from tractkit.spatial.tractogram import Tractogram
@@ -361,7 +362,7 @@ def test_extract_interrupted_leaves_whole_files(good, tmp_path, monkeypatch):
         path.write_text("half")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("tractkit.hdf5.describe._save_nifti", stop)
+    monkeypatch.setattr("tractkit.hdf5.extract._save_nifti", stop)
     with pytest.raises(KeyboardInterrupt):
         extract_hdf5(good, tmp_path / "out", progress=False)
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]

@@ -31,7 +31,7 @@ def _add_positionals(p: argparse.ArgumentParser, **help: str) -> None:
 
 # %% ../../nbs/cli/01_data_files.ipynb #4fab09be
 def add_create_options(p: argparse.ArgumentParser) -> None:
-    """Add the words of `tractkit hdf5 create`."""
+    """Add the options of `tractkit hdf5 create`."""
     _add_positionals(p, root="folder with one folder per subject", out="the file to write",
                      config="groups by name, .json or .yaml")
     for part in PARTS:
@@ -57,7 +57,7 @@ def add_create_options(p: argparse.ArgumentParser) -> None:
 
 # %% ../../nbs/cli/01_data_files.ipynb #2437a45d
 def add_extract_options(p: argparse.ArgumentParser) -> None:
-    """Add the words of `tractkit hdf5 extract`."""
+    """Add the options of `tractkit hdf5 extract`."""
     _add_positionals(p, path="the data file", out="folder; in it a folder for each subject")
     p.add_argument("--subjects", nargs="+", metavar="SUBJECT", help="only these (default: all of them)")
     p.add_argument("--groups", nargs="+", metavar="GROUP", help="only these (default: all of them)")
@@ -90,7 +90,7 @@ OTHER_NAMES = {"enforce_files_presence": "--skip-enforce-files-presence"}  # as 
 
 
 def in_options(fix: str | None) -> str | None:
-    """Return what to do about an error in the words of the command line: --overwrite for overwrite=True."""
+    """Return what to do about an error in terms of the command line: --overwrite for overwrite=True."""
     def option(match: re.Match[str]) -> str:
         return OTHER_NAMES.get(match[1], f"--{match[1].replace('_', '-')}")
     return fix and re.sub(r"\b(\w+)=(?:True|False)\b", option, fix)
@@ -101,36 +101,37 @@ def with_hyphens(words: Sequence[str]) -> list[str]:
     return [re.sub(r"^--[^=]+", lambda m: m[0].replace("_", "-"), word) for word in words]
 
 # %% ../../nbs/cli/01_data_files.ipynb #9074fa10
-def _call(command: str, words: dict) -> int:
+def _call(command: str, options: dict) -> int:
     """Call the function of a command; print what it returns, and return the exit code."""
     from tractkit.hdf5 import create
-    from tractkit.hdf5.describe import describe_hdf5, extract_hdf5
+    from tractkit.hdf5.describe import describe_hdf5
+    from tractkit.hdf5.extract import extract_hdf5
     from tractkit.hdf5.validate import validate_hdf5
 
     if command == "validate":
-        report = validate_hdf5(words["path"], progress=words["progress"])
+        report = validate_hdf5(options["path"], progress=options["progress"])
         print(report)
-        return report.exit_code(words["strict"])
+        return report.exit_code(options["strict"])
     if command == "describe":
-        print(describe_hdf5(words["path"]))
+        print(describe_hdf5(options["path"]))
     elif command == "extract":
-        print(*extract_hdf5(**words), sep="\n")
+        print(*extract_hdf5(**options), sep="\n")
     elif command == "add":
-        print(create.add_subject(**words))
+        print(create.add_subject(**options))
     else:
-        lists = {part: words.pop(part) for part in PARTS}
+        lists = {part: options.pop(part) for part in PARTS}
         splits = {part: v[0] if len(v) == 1 and v[0].endswith(".txt") else v for part, v in lists.items()}
-        print(create.create_hdf5(words.pop("root"), words.pop("out"), words.pop("config"), splits, **words))
+        print(create.create_hdf5(options.pop("root"), options.pop("out"), options.pop("config"), splits, **options))
     return 0
 
 # %% ../../nbs/cli/01_data_files.ipynb #57fc8a08
 def run_hdf5(
     args: argparse.Namespace,
 ) -> int:  # exit code
-    """Run a command of `tractkit hdf5`. Raises DataError for whatever is wrong, in the words of the command line."""
-    words = {k: v for k, v in vars(args).items() if k not in ("command", "hdf5_command", "version")}
+    """Run a command of `tractkit hdf5`. Raises DataError for whatever is wrong, in terms of the command line."""
+    options = {k: v for k, v in vars(args).items() if k not in ("command", "hdf5_command", "version")}
     try:
-        return _call(args.hdf5_command, words)
+        return _call(args.hdf5_command, options)
     except (ValueError, OSError) as e:
         if isinstance(e, DataError):
             raise DataError(e.problem, file=e.file, subject=e.subject, group=e.group, fix=in_options(e.fix)) from e

@@ -72,7 +72,7 @@ class Setting:
 
 
 def _bounds(setting: Setting) -> str:
-    """The bounds of a number, in words."""
+    """Return the bounds of a number, in words."""
     if setting.above == 0:
         return "positive"
     if setting.at_least is not None and setting.at_most is not None:

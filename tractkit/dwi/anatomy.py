@@ -81,7 +81,7 @@ class PhantomSettings:
         """Voxel sizes, (3,) mm."""
         return np.broadcast_to(np.asarray(self.voxel_size, np.float64), 3)
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if isinstance(self.layout, str):
             if self.layout not in LAYOUTS:
                 raise ValueError(f"no layout is called {self.layout!r}: use one of {', '.join(LAYOUTS)} or a Layout")

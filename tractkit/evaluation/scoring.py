@@ -8,6 +8,7 @@ __all__ = ['VALID', 'INVALID_CONNECTION', 'WRONG_PATH', 'NO_CONNECTION', 'Ground
            'nearest_mdf', 'compare_tractograms', 'comparison_table']
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #b97efda4
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -35,7 +36,7 @@ class GroundTruth:
     white_matter: np.ndarray    # (X, Y, Z) bool
     bundles: dict[str, Streamlines] = field(default_factory=dict, repr=False)  # true streamlines, voxel space, center
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         shape, n = self.white_matter.shape, len(self.names)
         if self.masks.shape != (n, *shape) or self.ends.shape != (n, 2, *shape):
             raise DataError(f"{n} bundles on a grid of {shape} need masks {(n, *shape)} and ends {(n, 2, *shape)}; "
@@ -175,7 +176,8 @@ def classify_streamlines(
     return StreamlineClasses(np.concatenate(kinds), np.concatenate(bundles))
 
 
-def _judged(tractogram: Tractogram, truth: GroundTruth, min_inside: float, dilation: int):
+def _judged(tractogram: Tractogram, truth: GroundTruth, min_inside: float,
+            dilation: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Judge a tractogram, chunk by chunk."""
     if tuple(tractogram.dimensions) != truth.white_matter.shape or not np.allclose(
             tractogram.affine, truth.affine, atol=1e-3):
@@ -336,7 +338,8 @@ def mdf(
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #881a1576
 @njit(nogil=True, cache=True)
-def _search_nearest(a, b, centers_a, centers_b, best):
+def _search_nearest(a: np.ndarray, b: np.ndarray, centers_a: np.ndarray, centers_b: np.ndarray,
+                    best: np.ndarray) -> None:
     """Lower best[i] (mm) to the smallest MDF from a[i] to any of b; exact."""
     k = a.shape[1]
     for i in range(a.shape[0]):

@@ -279,7 +279,7 @@ class ProcessingOptions:
     compression: str | None = None        # of volumes: "gzip" or "lzf"
     enforce_files_presence: bool = True
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if sum(v is not None for v in (self.step_size, self.nb_points, self.compress)) > 1:
             raise ValueError("give at most one of step_size, nb_points and compress")
         _check_number("step_size", self.step_size, float, lambda mm: 0 < mm < np.inf, "a number of mm above 0")

@@ -82,7 +82,7 @@ def _load_finite(s: GroupSources, path: Path) -> Volume:
 
 
 @njit(nogil=True, cache=True)
-def _not_finite(x):
+def _not_finite(x: np.ndarray) -> int:
     n = 0
     for k in range(len(x)):
         n += not abs(x[k]) <= np.float32(3.4028235e38)  # false for NaN
@@ -113,7 +113,7 @@ def standardize(
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #da7f72a9
 @njit(nogil=True, cache=True)
-def _nowhere_zero(data):
+def _nowhere_zero(data: np.ndarray) -> np.ndarray:
     mask = np.ones(data.shape[:3], np.bool_)
     for i, j, k in np.ndindex(data.shape[:3]):
         for c in range(data.shape[3]):
@@ -123,7 +123,7 @@ def _nowhere_zero(data):
 
 
 @njit(nogil=True, cache=True)
-def _sums(data, mask, mean, power):
+def _sums(data: np.ndarray, mask: np.ndarray, mean: np.ndarray, power: int) -> tuple[np.ndarray, int]:
     """Return the sum of (x - mean) or of its square, per feature, over the mask; and the voxels in the mask."""
     sums, n = np.zeros(data.shape[3]), 0
     for i, j, k in np.ndindex(mask.shape):
@@ -136,7 +136,7 @@ def _sums(data, mask, mean, power):
 
 
 @njit(nogil=True, cache=True)
-def _scale(data, mean, std, out):
+def _scale(data: np.ndarray, mean: np.ndarray, std: np.ndarray, out: np.ndarray) -> None:
     for i, j, k in np.ndindex(data.shape[:3]):
         for c in range(data.shape[3]):
             out[i, j, k, c] = (np.float32(data[i, j, k, c]) - mean[c]) / std[c]

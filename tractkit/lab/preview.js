@@ -3,16 +3,23 @@ function unpack(view, n) {
   return { a, n, lines: a.length / (3 * n) };
 }
 
-function drawLines(canvas, packed, turn, look, words) {
+function openCanvas(canvas, font) {
+  // a clean canvas, drawn in CSS pixels
   const ratio = window.devicePixelRatio || 1;
   const W = canvas.clientWidth;
   const H = canvas.clientHeight;
   canvas.width = W * ratio;
   canvas.height = H * ratio;
   const c = canvas.getContext("2d");
-  const s = (0.46 * Math.min(W, H)) / 127;
-  const { a, n, lines } = packed;
   c.scale(ratio, ratio);
+  c.clearRect(0, 0, W, H);
+  c.font = `12px ${font}`;
+  return { c, W, H };
+}
+
+function drawLines(canvas, { a, n, lines }, turn, look, words) {
+  const { c, W, H } = openCanvas(canvas, look.font);
+  const s = (0.46 * Math.min(W, H)) / 127;
   c.fillStyle = "#0e1116";
   c.fillRect(0, 0, W, H);
   const cy = Math.cos(turn.yaw);
@@ -38,26 +45,14 @@ function drawLines(canvas, packed, turn, look, words) {
   }
   c.globalAlpha = 1;
   c.fillStyle = "#e8ecf1";
-  c.font = `12px ${look.font}`;
   c.textAlign = "left";
   c.textBaseline = "top";
   c.fillText(words, 9, 8);
 }
 
 function drawScores(canvas, scores, look, name) {
-  const ratio = window.devicePixelRatio || 1;
-  const W = canvas.clientWidth;
-  const H = canvas.clientHeight;
-  const L = 46;
-  const R = W - 14;
-  const T = 18;
-  const B = H - 22;
-  canvas.width = W * ratio;
-  canvas.height = H * ratio;
-  const c = canvas.getContext("2d");
-  c.scale(ratio, ratio);
-  c.clearRect(0, 0, W, H);
-  c.font = `12px ${look.font}`;
+  const { c, W, H } = openCanvas(canvas, look.font);
+  const [L, R, T, B] = [46, W - 14, 18, H - 22];
   c.fillStyle = look.faint;
   c.textBaseline = "middle";
   c.textAlign = "left";
@@ -88,10 +83,7 @@ function drawScores(canvas, scores, look, name) {
   }
 }
 
-function render({ model, el }) {
-  const root = document.createElement("div");
-  root.className = "tractkit-preview";
-  el.appendChild(root);
+function makeParts(root) {
   const add = (name, label) => {
     const e = document.createElement("canvas");
     e.className = name;
@@ -108,23 +100,67 @@ function render({ model, el }) {
   note.className = "tractkit-note";
   note.setAttribute("role", "status");
   root.appendChild(note);
+  return { left, right, score, note };
+}
+
+function lookOf(root) {
+  // colors and font that fit the page around
+  const style = getComputedStyle(root);
+  const rgb = style
+    .getPropertyValue("background-color")
+    .match(/[\d.]+/g)
+    .map(Number);
+  const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
+  return {
+    dark,
+    font: style.fontFamily,
+    faint: dark ? "#a5adb8" : "#6b727c",
+    line: dark ? "#363c44" : "#e6e9ee",
+  };
+}
+
+const ARROWS = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] };
+
+function turnBy(canvases, turn, soon) {
+  // by the pointer and by the arrow keys
+  let from = null;
+  const add = (yaw, pitch) => {
+    turn.yaw += yaw;
+    turn.pitch += pitch;
+    soon();
+  };
+  for (const c of canvases) {
+    c.onpointerdown = (e) => {
+      from = [e.clientX, e.clientY];
+      c.setPointerCapture(e.pointerId);
+    };
+    c.onpointermove = (e) => {
+      if (!from) return;
+      add((e.clientX - from[0]) / 120, (e.clientY - from[1]) / 120);
+      from = [e.clientX, e.clientY];
+    };
+    c.onpointerup = () => {
+      from = null;
+    };
+    c.onkeydown = (e) => {
+      if (!ARROWS[e.key]) return;
+      add(...ARROWS[e.key]);
+      e.preventDefault();
+      e.stopPropagation();
+    };
+  }
+}
+
+function render({ model, el }) {
+  const root = document.createElement("div");
+  root.className = "tractkit-preview";
+  el.appendChild(root);
+  const { left, right, score, note } = makeParts(root);
   const turn = { yaw: -0.5, pitch: 0.45 };
   let waiting = false;
-  let from = null;
   const draw = () => {
     waiting = false;
-    const style = getComputedStyle(root);
-    const rgb = style
-      .getPropertyValue("background-color")
-      .match(/[\d.]+/g)
-      .map(Number);
-    const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
-    const look = {
-      dark,
-      font: style.fontFamily,
-      faint: dark ? "#a5adb8" : "#6b727c",
-      line: dark ? "#363c44" : "#e6e9ee",
-    };
+    const look = lookOf(root);
     const n = model.get("nb_points");
     drawLines(left, unpack(model.get("reference"), n), turn, look, "reference");
     drawLines(right, unpack(model.get("latest"), n), turn, look, model.get("title"));
@@ -137,32 +173,7 @@ function render({ model, el }) {
       requestAnimationFrame(draw);
     }
   };
-  for (const c of [left, right]) {
-    c.onpointerdown = (e) => {
-      from = [e.clientX, e.clientY];
-      c.setPointerCapture(e.pointerId);
-    };
-    c.onpointermove = (e) => {
-      if (!from) return;
-      turn.yaw += (e.clientX - from[0]) / 120;
-      turn.pitch += (e.clientY - from[1]) / 120;
-      from = [e.clientX, e.clientY];
-      soon();
-    };
-    c.onpointerup = () => {
-      from = null;
-    };
-    c.onkeydown = (e) => {
-      const by = { ArrowLeft: [-0.1, 0], ArrowRight: [0.1, 0], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] }[e.key];
-      if (by) {
-        turn.yaw += by[0];
-        turn.pitch += by[1];
-        soon();
-        e.preventDefault();
-        e.stopPropagation();
-      }
-    };
-  }
+  turnBy([left, right], turn, soon);
   const events = "change:reference change:latest change:scores change:note change:title";
   model.on(events, soon);
   const size = new ResizeObserver(soon);

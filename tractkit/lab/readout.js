@@ -45,30 +45,23 @@ function ticks(low, high, log) {
   return out;
 }
 
-function drawCurves(canvas, curves, look, hover, smoothing) {
+function openCanvas(canvas, font) {
+  // a clean canvas, drawn in CSS pixels
   const ratio = window.devicePixelRatio || 1;
   const W = canvas.clientWidth;
   const H = canvas.clientHeight;
   canvas.width = W * ratio;
   canvas.height = H * ratio;
   const c = canvas.getContext("2d");
-  const inks = INK[look.dark ? "dark" : "light"];
-  const ink = (name) => inks[name] || inks.other;
   c.scale(ratio, ratio);
   c.clearRect(0, 0, W, H);
-  c.font = `12px ${look.font}`;
+  c.font = `12px ${font}`;
   c.lineJoin = "round";
-  const lines = Object.entries(curves).filter(([, [x]]) => x.length);
-  const L = 54;
-  const R = W - 98;
-  const T = 10;
-  const B = H - 26;
-  if (!lines.length) {
-    c.fillStyle = look.faint;
-    c.textAlign = "center";
-    c.fillText("the curves appear here", (L + R) / 2, (T + B) / 2);
-    return;
-  }
+  return { c, W, H };
+}
+
+function scales(lines, { L, R, T, B }) {
+  // from steps and values to pixels; values are logarithmic if all are positive
   let low = Infinity;
   let high = -Infinity;
   let last = 1;
@@ -84,6 +77,10 @@ function drawCurves(canvas, curves, look, hover, smoothing) {
   [low, high] = log ? [low / 1.15, high * 1.1] : [low - (high - low || 1) * 0.05, high + (high - low || 1) * 0.05];
   const X = (v) => L + (v / last) * (R - L);
   const Y = (v) => B - ((f(v) - f(low)) / (f(high) - f(low))) * (B - T);
+  return { X, Y, low, high, last, log };
+}
+
+function drawAxes(c, look, { L, R, B }, { X, Y, low, high, last, log }) {
   c.strokeStyle = look.line;
   c.fillStyle = look.faint;
   c.lineWidth = 1;
@@ -100,48 +97,73 @@ function drawCurves(canvas, curves, look, hover, smoothing) {
   for (const v of ticks(0, last, false)) c.fillText(number(v), X(v), B + 14);
   c.textAlign = "left";
   c.fillText("step", R + 8, B + 14);
-  const stroke = (x, y, color, width, alpha) => {
+}
+
+function drawLine(c, x, y, { X, Y }, color, width, alpha) {
+  c.beginPath();
+  c.strokeStyle = color;
+  c.lineWidth = width;
+  c.globalAlpha = alpha;
+  for (let i = 0; i < x.length; i++) i ? c.lineTo(X(x[i]), Y(y[i])) : c.moveTo(X(x[i]), Y(y[i]));
+  c.stroke();
+  c.globalAlpha = 1;
+}
+
+function drawEpochs(c, x, y, { X, Y }, color, back) {
+  // a dot for each epoch, a ring for the best one
+  c.fillStyle = color;
+  for (let i = 0; i < x.length; i++) {
     c.beginPath();
-    c.strokeStyle = color;
-    c.lineWidth = width;
-    c.globalAlpha = alpha;
-    for (let i = 0; i < x.length; i++) i ? c.lineTo(X(x[i]), Y(y[i])) : c.moveTo(X(x[i]), Y(y[i]));
-    c.stroke();
-    c.globalAlpha = 1;
-  };
-  const ends = [];
-  for (const [name, [x, y]] of lines) {
-    const color = ink(name);
-    const noisy = name !== "validation" && name !== "learning rate" && x.length > 30 && smoothing > 0;
-    const smooth = noisy ? runningMean(y, smoothing) : y;
-    if (noisy) stroke(x, y, color, 1, 0.3);
-    stroke(x, smooth, color, 2, 1);
-    if (name === "validation") {
-      c.fillStyle = color;
-      for (let i = 0; i < x.length; i++) {
-        c.beginPath();
-        c.arc(X(x[i]), Y(y[i]), 2.4, 0, 7);
-        c.fill();
-      }
-      const k = y.indexOf(Math.min(...y));
-      c.beginPath();
-      c.arc(X(x[k]), Y(y[k]), 5.5, 0, 7);
-      c.fillStyle = look.back;
-      c.fill();
-      c.lineWidth = 2.2;
-      c.strokeStyle = color;
-      c.stroke();
-    }
-    ends.push({ name, color, y: Y(smooth[smooth.length - 1]) });
+    c.arc(X(x[i]), Y(y[i]), 2.4, 0, 7);
+    c.fill();
   }
+  const best = y.indexOf(Math.min(...y));
+  c.beginPath();
+  c.arc(X(x[best]), Y(y[best]), 5.5, 0, 7);
+  c.fillStyle = back;
+  c.fill();
+  c.lineWidth = 2.2;
+  c.strokeStyle = color;
+  c.stroke();
+}
+
+function drawNames(c, ends, left) {
+  // beside the ends of the curves, one below the other
   ends.sort((a, b) => a.y - b.y);
   for (let i = 1; i < ends.length; i++) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 15);
   c.textAlign = "left";
   for (const e of ends) {
     c.fillStyle = e.color;
-    c.fillText(e.name, R + 8, e.y);
+    c.fillText(e.name, left, e.y);
   }
-  if (hover !== null && hover >= L && hover <= R) drawHover(c, lines, ink, look, hover, { X, T, B, R });
+}
+
+function drawCurves(canvas, curves, look, hover, smoothing) {
+  const { c, W, H } = openCanvas(canvas, look.font);
+  const box = { L: 54, R: W - 98, T: 10, B: H - 26 };
+  const { L, R, T, B } = box;
+  const lines = Object.entries(curves).filter(([, [x]]) => x.length);
+  if (!lines.length) {
+    c.fillStyle = look.faint;
+    c.textAlign = "center";
+    c.fillText("the curves appear here", (L + R) / 2, (T + B) / 2);
+    return;
+  }
+  const inks = INK[look.dark ? "dark" : "light"];
+  const ink = (name) => inks[name] || inks.other;
+  const scale = scales(lines, box);
+  drawAxes(c, look, box, scale);
+  const ends = lines.map(([name, [x, y]]) => {
+    const color = ink(name);
+    const noisy = name !== "validation" && name !== "learning rate" && x.length > 30 && smoothing > 0;
+    const smooth = noisy ? runningMean(y, smoothing) : y;
+    if (noisy) drawLine(c, x, y, scale, color, 1, 0.3);
+    drawLine(c, x, smooth, scale, color, 2, 1);
+    if (name === "validation") drawEpochs(c, x, y, scale, color, look.back);
+    return { name, color, y: scale.Y(smooth[smooth.length - 1]) };
+  });
+  drawNames(c, ends, R + 8);
+  if (hover !== null && hover >= L && hover <= R) drawHover(c, lines, ink, look, hover, { X: scale.X, T, B, R });
 }
 
 function drawHover(c, lines, ink, look, at, { X, T, B, R }) {
@@ -209,112 +231,118 @@ function toolbar(model, root, soon) {
   };
 }
 
+function makeParts(root, toolbarOf) {
+  const head = make(root, "div", "head");
+  const parts = {};
+  for (const name of ["chip", "where", "left", "name"]) parts[name] = make(head, "span", name);
+  parts.bar = make(root, "div", "bar", "progressbar");
+  parts.bar.setAttribute("aria-label", "progress of the training");
+  parts.whole = make(parts.bar, "div", "whole");
+  parts.part = make(make(root, "div", "bar tractkit-thin"), "div", "part");
+  parts.losses = make(root, "div", "losses");
+  parts.measures = make(root, "div", "measures");
+  parts.chosen = toolbarOf(root);
+  parts.canvas = make(root, "canvas", "canvas", "img");
+  parts.message = make(root, "div", "message", "status");
+  parts.earlier = make(root, "details", "earlier");
+  make(parts.earlier, "summary", "summary").textContent = "earlier messages";
+  parts.list = make(parts.earlier, "ul", "list");
+  return parts;
+}
+
+function showPairs(parent, values, kind) {
+  parent.replaceChildren();
+  for (const [key, value] of Object.entries(values)) {
+    const item = make(parent, "span", kind);
+    item.dataset.name = key;
+    item.append(`${key} `);
+    make(item, "b", "value").textContent = value;
+  }
+}
+
+function showWords(parts, r) {
+  parts.chip.textContent = r.label;
+  parts.chip.style.background = r.color;
+  parts.where.textContent = r.where;
+  parts.left.textContent = r.left;
+  parts.name.textContent = r.name;
+  parts.message.textContent = r.message;
+  parts.message.dataset.phase = r.phase;
+  parts.whole.style.width = `${100 * r.done}%`;
+  parts.part.style.width = `${100 * r.batches}%`;
+  parts.bar.setAttribute("aria-valuenow", Math.round(100 * r.done));
+  showPairs(parts.losses, r.losses, "loss");
+  showPairs(parts.measures, r.measures || {}, "measure");
+  const before = (r.messages || []).filter((m) => m !== r.message).reverse();
+  parts.earlier.hidden = !before.length;
+  parts.list.replaceChildren(
+    ...before.map((m) => {
+      const li = document.createElement("li");
+      li.textContent = m;
+      return li;
+    }),
+  );
+}
+
+function lookOf(root) {
+  // colors and font that fit the page around
+  const style = getComputedStyle(root);
+  const rgb = style
+    .getPropertyValue("background-color")
+    .match(/[\d.]+/g)
+    .map(Number);
+  const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
+  return {
+    dark,
+    text: style.color,
+    back: style.backgroundColor,
+    font: style.fontFamily,
+    faint: dark ? "#a5adb8" : "#6b727c",
+    line: dark ? "#363c44" : "#e6e9ee",
+  };
+}
+
+function drawGraph(model, root, canvas, hover) {
+  const look = lookOf(root);
+  root.dataset.dark = look.dark;
+  const shown = GRAPHS[model.get("graph")] || GRAPHS.losses;
+  const all = model.get("curves");
+  const curves = Object.fromEntries(shown.filter((k) => all[k]).map((k) => [k, unpack(all[k])]));
+  canvas.setAttribute("aria-label", `${shown.join(" and ")} over steps`);
+  drawCurves(canvas, curves, look, hover, model.get("smoothing"));
+}
+
 function render({ model, el }) {
   const root = make(el, "div", "readout");
-  const head = make(root, "div", "head");
-  const chip = make(head, "span", "chip");
-  const where = make(head, "span", "where");
-  const left = make(head, "span", "left");
-  const name = make(head, "span", "name");
-  const bar = make(root, "div", "bar", "progressbar");
-  const whole = make(bar, "div", "whole");
-  const part = make(make(root, "div", "bar tractkit-thin"), "div", "part");
-  const losses = make(root, "div", "losses");
-  const measures = make(root, "div", "measures");
   let hover = null;
   let waiting = false;
   const soon = () => {
     if (!waiting) {
       waiting = true;
-      requestAnimationFrame(draw);
+      requestAnimationFrame(() => {
+        waiting = false;
+        drawGraph(model, root, parts.canvas, hover);
+      });
     }
   };
-  const chosen = toolbar(model, root, soon);
-  const canvas = make(root, "canvas", "canvas", "img");
-  const message = make(root, "div", "message", "status");
-  const earlier = make(root, "details", "earlier");
-  const summary = make(earlier, "summary", "summary");
-  const list = make(earlier, "ul", "list");
-  summary.textContent = "earlier messages";
-  bar.setAttribute("aria-label", "progress of the training");
-
-  const pairs = (parent, values, kind) => {
-    parent.replaceChildren();
-    for (const [key, value] of Object.entries(values)) {
-      const item = make(parent, "span", kind);
-      item.dataset.name = key;
-      item.append(`${key} `);
-      make(item, "b", "value").textContent = value;
-    }
-  };
-  const words = () => {
-    const r = model.get("readout");
-    chip.textContent = r.label;
-    chip.style.background = r.color;
-    where.textContent = r.where;
-    left.textContent = r.left;
-    name.textContent = r.name;
-    message.textContent = r.message;
-    message.dataset.phase = r.phase;
-    whole.style.width = `${100 * r.done}%`;
-    part.style.width = `${100 * r.batches}%`;
-    bar.setAttribute("aria-valuenow", Math.round(100 * r.done));
-    pairs(losses, r.losses, "loss");
-    pairs(measures, r.measures || {}, "measure");
-    const before = (r.messages || []).filter((m) => m !== r.message).reverse();
-    earlier.hidden = !before.length;
-    list.replaceChildren(
-      ...before.map((m) => {
-        const li = document.createElement("li");
-        li.textContent = m;
-        return li;
-      }),
-    );
-  };
-  function draw() {
-    waiting = false;
-    const style = getComputedStyle(root);
-    const rgb = style
-      .getPropertyValue("background-color")
-      .match(/[\d.]+/g)
-      .map(Number);
-    const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
-    root.dataset.dark = dark;
-    const look = {
-      dark,
-      text: style.color,
-      back: style.backgroundColor,
-      font: style.fontFamily,
-      faint: dark ? "#a5adb8" : "#6b727c",
-      line: dark ? "#363c44" : "#e6e9ee",
-    };
-    const shown = GRAPHS[model.get("graph")] || GRAPHS.losses;
-    const all = model.get("curves");
-    const curves = Object.fromEntries(shown.filter((k) => all[k]).map((k) => [k, unpack(all[k])]));
-    canvas.setAttribute("aria-label", `${shown.join(" and ")} over steps`);
-    drawCurves(canvas, curves, look, hover, model.get("smoothing"));
-  }
-  canvas.onpointermove = (e) => {
-    hover = e.offsetX;
+  const parts = makeParts(root, (parent) => toolbar(model, parent, soon));
+  const words = () => showWords(parts, model.get("readout"));
+  const point = (at) => {
+    hover = at;
     soon();
   };
-  canvas.onpointerleave = () => {
-    hover = null;
-    soon();
-  };
-  model.on("change:readout", words);
-  model.on("change:curves", soon);
-  model.on("change:graph change:smoothing", chosen);
+  parts.canvas.onpointermove = (e) => point(e.offsetX);
+  parts.canvas.onpointerleave = () => point(null);
+  const handlers = { "change:readout": words, "change:curves": soon, "change:graph change:smoothing": parts.chosen };
+  for (const [event, act] of Object.entries(handlers)) model.on(event, act);
   const size = new ResizeObserver(soon);
   const theme = new MutationObserver(soon);
   size.observe(root);
   theme.observe(document.body, { attributes: true });
   words();
-  chosen();
+  parts.chosen();
   return () => {
-    model.off("change:readout", words);
-    model.off("change:curves", soon);
-    model.off("change:graph change:smoothing", chosen);
+    for (const [event, act] of Object.entries(handlers)) model.off(event, act);
     size.disconnect();
     theme.disconnect();
   };

@@ -141,6 +141,7 @@ def save_checkpoint(
 
 
 def _checksum(tensors: Mapping[str, torch.Tensor], meta: str) -> str:
+    """Return the BLAKE2b checksum of a checkpoint's content."""
     digest = hashlib.blake2b(meta.encode(), digest_size=16)
     for name in sorted(tensors):
         value = tensors[name]
@@ -246,6 +247,7 @@ class Checkpoints:
         return self.path(step)
 
     def _save(self, step: int, tree: StateDict | FrozenTree, best: int | None) -> Path:
+        """Write the checkpoint, delete those that are too many, and return its file."""
         path = self.path(step)
         save_checkpoint(path, tree)
         for old in self.steps()[:-self.keep]:

@@ -313,10 +313,11 @@ def _log_card(log: RunLog) -> str:
     return html_card(f"RunLog of {log.path.parent.name}", facts, sparkline(curves) + legend if epochs else "")
 
 # %% ../../nbs/runs/03_log.ipynb #5bbc4d42
-_PLACES = ("epoch", "batch", "step")  # where a record belongs
+_PLACES = ("epoch", "batch", "step")  # counts, not measured numbers
 
 
 def _is_number(value: Json) -> TypeGuard[float]:
+    """Return whether a value is a number: True and False are none."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
@@ -332,7 +333,7 @@ def scalars_of(record: Record) -> dict[str, float]:
 
 # %% ../../nbs/runs/03_log.ipynb #005b7723
 class HasLog(Protocol):
-    """What has the log of a run, as a trainer does."""
+    """A trainer, or anything else that has the log of a run."""
 
     @property
     def log(self) -> RunLog:

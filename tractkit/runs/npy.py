@@ -27,6 +27,7 @@ _NOT_METRICS = {"kind", "epoch", "step", "n", "time", "learning_rate"}
 
 
 def _finite_mean(values: Iterable[float | None]) -> float:
+    """Return the mean of the finite values; NaN if there are none."""
     kept = [v for v in values if v is not None and math.isfinite(v)]
     return float(np.mean(kept)) if kept else math.nan
 

@@ -86,6 +86,7 @@ class WandbLogger:
                           "with wandb='offline' it is kept in files for a later upload", stacklevel=2)
 
     def _begin(self, wandb: ModuleType, sent: Sent) -> _Run:
+        """Return the run at Weights & Biases, under the key that it has there."""
         options: Record = {"resume": "allow"} if self.mode == "online" else {}
         return wandb.init(
             project=self.project or "tractkit", id=sent.key, name=sent.run.resolve().name, dir=sent.run, mode=self.mode,

@@ -106,6 +106,7 @@ def load_latest(
 
 
 def _weight_files(where: str | os.PathLike) -> list[Path]:
+    """Return the files with weights in a folder, or those that a pattern fits."""
     path = Path(where)
     if path.is_dir():
         path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
@@ -116,6 +117,7 @@ def _weight_files(where: str | os.PathLike) -> list[Path]:
 
 
 def _latest_first(paths: list[Path]) -> list[Path]:
+    """Sort files: the folder that was written to last first, and in it the highest number first."""
     folders: dict[Path, list[Path]] = {}
     for path in paths:
         folders.setdefault(path.parent, []).append(path)
@@ -131,6 +133,7 @@ def _number(path: Path) -> int:
 
 # %% ../../nbs/runs/13_weights.ipynb #816a033a
 def _scores_of_log(run: RunLog, metric: str | None) -> list[tuple[dict[str, int], float]]:
+    """Return the epoch and step of each score in a log, and the score."""
     records = run.records("epoch")
     name = _metric(metric, [k for r in records for k in r], run.path)
     return [
@@ -139,6 +142,7 @@ def _scores_of_log(run: RunLog, metric: str | None) -> list[tuple[dict[str, int]
 
 
 def _scores_of_events(folder: Path, metric: str | None) -> list[tuple[dict[str, int], float]]:
+    """Return the step of each score in event files, and the score."""
     folders = sorted({path.parent for path in folder.rglob("*tfevents*")})
     found = [scalar for one in folders for scalar in read_scalars(one)]
     name = _metric(metric, [name for name, _, _ in found], folder)
@@ -147,6 +151,7 @@ def _scores_of_events(folder: Path, metric: str | None) -> list[tuple[dict[str, 
 
 
 def _metric(metric: str | None, names: list[str], file: Path) -> str | None:
+    """Return the name of the score; None if there is no score. DataError if the choice is not clear."""
     found = sorted(set(names))
     if metric is not None and metric not in found:
         raise DataError(f"there is no {metric} in this log", file=file, fix=f"There are {', '.join(found) or 'none'}")
