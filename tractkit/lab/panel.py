@@ -59,7 +59,7 @@ class SettingsTab:
 def saved_html(
     picture: Picture,
     where: str,               # "epoch 3 of 6, batch 15 of 40"
-    table: Mapping[str, str],  # what the panel says
+    table: Mapping[str, str],  # what the panel shows
 ) -> str:
     """Return what stays of a panel in a saved notebook."""
     png = base64.b64encode(picture._repr_png_()).decode()

@@ -17,14 +17,14 @@ from ..runs.status import Status
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #fe463792
 def _obeyed(command: str, s: Status) -> str:
-    """Return what the status line says after a command; nothing where the trainer's own message says it."""
+    """Return the message after a command; nothing where the trainer has a message of its own for it."""
     where = f"batch {s.batch} of epoch {min(s.epoch + 1, max(s.max_epochs, 1))}"
     return {"pause": f"Paused after {where}; saved.", "resume": "Going on.", "epoch": f"Epoch {s.epoch} done; resting.",
             "step": f"One batch done; resting after {where}."}.get(command, "")
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #6905912a
 class CommandFeedback:
-    """Follows a command from the click until it is obeyed or refused."""
+    """Follows a command from the click until it is carried out or refused."""
 
     def __init__(self) -> None:
         self.command = ""                   # the one that is under way
@@ -33,12 +33,12 @@ class CommandFeedback:
         self._before: tuple[str, int] = ("", 0)
 
     def begin(self, command: str, status: Status) -> None:
-        """A command was sent."""
+        """Note that a command was sent."""
         self.clear()
         self.command, self._before = command, _marks(command, status)
 
     def end(self) -> None:
-        """The command was obeyed or refused."""
+        """Note that the command was carried out or refused."""
         self.command = ""
 
     def clear(self) -> None:
@@ -50,7 +50,7 @@ class CommandFeedback:
         self._note, self._error, self._instead_of = note, error, status.message
 
     def update(self, own: Status, shown: Status) -> None:
-        """Compare with the trainer's own status, and with the one that is shown, which may be that of a folder."""
+        """Compare with the status of the trainer, and with the one that is shown, which may be that of a folder."""
         (phase, count), (phase_before, count_before) = _marks(self.command, own), self._before
         obeyed = phase != phase_before
         if self.command in ("step", "epoch"):  # a trainer that starts for a step pauses before it, for a moment
@@ -73,7 +73,7 @@ def _marks(command: str, s: Status) -> tuple[str, int]:
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #82fe1323
 class PanelCommands:
-    """Sends commands to a training, and tells the feedback what came of them."""
+    """Sends commands to a training, and gives what comes of them to the feedback."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class PanelCommands:
                 note = work()
                 if isinstance(note, str):
                     self._feedback.say(note, self._source.status)
-            except Exception as e:  # a person pressed a button: the panel tells what is wrong
+            except Exception as e:  # a person pressed a button: the panel shows what is wrong
                 self._feedback.end()
                 self._feedback.say("", self._source.status, error=f"{type(e).__name__}: {e}")
             self._refresh()

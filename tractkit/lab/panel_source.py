@@ -110,7 +110,7 @@ class PanelSource:
         return f"# {type(self.trainer).__name__} has no settings that can be written as code"
 
     def listen(self, wake: Callable[[], None]) -> bool:
-        """Have `wake` called in the training thread after each batch; False if it must be polled instead."""
+        """Have `wake` called in the training thread after each batch. Return False if it must be polled instead."""
         listeners: list[Callable] | None = getattr(self.trainer, "listeners", None)
         self._listener = lambda event, trainer: wake()
         if listeners is not None:
@@ -169,7 +169,7 @@ class TrainerSource(PanelSource):
             self._in_folder = FolderRun(trainer.folder)
 
     def _attach(self) -> bool:
-        """Whether a process trains in the folder and the trainer watches it now."""
+        """Watch the process that trains in the folder, if there is one. Return whether there is."""
         if not Mailbox(self._trainer.folder).is_running():
             return False
         try:

@@ -196,7 +196,7 @@ class Preview:
     def look(self, state: TrainerState) -> float:
         """Track with a state's model now. Return the score."""
         copied = state.snapshot()
-        model: Any = copied.model  # the tracker says what it lacks
+        model: Any = copied.model  # the tracker's error names what it lacks
         with torch_threads(1):
             tracked = Tracker(model, self.volume, self.mask, **self.tracking).track(self.seeds, progress=False)
             score, details = _score(tracked, self.reference)

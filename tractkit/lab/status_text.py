@@ -130,7 +130,7 @@ def describe_status(
 METHOD_OF = {
     "start": "start", "pause": "pause", "resume": "resume", "step": "step", "epoch": "step", "stop": "stop",
     "save": "save_checkpoint", "rewind": "rewind", "fork": "fork",
-}  # command -> the method of a trainer that obeys it
+}  # command -> the method of a trainer that carries it out
 
 _AT_WORK = {"pause", "stop", "epoch", "save", "fork"}
 _AT_REST = {"start", "step", "epoch", "rewind", "fork"}

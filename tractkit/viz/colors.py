@@ -56,7 +56,7 @@ class Coloring:
         ids: np.ndarray,          # (k,) which streamlines, in this order
         rasmm: Streamlines,       # those, in rasmm
     ) -> np.ndarray:              # (points of them, 3) float32
-        """The color of each point of the chosen streamlines."""
+        """Return the color of each point of the chosen streamlines."""
         if self.kind == "direction":
             return direction_colors(rasmm)
         assert self.values is not None
@@ -171,7 +171,7 @@ def _text_width(text: str, size: float) -> float:
 
 
 def _legend_height(legend: Legend, names: int, row: float = 18) -> float:
-    """Give the height of a legend that shows so many names, in pixels."""
+    """Return the height of a legend that shows so many names, in pixels."""
     return 12 + row * (bool(legend.title) + names) + (34 if legend.limits is not None else 0)
 
 # %% ../../nbs/viz/07_colors.ipynb #2a26d627
@@ -222,7 +222,7 @@ def paste_legends(
 ) -> None:
     """Lay legends upon the upper left corner of a picture, one below the other, as many as fit.
 
-    They end above the middle, where the letter of the left side stands; rows of many names draw together for it."""
+    They end above the middle, where the letter of the left side is; rows of many names are set closer for it."""
     top, bottom = 6, max(len(pixels) // 2 - 14, 70)
     rows = sum(bool(legend.title) + len(legend.names) for legend in legends)
     fixed = sum(_legend_height(legend, 0, 0) + 4 for legend in legends)

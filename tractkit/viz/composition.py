@@ -55,11 +55,11 @@ class Part:
     tubes: float | None
 
     def count(self, limit: int | None) -> int:
-        """How many are drawn if `limit` are drawn of the whole tractogram."""
+        """Return how many are drawn if `limit` are drawn of the whole tractogram."""
         return len(self.ids) if limit is None else int(np.searchsorted(self.ranks, limit))
 
     def drawn(self, limit: int | None) -> tuple[Streamlines, np.ndarray]:
-        """The streamlines to draw, rasmm, and a color for each of their points."""
+        """Return the streamlines to draw, rasmm, and a color for each of their points."""
         ids = self.ids[:self.count(limit)]
         rasmm = self.tractogram.streamlines[ids].transform(self.tractogram.affine)
         return rasmm, self.coloring.rgb(self.tractogram, ids, rasmm)
@@ -105,7 +105,7 @@ Position: TypeAlias = float | Sequence[float | None] | np.ndarray | None
 
 
 class DrawingOptions(TypedDict, total=False):
-    """What `snapshot` and `view` hand on to the composition, which says what each means."""
+    """What `snapshot` and `view` pass on to the composition, where each is explained."""
 
     position: Position
     colors: ColorChoice | Mapping[str, ColorChoice]
@@ -168,7 +168,7 @@ class Composition:
         return np.stack(np.meshgrid(*np.asarray(frame, float).T, indexing="ij"), -1).reshape(-1, 3)
 
     def _color_lines(self, label: str, limits: tuple[float, float] | None) -> None:
-        """A coloring for each tractogram, its parts, and the legends of all."""
+        """Color each tractogram, cut it into parts, and collect the legends of all."""
         by_name = isinstance(self.colors, str) and self.colors == "name"
         own, self.parts, legends = palette(len(self.lines)), [], []
         self.colorings: list[Coloring] = []
@@ -185,7 +185,7 @@ class Composition:
         self._legends = legends
 
     def _color_contours(self, contours: list[Contour]) -> None:
-        """A color for each mask: almost white for the first, since it is mostly the brain's."""
+        """Choose a color for each mask: almost white for the first, since it is mostly the brain's."""
         colors = np.concatenate([[(0.84, 0.88, 0.93)], palette(max(len(contours) - 1, 0))])
         self.contours = [(c, as_rgb(colors[k] if c.color is None else c.color)) for k, c in enumerate(contours)]
 
@@ -201,23 +201,23 @@ class Composition:
 
     @property
     def total(self) -> int:
-        """All streamlines."""
+        """How many streamlines there are."""
         return sum(len(lines.tractogram) for lines in self.lines)
 
     @property
     def shown(self) -> int:
-        """Those drawn."""
+        """How many streamlines are drawn."""
         return sum(p.count(self.limit) for p in self.parts)
 
     def position(self, view: str) -> np.ndarray:  # (3,) rasmm
-        """Where the slices are: as given; else in the middle, and in 3d at the far sides, where they hide little."""
+        """Return where the slices are: as given; else in the middle, in 3d at the far sides, where they hide little."""
         lying = bool(self.peaks or self.glyphs)
         inside = (0.2, 0.8, 0.5 if lying else 0.22) if view == "3d" else (0.5, 0.5, 0.5)
         usual = self.frame[0] + np.ptp(self.frame, axis=0) * inside
         return np.array([u if mm is None else mm for mm, u in zip(self.given, usual, strict=True)], float)
 
     def channel_of(self, slices: Slices) -> int:
-        """Which feature of a volume is drawn."""
+        """Return which feature of a volume is drawn."""
         return self._channel if slices.channel is None else slices.channel
 
     def window_of(self, slices: Slices) -> tuple[float, float]:
@@ -237,7 +237,7 @@ def _filled(volume: Volume) -> Volume:
 
 
 def _along(position: Position, view: str) -> tuple[float | None, ...]:
-    """Give (x, y, z) in mm, None where not given: one number is along the view's normal (z in 3d)."""
+    """Return (x, y, z) in mm, None where not given: one number is along the view's normal (z in 3d)."""
     if position is None:
         return None, None, None
     if isinstance(position, int | float | np.number):

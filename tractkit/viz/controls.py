@@ -57,7 +57,7 @@ def add_buttons(view: Controllable, screenshot: Callable[[], None], tooltip: str
 
 
 def free_screenshot_path() -> Path:
-    """The first of view-1.png, view-2.png, ... that is not in the working folder."""
+    """Return the first of view-1.png, view-2.png, ... that is not in the working folder."""
     return next(path for k in range(1, 10_000) if not (path := Path(f"view-{k}.png")).exists())
 
 # %% ../../nbs/viz/17_controls.ipynb #15c12322
@@ -140,7 +140,7 @@ def _toggle(view: Controllable, name: str, visible: bool) -> None:
 
 # %% ../../nbs/viz/17_controls.ipynb #02584585
 def legend_images(composition: Composition) -> list[widgets.Image]:
-    """Pictures of the legends that the switches do not show: color bars, and names without a switch."""
+    """Draw the legends that the switches do not show: color bars, and names without a switch."""
     images, switches = [], switch_names(composition)
     for legend in composition.legends:
         if any(switch == name or switch.endswith(f": {name}") for name, _ in legend.names for switch in switches):
@@ -155,7 +155,7 @@ def legend_images(composition: Composition) -> list[widgets.Image]:
 
 # %% ../../nbs/viz/17_controls.ipynb #6d2fc1c1
 def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]:
-    """The controls in rows; empty rows are left out."""
+    """Put the controls in rows; empty rows are left out."""
     def row(*names: str) -> widgets.Box:
         return widgets.HBox([controls[name] for name in names if name in controls],
                             layout={"flex_flow": "row wrap", "align_items": "center"})
@@ -171,5 +171,5 @@ _FIT = "<style>.tractkit-view .renderview-wrapper { max-width: 100%; }</style>" 
 
 
 def put_together(*rows: widgets.Widget) -> widgets.VBox:
-    """The canvas with its controls below it, as one widget."""
+    """Make one widget of the canvas and the controls below it."""
     return widgets.VBox([*rows, widgets.HTML(_FIT, layout={"display": "none"})], _dom_classes=["tractkit-view"])

@@ -77,7 +77,7 @@ Drawing = Lines | Slices | Contour | Peaks | Glyphs
 
 @runtime_checkable
 class HasView(Protocol):
-    """What says for itself what there is to see: a subject, a batch."""
+    """What has drawings of its own: a subject, a batch."""
 
     def __view__(self) -> "Drawable": ...
 
@@ -87,13 +87,13 @@ Drawable: TypeAlias = ("Drawing | Tractogram | Volume | tuple[Volume, ShInfo] | 
 
 # %% ../../nbs/viz/06_drawables.ipynb #27709c5f
 def _is_mask(volume: Volume) -> bool:
-    """Whether it holds zeros and ones, both, and nothing else."""
+    """Return whether a volume holds zeros and ones, both, and nothing else."""
     values = volume.data
     return volume.nb_features == 1 and bool(values.any() and not values.all() and ((values == 0) | (values == 1)).all())
 
 
 def _is_peaks(volume: Volume) -> bool:
-    """Whether each triple of features is a unit vector or zero, and some are not zero."""
+    """Return whether each triple of features is a unit vector or zero, and some are not zero."""
     if volume.nb_features % 3 or volume.nb_features > 30 or volume.data.dtype.kind != "f":
         return False
     rows = volume.data.reshape(-1, volume.nb_features)
@@ -102,7 +102,7 @@ def _is_peaks(volume: Volume) -> bool:
 
 
 def _volume_drawing(volume: Volume, name: str) -> Drawing:
-    """A volume as what its numbers, or the sidecar of its file, say that it is."""
+    """Make the drawing that fits a volume, by its numbers or the sidecar of its file."""
     if _is_mask(volume):
         return Contour(volume, name)
     if volume.data.ndim == 4 and _is_peaks(volume):
@@ -124,7 +124,7 @@ def _sidecar_of(volume: Volume) -> "ShInfo | None":
 
 
 def _is_coefficients(thing: Drawable) -> "TypeGuard[tuple[Volume, ShInfo]]":
-    """Say whether it is what `load_sh` returns."""
+    """Return whether it is what `load_sh` returns."""
     if not (isinstance(thing, tuple) and len(thing) == 2 and isinstance(thing[0], Volume)):
         return False
     from tractkit.dwi.sh import ShInfo
@@ -133,7 +133,7 @@ def _is_coefficients(thing: Drawable) -> "TypeGuard[tuple[Volume, ShInfo]]":
 
 
 def _coefficients(volume: Volume, info: "ShInfo", name: str) -> Drawing:
-    """An fODF as glyphs; of a signal the first coefficient, its mean, as slices."""
+    """Draw an fODF as glyphs; of a signal the first coefficient, its mean, as slices."""
     if info.kind != "fodf":
         return Slices(volume, name, channel=0)
     if info.basis != "descoteaux07":
@@ -142,7 +142,7 @@ def _coefficients(volume: Volume, info: "ShInfo", name: str) -> Drawing:
 
 
 def _one_volume(drawings: list["Drawing"]) -> list["Drawing"]:
-    """Without the slices of all volumes but the first, which would fill the same place."""
+    """Leave out the slices of all volumes but the first, which would fill the same place."""
     first = next((d for d in drawings if isinstance(d, Slices)), None)
     return [d for d in drawings if not isinstance(d, Slices) or d is first]
 
@@ -177,7 +177,7 @@ _ORDERS = {(order + 1) * (order + 2) // 2: order for order in range(2, 17, 2)}  
 
 
 def may_be_odf(drawing: "Drawing") -> bool:
-    """Whether slices are of a volume with as many features as an even order from 2 to 16 has coefficients."""
+    """Return whether slices have as many features as an even order from 2 to 16 has coefficients."""
     return isinstance(drawing, Slices) and drawing.volume.data.ndim == 4 and drawing.volume.nb_features in _ORDERS
 
 
@@ -204,7 +204,7 @@ def mask_outline(
     axis: int,                 # the world axis normal to the plane
     position: float,           # mm along it, rasmm
 ) -> list[np.ndarray]:         # (k, 3) rasmm each, closed
-    """Where a plane of the world cuts the surface around a mask."""
+    """Find the lines in which a plane of the world cuts the surface around a mask."""
     from contourpy import contour_generator
 
     volume, (a, b) = contour.volume, [k for k in range(3) if k != axis]
@@ -227,7 +227,7 @@ def voxels_on_plane(
     axis: int,         # the world axis normal to the plane
     position: float,   # mm along it, rasmm
 ) -> np.ndarray:       # (m, 3) int voxels
-    """The voxels next to a plane of the world, one of each column, where the plane is in the grid."""
+    """Find the voxels next to a plane of the world, one of each column, where the plane is in the grid."""
     row, offset = volume.affine[axis, :3], volume.affine[axis, 3]
     steep = int(np.argmax(np.abs(row / volume.voxel_sizes)))
     shape = list(volume.shape3d)
@@ -242,7 +242,7 @@ def peak_sticks(
     axis: int,        # the world axis normal to the plane
     position: float,  # mm along it
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The (2 k, 3) ends, rasmm, two of each stick, and their (2 k, 3) colors, of the voxels on a plane."""
+    """Return the (2 k, 3) ends, rasmm, two of each stick, and their (2 k, 3) colors, of the voxels on a plane."""
     volume = peaks.volume
     voxels = voxels_on_plane(volume, axis, position)
     vectors = volume.data[tuple(voxels.T)].reshape(len(voxels), -1, 3)
@@ -256,7 +256,7 @@ def peak_sticks(
 # %% ../../nbs/viz/06_drawables.ipynb #3faf12ad
 @lru_cache(maxsize=8)
 def _basis(order: int, legacy: bool, key: bytes) -> np.ndarray:
-    """(V, coefficients) values of the basis in directions, given as the bytes of a float64 array."""
+    """Return (V, coefficients) values of the basis in directions, given as the bytes of a float64 array."""
     from dipy.core.sphere import Sphere
     from dipy.reconst.shm import sh_to_sf_matrix
 
@@ -269,7 +269,7 @@ def glyph_radii(
     voxels: np.ndarray,      # (m, 3) int
     directions: np.ndarray,  # (V, 3) unit, world axes
 ) -> np.ndarray:             # (m, V) mm, never negative
-    """How far each voxel's surface is from its middle in each direction: half a voxel for the high ones of the volume.
+    """Return how far each voxel's surface is from its middle in each direction: half a voxel for the high ones.
 
     Raises ValueError if the number of coefficients fits no even order."""
     volume = glyphs.volume

@@ -21,7 +21,7 @@ class Picture(Figure):
     """A matplotlib Figure that shows itself as a notebook cell's value, without pyplot."""
 
     def array(self) -> np.ndarray:  # (H, W, 4) uint8
-        """The picture as pixels, at the size it has in a notebook."""
+        """Return the picture as pixels, at the size it has in a notebook."""
         canvas = FigureCanvasAgg(self)
         canvas.draw()
         return np.asarray(canvas.buffer_rgba()).copy()
@@ -41,7 +41,7 @@ def save_figure(
 
 # %% ../../nbs/viz/02_figure.ipynb #e6c6f8ef
 def blank_picture(width: float, height: float, background: str) -> Picture:
-    """A Picture of `width` x `height` pixels."""
+    """Make a Picture of `width` x `height` pixels."""
     return Picture(figsize=(width / 100, height / 100), dpi=100, facecolor=background)
 
 # %% ../../nbs/viz/02_figure.ipynb #7cba7242
@@ -49,7 +49,7 @@ def encode_png(
     pixels: np.ndarray,  # (H, W, 3) or (H, W, 4) uint8; alpha is dropped
     small: bool = True,  # at most 256 colors, chosen for this picture: looks the same in a third of the bytes
 ) -> bytes:
-    """The bytes of a PNG file; small ones let a notebook with ten pictures stay light."""
+    """Encode pixels as a PNG file; small ones let a notebook with ten pictures stay light."""
     image = Image.fromarray(np.ascontiguousarray(np.asarray(pixels)[..., :3]))
     buffer = io.BytesIO()
     (_with_palette(image) if small else image).save(buffer, format="png", compress_level=9 if small else 6)
@@ -57,8 +57,9 @@ def encode_png(
 
 # %% ../../nbs/viz/02_figure.ipynb #15bfd011
 def _with_palette(image: Image.Image) -> Image.Image:
-    """Reduced to 256 colors; a color that is rare but its own counts more than its share, and where the nearest
-    color is not near, dots of two colors take its place."""
+    """Reduce an image to 256 colors.
+
+    A rare color counts more than its share; where no color is near, dots of two colors take its place."""
     exact = image.getcolors(256)
     if exact:
         return image.quantize(256)

@@ -32,6 +32,7 @@ class LiveCanvas:
         self.window.add_event_handler(self._on_pointer, "pointer_move", "pointer_up", "wheel")
 
     def redraw(self) -> None:
+        """Ask for a drawing."""
         self.window.request_draw()
 
     def link(self, others: "list[LiveCanvas]") -> None:
@@ -39,7 +40,7 @@ class LiveCanvas:
         self.linked = others
 
     def _on_pointer(self, event: Mapping[str, str | tuple[int, ...]]) -> None:
-        """Fewer streamlines while a button is held or the wheel turns; all of them a moment after."""
+        """Draw fewer streamlines while a button is held or the wheel turns; all of them a moment after."""
         kind = event["event_type"]
         if kind == "pointer_move" and not event.get("buttons"):
             return
@@ -82,7 +83,7 @@ class LiveCanvas:
 # %% ../../nbs/viz/16_live_canvas.ipynb #5a5ecebe
 @contextmanager
 def _undisplayed() -> Iterator[None]:
-    """A canvas displays the place for its error messages when it is made; here that place comes with the canvas."""
+    """Keep a canvas from displaying the place for its error messages; here that place comes with the canvas."""
     original = jupyter_rfb.widget.display
     jupyter_rfb.widget.display = lambda *args, **kwargs: None
     try:

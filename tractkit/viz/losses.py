@@ -137,7 +137,7 @@ def _finish_curves(ax: Axes, ys: list[np.ndarray], levels: list[float], labels: 
 
 # %% ../../nbs/viz/03_losses.ipynb #8a8359ac
 class _LogLocator(MaxNLocator):
-    """Four to eight round ticks on a logarithmic axis, also where it spans less than a decade."""
+    """Set four to eight round ticks on a logarithmic axis, also where it spans less than a decade."""
 
     def tick_values(self, vmin: float, vmax: float) -> Sequence[float]:
         decades = 10.0 ** np.arange(np.floor(np.log10(vmin)), np.ceil(np.log10(vmax)) + 1)

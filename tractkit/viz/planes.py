@@ -34,7 +34,7 @@ VIEWS = {  # direction of looking, and up
 
 
 def check_view(view: str) -> None:
-    """ValueError for a name that is no view."""
+    """Raise ValueError for a name that is no view."""
     if view not in VIEWS:
         raise ValueError(f"view {view!r} is none of {', '.join(VIEWS)}")
 
@@ -59,7 +59,7 @@ def world_box(
 
 
 def box_corners(shape) -> np.ndarray:  # (8, 3) voxel, center origin
-    """The corners of a grid, half a voxel outside the centres of its corner voxels."""
+    """Return the corners of a grid, half a voxel outside the centres of its corner voxels."""
     return np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij"), -1).reshape(-1, 3)
 
 # %% ../../nbs/viz/00_planes.ipynb #c73ed590
@@ -109,7 +109,7 @@ def content_box(
 
 # %% ../../nbs/viz/00_planes.ipynb #6f18dfeb
 def sample_plane(volume: Volume, plane: str, position: float, frame: np.ndarray, channel: int) -> np.ndarray:
-    """(rows, columns) image of the plane inside the frame, first row lowest; NaN outside the volume."""
+    """Sample the plane inside the frame: (rows, columns), first row lowest; NaN outside the volume."""
     across, up, normal = plane_axes(plane)
     pixel = voxel_sizes(volume.affine).min() / 3
     counts = np.ceil((frame[1] - frame[0])[[across, up]] / pixel).astype(int).clip(1, 1200)

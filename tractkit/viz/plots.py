@@ -133,7 +133,7 @@ def _subset(n: int, limit: int | None) -> np.ndarray:
 # %% ../../nbs/viz/04_plots.ipynb #695c8d30
 def _line_colors(tractogram: Tractogram, ids: np.ndarray, colors: ColorChoice, rasmm: Streamlines,
                  picked: PointMap | None) -> np.ndarray:
-    """Give (points, 3) colors: by direction, one for all, one a streamline, or one a point (`picked` are left)."""
+    """Return (points, 3) colors: by direction, one for all, one a streamline, or one a point (`picked` are left)."""
     if colors is None:
         return direction_colors(rasmm)
     if isinstance(colors, str) or np.ndim(colors) == 1:
@@ -150,7 +150,7 @@ def _line_colors(tractogram: Tractogram, ids: np.ndarray, colors: ColorChoice, r
 # %% ../../nbs/viz/04_plots.ipynb #f5959bd0
 def _draw_streamlines(ax: Axes, tractogram: Tractogram, plane: str, position: float, slab: float | None,
                       colors: ColorChoice, limit: int | None, linewidth: float) -> int:
-    """Project streamlines onto a plane, the nearest to the viewer last; returns how many were drawn."""
+    """Project streamlines onto a plane, the nearest to the viewer last. Return how many were drawn."""
     across, up, normal = plane_axes(plane)
     ids = _subset(len(tractogram), limit)
     chosen = tractogram.streamlines[ids] if len(ids) < len(tractogram) else tractogram.streamlines
@@ -218,7 +218,7 @@ def _write_title(ax: Axes, title: str, drawn: int, total: int) -> None:
 
 # %% ../../nbs/viz/04_plots.ipynb #2763122c
 class ComparisonOptions(TypedDict, total=False):
-    """The keywords of `plot_comparison`, which says what each means."""
+    """The keywords of `plot_comparison`, where each is explained."""
 
     slab: float | None
     colors: ColorChoice | Mapping[str, ColorChoice]

@@ -32,7 +32,7 @@ OTHERS = (0.45, 0.48, 0.52)  # of what belongs to no group
 def palette(
     n: int,
 ) -> np.ndarray:  # (n, 3) in [0, 1]
-    """Colors for n names: ten chosen ones, then hues spread by the golden ratio."""
+    """Return colors for n names: ten chosen ones, then hues spread by the golden ratio."""
     more = [colorsys.hsv_to_rgb((k * 0.618034) % 1, 0.5, 0.95) for k in range(n - len(_PALETTE))]
     return np.array([*(to_rgb(c) for c in _PALETTE[:n]), *more], np.float32).reshape(-1, 3)
 
@@ -47,7 +47,7 @@ class TextStyle(TypedDict):
 
 
 def text_style(size: float) -> TextStyle:
-    """Light text of a size, in points, with a dark rim."""
+    """Return the style of light text of a size, in points, with a dark rim."""
     return TextStyle(color=LIGHT, fontsize=size, va="center", path_effects=[withStroke(linewidth=2.5, foreground=DARK)])
 
 # %% ../../nbs/viz/01_theme.ipynb #90ca11c8
@@ -58,7 +58,7 @@ ColorChoice: TypeAlias = str | Sequence[float] | np.ndarray | None  # what `colo
 def as_rgb(
     color: str | Sequence[float] | np.ndarray,  # a name of matplotlib's, "#rrggbb", or three numbers in [0, 1]
 ) -> Rgb:
-    """A color as three numbers. Raises ValueError if it is none."""
+    """Return a color as three numbers. Raises ValueError if it is none."""
     if isinstance(color, str):
         return to_rgb(color)
     r, g, b = (float(v) for v in color[:3])

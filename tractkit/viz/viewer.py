@@ -346,7 +346,7 @@ def view(
 
 # %% ../../nbs/viz/18_viewer.ipynb #6b31090f
 def _in_notebook() -> bool:
-    """Whether there is a kernel that a widget could talk through."""
+    """Return whether there is a kernel that a widget could send messages through."""
     return getattr(get_ipython(), "kernel", None) is not None
 
 # %% ../../nbs/viz/18_viewer.ipynb #10caa1ac

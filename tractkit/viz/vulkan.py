@@ -27,14 +27,14 @@ NO_VULKAN = (
 
 # %% ../../nbs/viz/13_vulkan.ipynb #dd9578c7
 def _is_no_driver(error: Exception) -> bool:
-    """Say whether wgpu found no adapter, or only one that cannot do what the slices need, now or before."""
+    """Return whether wgpu found no adapter, or only one that cannot do what the slices need, now or before."""
     return str(error).startswith(
         ("Request adapter failed", "Request device failed", "'Shared' object has no attribute '_device'"))
 
 # %% ../../nbs/viz/13_vulkan.ipynb #9ad7a4a4
 @lru_cache(maxsize=1)
 def vulkan_available() -> bool:
-    """Say whether FURY can draw on this machine: a window is opened once, and the answer kept."""
+    """Return whether FURY can draw on this machine: a window is opened once, and the answer is kept."""
     _quicken_wgpu()
     try:
         window.ShowManager(size=(8, 8), window_type="offscreen").close()
@@ -69,7 +69,7 @@ def _read_fewer_names(parser: "Parser") -> bool:
 
 # %% ../../nbs/viz/13_vulkan.ipynb #3c42c89e
 def _quicken_wgpu() -> bool:
-    """`_read_fewer_names` for wgpu; False where it is built in another way."""
+    """Do `_read_fewer_names` for wgpu. Return False where it is built in another way."""
     try:
         from wgpu.backends.wgpu_native._ffi import ffi
 
