@@ -291,7 +291,7 @@ def _content_of(t: Tractogram) -> TractogramContent:
 def concatenate_tractograms(
     parts: Sequence[Tractogram],  # at least one, all on one grid, with the same dps and dpp
 ) -> Tractogram:
-    """All streamlines of all parts, in order, with their data and groups.
+    """Join the streamlines of all parts, in order, with their data and groups.
 
     Raises ValueError for no parts, DataError if grids or names of data differ."""
     if not parts:
