@@ -19,6 +19,7 @@ RENAMED: dict[str, str] = {
     "config_of_words": "from tractkit.cli.train import config_of_options",
     "describe_trainer": "from tractkit.lab.status_text import describe_status",
     "encode_event": "from tractkit.runs.tensorboard import write_tensorboard",
+    "in_words": "from tractkit.training.serialize import as_plain_value",
     "kept_checkpoints": "from tractkit.lab.status_text import checkpoint_labels",
     "make_views": "from tractkit.runs.loggers import make_loggers",
     "masked_crc32c": "from tractkit.runs.tensorboard import write_tensorboard",
@@ -28,6 +29,8 @@ RENAMED: dict[str, str] = {
     "settings_code": "from tractkit.lab.settings_code import code_of_settings",
     "take_over": "from tractkit.training.live_settings import LiveSettings",
     "thinned": "from tractkit.lab.live_curves import thin_curve",
+    "torchrun_words": "from tractkit.training.torchrun import torchrun_arguments",
+    "value_from_words": "from tractkit.training.serialize import value_policy_from_plain",
 }
 
 

@@ -305,6 +305,10 @@ def test_bad_settings(made):
         BatchLoaderOneInput(dataset, None, "fodf", "streamlines")
     with pytest.raises(ValueError, match="outside"):
         BatchLoaderOneInput(dataset, None, "input", "streamlines", outside="wrap")
+    nb = BatchLoaderOneInput(dataset, None, "input", "streamlines").nb_features
+    BatchLoaderOneInput(dataset, Learn2Track(nb), "input", "streamlines")
+    with pytest.raises(ValueError, match=f"the model reads {nb + 1} features, 'input' has {nb}: make the model with nb_features={nb}"):
+        BatchLoaderOneInput(dataset, Learn2Track(nb + 1), "input", "streamlines")
 
 
 def test_points_outside_by_policy(made):

@@ -315,3 +315,16 @@ def test_damaged_models_are_reported(tmp_path):
     path.write_bytes(b"\x80\x04pickle")
     with pytest.raises(DataError, match="cannot be read"):
         load_model(tmp_path)
+
+
+def test_a_misspelt_setting_is_refused_and_a_child_may_have_its_own():
+    with pytest.raises(TypeError, match="Learn2Track has no setting 'neighborhod_type'; did you mean neighborhood_type"):
+        Learn2Track(3, neighborhod_type="axes")
+    with pytest.raises(TypeError, match="Learn2Track has no setting 'zzz'$"):
+        Learn2Track(3, zzz=1)
+
+    class Child(Learn2Track):
+        def __init__(self, nb_features, gain=1.0):
+            super().__init__(nb_features, gain=gain)
+
+    assert Child(3, gain=2.0).hyperparameters["gain"] == 2.0

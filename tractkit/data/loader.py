@@ -273,6 +273,10 @@ class BatchLoaderOneInput(BatchLoaderSeveralInputs):
     ):
         super().__init__(dataset, model, [input_group_name], streamline_group_name, *args, **kwargs)
         self.input_group_name = input_group_name
+        wanted = getattr(model, "nb_features", None)
+        if isinstance(wanted, int) and wanted != self.nb_features:
+            raise ValueError(f"the model reads {wanted} features, {input_group_name!r} has {self.nb_features}: "
+                             f"make the model with nb_features={self.nb_features}")
         kept = {k: v for k, v in vars(self._settings).items() if k != "input_group_names"}
         self._settings = OneInputLoaderSettings(**kept, input_group_name=input_group_name)
 

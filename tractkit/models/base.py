@@ -7,9 +7,10 @@ __all__ = ['InputOptions', 'TractographyModel', 'model_card', 'register_model', 
            'load_model']
 
 # %% ../../nbs/models/03_base.ipynb #174192bf
+import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Protocol, TypeAlias, TypedDict, TypeVar
@@ -21,7 +22,7 @@ from torch import nn
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, html_fold, html_table
-from ..core.text import Json, Record, format_bytes
+from ..core.text import Json, Record, format_bytes, nearest_name
 from .direction_getters import Targets, point_directions
 from ..spatial.volume import Neighborhood
 
@@ -121,6 +122,18 @@ class TractographyModel(nn.Module):
         if isinstance(state, torch.Tensor):
             return state[keep]
         return tuple(self.select_state(s, keep) for s in state)
+
+# %% ../../nbs/models/03_base.ipynb #a7d1f002
+def check_options(
+    model: type[nn.Module],  # the class
+    given: Iterable[str],    # names of options that it passes on to TractographyModel
+) -> None:
+    """Raise TypeError for a name that is no option of how a model reads its input."""
+    known = InputOptions.__annotations__
+    for name in given:
+        if name not in known:
+            near = nearest_name(name, [*inspect.signature(model).parameters, *known])
+            raise TypeError(f"{model.__name__} has no setting {name!r}" + (f"; did you mean {near}?" if near else ""))
 
 # %% ../../nbs/models/03_base.ipynb #75ea44bb
 def model_card(

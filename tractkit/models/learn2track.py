@@ -12,7 +12,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from .base import InputOptions, PackedBatch, State, TractographyModel, register_model
+from .base import InputOptions, PackedBatch, State, TractographyModel, check_options, register_model
 from .direction_getters import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
 
@@ -21,7 +21,7 @@ from .layers import StackedRNN, initialize_weights, pad_buckets
 class Learn2Track(TractographyModel):
     """LSTM or GRU layers on [features, previous direction] at each point, and a direction getter.
 
-    Equal arguments give equal weights. Raises ValueError for settings it does not have."""
+    Equal arguments give equal weights. TypeError for settings it does not have, ValueError for values it does not take."""
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class Learn2Track(TractographyModel):
         seed: int = 1234,                           # of the first weights; no hyperparameter
         **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
+        if type(self) is Learn2Track:  # a child may have hyperparameters of its own
+            check_options(Learn2Track, of_inputs)
         super().__init__(
             step_size, **of_inputs, nb_features=nb_features, rnn_key=rnn_key, rnn_layer_sizes=list(rnn_layer_sizes),
             dropout=dropout, nb_previous_dirs=nb_previous_dirs, use_skip_connection=use_skip_connection,

@@ -14,12 +14,12 @@ from collections.abc import Iterator, Mapping
 from ..core.text import Record
 from .callbacks import Event
 from .control import Stopped
-from .errors import errors_say_where
+from .errors import add_place_to_errors
 from .live_settings import check_changes, keeps_own_rates
 from .resume import check_plan, describe_settings
 from .policy import SettingValue
 from .session import EpochEnd, Session, weighted_mean
-from .trainable import Trainable, at_work, say, show, tell, write_checkpoint
+from .trainable import Trainable, announce, at_work, call_policies, show, write_checkpoint
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #067fdedd
 def set_learning_rate(trainer: Trainable) -> None:
@@ -38,7 +38,7 @@ def begin_step(trainer: Trainable) -> int:
     state, session = at_work(trainer)
     size = min(trainer.settings.accumulate, session.plans.of("training")[1] - state.batch)
     session.begin_step(size)
-    tell(trainer, Event.TRAIN_STEP_STARTED, state.epoch, state.batch)
+    call_policies(trainer, Event.TRAIN_STEP_STARTED, state.epoch, state.batch)
     set_learning_rate(trainer)
     return size
 
@@ -63,7 +63,7 @@ def end_step(trainer: Trainable) -> None:
     session.pace.add(step.size, seconds, step.waited)
     show(trainer, "batch", batch=state.batch, train_loss=state.loss_sum / max(state.loss_points, 1), grad_norm=norm,
          learning_rate=rate, **session.pace.values(trainer.device))
-    tell(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)
+    call_policies(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)
 
 
 def _notes(trainer: Trainable, norm: float) -> Record:
@@ -119,7 +119,7 @@ def change_now(trainer: Trainable, asked: Mapping[str, SettingValue]) -> None:
         write_checkpoint(trainer)
         trainer.run_folder.write_config(trainer.config())
     if messages:
-        say(trainer, "; ".join(messages) + ".", "changed")
+        announce(trainer, "; ".join(messages) + ".", "changed")
 
 
 def write_changes(trainer: Trainable) -> list[str]:
@@ -138,7 +138,7 @@ def begin_epoch(trainer: Trainable) -> int:
         raise ValueError("there is nothing to train on: the epoch has no batch")
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
-    tell(trainer, Event.EPOCH_STARTED, state.epoch)
+    call_policies(trainer, Event.EPOCH_STARTED, state.epoch)
     trainer.model.train()
     show(trainer, "", phase="training", n_batches=stop, batch=state.batch)
     session.clock.lap()
@@ -155,7 +155,7 @@ def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
         yield session
         return
     report_epoch(trainer)
-    with errors_say_where(trainer), session.enter("training"):
+    with add_place_to_errors(trainer), session.enter("training"):
         session.note_trained(-1, math.nan)
         yield session
     known = session.trained[0] == state.epoch and trainer.ranks.size == 1  # a child class knows the losses of one rank
@@ -177,10 +177,10 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
     trained = session.trained[0] == state.epoch
     losses = trainer.ranks.share(trainer.run_folder.log.losses(state.epoch)) if trained else []
     if trained:
-        tell(trainer, Event.VALIDATION_STARTED, state.epoch, losses)
+        call_policies(trainer, Event.VALIDATION_STARTED, state.epoch, losses)
     session.begin_step(1)
     session.begin_validation()
-    with errors_say_where(trainer), session.enter("validation"):
+    with add_place_to_errors(trainer), session.enter("validation"):
         yield session
     session.end_validation()
     if trained:
@@ -208,4 +208,4 @@ def report_epoch(trainer: Trainable) -> None:
     """Call the policies with the epoch that has ended, once."""
     end = at_work(trainer)[1].take_report()
     if end is not None:
-        tell(trainer, Event.EPOCH_FINISHED, end.epoch, train_losses=end.train_losses, metrics=end.metrics)
+        call_policies(trainer, Event.EPOCH_FINISHED, end.epoch, train_losses=end.train_losses, metrics=end.metrics)

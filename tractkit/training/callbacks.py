@@ -55,7 +55,7 @@ class Event(StrEnum):
 
 # %% ../../nbs/training/04_callbacks.ipynb #01672872
 class Memories(Protocol):
-    """What the list of policies needs of a state."""
+    """A state, as the policies see it."""
 
     @property
     def policies(self) -> MutableMapping[str, StateDict]: ...
@@ -99,7 +99,7 @@ class Policies(list[Policy]):
         """Return the name of policy `i` in a state."""
         return f"{i} {type(self[i]).__name__}"
 
-    def tell(self, state: Memories, event: Event, *args: EventArgument, **kwargs: EventArgument) -> bool:
+    def call(self, state: Memories, event: Event, *args: EventArgument, **kwargs: EventArgument) -> bool:
         """Call the method of this event of every policy that has it. Return whether one of them returned True."""
         answer = False
         for i, policy in enumerate(self):

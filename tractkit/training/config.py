@@ -199,17 +199,17 @@ def build_trainer(
     settings = config if isinstance(config, Mapping) else read_run_config(config)
     modules = [import_file(path) for path in imports]
     classes = check_run_config(settings, modules, file)
-    words: dict[str, Record] = {
+    sections: dict[str, Record] = {
         name: {k: v for k, v in (settings.get(name) or {}).items() if k != "class"} for name in SECTIONS}
     loading = inspect.signature(MultiSubjectDataset.load_data).parameters
-    dataset = _make("data", MultiSubjectDataset, {k: v for k, v in words["data"].items() if k not in loading}, file)
-    dataset.load_data(**{k: v for k, v in words["data"].items() if k in loading})
-    if "nb_features" in keywords_of(classes["model"]) and "nb_features" not in words["model"]:
-        words["model"]["nb_features"] = _count_features(dataset, words["loader"])
-    model = _make("model", classes["model"], words["model"], file)
+    dataset = _make("data", MultiSubjectDataset, {k: v for k, v in sections["data"].items() if k not in loading}, file)
+    dataset.load_data(**{k: v for k, v in sections["data"].items() if k in loading})
+    if "nb_features" in keywords_of(classes["model"]) and "nb_features" not in sections["model"]:
+        sections["model"]["nb_features"] = _count_features(dataset, sections["loader"])
+    model = _make("model", classes["model"], sections["model"], file)
     parts: Record = {"dataset": dataset, "model": model}
     for name, key in (("sampler", "batch_sampler"), ("loader", "batch_loader"), ("trainer", "trainer")):
-        values = {k: _object(v, file) for k, v in words[name].items()} if name == "trainer" else words[name]
+        values = {k: _object(v, file) for k, v in sections[name].items()} if name == "trainer" else sections[name]
         built = {k: v for k, v in parts.items() if k in _parameters(classes[name])}
         parts[key] = _make(name, classes[name], built | values, file)
     return parts["trainer"]

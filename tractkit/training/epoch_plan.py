@@ -14,7 +14,7 @@ from ..core.text import Record
 from .state import TrainerState
 
 # %% ../../nbs/training/06_epoch_plan.ipynb #d4254cad
-Ids: TypeAlias = Any    # what a plan says of one batch, and a loader understands
+Ids: TypeAlias = Any    # what a plan has for one batch, from which a loader makes it
 Batch: TypeAlias = Any  # what a loader makes, and a loss is computed of
 
 

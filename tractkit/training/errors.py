@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['provenance', 'batch_place', 'NonFinite', 'leave_out_or_raise', 'accepts_loss', 'OutOfMemory', 'settings_to_lower',
-           'errors_say_where']
+           'add_place_to_errors']
 
 # %% ../../nbs/training/12_errors.ipynb #965c1a60
 import contextlib
@@ -18,7 +18,7 @@ from .control import Stopped
 from .epoch_plan import Ids
 from .live_settings import keeps_own_rates
 from .policy import EarlyStopping
-from .trainable import Trainable, at_work, tell
+from .trainable import Trainable, at_work, call_policies
 
 # %% ../../nbs/training/12_errors.ipynb #65ca8497
 def provenance(ids: Ids) -> str:
@@ -48,7 +48,7 @@ def leave_out_or_raise(trainer: Trainable, what: str, whole: bool = False) -> No
     """Leave out the current batch (or the whole step), if a policy returns True for it; else raise NonFinite."""
     state, session = at_work(trainer)
     where, before = batch_place(trainer), trainer.policies.rate_factor
-    if not tell(trainer, Event.NON_FINITE, state.epoch, state.batch + session.step.part, f"{what} {where}"):
+    if not call_policies(trainer, Event.NON_FINITE, state.epoch, state.batch + session.step.part, f"{what} {where}"):
         raise NonFinite(f"{what} {where}: lower the learning rate, set clip_grad, or look at this data; "
                         "OnNonFinite() among the policies leaves such batches out")
     session.step.leave_out(what, whole)
@@ -109,7 +109,7 @@ def settings_to_lower(trainer: Trainable) -> str:
 
 # %% ../../nbs/training/12_errors.ipynb #d666111e
 @contextlib.contextmanager
-def errors_say_where(trainer: Trainable) -> Iterator[None]:
+def add_place_to_errors(trainer: Trainable) -> Iterator[None]:
     """Add to an error where it happened, and what can be done."""
     try:
         yield

@@ -14,7 +14,7 @@ from torch import nn
 
 from .callbacks import Event
 from .errors import leave_out_or_raise
-from .trainable import Trainable, at_work, tell
+from .trainable import Trainable, at_work, call_policies
 
 # %% ../../nbs/training/12_gradient.ipynb #0ae86144
 def weight_of_loss(
@@ -66,7 +66,7 @@ def change_weights(trainer: Trainable) -> float:
         leave_out_or_raise(trainer, f"the norm of the gradient is {norm}", whole=True)
         optimizer.zero_grad(set_to_none=True)
         return norm
-    tell(trainer, Event.GRADIENT_READY, state.epoch, state.batch, norm)
+    call_policies(trainer, Event.GRADIENT_READY, state.epoch, state.batch, norm)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()

@@ -19,7 +19,7 @@ from .callbacks import Policies, TorchSchedule
 from .policy import Constant, Patience, SettingValue, ValuePolicy, as_value_policy
 from .epoch_plan import Batch, Sampler, sampler_settings
 from .optimizers import GivenOptimizer
-from .serialize import in_words, value_from_words
+from .serialize import as_plain_value, value_policy_from_plain
 from .settings import TrainerSettings
 from .state import TrainerState
 
@@ -47,16 +47,16 @@ LIVE = live_settings_of(TrainerSettings) | live_settings_of(SamplerSettings) | O
 
 def as_rate(value: SettingValue) -> ValuePolicy:
     """Return a learning rate, which may be a policy already. ValueError if it is none."""
-    return as_value_policy(value) if hasattr(value, "value") else value_from_words(value)
+    return as_value_policy(value) if hasattr(value, "value") else value_policy_from_plain(value)
 
 
 def checked(name: str, value: SettingValue) -> Json:
-    """Return a value as plain values. ValueError says what it must be; the loader checks its own."""
+    """Return a value as plain values. ValueError, with what it must be; the loader checks its own settings."""
     if name == "learning_rate":
-        return in_words(as_rate(value))
+        return as_plain_value(as_rate(value))
     if name not in OF_LOADER:
         LIVE[name].check(value)
-    plain = in_words(value)
+    plain = as_plain_value(value)
     return int(plain) if isinstance(plain, float) and int in LIVE[name].types else plain
 
 # %% ../../nbs/training/08_live_settings.ipynb #d7edd613
@@ -71,7 +71,7 @@ def changeable(
 ) -> dict[str, Json]:  # name -> the value, as plain values
     """Return the settings of a trainer that may be changed while it trains."""
     patience = _patience(trainer)
-    found: dict[str, Json] = {"learning_rate": in_words(trainer.policies.learning_rate),
+    found: dict[str, Json] = {"learning_rate": as_plain_value(trainer.policies.learning_rate),
                               "max_epochs": trainer.settings.max_epochs,
                               "patience": patience.patience if patience else None,
                               "clip_grad": trainer.settings.clip_grad}
@@ -155,7 +155,7 @@ def _change_learning_rate(trainer: Changeable, policy: ValuePolicy, state: Train
     else:
         policy.epoch_started(state.epoch)
     trainer.policies.remember(state, 0)
-    if keeps_own_rates(trainer):  # nobody sets them at each step
+    if keeps_own_rates(trainer):  # they are not set at each step
         for group in state.optimizer.param_groups:
             group["lr"] = policy.value
 
@@ -200,7 +200,7 @@ class LiveSettings:
         return taken
 
     def take_over(self, trainer: Changeable, kept: Mapping[str, list[Json]]) -> list[str]:
-        """Bring a trainer to the settings that its run was changed to. Return what was taken over, in words."""
+        """Bring a trainer to the settings that its run was changed to. Return messages about what was taken over."""
         messages, now = [], changeable(trainer)
         for name, (first, last) in kept.items():
             if name in self.changed or name not in now:
@@ -218,7 +218,7 @@ class LiveSettings:
         return messages
 
     def write(self, log: RunLog, state: TrainerState) -> list[str]:
-        """Write the changes that are new to a state to the log and the state. Return them in words."""
+        """Write the changes that are new to a state to the log and the state. Return messages about them."""
         messages, kept = [], state.fingerprints.get("changes", {})
         known = {name: kept.get(name, [first])[-1] for name, (first, _) in self.changed.items()}
         for name, value in [*self.unwritten, *((name, last) for name, (_, last) in self.changed.items())]:

@@ -23,7 +23,8 @@ from .epoch_plan import Batch
 from .errors import accepts_loss
 from .gradient import add_gradient, change_weights
 from .session import Loss
-from .trainable import Trainable, at_work, is_training_here, known_state, run_alone, show, write_checkpoint
+from .trainable import (
+    Trainable, at_work, is_training_here, known_state, run_alone, show, write_checkpoint)
 
 B = TypeVar("B")
 

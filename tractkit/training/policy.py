@@ -35,7 +35,7 @@ class EarlyStopping(Exception):
 
 
 class Policy:
-    """Does something at events of a training. A child class overrides the methods of those that it needs."""
+    """Do something at events of a training. A child class overrides the methods of those that it needs."""
 
     remembers: Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
 
@@ -227,7 +227,7 @@ def as_value_policy(
 
 # %% ../../nbs/training/02_policy.ipynb #4cc53ce2
 class DecreasingOnPlateau(ValuePolicy):
-    """Multiplies its value by `multiplier` when the mean training loss was no better for more than `patience` epochs.
+    """Multiply the value by `multiplier` when the mean training loss was no better for more than `patience` epochs.
 
     Better is below max(loss - atol, loss * (1 - rtol)) of the last one that was better."""
 
@@ -253,9 +253,9 @@ class DecreasingOnPlateau(ValuePolicy):
 
 # %% ../../nbs/training/02_policy.ipynb #957b06e8
 class Patience(Policy):
-    """Ends training after `patience` epochs in a row without a validation loss better than the best by `delta`.
+    """End training after `patience` epochs in a row without a validation loss better than the best by `delta`.
 
-    Without validation it looks at the training loss."""
+    Without validation, the training loss counts."""
 
     remembers = ("best", "bad_epochs")
 
@@ -283,7 +283,7 @@ class Patience(Policy):
 
 # %% ../../nbs/training/02_policy.ipynb #0e90cd6c
 class LossStop(Policy):
-    """Ends training when the mean training loss of an epoch is not finite or over `max_ratio` times the least one."""
+    """End training when the mean training loss of an epoch is not finite or over `max_ratio` times the least one."""
 
     remembers = ("least",)
 
@@ -302,7 +302,7 @@ class LossStop(Policy):
 
 # %% ../../nbs/training/02_policy.ipynb #a4075c66
 class TimeProfiler(Policy):
-    """Reports after each epoch how long its steps, its validation, and what was between them took, in seconds.
+    """Report after each epoch how long its steps, its validation, and what was between them took, in seconds.
 
     `output`: a file to append lines of JSON to, or an open text file; None: lines of text on the standard output."""
 
@@ -342,7 +342,7 @@ class TimeProfiler(Policy):
 
 # %% ../../nbs/training/02_policy.ipynb #f1796048
 class TQDM(Policy):
-    """A progress bar for each epoch, with the loss. A trainer that knows the steps of an epoch puts them in `total`."""
+    """Show a progress bar for each epoch, with the loss. `total` is the number of steps, where the trainer knows it."""
 
     remembers = ()
 
@@ -372,13 +372,13 @@ class TQDM(Policy):
 
 # %% ../../nbs/training/02_policy.ipynb #e15e1acb
 class ValueLogger(Protocol):
-    """What keeps numbers by name and step, such as a logger of deep_pipe."""
+    """A logger of numbers by name and step, as deep_pipe has it."""
 
     def value(self, name: str, value: float, step: int) -> None: ...
 
 
 class LoggerPolicy(Policy):
-    """Gives the loss of each step to a logger: `logger.value("train/loss", loss, step)`, counting over all epochs."""
+    """Give the loss of each step to a logger: `logger.value("train/loss", loss, step)`, counting over all epochs."""
 
     remembers = ("step",)
 

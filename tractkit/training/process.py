@@ -25,7 +25,7 @@ from ..runs.log import Curve, RunLog
 from ..runs.mailbox import Mailbox, send_object
 from ..runs.status import Status
 from .policy import SettingValue
-from .serialize import in_words
+from .serialize import as_plain_value
 
 # %% ../../nbs/training/10_process.ipynb #75d0f825
 _START = ("import json, sys; sys.path[:] = json.loads(sys.stdin.buffer.readline()); "
@@ -64,7 +64,7 @@ def _hand_over(process: subprocess.Popen, parts: list[bytes]) -> None:
         with process.stdin as pipe:  # type: ignore[union-attr]
             for part in parts:
                 pipe.write(part)
-    except OSError:  # it has ended: whoever waits for it gets the error
+    except OSError:  # it has ended: `wait` raises its error
         pass
 
 # %% ../../nbs/training/10_process.ipynb #90bad18d
@@ -80,7 +80,7 @@ class _Buffer:
 
 
 def pickled(obj: object) -> list[bytes]:
-    """Pickle `obj` for another process. ValueError names what that could not import."""
+    """Pickle `obj` for another process. ValueError, with the name of what the other process could not import."""
     content = _Buffer()
     send_object(obj, content)
     return content.parts
@@ -180,7 +180,7 @@ class ProcessRun:
 
     def start(self) -> None:
         """Raise RuntimeError: only a trainer can start it again."""
-        raise RuntimeError("build the trainer as it was: its start(process=True) goes on where this one stands")
+        raise RuntimeError("build the trainer as it was: its start(process=True) resumes the run")
 
     def pause(self, wait: bool = False) -> None:
         """Rest after the current batch."""
@@ -198,7 +198,7 @@ class ProcessRun:
 
     def change(self, **settings: SettingValue) -> None:
         """Change settings, between two batches; see `Trainer.change`. ValueError if they cannot be changed so."""
-        self._ask("change", settings={name: in_words(value) for name, value in settings.items()})
+        self._ask("change", settings={name: as_plain_value(value) for name, value in settings.items()})
 
     def _ask(self, verb: str, **arguments: str | float | Mapping | None) -> dict[str, str]:
         """Have a command carried out between two batches. Return the reply."""

@@ -37,7 +37,7 @@ class ProgressLine:
         first, began = self._began
         return (time.monotonic() - began) / (done - first) * (total - done) if done > first else math.nan
 
-    def say(self, text: str) -> None:
+    def write(self, text: str) -> None:
         """Print a message above the line."""
         if self.shown:
             tqdm.write(text)

@@ -68,7 +68,7 @@ def _call(collective: Callable[_P, None], *args: _P.args, **kwargs: _P.kwargs) -
 
 # %% ../../nbs/training/06_ranks.ipynb #b85b1bf5
 class Ranks:
-    """The processes that train together, as seen by one of them. Without `join` it is alone, at no cost."""
+    """The processes that train together, in the view of one of them. Without `join` it is alone, at no cost."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size

@@ -36,14 +36,14 @@ Listener: TypeAlias = Callable[[str, W], None]  # (event, trainer)
 
 
 class Position(Protocol):
-    """Where a state is."""
+    """The position of a state."""
 
     epoch: int
     global_step: int
 
 # %% ../../nbs/training/07_reporter.ipynb #2412afab
 class Reporter(Generic[W]):
-    """Keeps the status and the messages of a trainer, and passes them to its listeners and loggers."""
+    """Keep the status and the messages of a trainer, and pass them to its listeners and loggers."""
 
     def __init__(
         self,
@@ -78,11 +78,11 @@ class Reporter(Generic[W]):
         self.status = status
         self.notify(event)
 
-    def say(self, text: str, state: Position | None, event: str = "", **changes: float | str) -> None:
+    def announce(self, text: str, state: Position | None, event: str = "", **changes: float | str) -> None:
         """Show a message, in the status and above the progress line."""
         self.messages.append(text)
         self.show(event, state, None, message=text, **changes)
-        self._line.say(text)
+        self._line.write(text)
 
     def adopt(self, status: Status, event: str = "") -> None:
         """Take over the status of a training in another process."""

@@ -46,7 +46,7 @@ class Owner(Protocol):
 
 # %% ../../nbs/training/09_runner.ipynb #2bc511a1
 class Runner(Generic[P]):
-    """Runs a loop in the calling thread or in one in the background, or follows the training in another process."""
+    """Run a loop in the calling thread or in one in the background, or follow the training in another process."""
 
     def __init__(self, owner: Owner):
         self.owner, self.control = owner, Control()

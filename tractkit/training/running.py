@@ -23,16 +23,16 @@ from .resume import check_fit, find_state, nothing_left, share_state, show_posit
 from .runner import GOING_BACK
 from .session import Session
 from .state import TrainerState
-from .trainable import Body, at_work, say, show, tell, write_checkpoint
+from .trainable import Body, announce, at_work, call_policies, show, write_checkpoint
 
 # %% ../../nbs/training/18_running.ipynb #499f5884
 @dataclass
 class Task:
-    """What a trainer is asked to run."""
+    """What a trainer runs."""
 
     body: Body = train_and_validate    # called with the trainer
     state: TrainerState | None = None  # that was given
-    is_own: bool = False      # the body is not the loop of this package: what is left to do, it knows itself
+    is_own: bool = False      # the body is the loop of a child class: it decides itself what is left to do
     is_part: bool = False     # less than a whole training
 
     def take_state(self) -> TrainerState | None:
@@ -95,9 +95,9 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         trainer.use(state.to(trainer.device))
         share_state(trainer, state)
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
-            say(trainer, f"Going on with the change of this run: {text}.")
+            announce(trainer, f"Going on with the change of this run: {text}.")
         if not task.is_own and (done := nothing_left(trainer, state)):
-            say(trainer, f"Nothing left to train in {trainer.run_folder.path}: {done}.", "ended", phase="finished")
+            announce(trainer, f"Nothing left to train in {trainer.run_folder.path}: {done}.", "ended", phase="finished")
             yield False
             return
         check_fit(trainer, state)
@@ -120,14 +120,14 @@ def begin(trainer: Commanded) -> None:
     trainer.run_folder.clear_error()
     state.settle(trainer.run_folder.log, trainer.run_folder.checkpoints)
     write_changes(trainer)
-    tell(trainer, Event.TRAINING_STARTED, trainer)
+    call_policies(trainer, Event.TRAINING_STARTED, trainer)
     write_checkpoint(trainer)
     last = state.epochs[-1] if state.epochs else {}
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
     if state.global_step:
-        say(trainer, f"Going on with {trainer.run_folder.path} in epoch {state.epoch + 1} after batch {state.batch} "
-                     f"(step {state.global_step}).")
+        announce(trainer, f"Going on with {trainer.run_folder.path} in epoch {state.epoch + 1} "
+                          f"after batch {state.batch} (step {state.global_step}).")
 
 # %% ../../nbs/training/18_running.ipynb #78b5d865
 @contextlib.contextmanager
@@ -151,12 +151,12 @@ def ending(trainer: Commanded, task: Task) -> Iterator[None]:
 
 def _end_stopped(trainer: Commanded, e: Stopped) -> None:
     state, session = at_work(trainer)
-    tell(trainer, Event.TRAINING_ENDED, "stopped")
+    call_policies(trainer, Event.TRAINING_ENDED, "stopped")
     write_checkpoint(trainer)
-    say(trainer,
-        f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; "
-        f"saved in {trainer.run_folder.path}. Call train_and_validate() or start() again to go on.",
-        "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
+    announce(trainer,
+             f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; "
+             f"saved in {trainer.run_folder.path}. Call train_and_validate() or start() again to go on.",
+             "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
 
 
 def _end_failed(trainer: Commanded, e: Exception) -> None:
@@ -170,19 +170,19 @@ def _end_failed(trainer: Commanded, e: Exception) -> None:
     except OSError as again:  # of a full disk, say; the last checkpoint is good
         e.add_note(f"The state could not be saved then: {again}")
     trainer.run_folder.write_error(e)
-    tell(trainer, Event.TRAINING_ENDED, "failed")
-    say(trainer, " ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", [])]), "ended", phase="failed")
+    call_policies(trainer, Event.TRAINING_ENDED, "failed")
+    announce(trainer, " ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", [])]), "ended", phase="failed")
 
 
 def _end_finished(trainer: Commanded, task: Task) -> None:
     state, folder = at_work(trainer)[0], trainer.run_folder.path
     if task.is_part and state.finished is None:
         write_checkpoint(trainer)
-        say(trainer, f"{state.position}; saved in {folder}.", "ended", phase="stopped")
+        announce(trainer, f"{state.position}; saved in {folder}.", "ended", phase="stopped")
         return
     end = state.finished or {"why": "max_epochs", "by": "", "message": f"{state.epoch} epochs"}
     state.note(finished=end)
-    tell(trainer, Event.TRAINING_ENDED, "finished")
+    call_policies(trainer, Event.TRAINING_ENDED, "finished")
     write_checkpoint(trainer)
     best = f"; best loss {state.best['loss']:.4f} in epoch {state.best['epoch'] + 1}" if state.best else ""
-    say(trainer, f"Finished: {end['message']}{best}. The run is in {folder}.", "ended", phase="finished")
+    announce(trainer, f"Finished: {end['message']}{best}. The run is in {folder}.", "ended", phase="finished")

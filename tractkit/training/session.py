@@ -100,7 +100,7 @@ def weighted_mean(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
 
 # %% ../../nbs/training/06_session.ipynb #28aede52
 class Recipe(Protocol):
-    """What a session needs to know of a trainer."""
+    """What a session reads of a trainer."""
 
     settings: TrainerSettings
     device: torch.device

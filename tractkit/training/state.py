@@ -43,7 +43,7 @@ class Best(TypedDict):
 
 # %% ../../nbs/training/05_state.ipynb #a680bc53
 class TrainerState:
-    """Where training is. Made by `create`, `load`, `snapshot` or `fork`; advanced by a trainer.
+    """The position, weights and optimizer of a training. Made by `create`, `load`, `snapshot` or `fork`.
 
     While a trainer runs, it alone changes the state; `save`, `snapshot`, `fork` and `evaluate` may be called from any
     thread meanwhile, and wait for the end of the current batch."""
@@ -89,7 +89,7 @@ class TrainerState:
                 **{name: getattr(self, name) for name in _PLAIN}, "curve": self.curve.state_dict()}
 
     def load_state_dict(self, tree: StateDict, accept: Sequence[str] = ()) -> None:
-        """Take over a tree of `state_dict`. ValueError says what differs if it is of another model or optimizer.
+        """Take over a tree of `state_dict`. ValueError, with the differences, if it is of another model or optimizer.
 
         With "model" in `accept`, the weights that fit by name and shape are taken over; with "optimizer", the optimizer
         starts anew."""
@@ -360,7 +360,7 @@ def _checkpoint_of(state: TrainerState, epochs: int) -> Path:
     raise DataError(
         f"no checkpoint of the end of {epochs} epochs; there are those of {there}",
         file=state.checkpoints.folder if state.checkpoints else None,
-        fix="A trainer keeps as many as its keep_checkpoints says")
+        fix="A trainer keeps the last ones, as many as its keep_checkpoints")
 
 # %% ../../nbs/training/05_state.ipynb #2de38855
 _BLUE, _ORANGE, _GREEN = "#3b7dd8", "#e07b39", "#2e9e5b"

@@ -41,7 +41,7 @@ from .resume import find_state, show_position
 from .run_folder import RunFolder, SilentFolder
 from .runner import Runner
 from .running import Task, run_training
-from .serialize import in_words
+from .serialize import as_plain_value
 from .session import Loss, Session
 from .settings import Device, TrainerSettings
 from .state import TrainerState
@@ -94,8 +94,8 @@ def check_loader(kind: type["Trainer"], loader: object) -> None:
 def describe_part(part: object) -> Json:
     """Return a sampler, a loader or a dataset as plain values."""
     if not isinstance(part, Described):
-        return in_words(part)
-    return {"class": type(part).__name__, **{k: in_words(v) for k, v in part.settings().items()}}
+        return as_plain_value(part)
+    return {"class": type(part).__name__, **{k: as_plain_value(v) for k, v in part.settings().items()}}
 
 
 def config_of(trainer: "Trainer") -> Record:
@@ -107,10 +107,10 @@ def config_of(trainer: "Trainer") -> Record:
              | {"learning_rate": trainer.learning_rate})
     place = {"experiments_path": str(trainer.folder.parent), "experiment_name": trainer.folder.name}
     return {
-        "format": 1, "data": in_words(dataset.settings() if isinstance(dataset, Described) else None),
+        "format": 1, "data": as_plain_value(dataset.settings() if isinstance(dataset, Described) else None),
         "model": model | seed, "sampler": describe_part(trainer.batch_sampler),
         "loader": describe_part(trainer.batch_loader),
-        "trainer": {"class": type(trainer).__name__, **place, **{k: in_words(v) for k, v in given.items()}}}
+        "trainer": {"class": type(trainer).__name__, **place, **{k: as_plain_value(v) for k, v in given.items()}}}
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e004
 def with_settings(init: Callable[..., None]) -> Callable[..., None]:
@@ -328,7 +328,7 @@ class Trainer:
 
 # %% ../../nbs/training/20_trainer.ipynb #822e5662
 class TrainerOneInput(Trainer):
-    """Trains a `TractographyModel` on streamlines and the one volume under them. See `Trainer`.
+    """Train a `TractographyModel` on streamlines and the one volume under them. See `Trainer`.
 
     The loader is a `BatchLoaderOneInput`, or has its methods."""
 
@@ -336,7 +336,7 @@ class TrainerOneInput(Trainer):
         "load_batch_streamlines", "load_batch_inputs", "add_noise_streamlines_forward", "add_noise_streamlines_loss")
 
     def compute_batch_loss(self, batch: Batch) -> Loss:
-        """Loss of a `StreamlineBatch`."""
+        """Return the loss of a `StreamlineBatch`."""
         loader, model = self.batch_loader, cast(TractographyModel, self.model)
         seen = loader.add_noise_streamlines_forward(batch, self.device)
         inputs = loader.load_batch_inputs(seen.points, seen)
