@@ -32,7 +32,7 @@ def test_a_new_setting_needs_no_change_of_the_form(monkeypatch):
     form = EditForm(lambda *change: asked.append(change))
     form.show({"momentum": 0.9})
     field = form.fields["momentum"]
-    assert (type(field), field.tooltip) == (FloatText, "of the optimizer, from the next batch")
+    assert (type(field), field.tooltip) == (FloatText, "of the optimizer; a change holds from the next batch")
     field.value = 0.8
     assert asked == [("momentum", 0.8)]
 

@@ -89,7 +89,7 @@ def _ranges(edges: np.ndarray) -> list[slice]:
 
 
 def _rows(array: np.ndarray) -> np.ndarray:
-    """One row per streamline or point: (n,) becomes (n, 1)."""
+    """Return one row per streamline or point: (n,) becomes (n, 1)."""
     width = -1 if array.size else int(np.prod(array.shape[1:]))
     return array.reshape(len(array), width)
 
@@ -101,7 +101,7 @@ def _tensors(arrays: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
 def _known_directions(
     incoming: np.ndarray, scale: np.ndarray, draws: np.ndarray, ratio: float,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The unit directions (mm) that lead to first points, zero where unknown; and which are known."""
+    """Return the unit directions (mm) that lead to first points, zero where unknown; and which are known."""
     incoming *= scale
     norm = np.linalg.norm(incoming, axis=1, keepdims=True)
     known = (draws < ratio) & (norm[:, 0] > 0)
@@ -117,7 +117,7 @@ def pack_batch(
     dpp_keys: Sequence[str],
     epoch: int,
     training: bool,
-    operations: tuple[str, ...],  # what was done to the streamlines, in words
+    operations: tuple[str, ...],  # what was done to the streamlines, as text
 ) -> StreamlineBatch:
     """Put the pieces of all subjects into one batch, on the CPU."""
     affines, source = np.stack([x.sft.affine for x in loaded]), pieces.source

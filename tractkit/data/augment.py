@@ -91,7 +91,7 @@ class Wholes:
     """Streamlines of one subject before they are cut: how many points each has, and how to write pieces of them."""
 
     nb_points: np.ndarray  # (m,)
-    write_pieces: Callable[[np.ndarray, Pieces, slice, np.ndarray, np.ndarray], None]  # (source, pieces, r, out, incoming)
+    write_pieces: Callable[[np.ndarray, Pieces, slice, np.ndarray, np.ndarray], None]  # as `write` below
 
     def write(
         self,

@@ -41,7 +41,7 @@ class StreamlineBatch:
     stored_points: torch.Tensor | None = None  # (n,) int64: points in the file
     whole_points: torch.Tensor | None = None   # (n,) int64: points after resampling, before a split
     cuts: torch.Tensor | None = None           # (n,) int64: the point of the whole at which it was split; -1: not split
-    operations: tuple[str, ...] = ()           # what was done to all points, in words
+    operations: tuple[str, ...] = ()           # what was done to all points, as text
 
     def __len__(self) -> int:
         return len(self.streamline_ids)
@@ -84,7 +84,7 @@ class StreamlineBatch:
         return Streamlines(self.points.cpu().numpy(), self.offsets.cpu().numpy())
 
     def __view__(self) -> dict[str, Tractogram]:
-        """What `view` draws of it: the streamlines of each subject in that subject's world, by its name."""
+        """Return what `view` draws of it: the streamlines of each subject in that subject's world, by its name."""
         s, views = self.streamlines(), dict[str, Tractogram]()
         for name, affine, r, p in zip(self.subjects, self.affines, self.subject_ranges, self.point_ranges, strict=True):
             part = s[r]

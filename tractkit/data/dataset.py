@@ -60,7 +60,7 @@ class SubjectData:
         return "; ".join(parts)
 
     def __view__(self) -> dict[str, MRIData | SFTData]:
-        """What `view` draws of it: the first volume, masks, peaks, and all streamlines, by group name."""
+        """Return what `view` draws of it: the first volume, masks, peaks, and all streamlines, by group name."""
         return {**self.volumes, **self.streamlines}
 
 

@@ -86,7 +86,7 @@ def _nearest_rows(flat: torch.Tensor, points: torch.Tensor, size: torch.Tensor) 
 
 
 def _corners(points: torch.Tensor, size: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(n, 8) rows of the flat volume around each point, and their weights."""
+    """Return the (n, 8) rows of the flat volume around each point, and their weights."""
     x = torch.minimum(points.clamp(min=0), (size - 1).to(points.dtype))
     low = torch.minimum(x.int(), (size - 2).int()).clamp(min=0)  # NaN stays NaN, at a voxel that exists
     high = torch.minimum(low + 1, (size - 1).int())
@@ -154,7 +154,7 @@ class GroupInputs:
     def sample(
         self,
         points: torch.Tensor,    # (P, 3) voxel, center: the batch's, or others on the same streamlines
-        batch: StreamlineBatch,  # says whose points they are
+        batch: StreamlineBatch,  # on whose streamlines the points are
     ) -> torch.Tensor:           # (P, input_size) float32 on the points' device
         """Sample the volumes of the batch's subjects at each point.
 

@@ -133,7 +133,7 @@ class StreamlinesBatchLoader:
         return html_card(type(self).__name__, [*given, ("points", done[1] if done else "as stored")])
 
     def _resampling(self) -> Resampling | None:
-        """The operation that brings streamlines to the points asked for, and its name; None if they have them."""
+        """Return the operation that resamples streamlines as asked for, and its name; None if the file has them so."""
         for name in ("step_size", "nb_points", "compress"):
             wanted = getattr(self, name)
             if wanted is not None and wanted != getattr(self.dataset, name):
@@ -176,7 +176,7 @@ class StreamlinesBatchLoader:
         self,
         batch: StreamlineBatch,
     ) -> dict[str, torch.Tensor]:  # name → (n,) bool on the CPU
-        """Which streamlines of a batch are in each group that a subject of the dataset has."""
+        """Return which streamlines of a batch are in each group that a subject of the dataset has."""
         sfts = {s.name: s.streamlines[self.streamline_group_name] for s in self.dataset.subjects()}
         found = {name: torch.zeros(len(batch), dtype=torch.bool) for sft in sfts.values() for name in sft.groups}
         ids = batch.streamline_ids.cpu().numpy()
@@ -188,13 +188,13 @@ class StreamlinesBatchLoader:
     def add_noise_streamlines_forward(
         self, batch: StreamlineBatch, device: torch.device | str | None = None,
     ) -> StreamlineBatch:
-        """The batch with noise on its points, for what the model sees as directions; unchanged in validation."""
+        """Return the batch with noise on its points, for what the model sees as directions; unchanged in validation."""
         return self._add_noise(batch, "forward", device)
 
     def add_noise_streamlines_loss(
         self, batch: StreamlineBatch, device: torch.device | str | None = None,
     ) -> StreamlineBatch:
-        """The batch with noise on its points, for the targets of the loss; unchanged in validation."""
+        """Return the batch with noise on its points, for the targets of the loss; unchanged in validation."""
         return self._add_noise(batch, "loss", device)
 
     def _add_noise(self, batch: StreamlineBatch, where: str, device: torch.device | str | None) -> StreamlineBatch:
@@ -240,7 +240,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
             getattr(model, "neighborhood", None),
         )
         if own is not None and given is not None and given != own:
-            raise ValueError(f"the model looks at {own}, the loader was told {given}: leave it to the model")
+            raise ValueError(f"the model looks at {own}, the loader was given {given}: leave it to the model")
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
         self.device_bytes, cache = device_bytes, DeviceCache(device_bytes)
         self.inputs: dict[str, GroupInputs] = {}
@@ -252,9 +252,9 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
     def load_batch_inputs(
         self,
         points: torch.Tensor | StreamlineBatch,  # (P, 3) voxel, center: the batch's, or others on the same streamlines
-        batch: StreamlineBatch,  # says whose points they are
+        batch: StreamlineBatch,  # on whose streamlines the points are
     ) -> Any:                    # name → (P, input size) float32 on the points' device
-        """The input volumes at each point; with a neighborhood [current, neighbours], features fastest."""
+        """Sample the input volumes at each point; with a neighborhood [current, neighbours], features fastest."""
         points = points.points if isinstance(points, StreamlineBatch) else points
         return {name: inputs.sample(points, batch) for name, inputs in self.inputs.items()}
 
@@ -286,5 +286,5 @@ class BatchLoaderOneInput(BatchLoaderSeveralInputs):
         return self.inputs[self.input_group_name].nb_features
 
     def load_batch_inputs(self, points: torch.Tensor | StreamlineBatch, batch: StreamlineBatch) -> torch.Tensor:
-        """(P, input size) float32 on the points' device: the volume at each point."""
+        """Sample the volume at each point: (P, input size) float32 on the points' device."""
         return super().load_batch_inputs(points, batch)[self.input_group_name]

@@ -198,7 +198,7 @@ def find_classes(
 
 # %% ../../nbs/data/03_order.ipynb #ff7038d6
 def _class_by_group(subject: SubjectData, labels: list[str], group_name: str) -> np.ndarray:
-    """The number of each streamline's group among `labels`; that after the last for streamlines in no group."""
+    """Return the number of each streamline's group among `labels`; that after the last for those in no group."""
     sft = subject.streamlines[group_name]
     codes = np.full(len(sft.nb_points), len(labels))
     for name, ids in sft.groups.items():
@@ -211,7 +211,7 @@ def _class_by_group(subject: SubjectData, labels: list[str], group_name: str) ->
 
 
 def _class_by_value(subject: SubjectData, key: str, group_name: str) -> np.ndarray:
-    """The number that data per streamline gives each streamline."""
+    """Return the number that data per streamline gives each streamline."""
     sft = subject.streamlines[group_name]
     if key not in sft.dps:
         raise DataError(

@@ -63,7 +63,7 @@ def _join(arrays: Sequence[np.ndarray], dtype: type) -> np.ndarray:
 
 
 def _sizes(groups: Sequence[SFTData], units: str) -> np.ndarray:
-    """The size of each streamline in the units of a batch."""
+    """Return the size of each streamline in the units of a batch."""
     if units == "nb_points":
         return _join([g.nb_points for g in groups], np.int64).astype(np.float64)
     if units == "length_mm":
@@ -74,7 +74,7 @@ def _sizes(groups: Sequence[SFTData], units: str) -> np.ndarray:
 def _balance(
     subjects: Sequence[SubjectData], settings: SamplerSettings, balance: str, key: int,
 ) -> tuple[np.ndarray, dict[str, int]]:
-    """The order of an epoch in which the classes have their shares, and how many of each class are left out."""
+    """Return an order of an epoch in which classes have their shares, and how many of each class are left out."""
     name = settings.streamline_group_name
     labels, classes = find_classes(subjects, name, balance)
     counts = np.bincount(classes, minlength=len(labels))
@@ -135,7 +135,7 @@ class BatchIDSampler:
         epoch: int = 0,
         subset: str = "training",  # or "validation", "testing": these ignore the epoch
     ) -> Plan:
-        """The batches of an epoch. The last plan of each subset is kept."""
+        """Return the batches of an epoch. The last plan of each subset is kept."""
         epoch = epoch if subset == "training" else 0
         asked = (epoch, *self.settings().values())
         if subset not in self._plans or self._plans[subset][0] != asked:
@@ -153,15 +153,15 @@ class BatchIDSampler:
         return found | {"balance_weights": None if weights is None else {str(k): float(v) for k, v in weights.items()}}
 
     def _settings(self) -> SamplerSettings:
-        """The attributes as they are now, checked."""
+        """Return the attributes as they are now, checked."""
         return SamplerSettings(**{name: getattr(self, name) for name in settings_of(SamplerSettings)})
 
     def set_epoch(self, epoch: int) -> None:
-        """Which epoch a loop over the sampler gives."""
+        """Set which epoch a loop over the sampler gives."""
         self.epoch = epoch
 
     def set_subset(self, subset: str) -> None:
-        """Which subset a loop over the sampler gives: "training", "validation" or "testing"."""
+        """Set which subset a loop over the sampler gives: "training", "validation" or "testing"."""
         self._subjects(subset)
         self.subset = subset
 
@@ -202,7 +202,7 @@ _MOST = 3_000_000  # streamlines that are cut in passing
 
 
 def _cut(sampler: BatchIDSampler, subset: str) -> tuple[Plan | None, np.ndarray]:
-    """The plan of a subset, nothing being said or kept; None if it would take long. The points of all streamlines."""
+    """Return the plan of a subset, without warnings; None if it would take long. And the points of all streamlines."""
     groups = [s.streamlines[sampler.streamline_group_name] for s in sampler._subjects(subset)]
     nb_points = np.concatenate([np.zeros(0, np.int64), *(g.nb_points for g in groups)])
     epoch = sampler.epoch if subset == "training" else 0
@@ -213,7 +213,7 @@ def _cut(sampler: BatchIDSampler, subset: str) -> tuple[Plan | None, np.ndarray]
 
 
 def _cut_row(sampler: BatchIDSampler, subset: str) -> tuple[tuple, list[str]]:
-    """A row of the table, and what is unusual."""
+    """Return a row of the table, and what is unusual."""
     plan, nb_points = _cut(sampler, subset)
     if plan is None or not len(plan):
         return (
@@ -260,6 +260,6 @@ def _sampler_card(sampler: BatchIDSampler) -> str:
         align="lrrllr",
     )
     notes = "".join(
-        f'<div style="opacity:.75">{as_html(f"{row[0]}: {note}")}</div>' for row, said in cut for note in said
+        f'<div style="opacity:.75">{as_html(f"{row[0]}: {note}")}</div>' for row, notes in cut for note in notes
     )
     return html_card(f"BatchIDSampler, epoch {sampler.epoch}", facts, below=table + notes)

@@ -176,7 +176,7 @@ def _centered(stored: np.ndarray, shift: float, offsets: np.ndarray) -> Streamli
     stored = stored if stored.dtype in (np.float32, np.float64) else stored.astype(np.float32)
     points = stored if stored.dtype == np.float32 else np.empty(stored.shape, np.float32)
     if _shift_into(stored.reshape(-1), stored.dtype.type(shift), points.reshape(-1)) == 0x7F800000:
-        return Streamlines(points, offsets)  # raises, and says where
+        return Streamlines(points, offsets)  # raises, with the place
     return Streamlines.unchecked(points, offsets)
 
 

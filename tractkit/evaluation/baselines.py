@@ -55,7 +55,7 @@ def track_dipy(
     peak_threshold: float = 0.1,   # share of the fODF's maximum a direction needs
     min_length: float = 20.0,      # mm; shorter streamlines are dropped
     max_length: float = 200.0,     # mm, both halves together
-    legacy: bool = True,           # DIPY's older definition of the basis; the file's sidecar says
+    legacy: bool = True,           # DIPY's older definition of the basis; as in the file's sidecar
     progress: bool = True,         # show a bar
 ) -> Tractogram:                   # voxel space, center origin
     """Track with DIPY's `LocalTracking` and `DeterministicMaximumDirectionGetter`, under the limits of `Tracker`.
@@ -106,7 +106,7 @@ def choose_dipy_settings(
     legacy: bool = True,       # DIPY's older definition of the basis
     progress: bool = True,     # show a bar
 ) -> tuple[DipySettings, TextTable]:
-    """The settings with the highest mean of valid share and F1, and the whole grid, best first."""
+    """Return the settings with the highest mean of valid share and F1, and the whole grid, best first."""
     grid = [DipySettings(*values) for values in itertools.product(step_sizes, max_angles, peak_thresholds)]
     scored: list[tuple[float, DipySettings, Scores]] = []
     for s in tqdm(grid, desc="DIPY settings", disable=not progress, leave=False):
@@ -164,7 +164,7 @@ def _dot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _tangents(bundle: Streamlines, voxel_sizes: np.ndarray) -> np.ndarray:
-    """(N, 3) voxmm: the sum of the segments to and from each point."""
+    """Return the sum of the segments to and from each point: (N, 3) voxmm."""
     onward = segment_directions(bundle) * voxel_sizes
     before = np.zeros_like(onward)  # zero at first points, because `onward` is zero at last points
     before[1:] = onward[:-1]
@@ -198,7 +198,7 @@ def previous_direction_loss(
     loader: StreamlinesBatchLoader,  # as the trainer has it
     plan: Iterable,                  # the sampler's validation plan: batches of (subject, ids)
 ) -> tuple[float, int]:              # mean loss and the number of points
-    """The validation loss (1 - cos) of repeating the previous direction; 1/2 where it is unknown.
+    """Return the validation loss (1 - cos) of repeating the previous direction; 1/2 where it is unknown.
 
     Raises ValueError if the plan has no point with a direction."""
     total, n = 0.0, 0

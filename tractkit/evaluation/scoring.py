@@ -72,7 +72,7 @@ class GroundTruth:
 
 
 def _load_mask(path: Path, like: Volume | None = None) -> Volume:
-    """A mask file as a bool volume, on the grid of `like`; DataError names the file."""
+    """Load a mask file as a bool volume, on the grid of `like`. Raises DataError with the file."""
     if not path.exists():
         raise DataError("the file is missing", file=path)
     volume = Volume.load(path)
@@ -105,7 +105,7 @@ def _flat_voxels(points: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def density_map(
     tractogram: Tractogram,
 ) -> Volume:  # (X, Y, Z) int32
-    """How many streamlines pass each voxel; one that passes twice counts once."""
+    """Count the streamlines that pass each voxel; one that passes twice counts once."""
     shape, lines = tuple(tractogram.dimensions), tractogram.streamlines
     counts = np.zeros(int(np.prod(shape)), np.int32)
     for start in range(0, len(lines), _CHUNK):
@@ -127,7 +127,7 @@ class StreamlineClasses:
     bundle: np.ndarray  # (n,) int16: index of the bundle of valid and wrong path streamlines, else -1
 
     def names(self) -> list[str]:
-        """The kinds in words."""
+        """Return the kinds as text."""
         return [_KINDS[k] for k in self.kind]
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #06f0b61b
@@ -145,7 +145,7 @@ class _Judge:
         return np.append(grown.ravel(), False)
 
     def judge(self, lines: Streamlines) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """kind and bundle of each streamline, flat voxel and streamline index of each resampled point."""
+        """Return kind and bundle of each streamline, flat voxel and streamline index of each resampled point."""
         n, (flat, ids) = len(lines), _voxels_passed(lines, self.affine, self.shape)
         points = np.maximum(np.bincount(ids, minlength=n), 1)
         inside = np.stack([np.bincount(ids, mask[flat], minlength=n) for mask in self.masks]) / points
@@ -169,7 +169,7 @@ def classify_streamlines(
     min_inside: float = 0.8,  # share of the way inside the bundle's mask
     dilation: int = 1,        # voxels, of end regions and bundle masks
 ) -> StreamlineClasses:
-    """Say of every streamline whether it is valid, and of which bundle.
+    """Return whether each streamline is valid, and of which bundle it is.
 
     Raises DataError if the tractogram is on another grid than the truth."""
     kinds, bundles = zip(*((k, b) for k, b, _, _ in _judged(tractogram, truth, min_inside, dilation)), strict=True)
@@ -242,7 +242,7 @@ class Scores:
     bundles: dict[str, BundleScores]
 
     def share(self, kind: str) -> float:
-        """`valid`, `invalid_connections`, `no_connections` or `wrong_paths` as a share of all streamlines."""
+        """Return `valid`, `invalid_connections`, `no_connections` or `wrong_paths` as a share of all streamlines."""
         return getattr(self, kind) / max(self.streamlines, 1)
 
     def mean(self, what: str) -> float:
@@ -261,7 +261,7 @@ class Scores:
         return {**asdict(self), **shares, **means, "bundles_found": self.bundles_found, "nb_bundles": len(self.bundles)}
 
     def table(self) -> TextTable:
-        """One row for each bundle."""
+        """Return a table with one row for each bundle."""
         rows = tuple((name, f"{b.streamlines:,}", "yes" if b.found else "no", f"{100 * b.overlap:.1f}",
                       f"{100 * b.overreach:.1f}", f"{b.f1:.2f}") for name, b in self.bundles.items())
         return TextTable(("bundle", "valid\nstreamlines", "found", "overlap\n%", "overreach\n%", "F1"), rows)
@@ -367,7 +367,7 @@ def nearest_mdf(
     b: Tractogram,        # to the nearest of these
     nb_points: int = 12,  # of the resampled streamlines
 ) -> np.ndarray:          # (len(a),) float64, mm
-    """MDF from each streamline of `a` to the nearest of `b`, in world space.
+    """Return the MDF from each streamline of `a` to the nearest of `b`, in world space.
 
     Raises ValueError if either has no streamlines, or one without points."""
     pa, pb = _resampled(a, nb_points), _resampled(b, nb_points)
@@ -379,7 +379,7 @@ def nearest_mdf(
 
 
 def _resampled(tractogram: Tractogram, nb_points: int) -> np.ndarray:
-    """(n, nb_points, 3) float64, rasmm."""
+    """Return the resampled points: (n, nb_points, 3) float64, rasmm."""
     lines = tractogram.rasmm()
     if not len(lines) or not lines.nb_points.all():
         raise ValueError("distances need at least one streamline, and at least one point in each")

@@ -240,7 +240,7 @@ def _nb_items(batch: Sequence) -> int:
 def _loss_value(loss: _Loss | None, key: str | None) -> float:
     if isinstance(loss, Mapping):
         if key is None or key not in loss:
-            raise TypeError(f"do_train_step returned a dict ({', '.join(loss)}): the model's loss_key says which is "
+            raise TypeError(f"do_train_step returned a dict ({', '.join(loss)}): the model's loss_key names "
                             f"the loss, and is {key!r}")
         loss = loss[key]
     if loss is None or np.size(loss) != 1:

@@ -153,7 +153,7 @@ class HDF5Description:
         return list(dict.fromkeys(g for groups in self.subjects.values() for g in groups))
 
     def lengths_mm(self, group: str) -> np.ndarray:
-        """(n,) lengths of a group's streamlines, of all subjects, mm; NaN where the file does not say."""
+        """(n,) lengths of a group's streamlines, of all subjects, mm; NaN where the file has none."""
         return np.concatenate([np.zeros(0), *(f[group].lengths_mm for f in self.subjects.values() if group in f)])
 
     def _group_row(self, group: str) -> tuple[str, ...]:

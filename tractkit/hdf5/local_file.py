@@ -133,7 +133,7 @@ def place_of(
 
 
 def chunk_ranges(dataset: h5py.Dataset) -> list[tuple[int, int]]:
-    """First byte and the one after the last of all chunks of a dataset; none if it has no chunks."""
+    """Return the first byte and the one after the last of each chunk of a dataset; nothing if it has no chunks."""
     if dataset.chunks is None:
         return []
     infos = [dataset.id.get_chunk_info(i) for i in range(dataset.id.get_num_chunks())]
@@ -287,8 +287,9 @@ class LocalFile:
         question: Callable[[h5py.File], _T],
         ranges: Iterable[tuple[int, int]] = (),  # for a remote file: bytes that the answer will need
     ) -> _T:
-        """What `question` makes of the open HDF5 file; it must not hand out parts of it. A remote file may call it
-        several times."""
+        """Return what `question` makes of the open HDF5 file; it must not return parts of it.
+
+        A remote file may call it several times."""
         self._check(self.path)
         with reading(self.path), open_unlocked(self.path) as h5:
             return question(h5)
@@ -299,7 +300,9 @@ class LocalFile:
         starts: np.ndarray,  # (k,) int64: first row of each range
         stops: np.ndarray,   # (k,) int64: the row after its last
     ) -> np.ndarray:         # (sum of stops - starts, ...)
-        """Ranges of rows of an array, one after the other. Raises DataError if the file changed or ends before them."""
+        """Read ranges of rows of an array, one after the other.
+
+        Raises DataError if the file changed or ends before them."""
         size = place.row_bytes
         out = np.empty((int((stops - starts).sum()), *place.shape[1:]), place.dtype)
         descriptor = self._open()
@@ -332,5 +335,5 @@ class LocalFile:
         return descriptor
 
     def sibling(self, name: str) -> "LocalFile":
-        """The file that an external link in this one means."""
+        """Open the file that an external link in this one names."""
         return LocalFile(os.path.join(os.path.dirname(os.path.realpath(self.path)), name))

@@ -162,7 +162,7 @@ class RemoteFile:
         return tuple((key, str(info[key]) if key != "size" else info[key]) for key in known)
 
     def ask(self, question: Callable[[h5py.File], _T], ranges: Iterable[tuple[int, int]] = ()) -> _T:
-        """As for a `LocalFile`."""
+        """Return what `question` makes of the open HDF5 file; see `LocalFile`."""
         known, extra = self._known, np.array(list(ranges), np.int64).reshape(-1, 2)
         if len(extra):
             needed = np.unique(_pieces(extra[:, 0], extra[:, 1], self.block_size)[0])
@@ -180,7 +180,7 @@ class RemoteFile:
             known.update(self._blocks(sorted(picture.missing)))
 
     def rows(self, place: Place, starts: np.ndarray, stops: np.ndarray) -> np.ndarray:
-        """As for a `LocalFile`."""
+        """Read ranges of rows of an array; see `LocalFile`."""
         size = place.row_bytes
         out = np.empty((int((stops - starts).sum()), *place.shape[1:]), place.dtype)
         if place.start + int(stops.max(initial=0)) * size > self.size:
@@ -214,7 +214,7 @@ class RemoteFile:
         return min((block + 1) * self.block_size, self.size) - block * self.block_size
 
     def _fetch(self, blocks: list[int]) -> dict[int, np.ndarray]:
-        """Blocks from the network, neighbours and near neighbours in one request."""
+        """Fetch blocks from the network, neighbours and near neighbours in one request."""
         runs = _runs_of(blocks)
         fs, path = self._open()
         begins = [a * self.block_size for a, _ in runs]
@@ -233,7 +233,7 @@ class RemoteFile:
         return found
 
     def sibling(self, name: str) -> "RemoteFile":
-        """The file that an external link in this one means: one in the same folder or below."""
+        """Open the file that an external link in this one names: one in the same folder or below."""
         if posixpath.isabs(name) or "://" in name or ".." in name.split("/"):
             raise DataError(f"an external link leads out of its folder, to {name!r}", file=self.path,
                             fix="Use files that lie together")

@@ -66,7 +66,7 @@ def _record(path: Path, name: str) -> dict[str, str | int]:
 
 # %% ../../nbs/hdf5/01_sources.ipynb #802010d6
 def _match(folder: Path, pattern: str) -> list[Path]:
-    """Return the files (and folders called .trx) that a pattern names; hidden ones only if it says so."""
+    """Return the files (and folders called .trx) that a pattern names; hidden ones only if it names them."""
     pattern = pattern.replace("{subject}", folder.name)
     if not any(c in pattern for c in "*?["):
         found = [folder / pattern]

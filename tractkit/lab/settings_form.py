@@ -66,7 +66,7 @@ def make_field(
     parameter: str = "",  # of the policy that makes the setting
 ) -> Field:
     """Make the field of a setting."""
-    kind, when = field_kind(record), f", {record.live}" if record.live else ""
+    kind, when = field_kind(record), f"; a change holds {record.live}" if record.live else ""
     common = {"description": parameter or record.label, "tooltip": record.help + when, "continuous_update": False,
               "style": {"description_width": "150px"}, "layout": Layout(width="330px")}
     if kind == "share":

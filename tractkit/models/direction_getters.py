@@ -73,7 +73,7 @@ class CosineRegression(nn.Module):
         self.hidden, self.dropout, self.out = nn.Linear(input_size, hidden), KeyedDropout(dropout), nn.Linear(hidden, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., input_size) to (..., 3), of any length."""
+        """Map (..., input_size) to (..., 3), of any length."""
         return self.out(self.dropout(torch.relu(self.hidden(x))))
 
     def loss(

@@ -230,7 +230,7 @@ def read_facts(
 ) -> RunFacts:
     """Read the facts of a run.
 
-    Raise no error for what is in the folder: `status` is "no run" or "damaged", and `note` says why."""
+    Raise no error for what is in the folder: `status` is "no run" or "damaged", and `note` is the reason."""
     folder = Path(folder)
     name = name or folder.resolve().name
     try:

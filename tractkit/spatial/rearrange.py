@@ -6,7 +6,7 @@
 __all__ = ['PointMap', 'take', 'reverse', 'split', 'copy_runs']
 
 # %% ../../nbs/spatial/05_rearrange.ipynb #acb18db4
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 
 import numpy as np
@@ -82,12 +82,12 @@ class PointMap:
 # %% ../../nbs/spatial/05_rearrange.ipynb #ac55aa58
 def take(
     s: Streamlines,
-    ids: np.ndarray,  # (k,) ids, a mask or a slice
+    ids: slice | Sequence[int] | np.ndarray,  # (k,) ids, a mask or a slice
 ) -> tuple[Streamlines, PointMap]:
     """Return `s[ids]`, and where its points came from. Raises IndexError as NumPy does."""
-    ids = _as_ids(ids, len(s))
-    new = Streamlines.unchecked(*_take(s.points, s.offsets, ids))
-    return new, PointMap.later(partial(_take_rows, s.offsets, new.offsets, ids), ids)
+    rows = _as_ids(ids, len(s))
+    new = Streamlines.unchecked(*_take(s.points, s.offsets, rows))
+    return new, PointMap.later(partial(_take_rows, s.offsets, new.offsets, rows), rows)
 
 
 def _take_rows(old: np.ndarray, new: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray]:

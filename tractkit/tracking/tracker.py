@@ -70,7 +70,7 @@ def seeds_from_mask(
 
 
 def _mask_array(mask: Volume) -> np.ndarray:
-    """(X, Y, Z) bool of a mask with one channel; DataError if it is empty or has more."""
+    """Return a mask as (X, Y, Z) bool. Raises DataError if it is empty or has several values per voxel."""
     if mask.nb_features != 1:
         raise DataError(f"a mask has one value per voxel, this volume has {mask.nb_features}")
     inside = mask.data.reshape(mask.shape3d) > 0
@@ -83,7 +83,7 @@ def dilate_mask(
     mask: Volume,     # values above 0
     voxels: int = 1,  # how far, in steps from face to face
 ) -> Volume:          # bool
-    """The mask grown by `voxels` in the six directions of its grid. Raises DataError if the mask is empty."""
+    """Grow a mask by `voxels` in the six directions of its grid. Raises DataError if the mask is empty."""
     inside = _mask_array(mask)
     return Volume(binary_dilation(inside, iterations=voxels) if voxels else inside, mask.affine)
 
@@ -142,18 +142,18 @@ class _Paths:
         self.steps = torch.zeros(2 * self.n, dtype=torch.int64, device=seeds.device)
 
     def full(self, entry: Tensor) -> Tensor:
-        """Which entries belong to a streamline that has used up its steps."""
+        """Return which entries belong to a streamline that has used up its steps."""
         total = self.steps[:self.n] + self.steps[self.n:]
         return total[entry % self.n] >= self.slots - 1
 
     def append(self, entry: Tensor, points: Tensor) -> None:
-        """One more point for each entry; all of one sense, none of a full streamline."""
+        """Add a point to each entry: all of one half, none of a full streamline."""
         self.steps[entry] += 1
         slot = torch.where(entry < self.n, self.steps[entry], self.slots - self.steps[entry])
         self.points[entry % self.n, slot] = points
 
     def join(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The points of streamlines `ids`, from backward tip to forward tip, and how many each has."""
+        """Return the points of streamlines `ids`, from backward tip to forward tip, and how many each has."""
         steps = self.steps.cpu().numpy().reshape(2, self.n)[:, ids]
         counts = steps.sum(0) + 1
         first = np.repeat(np.cumsum(counts) - counts, counts)
@@ -177,13 +177,13 @@ class _Ground:
             self.data = torch.from_numpy(data).to(device)
 
     def features(self, points: Tensor) -> Tensor:
-        """(n, C) float32, trilinear; with a neighborhood, that of each of its points, features fastest."""
+        """Sample the signal: (n, C) float32, trilinear; with a neighborhood, at each of its points."""
         if self.data is None:
             return torch.from_numpy(self.volume.sample(points.numpy(), outside=self.outside, neighborhood=self.around))
         return sample_trilinear(self.data, points, self.outside, self.vectors)
 
     def holds(self, points: Tensor) -> Tensor:
-        """(n,) bool: the nearest voxel exists and is in the mask."""
+        """Return whether the nearest voxel of each point exists and is in the mask: (n,) bool."""
         voxel = (points + 0.5).floor().long()
         exists = ((voxel >= 0) & (voxel < self.size)).all(1)
         x, y, z = torch.minimum(voxel.clamp(min=0), self.size - 1).T
@@ -244,7 +244,7 @@ class Tracker:
     ) -> Tractogram:                      # voxel space, center origin, in the order of the seeds
         """Grow one streamline from each seed and keep those of at least `min_length`.
 
-        `report` says what became of the seeds. Ctrl-C returns the streamlines that are finished, with a warning.
+        `report` has what became of the seeds. Ctrl-C returns the streamlines that are finished, with a warning.
         Raises ValueError for seeds that are empty, not finite or outside the mask, or a model that returns NaN."""
         if seeds is None:
             seeds = seeds_from_mask(self.mask, npv, self.seed)
@@ -272,7 +272,7 @@ class Tracker:
 
     @torch.no_grad()
     def _grow(self, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """Points, points per streamline and seed ids of one batch, and whether it was completed."""
+        """Return points, points per streamline and seed ids of one batch, and whether it was completed."""
         start = torch.from_numpy(seeds).to(self.device)
         n, model, completed = len(start), self._model, True
         paths = _Paths(start, self._max_steps)
@@ -342,7 +342,7 @@ def check_limits(
     min_length: float,        # mm
     max_length: float,        # mm
 ) -> int:                     # steps that fit into max_length
-    """The limits of a tracker; ValueError, with the unit, for one that makes no sense."""
+    """Check the limits of a tracker. Raises ValueError, with the unit, for one that makes no sense."""
     if step_size is None:
         raise ValueError("the model has no step size of its own; give step_size in mm")
     if not 0 < step_size <= max_length:
@@ -365,7 +365,7 @@ def check_seeds(
     seeds: np.ndarray,  # (n, 3) voxel space, center origin
     mask: Volume,       # where streamlines may go
 ) -> np.ndarray:        # (n, 3) float32
-    """The seeds as an array; ValueError unless there are some, all finite and inside the mask."""
+    """Return the seeds as an array. Raises ValueError unless there are some, all finite and inside the mask."""
     seeds = np.ascontiguousarray(seeds, dtype=np.float32)
     if seeds.ndim != 2 or seeds.shape[1] != 3 or not len(seeds):
         raise ValueError(f"seeds are an (n, 3) array with at least one row; got shape {seeds.shape}")
