@@ -112,7 +112,7 @@ def _trilinear_rows(flat: torch.Tensor, points: torch.Tensor, size: torch.Tensor
 # %% ../../nbs/data/06_interpolation.ipynb #e96e5b4e
 DeviceCache = ByteCache[tuple[tuple[str, int], str], torch.Tensor]  # by the key of a volume, and the device
 
-
+# %% ../../nbs/data/06_interpolation.ipynb #f5e86641
 class GroupInputs:
     """Samples one volume group of a dataset under the points of a batch, on the points' device.
 

@@ -130,9 +130,7 @@ class RemoteFile:
         """Return the filesystem, made in this process, and the path on it."""
         if self._fs is None or self._pid != os.getpid():
             from fsspec.core import url_to_fs
-            fs = url_to_fs(self.path, **self.options)
-            self._fs, self._pid = fs, os.getpid()
-            return fs
+            self._fs, self._pid = url_to_fs(self.path, **self.options), os.getpid()
         return self._fs
 
     def _try(self, action: Callable[[], _T]) -> _T:

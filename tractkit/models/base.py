@@ -51,7 +51,7 @@ class InputOptions(TypedDict, total=False):
     neighborhood_resolution: float | None
     neighborhood_resolution_mm: float | None
 
-
+# %% ../../nbs/models/03_base.ipynb #d6ffc6be
 class TractographyModel(nn.Module):
     """Base of models that predict directions.
 

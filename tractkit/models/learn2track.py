@@ -21,7 +21,8 @@ from .layers import StackedRNN, initialize_weights, pad_buckets
 class Learn2Track(TractographyModel):
     """LSTM or GRU layers on [features, previous direction] at each point, and a direction getter.
 
-    Equal arguments give equal weights. TypeError for settings it does not have, ValueError for values it does not take."""
+    Equal arguments give equal weights.
+    TypeError for settings it does not have, ValueError for values it does not take."""
 
     def __init__(
         self,

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 _Image: TypeAlias = "Volume | Tractogram | FileBasedImage"
 _Reference: TypeAlias = "str | os.PathLike | _Image | Grid | None"
 
-
+# %% ../../nbs/spatial/10_tractogram.ipynb #c14c2385
 @dataclass(frozen=True, eq=False, repr=False)
 class Tractogram:
     """Streamlines in voxel space, center origin, with their grid and the data that goes with them.

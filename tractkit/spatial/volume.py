@@ -26,7 +26,7 @@ from .space import apply_affine, check_affine, voxel_order, voxel_sizes
 Interpolation: TypeAlias = Literal["trilinear", "nearest"]
 Outside: TypeAlias = Literal["clamp", "zero", "error"]  # what a point beyond the volume gets
 
-
+# %% ../../nbs/spatial/03_volume.ipynb #f2da11a2
 @dataclass(frozen=True, eq=False, repr=False)
 class Volume:
     """A grid of features in voxel space with its affine.
