@@ -29,7 +29,11 @@ setup(
     keywords=cfg["keywords"],
     python_requires=cfg["python_requires"],
     packages=find_packages(include=["tractkit", "tractkit.*"]),
-    package_data={"tractkit": ["py.typed", "__init__.pyi"], "tractkit.lab": ["*.js", "*.css"], "tractkit.tutorials": ["*.ipynb"]},
+    package_data={
+        "tractkit": ["py.typed", "__init__.pyi"],
+        "tractkit.lab": ["*.js", "*.css"],
+        "tractkit.tutorials": ["*.ipynb"],
+    },
     include_package_data=False,
     install_requires=shlex.split(cfg["requirements"]),
     extras_require=extras,

@@ -101,15 +101,27 @@ def turns_of(root: Path, kind: str, stack: contextlib.ExitStack) -> Callable[[],
 
 def command(root: Path, *words: str) -> Callable[[], None]:
     """Return a call that runs Python with these words."""
-    return lambda: subprocess.run([sys.executable, *words], cwd=root, env=environment(root), check=True, stdout=subprocess.DEVNULL) and None
+    return lambda: (
+        subprocess.run([sys.executable, *words], cwd=root, env=environment(root), check=True, stdout=subprocess.DEVNULL)
+        and None
+    )
 
 
 def rows(other: Path) -> Iterator[Ratio]:
     """Compare this checkout with another one."""
     before = "the version before"
-    for what, words in {"import tractkit": ("-c", "import tractkit"), "tractkit train --help": ("-m", "tractkit", "train", "--help")}.items():
-        yield compare(what, command(HERE, *words), before, command(other, *words), note="a process each; warm page cache")
-    for kind, what in {"training": "Learn2Track, 4 batches of 256", "toy": "toy, 200 batches", "panel": "an update of the panel"}.items():
+    for what, words in {
+        "import tractkit": ("-c", "import tractkit"),
+        "tractkit train --help": ("-m", "tractkit", "train", "--help"),
+    }.items():
+        yield compare(
+            what, command(HERE, *words), before, command(other, *words), note="a process each; warm page cache"
+        )
+    for kind, what in {
+        "training": "Learn2Track, 4 batches of 256",
+        "toy": "toy, 200 batches",
+        "panel": "an update of the panel",
+    }.items():
         with contextlib.ExitStack() as stack:
             now, then = (turns_of(root, kind, stack) for root in (HERE, other))
             yield compare(what, now, before, then, pairs=30, warm_up=3, note="1 thread", timed=True)
@@ -120,7 +132,9 @@ def main() -> int:
     parser.add_argument("other", type=Path, metavar="OTHER_ROOT")
     parser.add_argument("--dry", action="store_true", help="print, do not write RESULTS.md")
     args = parser.parse_args()
-    commit = subprocess.run(["git", "-C", args.other, "log", "-1", "--format=%h %s"], capture_output=True, text=True, check=True).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", args.other, "log", "-1", "--format=%h %s"], capture_output=True, text=True, check=True
+    ).stdout.strip()
     text = f"## against\n\n{(__doc__ or '').strip()}\n\nThe version before: {commit}.\n\n{as_table(list(rows(args.other.resolve())))}\n\n{machine()}."
     print(text)
     if not args.dry:

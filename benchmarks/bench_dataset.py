@@ -59,7 +59,10 @@ def drop_pages(path: Path) -> None:
 
 def rows() -> Iterator[Ratio]:
     path = bench_hdf5()
-    lazy, memory = (MultiSubjectDataset(path, lazy=b).load_data(volume_groups=[]).training_set[0].streamlines[GROUP] for b in (True, False))
+    lazy, memory = (
+        MultiSubjectDataset(path, lazy=b).load_data(volume_groups=[]).training_set[0].streamlines[GROUP]
+        for b in (True, False)
+    )
     points, offsets = memory.get().points, memory.get().offsets
     yield from batches(path, lazy, memory, points, offsets)
     yield from epochs(path, lazy)
@@ -84,11 +87,23 @@ def batches(path: Path, lazy, memory, points: np.ndarray, offsets: np.ndarray) -
                 start = int(group["offsets"][i])
                 group["data"][start:start + int(group["lengths"][i])]
 
-        yield compare("lazy, 1,024 random streamlines", each(lazy.get, ids), "three h5py reads each", each(three_reads, ids), note="warm page cache")
+        yield compare(
+            "lazy, 1,024 random streamlines",
+            each(lazy.get, ids),
+            "three h5py reads each",
+            each(three_reads, ids),
+            note="warm page cache",
+        )
     with tempfile.TemporaryDirectory() as folder:
         doubled = in_float64(path, Path(folder), lazy.subject)
-        yield compare("lazy, 1,024 random streamlines, float64 in the file", each(doubled.get, ids), "fancy-indexing an array in memory",
-                      each(points.__getitem__, wanted), pairs=100, note="warm page cache")
+        yield compare(
+            "lazy, 1,024 random streamlines, float64 in the file",
+            each(doubled.get, ids),
+            "fancy-indexing an array in memory",
+            each(points.__getitem__, wanted),
+            pairs=100,
+            note="warm page cache",
+        )
     for name, sft in (("lazy", lazy), ("in memory", memory)):
         yield compare(f"{name}, 1,024 random streamlines", each(sft.get, ids), "fancy-indexing an array in memory",
                       each(points.__getitem__, wanted), pairs=100, note="warm page cache")
@@ -97,8 +112,12 @@ def batches(path: Path, lazy, memory, points: np.ndarray, offsets: np.ndarray) -
 def in_float64(path: Path, folder: Path, subject: str):
     """The streamlines of one subject, lazy, from a file that keeps points as dwi_ml does."""
     with h5py.File(path, "r", locking=False) as h5, h5py.File(folder / "float64.hdf5", "w") as out:
-        out.attrs.update({f"{split}_subjs": np.array([subject] if split == "training" else [], dtype=h5py.string_dtype())
-                          for split in ("training", "validation", "testing")})
+        out.attrs.update(
+            {
+                f"{split}_subjs": np.array([subject] if split == "training" else [], dtype=h5py.string_dtype())
+                for split in ("training", "validation", "testing")
+            }
+        )
         h5.copy(f"{subject}/{GROUP}", out.create_group(subject), GROUP)
         group = out[subject][GROUP]
         data = group["data"][()].astype(np.float64)
@@ -131,7 +150,13 @@ def epochs(path: Path, lazy) -> Iterator[Ratio]:
         return run
 
     for cold in (False, True):
-        yield compare("lazy, an epoch of 20,000 streamlines", read(cold), "the same, mapped", mapped(cold), note=f"{'cold' if cold else 'warm'} page cache")
+        yield compare(
+            "lazy, an epoch of 20,000 streamlines",
+            read(cold),
+            "the same, mapped",
+            mapped(cold),
+            note=f"{'cold' if cold else 'warm'} page cache",
+        )
 
 
 def memory_of_a_pass(path: Path, subjects: int = 32) -> Ratio:
@@ -140,7 +165,10 @@ def memory_of_a_pass(path: Path, subjects: int = 32) -> Ratio:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         for n in (subjects // 2, subjects):
             file = Path(folder) / f"{n}.hdf5"
-            with h5py.File(path, "r", locking=False) as h5, h5py.File(file, "w", alignment_threshold=1, alignment_interval=64) as out:
+            with (
+                h5py.File(path, "r", locking=False) as h5,
+                h5py.File(file, "w", alignment_threshold=1, alignment_interval=64) as out,
+            ):
                 out.attrs.update(h5.attrs)
                 names = [f"many-{i:03d}" for i in range(n)]
                 source = sorted(h5)
@@ -149,9 +177,20 @@ def memory_of_a_pass(path: Path, subjects: int = 32) -> Ratio:
                 out.attrs["training_subjs"] = np.array(names, dtype=h5py.string_dtype())
                 out.attrs["validation_subjs"] = out.attrs["testing_subjs"] = np.array([], dtype=h5py.string_dtype())
             size = file.stat().st_size / 1e9
-            said = subprocess.run([sys.executable, "-c", PASS, str(file)], check=True, capture_output=True, text=True).stdout
+            said = subprocess.run(
+                [sys.executable, "-c", PASS, str(file)], check=True, capture_output=True, text=True
+            ).stdout
             peaks.append((float(said.split()[0]), size))
             file.unlink()
     (half, half_size), (whole, size) = peaks
     ratio = whole / half
-    return Ratio(f"peak memory of a lazy pass over {size:.1f} GB, MB", f"over {half_size:.1f} GB, MB", whole, half, ratio, ratio, ratio, "two volumes kept; one run each")
+    return Ratio(
+        f"peak memory of a lazy pass over {size:.1f} GB, MB",
+        f"over {half_size:.1f} GB, MB",
+        whole,
+        half,
+        ratio,
+        ratio,
+        ratio,
+        "two volumes kept; one run each",
+    )

@@ -31,7 +31,9 @@ def read_all(root: Path) -> None:
 
 
 def make(root: Path, folder: str, **options) -> Path:
-    return create_hdf5(root, Path(folder) / "made.hdf5", CONFIG, splits_of(root, N_SUBJECTS), overwrite=True, progress=False, **options)
+    return create_hdf5(
+        root, Path(folder) / "made.hdf5", CONFIG, splits_of(root, N_SUBJECTS), overwrite=True, progress=False, **options
+    )
 
 
 def sizes(path: Path) -> dict[str, int]:
@@ -67,17 +69,40 @@ print(before, resident("VmHWM"))
 def rows() -> Iterator[Ratio]:
     root = bench_subjects(N_SUBJECTS)
     with tempfile.TemporaryDirectory(dir=root.parent) as folder:
-        yield compare("create_hdf5, 4 subjects of 20,000 streamlines", lambda: make(root, folder), "reading the files with nibabel",
-                      lambda: read_all(root), warm_up=1, note="warm; one process")
-        yield compare("the same, processes=2", lambda: make(root, folder, processes=2), "reading the files with nibabel",
-                      lambda: read_all(root), warm_up=1, note="warm; children import and their files are copied")
+        yield compare(
+            "create_hdf5, 4 subjects of 20,000 streamlines",
+            lambda: make(root, folder),
+            "reading the files with nibabel",
+            lambda: read_all(root),
+            warm_up=1,
+            note="warm; one process",
+        )
+        yield compare(
+            "the same, processes=2",
+            lambda: make(root, folder, processes=2),
+            "reading the files with nibabel",
+            lambda: read_all(root),
+            warm_up=1,
+            note="warm; children import and their files are copied",
+        )
         size = sizes(bench_hdf5(N_SUBJECTS))
         if Path("/proc/self/status").is_file():
             before, peak = peak_memory(root, folder)
             limit = size["subject"] / 1e6 + 200
-            yield _plain("peak memory beyond importing, MB", peak - before, f"a subject's {limit - 200:.0f} MB and 200", limit,
-                         f"{before:.0f} MB imported, {peak:.0f} in all")
-    yield _plain("bytes of a streamlines group, MB", size["streamlines"] / 1e6, "with float64 points, as dwi_ml", size["float64"] / 1e6, "not a time")
+            yield _plain(
+                "peak memory beyond importing, MB",
+                peak - before,
+                f"a subject's {limit - 200:.0f} MB and 200",
+                limit,
+                f"{before:.0f} MB imported, {peak:.0f} in all",
+            )
+    yield _plain(
+        "bytes of a streamlines group, MB",
+        size["streamlines"] / 1e6,
+        "with float64 points, as dwi_ml",
+        size["float64"] / 1e6,
+        "not a time",
+    )
 
 
 def _plain(what: str, ours: float, reference_name: str, reference: float, note: str) -> Ratio:

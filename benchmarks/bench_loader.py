@@ -36,9 +36,16 @@ def make_data(root: Path) -> Path:
     for k, name in enumerate(names):
         (root / name).mkdir()
         Volume(volume.data, np.diag([2, 2, 2, 1.0])).save(root / name / "in.nii")
-        Tractogram(inside[np.arange(1000 * k, 1000 * k + 1000)], np.diag([2, 2, 2, 1.0]), SHAPE).save(root / name / "lines.trk")
-    config = {"input": {"type": "volume", "files": "in.nii", "standardization": "none"}, "streamlines": {"type": "streamlines", "files": "lines.trk"}}
-    return create_hdf5(root, root / "data.hdf5", config, {"training": names, "validation": [], "testing": []}, progress=False)
+        Tractogram(inside[np.arange(1000 * k, 1000 * k + 1000)], np.diag([2, 2, 2, 1.0]), SHAPE).save(
+            root / name / "lines.trk"
+        )
+    config = {
+        "input": {"type": "volume", "files": "in.nii", "standardization": "none"},
+        "streamlines": {"type": "streamlines", "files": "lines.trk"},
+    }
+    return create_hdf5(
+        root, root / "data.hdf5", config, {"training": names, "validation": [], "testing": []}, progress=False
+    )
 
 
 def rows() -> Iterator[Ratio]:
@@ -58,7 +65,9 @@ def rows() -> Iterator[Ratio]:
 
 
 def streamlines_row(dataset: MultiSubjectDataset) -> Ratio:
-    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=1.0, split_ratio=0.5, reverse_ratio=0.5)
+    loader = BatchLoaderOneInput(
+        dataset, None, "input", "streamlines", step_size=1.0, split_ratio=0.5, reverse_ratio=0.5
+    )
     ids = BatchIDSampler(dataset, "streamlines", 1024).plan(0)[0]
     u = uniform(fold("choices"), np.arange(3 * 1024), dtype=np.float64).reshape(3, 1024)
 
@@ -70,25 +79,48 @@ def streamlines_row(dataset: MultiSubjectDataset) -> Ratio:
             done += augment_dipy(lines, *(x[:len(k)] < 0.5 for x in u[:2]), u[2][:len(k)])
         return done
 
-    return compare("load 1,024: resample 1 mm, reverse .5, split .5", lambda: loader.load_batch_streamlines(ids, epoch=1),
-                   "DIPY and a loop", dipys, note="1 thread")
+    return compare(
+        "load 1,024: resample 1 mm, reverse .5, split .5",
+        lambda: loader.load_batch_streamlines(ids, epoch=1),
+        "DIPY and a loop",
+        dipys,
+        note="1 thread",
+    )
 
 
 def input_rows(dataset: MultiSubjectDataset, threads: int) -> Iterator[Ratio]:
     note = f"{threads} thread{'s' * (threads > 1)}"
     ids = BatchIDSampler(dataset, "streamlines", 1024).plan(0)[0]
     plain = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=1.0)
-    axes = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=1.0, neighborhood_type="axes", neighborhood_radius=1,
-                               neighborhood_resolution=1.0)
+    axes = BatchLoaderOneInput(
+        dataset,
+        None,
+        "input",
+        "streamlines",
+        step_size=1.0,
+        neighborhood_type="axes",
+        neighborhood_radius=1,
+        neighborhood_resolution=1.0,
+    )
     batch = plain.load_batch_streamlines(ids)
     for layout, name in ((torch.channels_last_3d, "channels last"), (torch.contiguous_format, "contiguous")):
         runs = [torch_sampler(dataset.subject(s).volumes["input"].volume, batch.points[r].numpy(), layout)
                 for s, r in zip(batch.subjects, batch.point_ranges, strict=True)]
-        yield compare(f"inputs of {len(batch.points):,} points", lambda: plain.load_batch_inputs(batch.points, batch), f"grid_sample, {name}",
-                      lambda runs=runs: [run() for run in runs], note=note)
+        yield compare(
+            f"inputs of {len(batch.points):,} points",
+            lambda: plain.load_batch_inputs(batch.points, batch),
+            f"grid_sample, {name}",
+            lambda runs=runs: [run() for run in runs],
+            note=note,
+        )
     seven = plain.load_batch_streamlines([(s, np.repeat(k, 7)) for s, k in ids])
-    yield compare("inputs with axes: 7 samples each", lambda: axes.load_batch_inputs(batch.points, batch), "as many samples without",
-                  lambda: plain.load_batch_inputs(seven.points, seven), note=note)
+    yield compare(
+        "inputs with axes: 7 samples each",
+        lambda: axes.load_batch_inputs(batch.points, batch),
+        "as many samples without",
+        lambda: plain.load_batch_inputs(seven.points, seven),
+        note=note,
+    )
 
 
 def cuda_rows() -> Iterator[Ratio]:
@@ -106,7 +138,19 @@ def cuda_rows() -> Iterator[Ratio]:
     for what, points in (("along streamlines", walking_points(GPU_POINTS)), ("at random", random_points(GPU_POINTS))):
         there = torch.from_numpy(points).cuda()
         ours = timed(lambda there=there: sample_trilinear(data, there))
-        yield compare(f"{GPU_POINTS:,} points {what} on the device", ours, "copy of as many bytes", timed(lambda: target.copy_(moved)), note=name)
+        yield compare(
+            f"{GPU_POINTS:,} points {what} on the device",
+            ours,
+            "copy of as many bytes",
+            timed(lambda: target.copy_(moved)),
+            note=name,
+        )
         for layout in (torch.channels_last_3d, torch.contiguous_format):
             rival = torch_sampler(volume, points, layout, "cuda")
-            yield compare(f"{GPU_POINTS:,} points {what} on the device", ours, f"grid_sample, {str(layout).split('.')[-1]}", timed(rival), note=name)
+            yield compare(
+                f"{GPU_POINTS:,} points {what} on the device",
+                ours,
+                f"grid_sample, {str(layout).split('.')[-1]}",
+                timed(rival),
+                note=name,
+            )

@@ -36,7 +36,11 @@ from tractkit.training.trainer import Trainer, TrainerOneInput
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for part in (".", "browser")]
 
-PAIRS, STRETCH, SETTLE = 52, 1.0, 1.0  # stretches of each kind, seconds of one, and before it (opening a panel is not training beside one)
+PAIRS, STRETCH, SETTLE = (
+    52,
+    1.0,
+    1.0,
+)  # stretches of each kind, seconds of one, and before it (opening a panel is not training beside one)
 
 
 class Meter:
@@ -51,7 +55,10 @@ class Meter:
         meter = self
 
         def send(self: Widget, message: dict, buffers: Any = None) -> None:
-            meter.sizes.append(len(json.dumps(message, default=str).encode()) + sum(len(memoryview(b).cast("B")) for b in buffers or []))
+            meter.sizes.append(
+                len(json.dumps(message, default=str).encode())
+                + sum(len(memoryview(b).cast("B")) for b in buffers or [])
+            )
 
         Widget._send = send
         return self
@@ -72,7 +79,13 @@ class Timed(TrainerPanel):
 def pace(trainer: Trainer, seconds: float) -> float:
     """Seconds per batch, over a stretch that begins and ends with a batch."""
     marks: list[tuple[float, int]] = []
-    trainer.listeners.append(listener := lambda event, t: marks.append((time.perf_counter(), t.state.global_step)) if event == "batch" and t.status.phase == "training" else None)
+    trainer.listeners.append(
+        listener := lambda event, t: (
+            marks.append((time.perf_counter(), t.state.global_step))
+            if event == "batch" and t.status.phase == "training"
+            else None
+        )
+    )
     until = time.perf_counter() + seconds
     while time.perf_counter() < until or len(marks) < 4:
         time.sleep(.02)
@@ -80,18 +93,45 @@ def pace(trainer: Trainer, seconds: float) -> float:
     return (marks[-1][0] - marks[0][0]) / (marks[-1][1] - marks[0][1])
 
 
-def as_rows(what: str, note: str, times: tuple[list[float], list[float]], spent: Sequence[float], large: Sequence[int]) -> Iterator[Ratio]:
+def as_rows(
+    what: str, note: str, times: tuple[list[float], list[float]], spent: Sequence[float], large: Sequence[int]
+) -> Iterator[Ratio]:
     """Seconds per batch with the panel and without, seconds of each update, its bytes: as rows."""
     ratios = [a / b for a, b in zip(*times, strict=True)]
     low, high = median_interval(ratios)
-    yield Ratio(f"{what}: a batch, panel open", "the same, panel closed", 1e3 * median(times[0]), 1e3 * median(times[1]), median(ratios), low, high,
-                f"{note}; {len(ratios)} pairs of {STRETCH:g} s")
+    yield Ratio(
+        f"{what}: a batch, panel open",
+        "the same, panel closed",
+        1e3 * median(times[0]),
+        1e3 * median(times[1]),
+        median(ratios),
+        low,
+        high,
+        f"{note}; {len(ratios)} pairs of {STRETCH:g} s",
+    )
     shares = [s / .005 for s in spent]
     low, high = median_interval(shares)
-    yield Ratio(f"{what}: an update", "5 ms", 1e3 * median(spent), 5, median(shares), low, high, f"{len(spent)} updates, the longest {1e3 * max(spent):.1f} ms")
+    yield Ratio(
+        f"{what}: an update",
+        "5 ms",
+        1e3 * median(spent),
+        5,
+        median(shares),
+        low,
+        high,
+        f"{len(spent)} updates, the longest {1e3 * max(spent):.1f} ms",
+    )
     low, high = median_interval([s / 20_000 for s in large])
-    yield Ratio(f"{what}: bytes of an update (kB)", "20 kB", median(large) / 1000, 20, median(large) / 20_000, low, high,
-                f"the largest {max(large) / 1000:.1f} kB")
+    yield Ratio(
+        f"{what}: bytes of an update (kB)",
+        "20 kB",
+        median(large) / 1000,
+        20,
+        median(large) / 20_000,
+        low,
+        high,
+        f"the largest {max(large) / 1000:.1f} kB",
+    )
 
 
 def beside(trainer: Trainer, what: str, note: str) -> Iterator[Ratio]:
@@ -145,7 +185,14 @@ def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
 
     with tempfile.TemporaryDirectory() as folder, one_lab(Path(folder), chromium) as lab:
         wire = Wire(lab.page)
-        page = lab.open("panel.ipynb", [f"from benchmarks.bench_panel import InPage, steady\nrun = InPage(steady({str(hdf5)!r}, '.'))", "run.open()", "run.close()"])
+        page = lab.open(
+            "panel.ipynb",
+            [
+                f"from benchmarks.bench_panel import InPage, steady\nrun = InPage(steady({str(hdf5)!r}, '.'))",
+                "run.open()",
+                "run.close()",
+            ],
+        )
         lab.run_cell_with(page, "import")
         kernel, readout = Kernel(lab), page.locator(".tractkit-readout .tractkit-measure[data-name=step]")
         until(lambda: kernel.ask("run.trainer.status.global_step") > 20, 120)
@@ -164,7 +211,13 @@ def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
         spent = kernel.ask("run.spent")
         kernel.ask("run.trainer.stop(wait=True) is None")
         kernel.close()
-        yield from as_rows("Learn2Track in a page", note, times, spent, [size for _, kind, size in wire.seen if kind == "comm_msg" and size > 1000])
+        yield from as_rows(
+            "Learn2Track in a page",
+            note,
+            times,
+            spent,
+            [size for _, kind, size in wire.seen if kind == "comm_msg" and size > 1000],
+        )
 
 
 class OneBatch(BatchIDSampler):
@@ -173,7 +226,9 @@ class OneBatch(BatchIDSampler):
     def plan(self, epoch: int = 0, subset: str = "training") -> Plan:
         plan, n = super().plan(1, subset), 1000 if subset == "training" else 1
         first = plan.order[plan.starts[0]:plan.starts[1]]
-        return Plan(plan.subjects, plan._firsts, np.tile(first, n), np.arange(n + 1) * len(first), epoch=epoch, subset=subset)
+        return Plan(
+            plan.subjects, plan._firsts, np.tile(first, n), np.arange(n + 1) * len(first), epoch=epoch, subset=subset
+        )
 
 
 class Points:
@@ -191,15 +246,29 @@ class Fit(Trainer):
 
 
 def options() -> dict[str, Any]:
-    return dict(max_epochs=10_000, progress=False, device="cpu", num_threads=torch.get_num_threads(), tensorboard=False, checkpoint_every_seconds=None,
-                max_batches_per_epoch_validation=1)
+    return dict(
+        max_epochs=10_000,
+        progress=False,
+        device="cpu",
+        num_threads=torch.get_num_threads(),
+        tensorboard=False,
+        checkpoint_every_seconds=None,
+        max_batches_per_epoch_validation=1,
+    )
 
 
 def steady(hdf5: str | Path, folder: str) -> Trainer:
     dataset = MultiSubjectDataset(hdf5).load_data()
     group, lines = (next(iter(g)) for g in (dataset.training_set[0].volumes, dataset.training_set[0].streamlines))
     model = Learn2Track(NB_FEATURES, rnn_layer_sizes=(64, 64), dropout=.1, step_size=1.0, seed=1)
-    return TrainerOneInput(model, folder, "learn2track", OneBatch(dataset, lines, 8), BatchLoaderOneInput(dataset, model, group, lines), **options())
+    return TrainerOneInput(
+        model,
+        folder,
+        "learn2track",
+        OneBatch(dataset, lines, 8),
+        BatchLoaderOneInput(dataset, model, group, lines),
+        **options(),
+    )
 
 
 def rows() -> Iterator[Ratio]:
@@ -211,4 +280,6 @@ def rows() -> Iterator[Ratio]:
             yield from in_page(hdf5, CHROMIUM, note)
         else:
             yield from beside(steady(hdf5, folder), "Learn2Track", f"{note}; no chromium, so no page")
-        yield from beside(Fit(nn.Linear(1, 1), folder, "toy", Points(), Points(), **options()), "toy", "1,000 batches a second or so")
+        yield from beside(
+            Fit(nn.Linear(1, 1), folder, "toy", Points(), Points(), **options()), "toy", "1,000 batches a second or so"
+        )

@@ -33,27 +33,61 @@ class Outcome:
         model, dipy, shuffled = self.scores[MODEL], self.scores[DIPY], self.scores[SHUFFLED]
         mine = self.losses[MODEL]
         kept = {
-            f"all bundles found: {model.bundles_found} of {len(model.bundles)}": model.bundles_found == len(model.bundles) == 7,
-            f"valid share above DIPY's: {model.share('valid'):.3f}, {dipy.share('valid'):.3f}": model.share("valid") > dipy.share("valid"),
-            f"invalid connections below DIPY's: {model.share('invalid_connections'):.3f}, {dipy.share('invalid_connections'):.3f}":
-                model.share("invalid_connections") < dipy.share("invalid_connections"),
-            f"with the signal shuffled, valid share below DIPY's: {shuffled.share('valid'):.3f}, {dipy.share('valid'):.3f}":
-                shuffled.share("valid") < dipy.share("valid"),
-            f"loss below that of repeating the previous direction: {mine:.4f}, {self.losses[REPEAT]:.4f}": mine < self.losses[REPEAT],
-            f"loss 10 % below that of the control: {mine:.4f}, {self.losses[CONTROL]:.4f}": mine <= 0.9 * self.losses[CONTROL],
+            f"all bundles found: {model.bundles_found} of {len(model.bundles)}": model.bundles_found
+            == len(model.bundles)
+            == 7,
+            f"valid share above DIPY's: {model.share('valid'):.3f}, {dipy.share('valid'):.3f}": model.share("valid")
+            > dipy.share("valid"),
+            f"invalid connections below DIPY's: {model.share('invalid_connections'):.3f}, {dipy.share('invalid_connections'):.3f}": model.share(
+                "invalid_connections"
+            )
+            < dipy.share("invalid_connections"),
+            f"with the signal shuffled, valid share below DIPY's: {shuffled.share('valid'):.3f}, {dipy.share('valid'):.3f}": shuffled.share(
+                "valid"
+            )
+            < dipy.share("valid"),
+            f"loss below that of repeating the previous direction: {mine:.4f}, {self.losses[REPEAT]:.4f}": mine
+            < self.losses[REPEAT],
+            f"loss 10 % below that of the control: {mine:.4f}, {self.losses[CONTROL]:.4f}": mine
+            <= 0.9 * self.losses[CONTROL],
         }
         return [f"seed {self.seed}, {self.subject}: not {promise}" for promise, holds in kept.items() if not holds]
 
     def cells(self) -> list[str]:
-        shares = [f"{100 * self.scores[who].share(kind):.1f}" for kind in ("valid", "invalid_connections") for who in (MODEL, DIPY)]
+        shares = [
+            f"{100 * self.scores[who].share(kind):.1f}"
+            for kind in ("valid", "invalid_connections")
+            for who in (MODEL, DIPY)
+        ]
         found = [f"{s.bundles_found} of {len(s.bundles)}" for s in (self.scores[MODEL], self.scores[DIPY])]
         shuffled = f"{100 * self.scores[SHUFFLED].share('valid'):.1f}"
         losses = [f"{self.losses[who]:.4f}" for who in (MODEL, CONTROL, REPEAT)]
-        return [str(self.seed), self.subject, *shares, *found, shuffled, *losses, "no" if self.shortcomings() else "yes"]
+        return [
+            str(self.seed),
+            self.subject,
+            *shares,
+            *found,
+            shuffled,
+            *losses,
+            "no" if self.shortcomings() else "yes",
+        ]
 
 
-HEADINGS = ["seed", "subject", "valid %, model", "valid %, DIPY", "invalid %, model", "invalid %, DIPY", "bundles, model",
-            "bundles, DIPY", "valid %, shuffled", "loss, model", "loss, control", "loss, repeating", "promises kept"]
+HEADINGS = [
+    "seed",
+    "subject",
+    "valid %, model",
+    "valid %, DIPY",
+    "invalid %, model",
+    "invalid %, DIPY",
+    "bundles, model",
+    "bundles, DIPY",
+    "valid %, shuffled",
+    "loss, model",
+    "loss, control",
+    "loss, repeating",
+    "promises kept",
+]
 
 
 def chosen_seeds(default: str) -> list[int]:
@@ -68,7 +102,10 @@ def train(seed: int, folder: str | Path, **changes) -> Demo:
 
 def outcomes(demo: Demo) -> list[Outcome]:
     """One for each test subject."""
-    return [Outcome(demo.settings.seed, each.subject()[0].name, each.scores(), demo.losses["validation"]) for each in demo.tests]
+    return [
+        Outcome(demo.settings.seed, each.subject()[0].name, each.scores(), demo.losses["validation"])
+        for each in demo.tests
+    ]
 
 
 def as_table(rows: Sequence[Outcome]) -> str:

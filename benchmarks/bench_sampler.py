@@ -12,11 +12,21 @@ from tractkit.core.rng import fold, uniform
 from tractkit.data.sampler import BatchIDSampler
 
 TOTAL = 1_000_000
-MODES = {"all subjects": {}, "runs of 256": {"nb_streamlines_per_chunk": 256}, "bucketed": {"bucket": True},
-         "two subjects a batch": {"nb_subjects_per_batch": 2}, "two for 8 batches, bucketed": {"nb_subjects_per_batch": 2, "cycles": 8, "bucket": True},
-         "subjects in balance": {"balance": "subject"}, "20 bundles in balance": {"balance": "bundle"},
-         "length_mm": {"batch_size_training": 7000, "batch_size_units": "length_mm"},
-         "length_mm, two subjects a batch": {"batch_size_training": 7000, "batch_size_units": "length_mm", "nb_subjects_per_batch": 2}}
+MODES = {
+    "all subjects": {},
+    "runs of 256": {"nb_streamlines_per_chunk": 256},
+    "bucketed": {"bucket": True},
+    "two subjects a batch": {"nb_subjects_per_batch": 2},
+    "two for 8 batches, bucketed": {"nb_subjects_per_batch": 2, "cycles": 8, "bucket": True},
+    "subjects in balance": {"balance": "subject"},
+    "20 bundles in balance": {"balance": "bundle"},
+    "length_mm": {"batch_size_training": 7000, "batch_size_units": "length_mm"},
+    "length_mm, two subjects a batch": {
+        "batch_size_training": 7000,
+        "batch_size_units": "length_mm",
+        "nb_subjects_per_batch": 2,
+    },
+}
 
 
 def stand_in(n_subjects: int) -> SimpleNamespace:
@@ -24,8 +34,12 @@ def stand_in(n_subjects: int) -> SimpleNamespace:
     subjects = []
     for k in range(n_subjects):
         length = 20 + 100 * uniform(fold("length", k), np.arange(TOTAL // n_subjects), dtype=np.float64)
-        bundle = (uniform(fold("bundle", k), np.arange(len(length)), dtype=np.float64)**2 * 20).astype(np.float32)[:, None] // 1
-        sft = SimpleNamespace(lengths_mm=length, nb_points=(2 * length).astype(np.int64), dps={"bundle": bundle}, groups={})
+        bundle = (uniform(fold("bundle", k), np.arange(len(length)), dtype=np.float64) ** 2 * 20).astype(np.float32)[
+            :, None
+        ] // 1
+        sft = SimpleNamespace(
+            lengths_mm=length, nb_points=(2 * length).astype(np.int64), dps={"bundle": bundle}, groups={}
+        )
         subjects.append(SimpleNamespace(name=f"sub-{k}", streamlines={"x": sft}))
     return SimpleNamespace(training_set=subjects, validation_set=[], testing_set=[])
 
@@ -44,11 +58,22 @@ def _rows(n_subjects: int) -> Iterator[Ratio]:
         if n_subjects == 1 and "nb_subjects_per_batch" in settings:
             continue
         sampler = BatchIDSampler(data, "x", **settings)
-        yield compare(f"plan, {name}", lambda sampler=sampler: sampler.plan(next(epoch)), "permutation of 1 M", lambda: rng.permutation(TOTAL), note=note)
+        yield compare(
+            f"plan, {name}",
+            lambda sampler=sampler: sampler.plan(next(epoch)),
+            "permutation of 1 M",
+            lambda: rng.permutation(TOTAL),
+            note=note,
+        )
     plan = BatchIDSampler(data, "x").plan(0)
     shard = plan.shard(1, 4)
     where = (uniform(fold("where"), np.arange(1000)) * len(plan)).astype(int).tolist()
     slices = [plan.order[100 * i:100 * i + 100] for i in where]
     for name, batches in (("plan", plan), ("shard 1 of 4", shard)):
-        yield compare(f"1,000 look-ups in a {name}", lambda batches=batches: [batches[i] for i in where], "copies of 1,000 slices",
-                      lambda: [s.copy() for s in slices], note=note)
+        yield compare(
+            f"1,000 look-ups in a {name}",
+            lambda batches=batches: [batches[i] for i in where],
+            "copies of 1,000 slices",
+            lambda: [s.copy() for s in slices],
+            note=note,
+        )

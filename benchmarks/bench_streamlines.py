@@ -59,15 +59,40 @@ def rows() -> Iterator[Ratio]:
         return split(new, at, cut & (new.nb_points > 2))[0]
 
     yield compare("take 1,024", lambda: s[ids], "fancy indexing of their points", lambda: s.points[picked], note=NOTE)
-    yield compare("resample 1 mm, reverse .5, split .5", augment, "DIPY and a loop", lambda: augment_dipy(lines, turn, cut, where), note=NOTE)
+    yield compare(
+        "resample 1 mm, reverse .5, split .5",
+        augment,
+        "DIPY and a loop",
+        lambda: augment_dipy(lines, turn, cut, where),
+        note=NOTE,
+    )
     yield compare("lengths", lambda: batch.lengths(affine), "DIPY", lambda: length(lines), note=NOTE)
-    yield compare("compress 0.1 mm", lambda: compress(batch, 0.1, affine), "DIPY", lambda: compress_streamlines(lines, tol_error=0.1), note=NOTE)
-    yield compare("directions", lambda: segment_directions(batch), "a loop of np.diff", lambda: [np.diff(p, axis=0) for p in lines], note=NOTE)
+    yield compare(
+        "compress 0.1 mm",
+        lambda: compress(batch, 0.1, affine),
+        "DIPY",
+        lambda: compress_streamlines(lines, tol_error=0.1),
+        note=NOTE,
+    )
+    yield compare(
+        "directions",
+        lambda: segment_directions(batch),
+        "a loop of np.diff",
+        lambda: [np.diff(p, axis=0) for p in lines],
+        note=NOTE,
+    )
     with tempfile.TemporaryDirectory() as folder:
         t = Tractogram(s, np.diag([2.0, 2, 2, 1]), (100, 100, 100))
         for kind in ("trk", "tck", "trx"):
             path = f"{folder}/a.{kind}"
             t.save(path)
-            name, read = {"trx": ("trx-python, positions only", lambda path=path: np.array(tmm.load(path).streamlines._data))}.get(
-                kind, ("nibabel", lambda path=path: nib.streamlines.load(path)))
-            yield compare(f"read .{kind}", lambda path=path: Tractogram.load(path, reference=t), name, read, note=f"{NOTE}, page cache warm")
+            name, read = {
+                "trx": ("trx-python, positions only", lambda path=path: np.array(tmm.load(path).streamlines._data))
+            }.get(kind, ("nibabel", lambda path=path: nib.streamlines.load(path)))
+            yield compare(
+                f"read .{kind}",
+                lambda path=path: Tractogram.load(path, reference=t),
+                name,
+                read,
+                note=f"{NOTE}, page cache warm",
+            )

@@ -68,12 +68,20 @@ def _rows() -> Iterator[Ratio]:
 
     @torch.no_grad()
     def steps_alone():
-        inputs, previous, state = torch.zeros(2 * SEEDS, FEATURES), torch.zeros(2 * SEEDS, 3), model.init_state(2 * SEEDS)
+        inputs, previous, state = (
+            torch.zeros(2 * SEEDS, FEATURES),
+            torch.zeros(2 * SEEDS, 3),
+            model.init_state(2 * SEEDS),
+        )
         for n in Counting.sizes:
             model.step(inputs[:n], previous[:n], model.select_state(state, slice(n)))
 
-    ratio = compare(f"Tracker, {SEEDS:,} seeds, {sum(Counting.sizes):,} steps of tips", lambda: tracker.track(seeds, progress=False),
-                    "model steps alone", steps_alone)
+    ratio = compare(
+        f"Tracker, {SEEDS:,} seeds, {sum(Counting.sizes):,} steps of tips",
+        lambda: tracker.track(seeds, progress=False),
+        "model steps alone",
+        steps_alone,
+    )
     speed = 1e3 * SEEDS / ratio.ours_ms
     yield replace(ratio, note=f"{speed:,.0f} streamlines/s, CPU, 1 thread")
 
@@ -84,5 +92,10 @@ def _rows() -> Iterator[Ratio]:
         return bundles_distances_mdf(ra, rb).min(1)
 
     np.testing.assert_allclose(nearest_mdf(a, b), dipys(), rtol=1e-4)
-    yield compare("nearest_mdf, 1,000 to 1,000", lambda: nearest_mdf(a, b), "DIPY bundles_distances_mdf, then min", dipys,
-                  note="1 thread")
+    yield compare(
+        "nearest_mdf, 1,000 to 1,000",
+        lambda: nearest_mdf(a, b),
+        "DIPY bundles_distances_mdf, then min",
+        dipys,
+        note="1 thread",
+    )

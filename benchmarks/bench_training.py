@@ -81,8 +81,20 @@ class Turns:
 def make_parts(dataset: MultiSubjectDataset) -> tuple[Learn2Track, BatchIDSampler, CountingLoader]:
     model = Learn2Track(FEATURES, rnn_layer_sizes=LAYERS, dropout=0.1, step_size=1.0)
     sampler = BatchIDSampler(dataset, "streamlines", BATCH, BATCH)
-    return model, sampler, CountingLoader(dataset, model, "input", "streamlines", step_size=1.0, split_ratio=0.2, reverse_ratio=0.5,
-                                          noise_gaussian_size_forward=0.1)
+    return (
+        model,
+        sampler,
+        CountingLoader(
+            dataset,
+            model,
+            "input",
+            "streamlines",
+            step_size=1.0,
+            split_ratio=0.2,
+            reverse_ratio=0.5,
+            noise_gaussian_size_forward=0.1,
+        ),
+    )
 
 
 class Alone:
@@ -110,16 +122,29 @@ class Alone:
 def trainer_row(dataset: MultiSubjectDataset, root: Path, threads: int) -> Ratio:
     alone = Alone(dataset)
     model, sampler, loader = make_parts(dataset)
-    trainer = TrainerOneInput(model, root, f"run-{threads}", sampler, loader, max_epochs=1, num_threads=threads, device="cpu",
-                              checkpoint_every_seconds=None)
+    trainer = TrainerOneInput(
+        model,
+        root,
+        f"run-{threads}",
+        sampler,
+        loader,
+        max_epochs=1,
+        num_threads=threads,
+        device="cpu",
+        checkpoint_every_seconds=None,
+    )
     turns = Turns(trainer)
     turns.done.acquire()  # it has run its first batch
     turns.settle()
     try:
-        row = compare(f"trainer, {TURN} batches of {BATCH}", turns, "forward + backward + step alone", alone, pairs=PAIRS)
+        row = compare(
+            f"trainer, {TURN} batches of {BATCH}", turns, "forward + backward + step alone", alone, pairs=PAIRS
+        )
     finally:
         turns.end()
-    return replace(row, note=f"{TURN * alone.points / row.ours_ms * 1e3:,.0f} points/s, CPU, {threads} thread{'s' * (threads > 1)}")
+    return replace(
+        row, note=f"{TURN * alone.points / row.ours_ms * 1e3:,.0f} points/s, CPU, {threads} thread{'s' * (threads > 1)}"
+    )
 
 
 def padding_rows() -> Iterator[Ratio]:
@@ -136,14 +161,21 @@ def padding_rows() -> Iterator[Ratio]:
         buckets.pack([rnn(b)[0] for b in buckets.pad(x)]).square().mean().backward()
 
     def packed():
-        y = torch.nn.utils.rnn.pack_sequence([x[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)], enforce_sorted=False)
+        y = torch.nn.utils.rnn.pack_sequence(
+            [x[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)], enforce_sorted=False
+        )
         for layer in rnn.layers:
             y, _ = layer(y)
         y.data.square().mean().backward()
 
-    note, name = f"{BATCH} streamlines, {total:,} points, {torch.get_num_threads()} thread(s)", f"padded blocks, LSTM {LAYERS[0]}-{LAYERS[1]}"
+    note, name = (
+        f"{BATCH} streamlines, {total:,} points, {torch.get_num_threads()} thread(s)",
+        f"padded blocks, LSTM {LAYERS[0]}-{LAYERS[1]}",
+    )
     yield compare(name, blocks, "pack_sequence", packed, note=note)
-    row = compare(name, blocks, "one dense batch of equal lengths", lambda: rnn(dense)[0].square().mean().backward(), note=note)
+    row = compare(
+        name, blocks, "one dense batch of equal lengths", lambda: rnn(dense)[0].square().mean().backward(), note=note
+    )
     rate = dense.shape[0] * dense.shape[1] / total / row.ratio
     yield replace(row, note=f"{note}; {rate:.2f} of its points/s")
 
@@ -165,12 +197,30 @@ def share_rows(dataset: MultiSubjectDataset, root: Path) -> Iterator[Ratio]:
 
     def write():
         for k in range(TURN):
-            log.append("batch", epoch=0, batch=k, step=k, loss=0.123456789, n=12345, grad_norm=1.23456, learning_rate=1e-3, time={"seconds": 1.5, "wait": 0.1})
+            log.append(
+                "batch",
+                epoch=0,
+                batch=k,
+                step=k,
+                loss=0.123456789,
+                n=12345,
+                grad_norm=1.23456,
+                learning_rate=1e-3,
+                time={"seconds": 1.5, "wait": 0.1},
+            )
 
     epoch = len(plan) / TURN
-    row = compare(f"a checkpoint of {state.nb_parameters:,} parameters and Adam", save, f"an epoch of {len(plan)} batches", alone)
-    yield replace(row, reference_ms=row.reference_ms * epoch, ratio=row.ratio / epoch, low=row.low / epoch, high=row.high / epoch,
-                  note=f"{row.ratio / epoch:.3%} of the time")
+    row = compare(
+        f"a checkpoint of {state.nb_parameters:,} parameters and Adam", save, f"an epoch of {len(plan)} batches", alone
+    )
+    yield replace(
+        row,
+        reference_ms=row.reference_ms * epoch,
+        ratio=row.ratio / epoch,
+        low=row.low / epoch,
+        high=row.high / epoch,
+        note=f"{row.ratio / epoch:.3%} of the time",
+    )
     row = compare(f"the log of {TURN} batches", write, f"{TURN} batches", alone)
     yield replace(row, note=f"{row.ratio:.3%} of the time")
 
@@ -179,17 +229,31 @@ def memory_row(dataset: MultiSubjectDataset, root: Path) -> Ratio:
     """Resident memory after 200 and after 2,000 batches (of 32, for time's sake)."""
     model, _, loader = make_parts(dataset)
     sampler, seen = BatchIDSampler(dataset, "streamlines", 32, 32), {}
-    trainer = TrainerOneInput(model, root, "memory", sampler, loader, max_epochs=1, max_batches_per_epoch_training=2000, device="cpu", progress=False)
+    trainer = TrainerOneInput(
+        model,
+        root,
+        "memory",
+        sampler,
+        loader,
+        max_epochs=1,
+        max_batches_per_epoch_training=2000,
+        device="cpu",
+        progress=False,
+    )
 
     def at_batch(event: str, trainer: TrainerOneInput) -> None:
         if event == "batch" and trainer.state.global_step in (200, 2000):
             with open("/proc/self/status", encoding="ascii") as f:
-                seen[trainer.state.global_step] = next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) / 1024
+                seen[trainer.state.global_step] = (
+                    next(int(line.split()[1]) for line in f if line.startswith("VmRSS")) / 1024
+                )
 
     trainer.listeners.append(at_batch)
     trainer.train_and_validate()
     low, high = seen[200], seen[2000]
-    return Ratio("memory after 2,000 batches, MB", "after 200", high, low, high / low, high / low, high / low, "not a time")
+    return Ratio(
+        "memory after 2,000 batches, MB", "after 200", high, low, high / low, high / low, high / low, "not a time"
+    )
 
 
 def rows() -> Iterator[Ratio]:
@@ -197,7 +261,13 @@ def rows() -> Iterator[Ratio]:
     try:
         with tempfile.TemporaryDirectory() as folder:
             root, names = bench_subjects(), list(splits_of(bench_subjects()).values())
-            data = create_hdf5(root, Path(folder) / "data.hdf5", CONFIG, {"training": sum(names, []), "validation": [], "testing": []}, progress=False)
+            data = create_hdf5(
+                root,
+                Path(folder) / "data.hdf5",
+                CONFIG,
+                {"training": sum(names, []), "validation": [], "testing": []},
+                progress=False,
+            )
             dataset = MultiSubjectDataset(data, lazy=True).load_data()
             for n in sorted({1, threads}):
                 torch.set_num_threads(n)

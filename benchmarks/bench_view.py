@@ -81,7 +81,9 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
                 lab.run_cell(page, 1)
                 canvas(page).wait_for(timeout=60_000)
                 until(lambda: seen(page), 60)
-                (later if number_here else first).append((time.perf_counter() - began, sum(process.cpu_times()[:2]) - before))
+                (later if number_here else first).append(
+                    (time.perf_counter() - began, sum(process.cpu_times()[:2]) - before)
+                )
                 rest(page)
                 words = kernel.ask("repr(v)")
                 lab.run_cell(page, 2)
@@ -97,7 +99,9 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
         for pair in range(pairs):
             both = {}
             for which in ("browser", "offscreen") if pair % 2 else ("offscreen", "browser"):
-                both[which] = _drag_rate(page, shown, kernel) if which == "browser" else kernel.ask(f"redraw_rate({SECONDS})")
+                both[which] = (
+                    _drag_rate(page, shown, kernel) if which == "browser" else kernel.ask(f"redraw_rate({SECONDS})")
+                )
             rates.append((both["browser"], both["offscreen"]))
         process = psutil.Process(kernel.ask("os.getpid()"))
         page.wait_for_timeout(3000)
@@ -108,16 +112,20 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
     print(f"load average before each opening: {', '.join(f'{load:.1f}' for load in loads)}; openings: {first + later}")
     ratios = [a / b for a, b in rates]
     low, high = median_interval(ratios)
-    return "\n".join([
-        "| what | measured | promised |", "| --- | --- | --- |",
-        f"| 100,000 streamlines, from running the cell to a painted canvas, {words}: in a fresh kernel and a new home folder | "
-        f"{_seconds(first[:1])} | |",
-        f"| the same in {kernels - 1} fresh kernels, median | {_seconds(first[1:])} | under 5 s |",
-        f"| the same, {opens} times more in one of these kernels, median | {_seconds(later)} | under 5 s |",
-        f"| 2,000 streamlines dragged in the browser beside redrawn offscreen, {pairs} pairs of {SECONDS:g} s | "
-        f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio {median(ratios):.2f} "
-        f"({low:.2f} – {high:.2f}) | at least 0.6 |",
-        f"| an open view at rest for {idle:g} s, the kernel's processor time | {100 * share:.1f} % of a core | under 2 % |"])
+    return "\n".join(
+        [
+            "| what | measured | promised |",
+            "| --- | --- | --- |",
+            f"| 100,000 streamlines, from running the cell to a painted canvas, {words}: in a fresh kernel and a new home folder | "
+            f"{_seconds(first[:1])} | |",
+            f"| the same in {kernels - 1} fresh kernels, median | {_seconds(first[1:])} | under 5 s |",
+            f"| the same, {opens} times more in one of these kernels, median | {_seconds(later)} | under 5 s |",
+            f"| 2,000 streamlines dragged in the browser beside redrawn offscreen, {pairs} pairs of {SECONDS:g} s | "
+            f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio {median(ratios):.2f} "
+            f"({low:.2f} – {high:.2f}) | at least 0.6 |",
+            f"| an open view at rest for {idle:g} s, the kernel's processor time | {100 * share:.1f} % of a core | under 2 % |",
+        ]
+    )
 
 
 def _seconds(opened: list[tuple[float, float]]) -> str:

@@ -41,7 +41,9 @@ def torch_sampler(volume: Volume, points: np.ndarray, layout: torch.memory_forma
     """grid_sample on a volume already in its layout and a grid already normalised: only the sampling is timed."""
     data = torch.from_numpy(volume.data).to(device).permute(3, 2, 1, 0)[None].contiguous(memory_format=layout)
     grid = torch.from_numpy(2 * points / (np.array(SHAPE, np.float32) - 1) - 1).to(device)[None, None, None]
-    return lambda: torch.nn.functional.grid_sample(data, grid, mode="bilinear", padding_mode="border", align_corners=True)
+    return lambda: torch.nn.functional.grid_sample(
+        data, grid, mode="bilinear", padding_mode="border", align_corners=True
+    )
 
 
 def scipy_sampler(volume: Volume, points: np.ndarray, threads: int):
@@ -51,7 +53,12 @@ def scipy_sampler(volume: Volume, points: np.ndarray, threads: int):
     def run():
         out = np.empty((len(features), len(points)), np.float32)
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda c: ndimage.map_coordinates(features[c], where, output=out[c], order=1, mode="nearest"), range(len(features))))
+            list(
+                pool.map(
+                    lambda c: ndimage.map_coordinates(features[c], where, output=out[c], order=1, mode="nearest"),
+                    range(len(features)),
+                )
+            )
         return out
     return run
 
@@ -79,5 +86,10 @@ def _rows(volume: Volume, threads: int) -> Iterator[Ratio]:
             np.testing.assert_allclose(ours(), np.asarray(run()).reshape(FEATURES, -1).T, atol=1e-3)
             yield compare(f"{POINTS:,} points {name}", ours, rival, run, note=note)
         few = points[:POINTS // 7]
-        yield compare(f"{len(few):,} points {name}, axes: 7 samples each", lambda few=few: volume.sample(few, neighborhood=axes, threads=threads),
-                      f"{7 * len(few):,} points without", lambda points=points, few=few: volume.sample(points[:7 * len(few)], threads=threads), note=note)
+        yield compare(
+            f"{len(few):,} points {name}, axes: 7 samples each",
+            lambda few=few: volume.sample(few, neighborhood=axes, threads=threads),
+            f"{7 * len(few):,} points without",
+            lambda points=points, few=few: volume.sample(points[: 7 * len(few)], threads=threads),
+            note=note,
+        )

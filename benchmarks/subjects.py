@@ -106,7 +106,9 @@ def _arcs(rng, n: int) -> Streamlines:
         side /= np.linalg.norm(side, axis=1, keepdims=True)
         bend = rng.uniform(25, 200, n) / 2  # voxels
         angle = ((np.arange(len(ids)) - offsets[ids] - counts[ids] / 2) * (step[ids] / 2) / bend[ids])[:, None]
-        points = rng.uniform(0, 1, (n, 3))[ids] * box + bend[ids, None] * (np.sin(angle) * ahead[ids] + (1 - np.cos(angle)) * side[ids])
+        points = rng.uniform(0, 1, (n, 3))[ids] * box + bend[ids, None] * (
+            np.sin(angle) * ahead[ids] + (1 - np.cos(angle)) * side[ids]
+        )
         inside = np.logical_and.reduceat(((points >= 0) & (points <= box)).all(1), offsets[:-1])
         kept.append(Streamlines(points, offsets)[inside])
     offsets = np.concatenate([s.nb_points for s in kept])[:n]

@@ -27,12 +27,18 @@ def _has_vulkan() -> bool:
 def _has_webgl() -> bool:
     from playwright.sync_api import sync_playwright
 
-    with sync_playwright() as p, p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]) as browser:
+    with (
+        sync_playwright() as p,
+        p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"]) as browser,
+    ):
         return browser.new_page().evaluate("() => !!document.createElement('canvas').getContext('webgl2')")
 
 
 def _has_namespaces() -> bool:
-    return shutil.which("unshare") is not None and subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode == 0
+    return (
+        shutil.which("unshare") is not None
+        and subprocess.run(["unshare", "-Urm", "true"], capture_output=True).returncode == 0
+    )
 
 
 # marker -> (can this machine run it?, what a person can do about it); asked only where a test carries the marker
@@ -42,16 +48,36 @@ NEEDS = {
     "browser": (lambda: CHROMIUM is not None, "no chromium or google-chrome on the PATH"),
     "vulkan": (_has_vulkan, "no Vulkan driver for FURY: tractkit.viz.vulkan.NO_VULKAN says what to install"),
     "webgl": (_has_webgl, "no WebGL 2 in this browser: tests/test_niivue.py asks the traits only"),
-    "namespaces": (_has_namespaces, "no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py"),
+    "namespaces": (
+        _has_namespaces,
+        "no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py",
+    ),
     "linux": (lambda: sys.platform == "linux", "asks Linux: /proc, or limits of a process"),
     "real": (lambda: bool(DATA), "TRACTKIT_DATA names no folder of real data"),
 }
 
 
 # Files that take minutes, longest first: where files run side by side, none of these may be the last to begin.
-LONG = ["test_promise.py", "test_demo.py", "test_torchrun.py", "test_loggers.py", "test_fuzz.py", "test_train.py", "test_process.py",
-        "test_tutorial_browser.py", "test_view_browser.py", "test_panel_browser.py", "test_resume.py", "test_overrides.py",
-        "test_dataset.py", "test_loader.py", "test_prefetch.py", "test_torch_model.py", "test_made_before.py", "test_trainer.py"]
+LONG = [
+    "test_promise.py",
+    "test_demo.py",
+    "test_torchrun.py",
+    "test_loggers.py",
+    "test_fuzz.py",
+    "test_train.py",
+    "test_process.py",
+    "test_tutorial_browser.py",
+    "test_view_browser.py",
+    "test_panel_browser.py",
+    "test_resume.py",
+    "test_overrides.py",
+    "test_dataset.py",
+    "test_loader.py",
+    "test_prefetch.py",
+    "test_torch_model.py",
+    "test_made_before.py",
+    "test_trainer.py",
+]
 
 
 def pytest_collection_modifyitems(items):

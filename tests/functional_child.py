@@ -22,7 +22,9 @@ BATCHES, EPOCHS = 6, 3
 
 
 def load_image(i):
-    return np.sin(np.arange(36.0).reshape(1, 6, 6) * (i + 1) / 9) + .1 * normal(item_key(), np.arange(36)).reshape(1, 6, 6)
+    return np.sin(np.arange(36.0).reshape(1, 6, 6) * (i + 1) / 9) + 0.1 * normal(item_key(), np.arange(36)).reshape(
+        1, 6, 6
+    )
 
 
 def load_label(i):
@@ -49,7 +51,15 @@ def in_pairs(items):
 def make_batches(kind="keyed"):
     source = load_by_random_id(load_image, load_label, ids=range(40)) if kind == "keyed" else counting()
     stages = [Iterator(in_pairs)] if kind == "counted" else []
-    return Infinite(source, *stages, Threads(turn, .5, n_workers=2), random_apply(.3, turn, 1.0), batch_size=4, batches_per_epoch=BATCHES, seed=3)
+    return Infinite(
+        source,
+        *stages,
+        Threads(turn, 0.5, n_workers=2),
+        random_apply(0.3, turn, 1.0),
+        batch_size=4,
+        batches_per_epoch=BATCHES,
+        seed=3,
+    )
 
 
 class Weighted(TorchModel):
@@ -90,7 +100,11 @@ class Dies(Policy):
 
 
 def die_in_save(point, count):
-    holder, name = {"fsync": (files.os, "fsync"), "rename": (files.os, "replace"), "serialise": (checkpoint.safetensors.torch, "save")}[point]
+    holder, name = {
+        "fsync": (files.os, "fsync"),
+        "rename": (files.os, "replace"),
+        "serialise": (checkpoint.safetensors.torch, "save"),
+    }[point]
     original, seen = getattr(holder, name), [0]
 
     def deadly(*args, **kwargs):
@@ -127,9 +141,20 @@ def train(folder, kind="keyed", hook="", count=0, **options):
     policies = {"dies": Dies(hook, count)} if hook in Dies.__dict__ else {}
     if hook and not policies:
         die_in_save(hook, count)
-    return train_model(model, make_batches(kind), EPOCHS, lr, log_path=folder + "/logs", checkpoints_path=folder + "/checkpoints",
-                       validate=lambda: {"mean": model.do_inf_step(images).max(-1).mean()}, progress=False, weights=Exponential(1, .8),
-                       decay=Remembers(), options={"checkpoint_every_batches": 2, "num_threads": 1, **options}, **policies)
+    return train_model(
+        model,
+        make_batches(kind),
+        EPOCHS,
+        lr,
+        log_path=folder + "/logs",
+        checkpoints_path=folder + "/checkpoints",
+        validate=lambda: {"mean": model.do_inf_step(images).max(-1).mean()},
+        progress=False,
+        weights=Exponential(1, 0.8),
+        decay=Remembers(),
+        options={"checkpoint_every_batches": 2, "num_threads": 1, **options},
+        **policies,
+    )
 
 
 def main():

@@ -41,8 +41,11 @@ def sample_file(folder: Path) -> Path:
             g = subject["streamlines"]
             n, n_points = len(g["lengths"]), len(g["data"])
             for name, values in {
-                "data_per_point/fa": rng.random((n_points, 1), np.float32), "groups/left": np.arange(0, n, 2), "groups/none": np.zeros(0, np.int64),
-                "connectivity_matrix": rng.random((8, 8)).astype(np.float32), "data_per_streamline/weight": rng.random((n, 2), np.float32),
+                "data_per_point/fa": rng.random((n_points, 1), np.float32),
+                "groups/left": np.arange(0, n, 2),
+                "groups/none": np.zeros(0, np.int64),
+                "connectivity_matrix": rng.random((8, 8)).astype(np.float32),
+                "data_per_streamline/weight": rng.random((n, 2), np.float32),
                 "source_ids": np.arange(n),
             }.items():
                 if name not in g:
@@ -65,7 +68,9 @@ def sample_file(folder: Path) -> Path:
 # "error" (at the subject and group named), "same" (loads as if nothing were), "loads" (loads, with other values) or
 # "any" of those.
 
-HDF5_DAMAGE: dict[str, tuple[str, str, Callable]] = {}  # name -> (expect, group: "streamlines", "input", "subject", "root"; function)
+HDF5_DAMAGE: dict[
+    str, tuple[str, str, Callable]
+] = {}  # name -> (expect, group: "streamlines", "input", "subject", "root"; function)
 
 
 def damage(name: str, expect: str, group: str = "streamlines"):
@@ -112,14 +117,24 @@ def _register() -> None:
 
     # offsets and lengths
     for name, function in {
-        "an offset is negative": put("offsets", 1, -5), "the first offset is not 0": put("offsets", 0, 2), "an offset is past the end": put("offsets", -1, 10**9),
-        "an offset is huge": put("offsets", 2, 2**63 - 1), "offsets decrease": put("offsets", 3, 1), "offsets are missing": remove("streamlines/offsets"),
-        "offsets are floats": change("offsets", lambda o: o.astype(float)), "offsets are too few": change("offsets", lambda o: o[:-1]),
-        "offsets have n + 1": change("offsets", lambda o: np.append(o, 99)), "offsets are 2-D": change("offsets", lambda o: o[:, None]),
+        "an offset is negative": put("offsets", 1, -5),
+        "the first offset is not 0": put("offsets", 0, 2),
+        "an offset is past the end": put("offsets", -1, 10**9),
+        "an offset is huge": put("offsets", 2, 2**63 - 1),
+        "offsets decrease": put("offsets", 3, 1),
+        "offsets are missing": remove("streamlines/offsets"),
+        "offsets are floats": change("offsets", lambda o: o.astype(float)),
+        "offsets are too few": change("offsets", lambda o: o[:-1]),
+        "offsets have n + 1": change("offsets", lambda o: np.append(o, 99)),
+        "offsets are 2-D": change("offsets", lambda o: o[:, None]),
         "offsets are wide unsigned": change("offsets", lambda o: o.astype(np.uint64) + np.uint64(2**63)),
-        "a length is one more": put("lengths", 2, 99), "a length is negative": put("lengths", 0, -1), "a length is huge": put("lengths", 1, 2**62),
-        "two lengths cancel": change("lengths", lambda n: np.r_[2**62, -(2**62), n[2:]]), "lengths are missing": remove("streamlines/lengths"),
-        "lengths are text": change("lengths", lambda n: np.array([b"three"] * len(n))), "lengths are empty": change("lengths", lambda n: n[:0]),
+        "a length is one more": put("lengths", 2, 99),
+        "a length is negative": put("lengths", 0, -1),
+        "a length is huge": put("lengths", 1, 2**62),
+        "two lengths cancel": change("lengths", lambda n: np.r_[2**62, -(2**62), n[2:]]),
+        "lengths are missing": remove("streamlines/lengths"),
+        "lengths are text": change("lengths", lambda n: np.array([b"three"] * len(n))),
+        "lengths are empty": change("lengths", lambda n: n[:0]),
         "lengths are a scalar": change("lengths", lambda n: n[0]),
     }.items():
         damage(name, "error")(function)
@@ -131,10 +146,16 @@ def _register() -> None:
     for value in (np.nan, np.inf, -np.inf):
         damage(f"a point is {value}", "error")(put("data", (3, 1), value))
     for name, make in {
-        "points are 2-D only": lambda d: d[:, :2], "points are flat": lambda d: d.ravel(), "points are whole numbers": lambda d: d.astype(int), "points are complex": lambda d: d.astype(complex),
-        "points are text": lambda d: np.array([b"x"] * len(d)), "points are too many": lambda d: np.concatenate([d, d[:3]]),
-        "points are too few": lambda d: d[:-2], "there are no points": lambda d: d[:0],
-        "points are pairs of names": lambda d: np.zeros(len(d), [("x", "f4"), ("y", "f4")]), "points are of huge doubles": lambda d: d.astype("f8") * 1e300,
+        "points are 2-D only": lambda d: d[:, :2],
+        "points are flat": lambda d: d.ravel(),
+        "points are whole numbers": lambda d: d.astype(int),
+        "points are complex": lambda d: d.astype(complex),
+        "points are text": lambda d: np.array([b"x"] * len(d)),
+        "points are too many": lambda d: np.concatenate([d, d[:3]]),
+        "points are too few": lambda d: d[:-2],
+        "there are no points": lambda d: d[:0],
+        "points are pairs of names": lambda d: np.zeros(len(d), [("x", "f4"), ("y", "f4")]),
+        "points are of huge doubles": lambda d: d.astype("f8") * 1e300,
     }.items():
         damage(name, "error")(change("data", make))
     for kind in (">f4", "<f8", ">f8"):
@@ -155,7 +176,11 @@ def _register() -> None:
         del h5[subject]["streamlines/data"]
         h5[subject]["streamlines"].create_dataset("data", shape, np.float32)
 
-    for name, how in {"a terabyte of points that is not there": {}, "a terabyte of points in empty chunks": {"chunks": (1000, 3)}}.items():
+    for name, how in {
+        "a terabyte of points that is not there": {},
+        "a terabyte of points in empty chunks": {"chunks": (1000, 3)},
+    }.items():
+
         @damage(name, "error")
         def _(h5, subject, how=how):
             g = h5[subject]["streamlines"]
@@ -202,21 +227,39 @@ def _register() -> None:
         damage(f"{group} has no type", "error", group)(attribute(group, "type", None))
         for value in ("tensor", 3, b"\xff\xfe", h5py.Empty("f4")):
             damage(f"{group} has type {value!r}", "error", group)(attribute(group, "type", value))
-        damage(f"{group} has type bytes", "any", group)(attribute(group, "type", np.bytes_({"input": "volume"}.get(group, group))))
+        damage(f"{group} has type bytes", "any", group)(
+            attribute(group, "type", np.bytes_({"input": "volume"}.get(group, group)))
+        )
         damage(f"{group} has no affine", "error", group)(attribute(group, "affine", None))
-        for name, value in {"singular": np.zeros((4, 4)), "flat": np.diag([1., 1, 0, 1]), "NaN": np.full((4, 4), np.nan), "of shape (3, 4)": np.eye(4)[:3],
-                            "text": "affine", "a scalar": 3.0, "not affine": np.ones((4, 4)), "empty": h5py.Empty("f8")}.items():
+        for name, value in {
+            "singular": np.zeros((4, 4)),
+            "flat": np.diag([1.0, 1, 0, 1]),
+            "NaN": np.full((4, 4), np.nan),
+            "of shape (3, 4)": np.eye(4)[:3],
+            "text": "affine",
+            "a scalar": 3.0,
+            "not affine": np.ones((4, 4)),
+            "empty": h5py.Empty("f8"),
+        }.items():
             damage(f"{group} has an affine that is {name}", "error", group)(attribute(group, "affine", value))
-        damage(f"{group} has an affine of huge voxels", "any", group)(attribute(group, "affine", np.diag([1e12, 1e12, 1e12, 1])))
-        damage(f"{group} has an affine of tiny voxels", "any", group)(attribute(group, "affine", np.diag([1e-12, 1e-12, 1e-12, 1])))
-        damage(f"{group} is the other kind", "error", group)(attribute(group, "type", "volume" if group == "streamlines" else "streamlines"))
+        damage(f"{group} has an affine of huge voxels", "any", group)(
+            attribute(group, "affine", np.diag([1e12, 1e12, 1e12, 1]))
+        )
+        damage(f"{group} has an affine of tiny voxels", "any", group)(
+            attribute(group, "affine", np.diag([1e-12, 1e-12, 1e-12, 1]))
+        )
+        damage(f"{group} is the other kind", "error", group)(
+            attribute(group, "type", "volume" if group == "streamlines" else "streamlines")
+        )
     for name in ("space", "origin"):
         damage(f"no {name}", "error")(attribute("streamlines", name, None))
         for value in ("Space.RASMM", 3, np.eye(2), h5py.Empty("f4")):
             damage(f"{name} is {np.shape(value)} {value!r:.12}", "error")(attribute("streamlines", name, value))
     damage("no dimensions", "error")(attribute("streamlines", "dimensions", None))
     for value in ([14, 11], [0, 11, 9], [-3, 11, 9], [np.nan] * 3, [1.5, 2, 3], "14 11 9", 14, [2**60] * 3):
-        damage(f"dimensions are {value}", "any" if value == [2**60] * 3 else "error")(attribute("streamlines", "dimensions", value))
+        damage(f"dimensions are {value}", "any" if value == [2**60] * 3 else "error")(
+            attribute("streamlines", "dimensions", value)
+        )
     for name in ("voxel_sizes", "voxel_order", "tractkit_checksum", "tractkit_removed"):
         damage(f"no {name}", "same")(attribute("streamlines", name, None))
         damage(f"{name} is text", "same")(attribute("streamlines", name, "none"))
@@ -256,11 +299,26 @@ def _register() -> None:
     damage("a connectivity matrix is not square", "any")(change("connectivity_matrix", lambda m: m[:3]))
     damage("a connectivity matrix is text", "any")(change("connectivity_matrix", lambda m: np.array([b"x"])))
     damage("a connectivity matrix has no type", "any")(attribute("streamlines", "connectivity_matrix_type", None))
-    damage("a connectivity matrix is of other blocs", "any")(attribute("streamlines", "connectivity_nb_blocs", [3, 3, 3]))
+    damage("a connectivity matrix is of other blocs", "any")(
+        attribute("streamlines", "connectivity_nb_blocs", [3, 3, 3])
+    )
     damage("source ids are too few", "any")(change("source_ids", lambda v: v[:-1]))
 
-    for path in ("offsets", "lengths", "euclidean_lengths", "data_per_streamline/bundle", "data_per_point/fa", "groups/left", "connectivity_matrix"):
-        for what, value in {"a word": "word", "empty": h5py.Empty("f4"), "a table of words": [["a", "b"]], "a date": np.zeros(3, "V8")}.items():
+    for path in (
+        "offsets",
+        "lengths",
+        "euclidean_lengths",
+        "data_per_streamline/bundle",
+        "data_per_point/fa",
+        "groups/left",
+        "connectivity_matrix",
+    ):
+        for what, value in {
+            "a word": "word",
+            "empty": h5py.Empty("f4"),
+            "a table of words": [["a", "b"]],
+            "a date": np.zeros(3, "V8"),
+        }.items():
             damage(f"{path} is {what}", "error")(change(path, lambda v, value=value: value))
 
         @damage(f"{path} is a terabyte that is not there", "error")
@@ -271,14 +329,25 @@ def _register() -> None:
             g.create_dataset(path, (10**12 // kind.itemsize, *shape[1:]), kind, chunks=(1000, *shape[1:]))
 
     # volumes
-    for name, make in {"text": lambda d: "voxels", "2-D": lambda d: d[0, 0], "5-D": lambda d: d[..., None], "complex": lambda d: d.astype(complex),
-                       "empty": lambda d: d[:0], "without features": lambda d: d[..., :0], "pairs of names": lambda d: np.zeros(3, [("x", "f4"), ("y", "f4")])}.items():
+    for name, make in {
+        "text": lambda d: "voxels",
+        "2-D": lambda d: d[0, 0],
+        "5-D": lambda d: d[..., None],
+        "complex": lambda d: d.astype(complex),
+        "empty": lambda d: d[:0],
+        "without features": lambda d: d[..., :0],
+        "pairs of names": lambda d: np.zeros(3, [("x", "f4"), ("y", "f4")]),
+    }.items():
         damage(f"the volume is {name}", "error", "input")(change("data", make, "input"))
     for value in (np.nan, np.inf):
-        damage(f"a voxel is {value}", "any", "input")(change("data", lambda d, value=value: np.where(d == d.max(), np.float32(value), d), "input"))
+        damage(f"a voxel is {value}", "any", "input")(
+            change("data", lambda d, value=value: np.where(d == d.max(), np.float32(value), d), "input")
+        )
     for kind in (">f4", "<f8"):
         damage(f"the volume is {kind}", "same", "input")(change("data", lambda d, kind=kind: d.astype(kind), "input"))
-    damage("the volume is gzip", "same", "input")(change("data", lambda d: d, "input", chunks=(5, 5, 5, 3), compression="gzip"))
+    damage("the volume is gzip", "same", "input")(
+        change("data", lambda d: d, "input", chunks=(5, 5, 5, 3), compression="gzip")
+    )
     damage("the volume is 3-D", "any", "input")(change("data", lambda d: d[..., 0], "input"))
     damage("the volume has a feature less", "any", "input")(change("data", lambda d: d[..., :2], "input"))
     damage("the volume is missing", "error", "input")(remove("input/data"))
@@ -300,8 +369,12 @@ def _register() -> None:
             del h5[subject][group]
             h5[subject][group] = np.zeros(3)
 
-        for what, link in {"a soft link to nothing": h5py.SoftLink("/nowhere"), "a soft link to itself": h5py.SoftLink(f"{group}"),
-                           "an external link to nothing": h5py.ExternalLink("gone.hdf5", "/x"), "an external link to a folder": h5py.ExternalLink("..", "/x")}.items():
+        for what, link in {
+            "a soft link to nothing": h5py.SoftLink("/nowhere"),
+            "a soft link to itself": h5py.SoftLink(f"{group}"),
+            "an external link to nothing": h5py.ExternalLink("gone.hdf5", "/x"),
+            "an external link to a folder": h5py.ExternalLink("..", "/x"),
+        }.items():
             @damage(f"{group} is {what}", "error", group)
             def _(h5, subject, group=group, link=link):
                 del h5[subject][group]
@@ -421,7 +494,9 @@ def use_dataset(path: str, lazy: bool) -> str:
     for subject in (s for subset in subsets for s in subset):
         for name, sft in subject.streamlines.items():
             s = sft.get()
-            digest.update(f"{subject.name} {name} {sft.nb_points.tolist()}".encode() + s.points.tobytes() + sft.affine.tobytes())
+            digest.update(
+                f"{subject.name} {name} {sft.nb_points.tolist()}".encode() + s.points.tobytes() + sft.affine.tobytes()
+            )
             sft.get([len(sft) - 1, 0] if len(sft) else [])
             t = sft.as_tractogram(slice(0, 3))
             if getattr(sft, "dpp_keys", ()):
@@ -434,7 +509,9 @@ def use_dataset(path: str, lazy: bool) -> str:
             digest.update(f"{name} {mri.shape}".encode() + mri.volume.data.tobytes() + mri.affine.tobytes())
     if all("streamlines" in s.streamlines and "input" in s.volumes for subset in subsets for s in subset):
         plan = BatchIDSampler(dataset, "streamlines", 4, 4, rng=1).plan(0)
-        loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", rng=1, step_size=2.0, split_ratio=.5, reverse_ratio=.5)
+        loader = BatchLoaderOneInput(
+            dataset, None, "input", "streamlines", rng=1, step_size=2.0, split_ratio=0.5, reverse_ratio=0.5
+        )
         if len(plan):
             batch = loader.load_batch_streamlines(plan[0], epoch=0)
             loader.load_batch_inputs(batch.points, batch)
@@ -457,7 +534,9 @@ def use_tools(path: str) -> dict:
     def validate() -> str:
         report = validate_hdf5(path, progress=False)
         repr(report), report._repr_html_()
-        return json.dumps([report.ok, [[f.severity, f.subject, f.group, f"{f.place} {f.problem}"] for f in report.findings]])
+        return json.dumps(
+            [report.ok, [[f.severity, f.subject, f.group, f"{f.place} {f.problem}"] for f in report.findings]]
+        )
 
     return {"describe": attempt(describe), "extract": attempt(extract), "validate": attempt(validate)}
 
@@ -477,7 +556,10 @@ def use_source(root: str) -> str:
     from tractkit.hdf5.create import create_hdf5
     from tractkit.hdf5.validate import validate_hdf5
 
-    config = {"input": {"type": "volume", "files": ["xyz.nii.gz"], "standardization": "none"}, "streamlines": {"type": "streamlines", "files": ["lines.*"]}}
+    config = {
+        "input": {"type": "volume", "files": ["xyz.nii.gz"], "standardization": "none"},
+        "streamlines": {"type": "streamlines", "files": ["lines.*"]},
+    }
     with tempfile.TemporaryDirectory() as out:
         made = create_hdf5(root, Path(out) / "x.hdf5", config, {"training": ["a"]}, remove_invalid=True, progress=False)
         report = validate_hdf5(made, progress=False)
@@ -488,8 +570,15 @@ def use_source(root: str) -> str:
 def exercise(job: dict) -> dict:
     path = job["path"]
     if job["kind"] == "hdf5":
-        return {"eager": attempt(lambda: use_dataset(path, False)), "lazy": attempt(lambda: use_dataset(path, True)), **use_tools(path)}
-    return {"load": attempt(lambda: use_tractogram(path, job["reference"])), "create": attempt(lambda: use_source(job["root"]))}
+        return {
+            "eager": attempt(lambda: use_dataset(path, False)),
+            "lazy": attempt(lambda: use_dataset(path, True)),
+            **use_tools(path),
+        }
+    return {
+        "load": attempt(lambda: use_tractogram(path, job["reference"])),
+        "create": attempt(lambda: use_source(job["root"])),
+    }
 
 
 # ---- the process that forks ----------------------------------------------------------------------------------
@@ -507,7 +596,11 @@ def serve() -> None:
     with tempfile.TemporaryDirectory() as folder:  # compile and import what children would otherwise do one by one
         path = sample_file(Path(folder))
         exercise({"kind": "hdf5", "path": str(path)})
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE") if sys.platform == "linux" else 0
+    used = (
+        int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        if sys.platform == "linux"
+        else 0
+    )
     print("ready", flush=True)
     for line in sys.stdin:
         job = json.loads(line)
@@ -539,16 +632,30 @@ def _wait(child: int, read: int, limit: float) -> dict:
     _, status = os.waitpid(child, 0)
     if left <= 0:
         return {"fate": f"hangs: not done after {limit} s"}
-    return json.loads(text) if os.WIFEXITED(status) and not os.WEXITSTATUS(status) else {"fate": f"crashes: status {status}, signal {status & 127}"}
+    return (
+        json.loads(text)
+        if os.WIFEXITED(status) and not os.WEXITSTATUS(status)
+        else {"fate": f"crashes: status {status}, signal {status & 127}"}
+    )
 
 
 class Server:
     """The process above, from outside."""
 
     def __init__(self):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
-        self._process = subprocess.Popen([sys.executable, "-c", "import helpers_fuzz; helpers_fuzz.serve()"], stdin=subprocess.PIPE,
-                                         stdout=subprocess.PIPE, text=True, env=environment, cwd=Path(__file__).parent.parent)
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", "import helpers_fuzz; helpers_fuzz.serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+            cwd=Path(__file__).parent.parent,
+        )
         assert self._process.stdout.readline().strip() == "ready"
 
     def ask(self, **job) -> dict:

@@ -12,11 +12,18 @@ class Collate:
 
     def __call__(self, items):
         subjects = [self.dataset.subject(name) for name, _ in items]
-        return [(s.streamlines["streamlines"].get(ids).points, float(s.volumes[self.volume].volume.data.sum()) if self.volume else 0.0)
-                for s, (_, ids) in zip(subjects, items, strict=True)]
+        return [
+            (
+                s.streamlines["streamlines"].get(ids).points,
+                float(s.volumes[self.volume].volume.data.sum()) if self.volume else 0.0,
+            )
+            for s, (_, ids) in zip(subjects, items, strict=True)
+        ]
 
 
-def loaded_beside(reads_right: Callable[[], bool], items: list, collate: Collate, *, pause: float = 0, **options) -> list:
+def loaded_beside(
+    reads_right: Callable[[], bool], items: list, collate: Collate, *, pause: float = 0, **options
+) -> list:
     """All items from a DataLoader's workers, while a thread of this process calls `reads_right` again and again."""
     from torch.utils.data import DataLoader
 

@@ -37,7 +37,11 @@ def voxel_and_line(affine: np.ndarray) -> tuple[Volume, Tractogram, np.ndarray, 
     data = np.zeros(SHAPE, np.float32)
     data[tuple(LIT)] = 1
     ends = np.stack([LIT, LIT + [0, 9, -6]])
-    return Volume(data, affine), Tractogram(Streamlines.from_list([ends]), affine, SHAPE), *apply_affine(affine, ends.astype(float))
+    return (
+        Volume(data, affine),
+        Tractogram(Streamlines.from_list([ends]), affine, SHAPE),
+        *apply_affine(affine, ends.astype(float)),
+    )
 
 
 def wavy(n: int, shift: float = 0.0) -> Tractogram:

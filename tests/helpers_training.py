@@ -57,9 +57,30 @@ def streamline_trainer(data: Path, folder: Path, name="run", device_bytes=2**31,
     dataset = MultiSubjectDataset(data).load_data()
     model = Learn2Track(3, rnn_layer_sizes=(10, 8), dropout=.2, dg_dropout=.1, step_size=2.0, seed=5)
     sampler = BatchIDSampler(dataset, "streamlines", 8, 8, rng=3)
-    loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=4, split_ratio=.3, reverse_ratio=.5,
-                                 noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05, device_bytes=device_bytes)
-    options = dict(max_epochs=3, learning_rate=[.01, .005], clip_grad=1., patience=50, num_threads=1, device="cpu", progress=False) | options
+    loader = BatchLoaderOneInput(
+        dataset,
+        model,
+        "input",
+        "streamlines",
+        rng=4,
+        split_ratio=0.3,
+        reverse_ratio=0.5,
+        noise_gaussian_size_forward=0.1,
+        noise_gaussian_size_loss=0.05,
+        device_bytes=device_bytes,
+    )
+    options = (
+        dict(
+            max_epochs=3,
+            learning_rate=[0.01, 0.005],
+            clip_grad=1.0,
+            patience=50,
+            num_threads=1,
+            device="cpu",
+            progress=False,
+        )
+        | options
+    )
     return TrainerOneInput(model, folder, name, sampler, loader, **options)
 
 

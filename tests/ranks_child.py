@@ -97,13 +97,35 @@ def streamlines(root, name, size=8, **options):
     dataset = MultiSubjectDataset(root / "data.hdf5").load_data()
     model = Learn2Track(3, rnn_layer_sizes=(6, 5), step_size=.5, seed=5)
     sampler = BatchIDSampler(dataset, "streamlines", size, 8, rng=3)
-    loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=4, split_ratio=.3, reverse_ratio=.5, noise_gaussian_size_forward=.1)
-    options = dict(optimizer="SGD", learning_rate=.5, weight_decay=0, max_epochs=2, num_threads=1, device="cpu", progress=False) | options
+    loader = BatchLoaderOneInput(
+        dataset,
+        model,
+        "input",
+        "streamlines",
+        rng=4,
+        split_ratio=0.3,
+        reverse_ratio=0.5,
+        noise_gaussian_size_forward=0.1,
+    )
+    options = (
+        dict(
+            optimizer="SGD",
+            learning_rate=0.5,
+            weight_decay=0,
+            max_epochs=2,
+            num_threads=1,
+            device="cpu",
+            progress=False,
+        )
+        | options
+    )
     return TrainerOneInput(model, root, name, sampler, loader, **options)
 
 
 def toy(root, name, kind=Fit, **options):
-    return fit(root, name, kind=kind, **dict(model=toy_model(0), optimizer="SGD", learning_rate=.1, weight_decay=0) | options)
+    return fit(
+        root, name, kind=kind, **dict(model=toy_model(0), optimizer="SGD", learning_rate=0.1, weight_decay=0) | options
+    )
 
 
 CASES = {
@@ -120,9 +142,11 @@ CASES = {
 }
 TOGETHER = {  # not the same alone: that all ranks do the same is what counts
     "last": lambda root, name: toy(root, name, FitLast),
-    "limit": lambda root, name: toy(root, name, FitSlow, points=Points(n=2, n_valid=6), validation_time_limit=.03),
-    "buffers": lambda root, name: toy(root, name, model=nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), max_epochs=2),
-    "dropout": lambda root, name: toy(root, name, model=toy_model(.5)),
+    "limit": lambda root, name: toy(root, name, FitSlow, points=Points(n=2, n_valid=6), validation_time_limit=0.03),
+    "buffers": lambda root, name: toy(
+        root, name, model=nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), max_epochs=2
+    ),
+    "dropout": lambda root, name: toy(root, name, model=toy_model(0.5)),
 }
 
 

@@ -37,7 +37,19 @@ from tractkit.training.state import TrainerState
 from tractkit.training.trainer import TrainerOneInput
 
 EPOCHS, BATCHES = 3, 6  # batches of each epoch
-POINTS = ["copy", "sync of the log", "serialise", "write", "written", "fsync", "fsynced", "rename", "renamed", "fsync of the folder", "rotate"]
+POINTS = [
+    "copy",
+    "sync of the log",
+    "serialise",
+    "write",
+    "written",
+    "fsync",
+    "fsynced",
+    "rename",
+    "renamed",
+    "fsync of the folder",
+    "rotate",
+]
 
 
 class DeadlyOs:
@@ -82,7 +94,12 @@ def die_at(point: str, count: int) -> None:
                 first()
                 os.kill(os.getpid(), signal.SIGKILL)
 
-    write, unlink, save, freeze = Path.write_bytes, Path.unlink, checkpoint.safetensors.torch.save, checkpoint.freeze_tree
+    write, unlink, save, freeze = (
+        Path.write_bytes,
+        Path.unlink,
+        checkpoint.safetensors.torch.save,
+        checkpoint.freeze_tree,
+    )
 
     def write_bytes(path, data):
         if path.name.startswith(".step-"):
@@ -104,7 +121,9 @@ def die_at(point: str, count: int) -> None:
 
     files.os = runlog.os = DeadlyOs(at)
     Path.write_bytes, Path.unlink, checkpoint.freeze_tree = write_bytes, unlink_path, freeze_tree
-    checkpoint.safetensors = SimpleNamespace(torch=SimpleNamespace(save=serialise, load=checkpoint.safetensors.torch.load))
+    checkpoint.safetensors = SimpleNamespace(
+        torch=SimpleNamespace(save=serialise, load=checkpoint.safetensors.torch.load)
+    )
 
 
 class Noted(TrainerOneInput):
@@ -130,8 +149,15 @@ def note(folder, step, subjects, ids, points):
 def parts(data, rnn="lstm"):
     """Learn2Track with dropout, and the default loader with splits, reversal and noise."""
     dataset = MultiSubjectDataset(data).load_data()
-    model = Learn2Track(dataset.training_set[0].volumes["input"].volume.nb_features, rnn_layer_sizes=(10, 8), rnn_key=rnn, dropout=.2, dg_dropout=.1,
-                        step_size=4.0, seed=5)
+    model = Learn2Track(
+        dataset.training_set[0].volumes["input"].volume.nb_features,
+        rnn_layer_sizes=(10, 8),
+        rnn_key=rnn,
+        dropout=0.2,
+        dg_dropout=0.1,
+        step_size=4.0,
+        seed=5,
+    )
     sampler = BatchIDSampler(dataset, "streamlines", 7, 30, rng=3)
     loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=4, split_ratio=.3, reverse_ratio=.5,
                                  noise_gaussian_size_forward=.1, noise_gaussian_size_loss=.05)
@@ -140,8 +166,21 @@ def parts(data, rnn="lstm"):
 
 def make_trainer(job, **options):
     model, sampler, loader = parts(job["data"], job.get("rnn", "lstm"))
-    options = dict(max_epochs=EPOCHS, learning_rate=[.01, .005], clip_grad=1., patience=50, num_threads=1, device="cpu", progress=False,
-                   max_batches_per_epoch_training=BATCHES, checkpoint_every_batches=2) | options | job.get("options", {})
+    options = (
+        dict(
+            max_epochs=EPOCHS,
+            learning_rate=[0.01, 0.005],
+            clip_grad=1.0,
+            patience=50,
+            num_threads=1,
+            device="cpu",
+            progress=False,
+            max_batches_per_epoch_training=BATCHES,
+            checkpoint_every_batches=2,
+        )
+        | options
+        | job.get("options", {})
+    )
     trainer = Noted(model, job["folder"], job["name"], sampler, loader, **options)
     trainer.job = job
     return trainer
@@ -156,10 +195,19 @@ class Streamlines(BatchIter):
         self.model, self.sampler, self.loader = parts(job["data"])
 
     def batch(self, epoch, i, subset):
-        batch = self.loader.load_batch_streamlines(self.sampler.plan(epoch, subset)[i], epoch=epoch, training=subset == "training")
+        batch = self.loader.load_batch_streamlines(
+            self.sampler.plan(epoch, subset)[i], epoch=epoch, training=subset == "training"
+        )
         seen = self.loader.add_noise_streamlines_forward(batch, "cpu")
         targets = self.model.targets(self.loader.add_noise_streamlines_loss(batch, "cpu"))
-        return self.loader.load_batch_inputs(seen.points, seen), seen.points, seen.offsets, seen.previous, seen.voxel_sizes, *targets
+        return (
+            self.loader.load_batch_inputs(seen.points, seen),
+            seen.points,
+            seen.offsets,
+            seen.previous,
+            seen.voxel_sizes,
+            *targets,
+        )
 
     def make(self, number):
         return self.batch(*divmod(number, BATCHES), "training")
@@ -171,7 +219,9 @@ class Core(nn.Module):
         self.model = model
 
     def forward(self, inputs, points, offsets, previous, voxel_sizes):
-        return self.model(inputs, SimpleNamespace(points=points, offsets=offsets, previous=previous, voxel_sizes=voxel_sizes))
+        return self.model(
+            inputs, SimpleNamespace(points=points, offsets=offsets, previous=previous, voxel_sizes=voxel_sizes)
+        )
 
     def loss(self, outputs, *targets):
         return self.model.compute_loss(outputs, Targets(*targets))[0]
@@ -180,7 +230,12 @@ class Core(nn.Module):
 class Noting(TorchModel):
     def do_train_step(self, *arrays, lr, weight):
         with open(Path(self.folder) / "batches.jsonl", "a") as f:
-            f.write(json.dumps([self.at(), [hashlib.blake2b(np.asarray(a).tobytes(), digest_size=8).hexdigest() for a in arrays]]) + "\n")
+            f.write(
+                json.dumps(
+                    [self.at(), [hashlib.blake2b(np.asarray(a).tobytes(), digest_size=8).hexdigest() for a in arrays]]
+                )
+                + "\n"
+            )
         return super().do_train_step(*arrays, lr=lr * weight)
 
 
@@ -201,9 +256,18 @@ def functional(job):
         outputs = torch.from_numpy(model.do_inf_step(*inputs))
         return {"valid_loss": float(core.loss(outputs, directions, undirected))}
 
-    train_model(model, batches, EPOCHS, DecreasingOnPlateau(initial=.01, multiplier=.5, patience=0, rtol=.5, atol=.5), folder / "logs",
-                folder / "checkpoints", validate, weight=Exponential(1, .8), progress=False,
-                options={"checkpoint_every_batches": 2, "num_threads": 1, **job.get("options", {})})
+    train_model(
+        model,
+        batches,
+        EPOCHS,
+        DecreasingOnPlateau(initial=0.01, multiplier=0.5, patience=0, rtol=0.5, atol=0.5),
+        folder / "logs",
+        folder / "checkpoints",
+        validate,
+        weight=Exponential(1, 0.8),
+        progress=False,
+        options={"checkpoint_every_batches": 2, "num_threads": 1, **job.get("options", {})},
+    )
 
 
 def child(job: dict) -> None:
@@ -221,9 +285,14 @@ def child(job: dict) -> None:
             if event == "batch" and t.status.phase == "training" and t.state.global_step >= job["step"]:
                 os.kill(os.getpid(), job["signal"])
         trainer.listeners.append(at_batch)
-    {"foreground": trainer.train_and_validate, "background": lambda: background(trainer), "pauses": lambda: pauses(trainer),
-     "steps": lambda: step_by_step(trainer), "interrupts": lambda: interrupts(trainer, job),
-     "company": lambda: company(trainer, Path(job["folder"]))}[job.get("how", "foreground")]()
+    {
+        "foreground": trainer.train_and_validate,
+        "background": lambda: background(trainer),
+        "pauses": lambda: pauses(trainer),
+        "steps": lambda: step_by_step(trainer),
+        "interrupts": lambda: interrupts(trainer, job),
+        "company": lambda: company(trainer, Path(job["folder"])),
+    }[job.get("how", "foreground")]()
 
 
 def draw_for_ever():
@@ -260,7 +329,12 @@ def step_by_step(trainer):
 def interrupts(trainer, job):
     """Ctrl-C, and the cell run again, with a new trainer or the same."""
     for step in (2, 6, 7, 13, 99):
-        stop = lambda event, t, step=step: event == "batch" and t.status.phase == "training" and t.state.global_step == step and os.kill(os.getpid(), signal.SIGINT)  # noqa: E731
+        stop = lambda event, t, step=step: (  # noqa: E731
+            event == "batch"
+            and t.status.phase == "training"
+            and t.state.global_step == step
+            and os.kill(os.getpid(), signal.SIGINT)
+        )
         trainer.listeners[:] = [stop]
         trainer.train_and_validate()
         assert trainer.state.global_step == min(step, EPOCHS * BATCHES)
@@ -273,9 +347,13 @@ def company(trainer, folder):
     """Cells beside the training: copies, saves, branches, tracking and evaluation of the live model."""
     volume = trainer.batch_loader.dataset.validation_set[0].volumes["input"].volume
     mask = Volume(np.ones(volume.shape3d, dtype=np.uint8), volume.affine)
-    held = trainer.batch_loader.load_batch_streamlines(trainer.batch_sampler.plan(0, "validation")[0], epoch=0, training=False)
+    held = trainer.batch_loader.load_batch_streamlines(
+        trainer.batch_sampler.plan(0, "validation")[0], epoch=0, training=False
+    )
     inputs = trainer.batch_loader.load_batch_inputs(held.points, held)
-    trainer.listeners.append(lambda event, t: event == "batch" and time.sleep(.15))  # so that the cells have their turn, however slow they are
+    trainer.listeners.append(
+        lambda event, t: event == "batch" and time.sleep(0.15)
+    )  # so that the cells have their turn, however slow they are
     trainer.step(1)
     trainer.resume()
     seen, state, branches = set(), trainer.state, []
@@ -285,7 +363,9 @@ def company(trainer, folder):
         state.save(folder / f"{trainer.job['name']}-cell.ckpt")
         trainer.save_checkpoint()
         state.evaluate(lambda model: model.compute_loss(model(inputs, held), model.targets(held)))
-        Tracker(trainer.model, volume, mask, min_length=0, max_length=20).track(held.points[:20].numpy(), progress=False)
+        Tracker(trainer.model, volume, mask, min_length=0, max_length=20).track(
+            held.points[:20].numpy(), progress=False
+        )
     trainer.wait()
     assert len(seen) > 3, seen
     other = make_trainer({**trainer.job, "name": trainer.job["name"] + "-branch"})

@@ -95,10 +95,14 @@ def module_of_import(name: str) -> str | None:
 
 # (module, what) -> why it is right there, and nowhere else
 ALLOWED = {
-    ("tractkit.models.layers", "torch.manual_seed"):
-        "models of users may draw from torch's global generator: it is seeded for a step and restored after it",
-    ("tractkit.models.base", COMPUTED):
-        "a checkpoint names its model's class; the module that registers it is loaded, from a list of our own models only",
+    (
+        "tractkit.models.layers",
+        "torch.manual_seed",
+    ): "models of users may draw from torch's global generator: it is seeded for a step and restored after it",
+    (
+        "tractkit.models.base",
+        COMPUTED,
+    ): "a checkpoint names its model's class; the module that registers it is loaded, from a list of our own models only",
 }
 used_allowances = set()
 
@@ -137,15 +141,31 @@ def test_imports_only_from_below(module):
     assert not_allowed(module, upward_imports(tree, module, NOTEBOOKS)) == []
 
 
-@pytest.mark.parametrize("code", [
-    "from .high import x", "from tractkit.data.high import x", "import tractkit.data.high", "from . import high",
-    "from ..viz.high import x", "from tractkit.viz import high", "import tractkit.viz.high",
-    "def f():\n    from .high import x", "from importlib import import_module\nimport_module('tractkit.data.high')",
-    "import importlib\nimportlib.import_module('.high', 'tractkit.data')", "import tractkit", "from tractkit import DataError",
-    "from .me import x", "import_module(f'tractkit.{name}')",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from .high import x",
+        "from tractkit.data.high import x",
+        "import tractkit.data.high",
+        "from . import high",
+        "from ..viz.high import x",
+        "from tractkit.viz import high",
+        "import tractkit.viz.high",
+        "def f():\n    from .high import x",
+        "from importlib import import_module\nimport_module('tractkit.data.high')",
+        "import importlib\nimportlib.import_module('.high', 'tractkit.data')",
+        "import tractkit",
+        "from tractkit import DataError",
+        "from .me import x",
+        "import_module(f'tractkit.{name}')",
+    ],
+)
 def test_an_upward_import_is_seen(code, monkeypatch):
-    notebooks = {"tractkit.data.high": "data/99_high", "tractkit.data.me": "data/05_me", "tractkit.viz.high": "viz/00_high"}
+    notebooks = {
+        "tractkit.data.high": "data/99_high",
+        "tractkit.data.me": "data/05_me",
+        "tractkit.viz.high": "viz/00_high",
+    }
     for name in notebooks:
         monkeypatch.setitem(MODULES, name, ROOT / "none.py")
     assert upward_imports(ast.parse(code), "tractkit.data.me", notebooks)
@@ -201,8 +221,11 @@ def broken_rules(tree: ast.AST, module: str, notebook: str) -> list[str]:
         if isinstance(node, ast.Call):
             call, last = dotted(node.func), getattr(node.func, "attr", "")
             keyed = any(keyword.arg == "generator" for keyword in node.keywords)
-            if FORBIDDEN_CALLS.fullmatch(call) or (call.startswith("torch.") and call[6:] in TORCH_DRAWS and not keyed) \
-                    or (last in INPLACE_DRAWS and not keyed):
+            if (
+                FORBIDDEN_CALLS.fullmatch(call)
+                or (call.startswith("torch.") and call[6:] in TORCH_DRAWS and not keyed)
+                or (last in INPLACE_DRAWS and not keyed)
+            ):
                 wrong.append(f"line {node.lineno}: {call or last}: draws from torch's global generator")
     return wrong
 
@@ -233,10 +256,18 @@ def test_a_broken_rule_is_seen(code):
     assert broken_rules(ast.parse(code), "tractkit.core.me", "core/10_me")
 
 
-@pytest.mark.parametrize("code", [
-    "import torch", "x = torch.randn(3, generator=g)", "x.normal_(generator=g)", "from matplotlib.figure import Figure",
-    "@njit(nogil=True, cache=True)\ndef f(): pass", "from ..core.rng import normal, uniform", "x.bernoulli_(p, generator=g)",
-])
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import torch",
+        "x = torch.randn(3, generator=g)",
+        "x.normal_(generator=g)",
+        "from matplotlib.figure import Figure",
+        "@njit(nogil=True, cache=True)\ndef f(): pass",
+        "from ..core.rng import normal, uniform",
+        "x.bernoulli_(p, generator=g)",
+    ],
+)
 def test_good_code_breaks_no_rule(code):
     assert broken_rules(ast.parse(code), "tractkit.models.me", "models/20_me") == []
 

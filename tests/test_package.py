@@ -48,7 +48,9 @@ def test_import_is_cheap():
             python(code)
             times.append(time.perf_counter() - began)
     bare, ours = (statistics.median(times) for times in seconds.values())
-    assert ours - bare < 0.3, f"import tractkit takes {ours:.2f} s, {ours / bare:.1f} times the bare interpreter's {bare:.2f} s"
+    assert ours - bare < 0.3, (
+        f"import tractkit takes {ours:.2f} s, {ours / bare:.1f} times the bare interpreter's {bare:.2f} s"
+    )
 
 
 @pytest.mark.parametrize("taken", [False, True])
@@ -59,12 +61,19 @@ def test_compiled_code_has_a_place_where_nothing_can_be_written(tmp_path, taken)
         (tmp_path / f"tractkit-numba-{os.getuid()}").chmod(0o777)
     code = "import os; os.access = lambda *a: False; import tractkit; print(os.environ['NUMBA_CACHE_DIR'])"
     env = {k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"}
-    run = subprocess.run([sys.executable, "-c", code], env=env | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=env | {"TMPDIR": str(tmp_path)}, capture_output=True, text=True, check=True
+    )
     folder = Path(run.stdout.strip())
     assert folder.parent == tmp_path and folder.stat().st_mode & 0o777 == 0o700
     assert (folder.name != f"tractkit-numba-{os.getuid()}") == taken
-    usual = subprocess.run([sys.executable, "-c", "import os, tractkit; print('NUMBA_CACHE_DIR' in os.environ)"], env=env,
-                           capture_output=True, text=True, check=True)
+    usual = subprocess.run(
+        [sys.executable, "-c", "import os, tractkit; print('NUMBA_CACHE_DIR' in os.environ)"],
+        env=env,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert usual.stdout.strip() == "False"
 
 
@@ -164,7 +173,10 @@ def built(tmp_path_factory) -> dict[str, Path]:
     tree = copy_tree(tmp_path_factory.mktemp("tree"))
     out = tmp_path_factory.mktemp("dist")
     done = subprocess.run(
-        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(tree)], capture_output=True, text=True)
+        [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(tree)],
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return {"sdist": next(out.glob("*.tar.gz")), "wheel": next(out.glob("*.whl"))}
 
@@ -199,7 +211,15 @@ def test_wheel_metadata_is_that_of_settings(built):
 
 def test_sdist_holds_what_it_takes_to_build(built):
     names = {n.partition("/")[2] for n in tarfile.open(built["sdist"]).getnames()}
-    assert {"setup.py", "settings.ini", "pyproject.toml", "README.md", "LICENSE", "CHANGELOG.md", "constraints.txt"} <= names
+    assert {
+        "setup.py",
+        "settings.ini",
+        "pyproject.toml",
+        "README.md",
+        "LICENSE",
+        "CHANGELOG.md",
+        "constraints.txt",
+    } <= names
     assert package_files() <= names
 
 
@@ -244,7 +264,9 @@ def installed(built, tmp_path_factory) -> Path:
 
 def run_installed(bin_folder: Path, *command: str, cwd: Path) -> str:
     environment = {k: v for k, v in os.environ.items() if k not in {"PYTHONPATH", "VIRTUAL_ENV"}}
-    done = subprocess.run([bin_folder / command[0], *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [bin_folder / command[0], *command[1:]], cwd=cwd, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-1500:]}\n{done.stderr[-2500:]}"
     return done.stdout
 
@@ -343,8 +365,14 @@ def test_setup_without_root_does_not_try_apt(bare_machine, tmp_path):
     assert "without root" in done.stdout and "set-up 2/4" in done.stdout
 
 
-@pytest.mark.parametrize(("target", "wanted"), [
-    ("demo", "mesa-vulkan-drivers python3-venv"), ("test", "mesa-vulkan-drivers chromium python3-venv"), ("docs", "python3-venv")])
+@pytest.mark.parametrize(
+    ("target", "wanted"),
+    [
+        ("demo", "mesa-vulkan-drivers python3-venv"),
+        ("test", "mesa-vulkan-drivers chromium python3-venv"),
+        ("docs", "python3-venv"),
+    ],
+)
 def test_setup_as_root_installs_what_the_target_needs(bare_machine, tmp_path, target, wanted):
     done = bare_machine(target, apt_get=RECORD, id="echo 0")
     update, install = (tmp_path / "apt").read_text().splitlines()

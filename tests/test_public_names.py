@@ -23,8 +23,32 @@ FOUNDING = {  # what the texts that tractkit was founded on call by name, withou
     "TrainerOneInput", "train_model", "TorchModel", "BatchIter", "Infinite", "load_by_random_id", "PyramidPooling",
     "Policy", "Exponential", "EarlyStopping", "load_latest", "load_best_val",
 }
-COMMON = {"take", "split", "fold", "unit", "sample", "smooth", "reverse", "normal", "uniform", "T", "Step", "Iterator",
-          "Source", "Stage", "Plan", "Place", "Rows", "Split", "Lambda", "Reshape", "Threads", "main", "parser", "reading"}
+COMMON = {
+    "take",
+    "split",
+    "fold",
+    "unit",
+    "sample",
+    "smooth",
+    "reverse",
+    "normal",
+    "uniform",
+    "T",
+    "Step",
+    "Iterator",
+    "Source",
+    "Stage",
+    "Plan",
+    "Place",
+    "Rows",
+    "Split",
+    "Lambda",
+    "Reshape",
+    "Threads",
+    "main",
+    "parser",
+    "reading",
+}
 PAGES = sorted((ROOT / "nbs" / "tutorials").glob("*.ipynb")) + [ROOT / "nbs" / "index.ipynb"]
 
 

@@ -52,9 +52,15 @@ def test_it_is_small_and_begins_with_its_story(tutorial):
     assert re.match(r"# .+\n\n> .+", cells[0].source)
     assert not any("#| export" in cell.source for cell in cells)
     pictured = [i for i, cell in enumerate(cells) if any(map(stills_in, cell.get("outputs", [])))]
-    asserted = [i for i, cell in enumerate(cells) if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)]
+    asserted = [
+        i
+        for i, cell in enumerate(cells)
+        if cell.cell_type == "code" and re.search(r"^\s*assert ", cell.source, re.MULTILINE)
+    ]
     for i, following in zip(pictured, [*pictured[1:], len(cells)], strict=True):
-        assert any(i < k < following for k in asserted), f"nothing is asserted below the figure of: {cells[i].source[-300:]}"
+        assert any(i < k < following for k in asserted), (
+            f"nothing is asserted below the figure of: {cells[i].source[-300:]}"
+        )
 
 
 def test_its_links_lead_to_notebooks_that_are_there(tutorial):
@@ -73,8 +79,12 @@ def test_a_short_run_leaves_long_stories_out(monkeypatch):
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path):
-    (tmp_path / "a.html").write_text('<h1 id="top">A</h1><a href="b.html#here">b</a><a href="https://x.org/y">x</a><a href="#top">t</a>')
-    (tmp_path / "b.html").write_text('<p id="here">B</p><a href="c.html">c</a><img src="d.png"><a href="a.html#there">a</a>')
+    (tmp_path / "a.html").write_text(
+        '<h1 id="top">A</h1><a href="b.html#here">b</a><a href="https://x.org/y">x</a><a href="#top">t</a>'
+    )
+    (tmp_path / "b.html").write_text(
+        '<p id="here">B</p><a href="c.html">c</a><img src="d.png"><a href="a.html#there">a</a>'
+    )
     assert build.broken_links(tmp_path) == [
         "b.html: a.html#there: the page has no such place", "b.html: c.html is not there", "b.html: d.png is not there"]
 
@@ -85,7 +95,9 @@ def test_the_site_is_built_from_what_is_stored(tmp_path, monkeypatch):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks the network gets no answer
     assert build.make_site(tmp_path / "source", tmp_path / "html") == 0
     pages = {p.relative_to(tmp_path / "html").as_posix() for p in (tmp_path / "html").rglob("*.html")}
-    assert {"index.html", "ARCHITECTURE.html", "api/viz.viewer.html"} | {f"nbs/tutorials/{p.stem}.html" for p in TUTORIALS} <= pages
+    assert {"index.html", "ARCHITECTURE.html", "api/viz.viewer.html"} | {
+        f"nbs/tutorials/{p.stem}.html" for p in TUTORIALS
+    } <= pages
     for path in TUTORIALS:
         stills = sum("image/png" in o.get("data", {}) for o in outputs_of(path))  # those in HTML stay where they are
         page = (tmp_path / "html" / "nbs" / "tutorials" / f"{path.stem}.html").read_text(encoding="utf-8")

@@ -68,8 +68,12 @@ def export_differences(root: Path = ROOT) -> tuple[list[str], int]:
         if done.returncode:
             return [f"tools/export.py fails: {(done.stderr or done.stdout).strip()[-1500:]}"], 0
         ours, fresh = set(source_files(root)), set(source_files(copy))
-        problems = [f"{name}: no notebook exports it; delete it or its notebook is lost" for name in sorted(ours - fresh)]
-        problems += [f"{name}: is exported but not there; run tools/export.py and add it" for name in sorted(fresh - ours)]
+        problems = [
+            f"{name}: no notebook exports it; delete it or its notebook is lost" for name in sorted(ours - fresh)
+        ]
+        problems += [
+            f"{name}: is exported but not there; run tools/export.py and add it" for name in sorted(fresh - ours)
+        ]
         for name in sorted(ours & fresh):
             was, now = (root / name).read_bytes(), (copy / name).read_bytes()
             if was != now:
@@ -132,7 +136,9 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
     """How the outputs of one cell differ, in a few lines; empty if they agree."""
     was, got = summary(stored), summary(now)
     if kinds_only:
-        was, got = ([(kind, "") for kind, _ in pairs if kind != "stderr"] for pairs in (was, got))  # a run that is found warns of nothing
+        was, got = (
+            [(kind, "") for kind, _ in pairs if kind != "stderr"] for pairs in (was, got)
+        )  # a run that is found warns of nothing
     if was == got:
         return ""
     lines = list(difflib.unified_diff(
@@ -167,8 +173,11 @@ def unfit_for_keeping(nb) -> list[str]:
         for _, text in summary(cell.get("outputs", [])):
             problems += [f"cell {cell.id} stores {what}: {found.group()[:60]}"
                          for what, pattern in NOT_FOR_KEEPING.items() if (found := pattern.search(text))]
-        problems += [f"cell {cell.id} stores a figure as text; put %matplotlib inline into a cell before it and store again"
-                     for output in cell.get("outputs", []) if lost_figure(output.get("data", {}))]
+        problems += [
+            f"cell {cell.id} stores a figure as text; put %matplotlib inline into a cell before it and store again"
+            for output in cell.get("outputs", [])
+            if lost_figure(output.get("data", {}))
+        ]
     return problems
 
 
@@ -205,7 +214,9 @@ def execute(nb, folder_of_notebook: Path, *, skip: set[str], warm: str | None = 
         client = NotebookClient(nb, km=manager, timeout=1200, resources={"metadata": {"path": str(folder_of_notebook)}},
                                 store_widget_state=False)
         try:
-            client.execute(cleanup_kc=True, env=isolated_environment(folder), stdout=printed, stderr=printed)  # the kernel ends here
+            client.execute(
+                cleanup_kc=True, env=isolated_environment(folder), stdout=printed, stderr=printed
+            )  # the kernel ends here
         except (DeadKernelError, RuntimeError) as error:  # the second: before its first cell
             printed.seek(0)
             raise DeadKernelError(f"{error}: {printed.read().decode(errors='replace').strip()[-2500:]}") from None
@@ -265,14 +276,21 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
         for was, got in zip(stored.cells, now.cells, strict=True):
             kinds_only = "varies" in directives(was.source)
             if was.cell_type == "code" and (
-                    difference := cell_difference([o for o in was.outputs if not dies_with_its_kernel(o)], got.outputs, kinds_only)):
+                difference := cell_difference(
+                    [o for o in was.outputs if not dies_with_its_kernel(o)], got.outputs, kinds_only
+                )
+            ):
                 problems.append(f"cell {was.id} prints something else than what is stored\n{difference}")
     return problems, time.perf_counter() - began
 
 
 def in_this_run(notebooks: list[Path]) -> list[Path]:
     """What is run if nothing is named: without FULL=1, of the tutorials only the first and the panel's."""
-    return [p for p in notebooks if os.environ.get("FULL") == "1" or p.parent.name != "tutorials" or p.name.startswith(IN_SHORT)]
+    return [
+        p
+        for p in notebooks
+        if os.environ.get("FULL") == "1" or p.parent.name != "tutorials" or p.name.startswith(IN_SHORT)
+    ]
 
 
 # ---- the command -------------------------------------------------------------------------------------------------
@@ -296,8 +314,11 @@ def check_run(notebooks: list[Path], store: bool = False) -> int:
             size = path.stat().st_size / 1000
             notes = [f"over {SLOW_NOTEBOOK} s"] if seconds > SLOW_NOTEBOOK else []
             notes += [f"{size:.0f} KB, over {LARGE_NOTEBOOK}"] if size > LARGE_NOTEBOOK else []
-            print(f"  {'FAIL' if problems else 'ok  '} {seconds:5.1f} s  {path.relative_to(ROOT / 'nbs') if path.is_relative_to(ROOT / 'nbs') else path.name}"
-                  + (f"  (note: {'; '.join(notes)})" if notes else ""), flush=True)
+            print(
+                f"  {'FAIL' if problems else 'ok  '} {seconds:5.1f} s  {path.relative_to(ROOT / 'nbs') if path.is_relative_to(ROOT / 'nbs') else path.name}"
+                + (f"  (note: {'; '.join(notes)})" if notes else ""),
+                flush=True,
+            )
             for problem in problems:
                 print(f"    {problem}", flush=True)
             wrong += bool(problems)

@@ -71,11 +71,23 @@ class Server:
             path.write_text(json.dumps(settings))
         env = {**os.environ, **own, "HOME": str(self.home), "PYTHONPATH": str(ROOT)}
         env.pop("JUPYTER_PATH", None)
-        command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--expose-app-in-browser",
-                   f"--ServerApp.port={self.port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
-                   f"--ServerApp.root_dir={self.work}"]
+        command = [
+            sys.executable,
+            "-m",
+            "jupyterlab",
+            "--no-browser",
+            "--allow-root",
+            "--ip=127.0.0.1",
+            "--expose-app-in-browser",
+            f"--ServerApp.port={self.port}",
+            "--ServerApp.port_retries=0",
+            "--IdentityProvider.token=",
+            f"--ServerApp.root_dir={self.work}",
+        ]
         self.log = open(self.folder / "lab.log", "wb")  # noqa: SIM115
-        self.server = subprocess.Popen(command, env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True)
+        self.server = subprocess.Popen(
+            command, env=env, stdout=self.log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             self._wait_for_server()
         except BaseException:
@@ -112,7 +124,10 @@ class Server:
 @contextmanager
 def browse(chromium: str) -> Iterator[Browser]:
     """A browser without a window."""
-    with sync_playwright() as p, p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]) as browser:
+    with (
+        sync_playwright() as p,
+        p.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage"]) as browser,
+    ):
         yield browser
 
 
@@ -144,7 +159,10 @@ class Lab:
     def ready(self, page: Page) -> None:
         """Wait until the notebook is there; answer the dialog that asks for a kernel, if it comes."""
         page.wait_for_selector(".jp-NotebookPanel .jp-Cell", timeout=60_000)
-        dialog, idle = page.locator(".jp-Dialog .jp-mod-accept"), page.locator("#jp-main-statusbar").get_by_text("| Idle")
+        dialog, idle = (
+            page.locator(".jp-Dialog .jp-mod-accept"),
+            page.locator("#jp-main-statusbar").get_by_text("| Idle"),
+        )
         dialog.or_(idle).first.wait_for(timeout=30_000)
         if dialog.count():
             dialog.first.click()
@@ -162,14 +180,17 @@ class Lab:
 
     def run_cell_with(self, page: Page, text: str) -> list[str]:
         """Run the one cell that has `text` in it, however long the notebook is; what it printed or showed as text."""
-        return page.evaluate("""async text => {
+        return page.evaluate(
+            """async text => {
             const notebook = window.jupyterapp.shell.currentWidget.content, found = [];
             notebook.widgets.forEach((w, k) => { if (w.model.type === 'code' && w.model.sharedModel.getSource().includes(text)) found.push(k); });
             if (found.length !== 1) throw new Error(`${found.length} cells have in them: ${text}`);
             notebook.activeCellIndex = found[0];
             await window.jupyterapp.commands.execute('notebook:run-cell');
             return notebook.widgets[found[0]].model.sharedModel.getOutputs().map(o => o.text ? [o.text].flat().join('') : String(o.data?.['text/plain'] ?? o.evalue));
-        }""", text)
+        }""",
+            text,
+        )
 
     def trust(self, page: Page) -> None:
         """Trust Notebook: of one that is not, JupyterLab shows no widgets again after a reload."""
@@ -181,12 +202,17 @@ class Lab:
         self.command(page, "kernelmenu:restart")
         page.locator(".jp-Dialog .jp-mod-accept").click()
         page.locator("#jp-main-statusbar").get_by_text("| Idle").wait_for(timeout=30_000)
-        page.evaluate("""milliseconds => Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'),
-            new Promise((_, no) => setTimeout(() => no(new Error('the cells are still running')), milliseconds))])""", 1000 * seconds)
+        page.evaluate(
+            """milliseconds => Promise.race([window.jupyterapp.commands.execute('notebook:run-all-cells'),
+            new Promise((_, no) => setTimeout(() => no(new Error('the cells are still running')), milliseconds))])""",
+            1000 * seconds,
+        )
 
     def theme(self, page: Page, name: str) -> None:
         """Light or Dark."""
-        page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab ' + name })", name)
+        page.evaluate(
+            "name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: 'JupyterLab ' + name })", name
+        )
 
     def saved_outputs(self, page: Page, name: str) -> list[dict]:
         """Save, and read the outputs as another program would."""
@@ -247,7 +273,8 @@ class Panel:
     def painted(self) -> int:
         """How many pixels of its curves are drawn on."""
         return self.readout.locator("canvas").evaluate(
-            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v > 0).length")
+            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v > 0).length"
+        )
 
 
 class Wire:
@@ -258,7 +285,9 @@ class Wire:
         page.on("websocket", lambda socket: socket.on("framereceived", self._note))
 
     def _note(self, frame: bytes | str) -> None:
-        if isinstance(frame, bytes):  # the protocol v1.kernel.websocket.jupyter.org: how many offsets, the offsets, the parts
+        if isinstance(
+            frame, bytes
+        ):  # the protocol v1.kernel.websocket.jupyter.org: how many offsets, the offsets, the parts
             offsets = struct.unpack_from(f"<{struct.unpack_from('<Q', frame)[0]}Q", frame, 8)
             header = json.loads(frame[offsets[1]:offsets[2]])
             when = datetime.datetime.fromisoformat(header["date"].replace("Z", "+00:00")).timestamp()

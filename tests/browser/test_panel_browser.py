@@ -12,15 +12,20 @@ from lab import PICTURES, ROOT, Kernel, Panel, Wire, until
 pytestmark = pytest.mark.browser
 
 FILLED = 400  # batches after which the curves have as many points as they will ever have
-CELLS = [f"""import sys; sys.path[:0] = {[str(ROOT / "tests" / "lab"), str(ROOT / "tests")]!r}
+CELLS = [
+    f"""import sys; sys.path[:0] = {[str(ROOT / "tests" / "lab"), str(ROOT / "tests")]!r}
 from tempfile import mkdtemp
 from test_panel import fit
 import tractkit.lab.panel
 trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
-         "trainer",
-         "import time; time.sleep(5); print('awake')",
-         "step = trainer.log.batches()['step'].tolist(); print(step == list(range(1, len(step) + 1)), len(step), trainer.learning_rate.value)",
-         *(f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong" for batches in (1_000, 10_000))]
+    "trainer",
+    "import time; time.sleep(5); print('awake')",
+    "step = trainer.log.batches()['step'].tolist(); print(step == list(range(1, len(step) + 1)), len(step), trainer.learning_rate.value)",
+    *(
+        f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
+        for batches in (1_000, 10_000)
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,9 @@ def test_while_a_cell_blocks_the_training_and_its_panel_go_on(lab, page):
     panel = Panel(page)
     panel.press("Start")
     until(lambda: panel.chip.inner_text() == "training" and panel.batches() > 12)
-    assert {"gradient norm", "batches/s", "waiting for data", "memory"} <= set(page.locator(".tractkit-measure").evaluate_all("es => es.map(e => e.dataset.name)"))
+    assert {"gradient norm", "batches/s", "waiting for data", "memory"} <= set(
+        page.locator(".tractkit-measure").evaluate_all("es => es.map(e => e.dataset.name)")
+    )
 
     lab.run_cell(page, 2)
     prompt = page.locator(".jp-Notebook .jp-Cell").nth(2).locator(".jp-InputPrompt")
@@ -64,7 +71,9 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     rested = panel.batches()
     assert panel.painted() > 2_000  # curves, axes, labels
     panel.readout.screenshot(path=PICTURES / "panel-light.png")
-    until(lambda: any("TrainerPanel(paused" in str(o) for o in lab.saved_outputs(page, "panel.ipynb")))  # the still follows
+    until(
+        lambda: any("TrainerPanel(paused" in str(o) for o in lab.saved_outputs(page, "panel.ipynb"))
+    )  # the still follows
     panel.button("1 batch").focus()
     page.keyboard.press("Enter")
     until(lambda: panel.batches() == rested + 1 and "One batch done" in panel.message.inner_text())
@@ -75,13 +84,27 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
 
     panel.button("Stop").press("Enter")
     until(lambda: panel.chip.inner_text() == "stopped" and re.search("saved in", panel.message.inner_text()))
-    until(lambda: set(page.locator(".jupyter-button:not([disabled])").all_inner_texts()) >= {"Start", "1 batch", "1 epoch", "Go back", "Branch"})
-    until(lambda: "step" in page.locator(".widget-dropdown select").evaluate("s => s.selectedOptions.length ? s.selectedOptions[0].textContent : ''"))
+    until(
+        lambda: (
+            set(page.locator(".jupyter-button:not([disabled])").all_inner_texts())
+            >= {"Start", "1 batch", "1 epoch", "Go back", "Branch"}
+        )
+    )
+    until(
+        lambda: (
+            "step"
+            in page.locator(".widget-dropdown select").evaluate(
+                "s => s.selectedOptions.length ? s.selectedOptions[0].textContent : ''"
+            )
+        )
+    )
     assert not panel.button("Pause").is_enabled()
     panel.button("Start").scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-in-lab.png")
     lab.theme(page, "Dark")
-    until(lambda: panel.readout.get_attribute("data-dark") == "true" and page.locator("#jupyterlab-splash").count() == 0)
+    until(
+        lambda: panel.readout.get_attribute("data-dark") == "true" and page.locator("#jupyterlab-splash").count() == 0
+    )
     page.screenshot(path=PICTURES / "panel-in-lab-dark.png")
     lab.theme(page, "Light")
     assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
@@ -104,7 +127,11 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     panel.press("Start")
     until(lambda: panel.batches() >= FILLED, 60)
     panel.press("Pause")  # once, so that what memory a still takes is taken
-    until(lambda: panel.chip.inner_text() == "paused" and "TrainerPanel(paused" in str(lab.saved_outputs(page, "panel.ipynb")))
+    until(
+        lambda: (
+            panel.chip.inner_text() == "paused" and "TrainerPanel(paused" in str(lab.saved_outputs(page, "panel.ipynb"))
+        )
+    )
     panel.press("Resume")
     began, resumed = time.time(), panel.batches()
     until(lambda: panel.batches() >= resumed + batches // 10, 60)
@@ -116,14 +143,20 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     sent = [(when, size) for when, kind, size in wire.seen if kind == "comm_msg" and when >= began]
     updates, seconds = [x for x in sent if x[1] > 3_000], sent[-1][0] - began
     fifths = [[size for when, size in updates if k <= 5 * (when - began) / seconds <= k + 1] for k in range(5)]
-    note = (f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, {end['rss'] / 2**20:.1f} MiB at the end; "
-            f"updates in each fifth {[len(f) for f in fifths]} of {[sum(f) // 1000 for f in fifths]} kB, {len(sent) - len(updates)} other messages; "
-            f"notebook {tenth['file']} and {end['file']} bytes, page {tenth['elements']} and {end['elements']} elements")
+    note = (
+        f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, {end['rss'] / 2**20:.1f} MiB at the end; "
+        f"updates in each fifth {[len(f) for f in fifths]} of {[sum(f) // 1000 for f in fifths]} kB, {len(sent) - len(updates)} other messages; "
+        f"notebook {tenth['file']} and {end['file']} bytes, page {tenth['elements']} and {end['elements']} elements"
+    )
     (PICTURES / f"flat-{batches}.txt").write_text(note + "\n")
     print(note)
     assert end["rss"] - tenth["rss"] < 12 << 20, note
-    assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, note  # the others: when something changes, not with time
+    assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, (
+        note
+    )  # the others: when something changes, not with time
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
     assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
-    assert end["file"] < tenth["file"] + 20_000 < 200_000, note  # a still of the curves takes a little more or less than another
+    assert end["file"] < tenth["file"] + 20_000 < 200_000, (
+        note
+    )  # a still of the curves takes a little more or less than another
     assert end["elements"] < 1.05 * tenth["elements"], note

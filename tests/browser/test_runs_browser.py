@@ -20,15 +20,49 @@ window.end = render({ model: window.model, el: document.getElementById("here") }
 </script></body></html>"""
 
 
-def row(name, status, best, rate, note="", curve="<svg width='84' height='22'><circle r='3' cx='9' cy='9' fill='currentColor'/></svg>"):
+def row(
+    name,
+    status,
+    best,
+    rate,
+    note="",
+    curve="<svg width='84' height='22'><circle r='3' cx='9' cy='9' fill='currentColor'/></svg>",
+):
     cells = [name, status, "" if best is None else f"{best:.4g}", f"{rate}"]
-    return {"name": name, "status": status, "note": note, "cells": cells, "curve": curve, "drawable": bool(curve), "sort": {"name": name, "status": status, "best": best, "rate": rate}}
+    return {
+        "name": name,
+        "status": status,
+        "note": note,
+        "cells": cells,
+        "curve": curve,
+        "drawable": bool(curve),
+        "sort": {"name": name, "status": status, "best": best, "rate": rate},
+    }
 
 
-ROWS = [row("run-10", "finished", .25, .01), row("run-9", "failed", .5, .001, "OSError: <b>disk</b> full"), row("<i>x</i>", "running", .125, .002),
-        row("void", "no run", None, 0, "empty", "")]
-STATE = {"table": {"columns": [["name", "run", False], ["status", "status", False], ["best", "best", True], ["rate", "learning_rate", True]], "rows": ROWS, "below": "4 runs"},
-         "chosen": ["run-10"], "order": ["", False], "picture": None, "dark": False, "colors": ["#2f6fb5"] * 8}
+ROWS = [
+    row("run-10", "finished", 0.25, 0.01),
+    row("run-9", "failed", 0.5, 0.001, "OSError: <b>disk</b> full"),
+    row("<i>x</i>", "running", 0.125, 0.002),
+    row("void", "no run", None, 0, "empty", ""),
+]
+STATE = {
+    "table": {
+        "columns": [
+            ["name", "run", False],
+            ["status", "status", False],
+            ["best", "best", True],
+            ["rate", "learning_rate", True],
+        ],
+        "rows": ROWS,
+        "below": "4 runs",
+    },
+    "chosen": ["run-10"],
+    "order": ["", False],
+    "picture": None,
+    "dark": False,
+    "colors": ["#2f6fb5"] * 8,
+}
 
 
 @pytest.fixture
@@ -71,7 +105,9 @@ def test_names_are_text_and_buttons_send_what_they_say(page):
 
 def test_the_theme_of_the_page_is_told(page):
     page.screenshot(path=PICTURES / "runs-light.png")
-    page.evaluate("document.body.style.cssText = '--jp-layout-color0: #111; --jp-ui-font-color1: #ddd; --jp-ui-font-color2: #aaa; background: #111'")
+    page.evaluate(
+        "document.body.style.cssText = '--jp-layout-color0: #111; --jp-ui-font-color1: #ddd; --jp-ui-font-color2: #aaa; background: #111'"
+    )
     page.wait_for_function("model.get('dark') === true")
     page.screenshot(path=PICTURES / "runs-dark.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 900

@@ -96,9 +96,13 @@ def test_a_person_clicks_through_it(lab, page, panel):
     until(lambda: panel.chip.inner_text() == "stopped")
     assert "saved in" in panel.message.inner_text()
     shown = panel.batches()
-    assert lab.run_cell_with(page, "kept = tk.TrainerState.load(trainer.folder)") == [f"on disk: step {shown}; in the panel: step {shown}\n"]
+    assert lab.run_cell_with(page, "kept = tk.TrainerState.load(trainer.folder)") == [
+        f"on disk: step {shown}; in the panel: step {shown}\n"
+    ]
     rates = [r["learning_rate"] for r in batch_records(lab)]
-    assert rates == [0.005] * rested + [0.002] * (shown - rested)  # every batch once, and the change where the page said it
+    assert rates == [0.005] * rested + [0.002] * (
+        shown - rested
+    )  # every batch once, and the change where the page said it
 
 
 def test_after_a_restart_it_runs_from_top_to_bottom(lab, page, panel):

@@ -15,7 +15,8 @@ from tractkit.viz.theme import palette
 
 pytestmark = [pytest.mark.browser, pytest.mark.vulkan]
 
-CELLS = ["""import numpy as np
+CELLS = [
+    """import numpy as np
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.viz.viewer import link_views, view
@@ -25,10 +26,11 @@ lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1) for a in 
 affine, n = np.diag([-2, 2, 3, 1.]), len(lines)
 t = Tractogram(Streamlines.from_list(lines), affine, (40, 40, 20), groups={"front": np.arange(n // 2, n), "back": np.arange(n // 2)})
 ball = Volume((17 - np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T).clip(0).astype(np.float32), affine)""",
-         "v = view(t, ball, colors='groups', size=(400, 300))",
-         "import time; time.sleep(2.5)",
-         "a, b = (view(each, ball, size=(300, 220), show=False) for each in (t[:n // 2], t[n // 2:]))\nlink_views(a, b)",
-         "w = view(t, ball, colors='groups', size=(400, 300), backend='niivue')"]
+    "v = view(t, ball, colors='groups', size=(400, 300))",
+    "import time; time.sleep(2.5)",
+    "a, b = (view(each, ball, size=(300, 220), show=False) for each in (t[:n // 2], t[n // 2:]))\nlink_views(a, b)",
+    "w = view(t, ball, colors='groups', size=(400, 300), backend='niivue')",
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +62,14 @@ def seen(page, k=0) -> bool:
 
 def look(page, k=0) -> np.ndarray:
     """The picture that the browser shows, in its own pixels, wherever the page is scrolled to."""
-    url = canvas(page, k).locator("img").evaluate("""async e => {
+    url = (
+        canvas(page, k)
+        .locator("img")
+        .evaluate("""async e => {
         for (let k = 0; k < 250 && !(e.complete && e.naturalWidth > 1); k++) await new Promise(r => setTimeout(r, 20));  // between frames
         const c = document.createElement('canvas');
         [c.width, c.height] = [e.naturalWidth, e.naturalHeight]; c.getContext('2d').drawImage(e, 0, 0); return c.toDataURL(); }""")
+    )
     return np.asarray(Image.open(io.BytesIO(b64decode(url.partition(",")[2]))).convert("RGB")).astype(int)
 
 
@@ -209,7 +215,9 @@ def test_niivue_draws_the_same_in_the_browser(page, lab):
 def test_a_restart_leaves_no_dead_view(page, lab):
     lab.restart_and_run_all(page)
     page.locator(".jp-Notebook .jp-Cell").last.scroll_into_view_if_needed()
-    until(lambda: page.locator(".jp-InputArea-prompt").all_text_contents() == [f"[{k + 1}]:" for k in range(len(CELLS))])
+    until(
+        lambda: page.locator(".jp-InputArea-prompt").all_text_contents() == [f"[{k + 1}]:" for k in range(len(CELLS))]
+    )
     for k in range(3):
         canvas(page, k).scroll_into_view_if_needed()
         until(lambda k=k: seen(page, k))

@@ -211,7 +211,12 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
     assert names
     for before, now in (("", "{"), ("changed by me", "changed by me")):
         if before:
-            assert all(NotebookNotary(data_dir=str(tmp_path / "jupyter")).check_signature(nbformat.read(tmp_path / "mine" / n, 4)) for n in names)
+            assert all(
+                NotebookNotary(data_dir=str(tmp_path / "jupyter")).check_signature(
+                    nbformat.read(tmp_path / "mine" / n, 4)
+                )
+                for n in names
+            )
             for name in names:
                 (tmp_path / "mine" / name).write_text(before)
         with pytest.raises(SystemExit) as ended:
@@ -258,18 +263,35 @@ def test_hdf5_create(data, say, tmp_path):
     root, out = data.parent, tmp_path / "new.hdf5"
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     (tmp_path / "train.txt").write_text("sub-0\nsub-1\n")
-    words = ["create", root, out, tmp_path / "config.json", "--training", tmp_path / "train.txt", "--testing", "sub-2", "--no-progress"]
+    words = [
+        "create",
+        root,
+        out,
+        tmp_path / "config.json",
+        "--training",
+        tmp_path / "train.txt",
+        "--testing",
+        "sub-2",
+        "--no-progress",
+    ]
     assert say(*words) == (0, f"{out}\n", [])
     with h5py.File(out) as h5:
         assert list(h5.attrs["training_subjs"]) == ["sub-0", "sub-1"] and list(h5.attrs["testing_subjs"]) == ["sub-2"]
         assert h5.attrs["step_size"] == "Not defined by user"
     assert f"{out}: exists already" in complaint(say(*words))
-    for option, key, value in (["--step-size", "1.5"], "step_size", 1.5), (["--nb-points", "12"], "nb_points", 12), (["--compress"], "compress", 0.01), (["--compress", "0.2"], "compress", 0.2):
+    for option, key, value in (
+        (["--step-size", "1.5"], "step_size", 1.5),
+        (["--nb-points", "12"], "nb_points", 12),
+        (["--compress"], "compress", 0.01),
+        (["--compress", "0.2"], "compress", 0.2),
+    ):
         assert say(*words, "-f", *option)[0] == 0
         with h5py.File(out) as h5:
             assert h5.attrs[key] == value
     assert "at most one" in complaint(say(*words, "-f", "--compress", "--nb-points", "3"))
-    assert "sub-9" in complaint(say("create", root, tmp_path / "none.hdf5", tmp_path / "config.json", "--training", "sub-9", "--no-progress"))
+    assert "sub-9" in complaint(
+        say("create", root, tmp_path / "none.hdf5", tmp_path / "config.json", "--training", "sub-9", "--no-progress")
+    )
     assert not (tmp_path / "none.hdf5").exists()
 
 
@@ -279,19 +301,31 @@ def test_hdf5_what_is_left_out_is_said(data, say, tmp_path):
     t = make_subject(tmp_path / "a", np.random.default_rng(0), n=5)
     points = t.streamlines.points.copy()
     points[0] += 90
-    Tractogram(type(t.streamlines)(points, t.streamlines.offsets), t.affine, t.dimensions, t.dps).save(tmp_path / "a/lines.trk")
+    Tractogram(type(t.streamlines)(points, t.streamlines.offsets), t.affine, t.dimensions, t.dps).save(
+        tmp_path / "a/lines.trk"
+    )
     (tmp_path / "c.yaml").write_text(str(CONFIG))
     words = ["create", tmp_path, tmp_path / "x.hdf5", tmp_path / "c.yaml", "--training", "a", "--no-progress"]
     assert "1 of 5 streamlines" in complaint(say(*words))
     code, out, notes = say(*words, "--remove-invalid")
-    assert code == 0 and len(notes) == 1 and notes[0].startswith("tractkit: note: ") and "1 of 5 streamlines" in notes[0]
+    assert (
+        code == 0 and len(notes) == 1 and notes[0].startswith("tractkit: note: ") and "1 of 5 streamlines" in notes[0]
+    )
 
 
 def test_hdf5_add(monkeypatch, say, tmp_path):
     import tractkit.hdf5.create as create_module
 
-    monkeypatch.setattr(create_module, "add_subject", lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}")
-    assert say("add", "x.hdf5", "root", "sub-7", "testing", "--no-progress") == (0, "x.hdf5 root sub-7 testing False\n", [])
+    monkeypatch.setattr(
+        create_module,
+        "add_subject",
+        lambda path, root, subject, split, *, progress=True: f"{path} {root} {subject} {split} {progress}",
+    )
+    assert say("add", "x.hdf5", "root", "sub-7", "testing", "--no-progress") == (
+        0,
+        "x.hdf5 root sub-7 testing False\n",
+        [],
+    )
 
 
 def test_hdf5_add_for_real(data, say, tmp_path):
@@ -299,7 +333,19 @@ def test_hdf5_add_for_real(data, say, tmp_path):
 
     (tmp_path / "c.yaml").write_text(str(CONFIG))
     out = tmp_path / "x.hdf5"
-    assert say("create", data.parent, out, tmp_path / "c.yaml", "--training", "sub-0", "--one-file-per-subject", "--no-progress")[0] == 0
+    assert (
+        say(
+            "create",
+            data.parent,
+            out,
+            tmp_path / "c.yaml",
+            "--training",
+            "sub-0",
+            "--one-file-per-subject",
+            "--no-progress",
+        )[0]
+        == 0
+    )
     assert say("add", out, data.parent, "sub-1", "testing", "--no-progress")[:2] == (0, f"{out}\n")
     assert say("validate", out, "--strict", "--no-progress")[0] == 0
     assert "sub-1" in complaint(say("add", out, data.parent, "sub-1", "testing", "--no-progress"))
@@ -329,15 +375,33 @@ def test_hdf5_describe(data, say, tmp_path):
 def test_hdf5_extract(data, say, tmp_path):
     import h5py
 
-    words = ["extract", data, tmp_path / "out", "--subjects", "sub-0", "sub-2", "--groups", "streamlines", "--tractogram", ".trk", "--no-progress"]
+    words = [
+        "extract",
+        data,
+        tmp_path / "out",
+        "--subjects",
+        "sub-0",
+        "sub-2",
+        "--groups",
+        "streamlines",
+        "--tractogram",
+        ".trk",
+        "--no-progress",
+    ]
     code, out, lines = say(*words)
-    assert (code, lines) == (0, []) and out.split() == [str(tmp_path / "out" / s / "streamlines.trk") for s in ("sub-0", "sub-2")]
+    assert (code, lines) == (0, []) and out.split() == [
+        str(tmp_path / "out" / s / "streamlines.trk") for s in ("sub-0", "sub-2")
+    ]
     assert "exists already" in complaint(say(*words)) and say(*words, "--overwrite")[0] == 0
     bad = shutil.copy(data, tmp_path / "bad.hdf5")
     with h5py.File(bad, "a") as h5:
         h5["sub-1/streamlines/offsets"][1] = -5
-    assert "sub-1/streamlines: offsets[1] is -5" in complaint(say("extract", bad, tmp_path / "mended", "--subjects", "sub-1", "--no-progress"))
-    code, _, notes = say("extract", bad, tmp_path / "mended", "--subjects", "sub-1", "--repair", "offsets", "nan", "--no-progress", "-f")
+    assert "sub-1/streamlines: offsets[1] is -5" in complaint(
+        say("extract", bad, tmp_path / "mended", "--subjects", "sub-1", "--no-progress")
+    )
+    code, _, notes = say(
+        "extract", bad, tmp_path / "mended", "--subjects", "sub-1", "--repair", "offsets", "nan", "--no-progress", "-f"
+    )
     assert code == 0 and len(notes) == 1 and "offsets are taken from the lengths" in notes[0]
     assert "'all' is none of" in complaint(say("extract", bad, tmp_path / "more", "--repair", "all", "--no-progress"))
 
@@ -373,7 +437,18 @@ def test_hdf5_speaks_of_options_and_takes_underscores(data, say, tmp_path):
     assert "--overwrite" in complaint(say(*words, tmp_path / "config.json", "--training", "sub-0", "--no_progress"))
     answer = complaint(say(*words[:2], tmp_path / "c.hdf5", tmp_path / "missing.json", "--training", "sub-0"))
     assert "none_at_all=True.nii.gz" in answer and "--skip-enforce-files-presence" in answer
-    assert say(*words, tmp_path / "missing.json", "--training", "sub-0", "-f", "--skip_enforce_files_presence", "--no-progress")[0] == 0
+    assert (
+        say(
+            *words,
+            tmp_path / "missing.json",
+            "--training",
+            "sub-0",
+            "-f",
+            "--skip_enforce_files_presence",
+            "--no-progress",
+        )[0]
+        == 0
+    )
 
 
 def test_hdf5_help_is_quick_to_find(capsys):

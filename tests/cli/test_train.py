@@ -30,10 +30,34 @@ def data(tmp_path_factory):
 
 def words(data, folder, name="run", **more):
     """A small training with noise and dropout, as options in dwi_ml's words."""
-    options = dict(input_group_name="input", streamline_group_name="streamlines", experiments_path=folder, experiment_name=name, max_epochs=3,
-                   batch_size_training=4, rnn_layer_sizes="6 5", dropout=.2, step_size=2.0, reverse_ratio=.5, noise_gaussian_size_forward=.1,
-                   learning_rate="0.01*2 0.005", clip_grad="1e0", rng=7, device="cpu", num_threads=1, num_workers=0) | more
-    return ["train", str(data), *(w for k, v in options.items() for w in (f"--{k}", *(str(v).split() if k == "rnn_layer_sizes" else [str(v)]))), "--no-progress"]
+    options = (
+        dict(
+            input_group_name="input",
+            streamline_group_name="streamlines",
+            experiments_path=folder,
+            experiment_name=name,
+            max_epochs=3,
+            batch_size_training=4,
+            rnn_layer_sizes="6 5",
+            dropout=0.2,
+            step_size=2.0,
+            reverse_ratio=0.5,
+            noise_gaussian_size_forward=0.1,
+            learning_rate="0.01*2 0.005",
+            clip_grad="1e0",
+            rng=7,
+            device="cpu",
+            num_threads=1,
+            num_workers=0,
+        )
+        | more
+    )
+    return [
+        "train",
+        str(data),
+        *(w for k, v in options.items() for w in (f"--{k}", *(str(v).split() if k == "rnn_layer_sizes" else [str(v)]))),
+        "--no-progress",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +74,11 @@ def assert_equal_runs(a, b):
 
 def test_options_are_the_settings(data, whole):
     config = read_run_config(whole)
-    assert config["data"]["path"] == str(data) and config["model"]["class"] == "Learn2Track" and config["model"]["nb_features"] == 3
+    assert (
+        config["data"]["path"] == str(data)
+        and config["model"]["class"] == "Learn2Track"
+        and config["model"]["nb_features"] == 3
+    )
     assert config["model"]["rnn_layer_sizes"] == [6, 5] and config["model"]["dropout"] == .2
     assert [config[s]["rng"] for s in ("sampler", "loader", "trainer")] == [7, 7, 7]
     assert config["trainer"]["learning_rate"] == [.01, .01, .005] and config["trainer"]["clip_grad"] == 1.0
@@ -96,7 +124,11 @@ def test_interrupted_it_says_how_to_go_on(data, whole, tmp_path, capsys):
     code = main(words(data, tmp_path))
     thread.join()
     out, err = capsys.readouterr()
-    assert code == 130 and "saved in" in out and err.splitlines()[-2:] == ["To go on:", f"  tractkit resume {tmp_path / 'run'}"]
+    assert (
+        code == 130
+        and "saved in" in out
+        and err.splitlines()[-2:] == ["To go on:", f"  tractkit resume {tmp_path / 'run'}"]
+    )
     assert TrainerState.load(tmp_path / "run").global_step < TrainerState.load(whole).global_step
     assert main(err.split()[err.split().index("tractkit") + 1:]) == 0
     assert_equal_runs(tmp_path / "run", whole)
@@ -111,11 +143,18 @@ def complaint(capsys, *argv) -> str:
     return lines[0]
 
 
-@pytest.mark.parametrize("place, key, text", [
-    ("trainer", "max_epoch", "did you mean max_epochs?"), ("loader", "reverse_rate", "did you mean reverse_ratio?"),
-    ("sampler", "batchsize_training", "did you mean batch_size_training?"), ("model", "rnn_layers", "did you mean rnn_layer_sizes?"),
-    ("data", "file", "there are path"), ("data", "lasy", "did you mean lazy?"), ("trainer", "optimiser", "did you mean optimizer?"),
-])
+@pytest.mark.parametrize(
+    "place, key, text",
+    [
+        ("trainer", "max_epoch", "did you mean max_epochs?"),
+        ("loader", "reverse_rate", "did you mean reverse_ratio?"),
+        ("sampler", "batchsize_training", "did you mean batch_size_training?"),
+        ("model", "rnn_layers", "did you mean rnn_layer_sizes?"),
+        ("data", "file", "there are path"),
+        ("data", "lasy", "did you mean lazy?"),
+        ("trainer", "optimiser", "did you mean optimizer?"),
+    ],
+)
 def test_an_unknown_key_is_an_error_that_names_the_nearest(whole, tmp_path, capsys, place, key, text):
     config = read_run_config(whole)
     config[place][key] = 1
@@ -127,9 +166,15 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(whole, tmp_path, caps
 
 def test_other_mistakes_are_one_line(data, whole, tmp_path, capsys):
     bad = tmp_path / "bad.yaml"
-    for text, told in (("trainr: {max_epochs: 3}", "did you mean trainer?"), ("- a\n- b", "no mapping"), ("a: [1", "cannot be read as YAML"),
-                       ("format: 7", "format 7"), ("data: {path: x}\nmodel: {class: Learn2Trak}", "did you mean Learn2Track?"),
-                       (f"data: {{path: {data}}}", "sampler.streamline_group_name is missing"), ("trainer: 3", "no mapping")):
+    for text, told in (
+        ("trainr: {max_epochs: 3}", "did you mean trainer?"),
+        ("- a\n- b", "no mapping"),
+        ("a: [1", "cannot be read as YAML"),
+        ("format: 7", "format 7"),
+        ("data: {path: x}\nmodel: {class: Learn2Trak}", "did you mean Learn2Track?"),
+        (f"data: {{path: {data}}}", "sampler.streamline_group_name is missing"),
+        ("trainer: 3", "no mapping"),
+    ):
         bad.write_text(text)
         assert told in complaint(capsys, "train", bad), text
     assert "no such config" in complaint(capsys, "resume", tmp_path)
@@ -138,29 +183,44 @@ def test_other_mistakes_are_one_line(data, whole, tmp_path, capsys):
     assert "is not SECTION.KEY=VALUE" in complaint(capsys, "train", data, "--set", "max_epochs=3")
     assert "no such volumes group" in complaint(capsys, *words(data, tmp_path, input_group_name="inputs"))
     assert "max_epochs must be positive" in complaint(capsys, *words(data, tmp_path, max_epochs=0))
-    assert "trained on other data" in complaint(capsys, "resume", whole, "--max-epochs", "4", "--hdf5_file", make_file(tmp_path / "other", n=7)[0])
+    assert "trained on other data" in complaint(
+        capsys, "resume", whole, "--max-epochs", "4", "--hdf5_file", make_file(tmp_path / "other", n=7)[0]
+    )
     assert "host:port" in complaint(capsys, "train", whole / "config.yaml", "--nnodes", "2")
     with pytest.raises(SystemExit):
         main(["train", str(data), "--max-epoks", "3"])
 
 
 def test_a_number_is_a_number(tmp_path):
-    (tmp_path / "c.yaml").write_text("trainer: {weight_decay: 1e-3, learning_rate: 0.01*3 0.001, clip_grad: 1., experiment_name: 2026-11-21}")
+    (tmp_path / "c.yaml").write_text(
+        "trainer: {weight_decay: 1e-3, learning_rate: 0.01*3 0.001, clip_grad: 1., experiment_name: 2026-11-21}"
+    )
     trainer = read_run_config(tmp_path / "c.yaml")["trainer"]
-    assert trainer["weight_decay"] == 1e-3 and trainer["learning_rate"] == "0.01*3 0.001" and trainer["clip_grad"] == 1.0
+    assert (
+        trainer["weight_decay"] == 1e-3 and trainer["learning_rate"] == "0.01*3 0.001" and trainer["clip_grad"] == 1.0
+    )
 
 
 @pytest.mark.full
 def test_policies_go_into_the_file_and_come_back(whole, tmp_path):
-    told = [Patience(3, .1), DecreasingOnPlateau(initial=.1, multiplier=.5, patience=2, rtol=.1, atol=.01), LossStop(2), OnNonFinite(.5, 4)]
+    told = [
+        Patience(3, 0.1),
+        DecreasingOnPlateau(initial=0.1, multiplier=0.5, patience=2, rtol=0.1, atol=0.01),
+        LossStop(2),
+        OnNonFinite(0.5, 4),
+    ]
     rates = [Exponential(.1, .5, 3, min_value=1e-4), Schedule(.1, {2: .5}), Switch(.1, {3: .01}), .2, [.1, .2]]
     for rate in rates:
         config = read_run_config(whole)
         given = fit(tmp_path, learning_rate=rate, policies=told, optimizer=torch.optim.NAdam).config()["trainer"]
-        config["trainer"] |= {k: given[k] for k in ("learning_rate", "policies", "optimizer")} | {"experiment_name": "other"}
+        config["trainer"] |= {k: given[k] for k in ("learning_rate", "policies", "optimizer")} | {
+            "experiment_name": "other"
+        }
         config = yaml.safe_load(yaml.safe_dump(config))
         trainer = build_trainer(config)
-        assert [str(p) for p in trainer.policies] == [str(p) for p in fit(tmp_path, learning_rate=rate, policies=told).policies]
+        assert [str(p) for p in trainer.policies] == [
+            str(p) for p in fit(tmp_path, learning_rate=rate, policies=told).policies
+        ]
         assert trainer.optimizer is torch.optim.NAdam
     config["trainer"]["learning_rate"] = {"class": "Exponental", "initial": .1}
     with pytest.raises(DataError, match="did you mean Exponential?"):
@@ -171,13 +231,24 @@ def test_policies_go_into_the_file_and_come_back(whole, tmp_path):
 
 
 def test_what_a_file_cannot_hold_is_said_there_and_when_read(tmp_path):
-    trainer = fit(tmp_path, optimizer=lambda p: torch.optim.SGD(p, lr=.1), policies=[Callback(checkpoint_saved=print)], max_epochs=1)
+    trainer = fit(
+        tmp_path,
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
+        policies=[Callback(checkpoint_saved=print)],
+        max_epochs=1,
+    )
     trainer.train_and_validate()
     config = read_run_config(tmp_path / "run")
     assert "only_in_python" in str(config["trainer"]["optimizer"]) and "Callback" in str(config["trainer"]["policies"])
     with pytest.raises(DataError, match="data|Sequential|Points"):
         check_run_config(config)
-    config = {**config, "data": {"path": "x"}, "model": {}, "sampler": {"streamline_group_name": "s"}, "loader": {"streamline_group_name": "s", "input_group_name": "i"}}
+    config = {
+        **config,
+        "data": {"path": "x"},
+        "model": {},
+        "sampler": {"streamline_group_name": "s"},
+        "loader": {"streamline_group_name": "s", "input_group_name": "i"},
+    }
     config["trainer"].pop("class")
     with pytest.raises(DataError, match="trainer.optimizer was given in Python"):
         check_run_config(config)
@@ -202,7 +273,15 @@ class MyTrainer(TrainerOneInput):
 @pytest.mark.full
 def test_classes_of_ones_own_come_from_a_file_that_is_named(data, tmp_path, capsys):
     (tmp_path / "mine_cli.py").write_text(MINE)
-    argv = [*words(data, tmp_path, max_epochs=1), "--model", "MyTrack", "--set", "trainer.class=MyTrainer", "--set", "trainer.greeting=good morning"]
+    argv = [
+        *words(data, tmp_path, max_epochs=1),
+        "--model",
+        "MyTrack",
+        "--set",
+        "trainer.class=MyTrainer",
+        "--set",
+        "trainer.greeting=good morning",
+    ]
     assert "'MyTrack' is no model of tractkit" in complaint(capsys, *argv)
     assert "no such Python file" in complaint(capsys, *argv, "--import", tmp_path / "yours.py")
     assert main([*argv, "--import", str(tmp_path / "mine_cli.py")]) == 0
@@ -216,7 +295,15 @@ def test_help_lists_the_settings(capsys):
             main([command, "--help"])
         out = capsys.readouterr().out
         assert ended.value.code == 0
-        for word in ("--max-epochs", "--new-max-epochs", "--batch-size-training", "--rnn-layer-sizes", "--noise-gaussian-size-forward", "--nproc-per-node", "--lazy"):
+        for word in (
+            "--max-epochs",
+            "--new-max-epochs",
+            "--batch-size-training",
+            "--rnn-layer-sizes",
+            "--noise-gaussian-size-forward",
+            "--nproc-per-node",
+            "--lazy",
+        ):
             assert word in out, word
 
 
@@ -226,8 +313,14 @@ def test_several_processes_from_the_command_line(data, tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     same = dict(dropout=0, optimizer="SGD", max_epochs=30, checkpoint_every_batches=5)
     command = [sys.executable, "-m", "tractkit"]
-    both = subprocess.Popen([*command, *words(data, tmp_path, "two", **same), "--nproc-per-node", "2"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, env=env, start_new_session=True)
+    both = subprocess.Popen(
+        [*command, *words(data, tmp_path, "two", **same), "--nproc-per-node", "2"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
+    )
     log, end = RunLog(tmp_path / "two"), time.monotonic() + 60
     while len(log.records("batch")) < 5 and time.monotonic() < end:
         time.sleep(0.01)
@@ -241,11 +334,20 @@ def test_several_processes_from_the_command_line(data, tmp_path):
     assert done.returncode == 0 and "Finished" in done.stdout, done.stdout + done.stderr
     a, b = (TrainerState.load(tmp_path / n) for n in ("one", "two"))
     assert a.global_step == b.global_step and json.dumps(a.finished) == json.dumps(b.finished)
-    assert max(float((x - y).abs().max()) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True)) < 1e-5
+    assert (
+        max(float((x - y).abs().max()) for x, y in zip(a.model.parameters(), b.model.parameters(), strict=True)) < 1e-5
+    )
 
 
-@pytest.mark.parametrize("argv, code", [
-    (["train", "--help"], 0), (["resume", "--help"], 0), (["train", "x.hdf5", "--max-epoks", "3"], 2), (["train", "x.hdf5", "--max_epochs", "0"], 2)])
+@pytest.mark.parametrize(
+    "argv, code",
+    [
+        (["train", "--help"], 0),
+        (["resume", "--help"], 0),
+        (["train", "x.hdf5", "--max-epoks", "3"], 2),
+        (["train", "x.hdf5", "--max_epochs", "0"], 2),
+    ],
+)
 def test_help_and_errors_of_arguments_load_no_torch(argv, code):
     program = ("import sys\nfrom tractkit.cli.commands import main\n"
                f"try:\n    code = main({argv})\nexcept SystemExit as e:\n    code = e.code\n"
@@ -253,7 +355,11 @@ def test_help_and_errors_of_arguments_load_no_torch(argv, code):
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     if code == 0:
-        assert "--max-epochs X" in ended.stdout and "largest norm of the gradient" in ended.stdout and "--no-tensorboard" in ended.stdout
+        assert (
+            "--max-epochs X" in ended.stdout
+            and "largest norm of the gradient" in ended.stdout
+            and "--no-tensorboard" in ended.stdout
+        )
     if argv[-1] == "0":
         assert "tractkit: trainer: max_epochs must be positive, not 0" in ended.stderr
 

@@ -43,7 +43,17 @@ def subject(i: int) -> SubjectData:
     counts = 2 + (uniform(i, np.arange(n)) * 60).astype(int)
     offsets = np.concatenate([[0], np.cumsum(counts)])
     volume = MRIData(NAME, name, np.eye(4), (10, 11, 12, 15), ("f", i), Untouched())
-    sft = SFTData("streamlines", name, np.eye(4), (10, 11, 12), offsets, counts * 2.0, Untouched(), dps={NAME: np.zeros((n, 1))}, groups={NAME: np.arange(3)})
+    sft = SFTData(
+        "streamlines",
+        name,
+        np.eye(4),
+        (10, 11, 12),
+        offsets,
+        counts * 2.0,
+        Untouched(),
+        dps={NAME: np.zeros((n, 1))},
+        groups={NAME: np.arange(3)},
+    )
     return SubjectData(name, {NAME: volume}, {"streamlines": sft})
 
 
@@ -51,8 +61,17 @@ def dataset(n: int, monkeypatch) -> MultiSubjectDataset:
     """`n` subjects in training and in validation, without a file."""
     made = object.__new__(MultiSubjectDataset)
     subjects = [subject(i) for i in range(n)]
-    made.__dict__ |= {"lazy": True, "step_size": None, "nb_points": None, "compress": None, "_arguments": {}, "_file": SimpleNamespace(path=f"{NAME}.hdf5"),
-                      "_subsets": {k: MultisubjectSubset(k, s) for k, s in (("training", subjects), ("validation", subjects), ("testing", []))}}
+    made.__dict__ |= {
+        "lazy": True,
+        "step_size": None,
+        "nb_points": None,
+        "compress": None,
+        "_arguments": {},
+        "_file": SimpleNamespace(path=f"{NAME}.hdf5"),
+        "_subsets": {
+            k: MultisubjectSubset(k, s) for k, s in (("training", subjects), ("validation", subjects), ("testing", []))
+        },
+    }
     return made
 
 
@@ -67,8 +86,22 @@ class Mine(TractographyModel):
 def batch() -> StreamlineBatch:
     points = torch.rand(90, 3, generator=torch.Generator().manual_seed(1)) * 9
     n, no = 10, torch.zeros(10, dtype=torch.int64)
-    return StreamlineBatch(points, torch.arange(0, 91, 9), [NAME], [slice(0, n)], [slice(0, 90)], np.eye(4)[None], torch.arange(n), no, no.bool(), torch.zeros(n, 3), no.bool(),
-                           torch.ones(n, 3), dps={NAME: torch.zeros(n, 1)}, operations=(NAME,))
+    return StreamlineBatch(
+        points,
+        torch.arange(0, 91, 9),
+        [NAME],
+        [slice(0, n)],
+        [slice(0, 90)],
+        np.eye(4)[None],
+        torch.arange(n),
+        no,
+        no.bool(),
+        torch.zeros(n, 3),
+        no.bool(),
+        torch.ones(n, 3),
+        dps={NAME: torch.zeros(n, 1)},
+        operations=(NAME,),
+    )
 
 
 def log(folder, epochs=3) -> RunLog:
@@ -87,14 +120,33 @@ def state(_) -> TrainerState:
 
 
 OBJECTS = {
-    "dataset": lambda tmp, mp: dataset(1000, mp), "subset": lambda tmp, mp: dataset(1000, mp).training_set, "subject": lambda tmp, mp: subject(0),
-    "volume": lambda tmp, mp: subject(0).volumes[NAME], "streamlines of a subject": lambda tmp, mp: subject(0).streamlines["streamlines"],
-    "sampler": lambda tmp, mp: BatchIDSampler(dataset(1000, mp), "streamlines", 200, 300, balance_weights={f"{NAME}{i}": 1 + i % 2 for i in range(1000)}, balance="subject"),
-    "loader": lambda tmp, mp: BatchLoaderOneInput(dataset(1000, mp), Mine(), NAME, "streamlines", reverse_ratio=.5, dps_keys=[NAME]),
-    "batch": lambda tmp, mp: batch(), "provenance": lambda tmp, mp: batch().provenance(),
-    "model": lambda tmp, mp: Mine(), "state": lambda tmp, mp: state(tmp), "run log": lambda tmp, mp: log(tmp / "<b>x<b>"),
-    "score table": lambda tmp, mp: TextTable(("", NAME), tuple((f"{NAME}{i}", "1") for i in range(1000)), (NAME,), NAME),
-    "tractogram": lambda tmp, mp: Tractogram(Streamlines.from_list([np.zeros((2, 3))]), np.eye(4), (2, 2, 2), dps={NAME: np.zeros(1)}),
+    "dataset": lambda tmp, mp: dataset(1000, mp),
+    "subset": lambda tmp, mp: dataset(1000, mp).training_set,
+    "subject": lambda tmp, mp: subject(0),
+    "volume": lambda tmp, mp: subject(0).volumes[NAME],
+    "streamlines of a subject": lambda tmp, mp: subject(0).streamlines["streamlines"],
+    "sampler": lambda tmp, mp: BatchIDSampler(
+        dataset(1000, mp),
+        "streamlines",
+        200,
+        300,
+        balance_weights={f"{NAME}{i}": 1 + i % 2 for i in range(1000)},
+        balance="subject",
+    ),
+    "loader": lambda tmp, mp: BatchLoaderOneInput(
+        dataset(1000, mp), Mine(), NAME, "streamlines", reverse_ratio=0.5, dps_keys=[NAME]
+    ),
+    "batch": lambda tmp, mp: batch(),
+    "provenance": lambda tmp, mp: batch().provenance(),
+    "model": lambda tmp, mp: Mine(),
+    "state": lambda tmp, mp: state(tmp),
+    "run log": lambda tmp, mp: log(tmp / "<b>x<b>"),
+    "score table": lambda tmp, mp: TextTable(
+        ("", NAME), tuple((f"{NAME}{i}", "1") for i in range(1000)), (NAME,), NAME
+    ),
+    "tractogram": lambda tmp, mp: Tractogram(
+        Streamlines.from_list([np.zeros((2, 3))]), np.eye(4), (2, 2, 2), dps={NAME: np.zeros(1)}
+    ),
 }
 
 
@@ -145,8 +197,13 @@ def test_a_dataset_says_how_many_it_does_not_show(monkeypatch):
 def test_a_sampler_shows_the_epoch_as_it_is_cut(monkeypatch):
     data = dataset(5, monkeypatch)
     sampler = BatchIDSampler(data, "streamlines", 25, 40)
-    plan, counts = sampler._make(0, "training"), np.concatenate([s.streamlines["streamlines"].nb_points for s in data.training_set])
-    padded = sum(len(o := counts[plan.order[a:b]]) * o.max() for a, b in zip(plan.starts[:-1], plan.starts[1:], strict=True))
+    plan, counts = (
+        sampler._make(0, "training"),
+        np.concatenate([s.streamlines["streamlines"].nb_points for s in data.training_set]),
+    )
+    padded = sum(
+        len(o := counts[plan.order[a:b]]) * o.max() for a, b in zip(plan.starts[:-1], plan.starts[1:], strict=True)
+    )
     page = sampler._repr_html_()
     assert f">{len(plan)}<" in page and f">{len(counts)}<" in page and f">{1 - counts.sum() / padded:.0%}<" in page
     assert not sampler._plans and not sampler._warned  # looking leaves no trace
@@ -172,7 +229,10 @@ def test_a_log_is_looked_at_from_its_end(tmp_path):
     made = log(tmp_path / "run", 5)
     assert _read_end(made, 1)[0] == 5 and len(_read_end(made, 1)[1]) < 5
     assert repr(made) == "RunLog(run: 5 epochs, 5 steps)" and "<svg" in made._repr_html_()
-    assert repr(RunLog(tmp_path / "none")) == "RunLog(none: 0 epochs, 0 steps)" and "none yet" in RunLog(tmp_path / "none")._repr_html_()
+    assert (
+        repr(RunLog(tmp_path / "none")) == "RunLog(none: 0 epochs, 0 steps)"
+        and "none yet" in RunLog(tmp_path / "none")._repr_html_()
+    )
     with made.path.open("a") as f:
         f.write('{"kind": "change", "step": 5, "name": "x"}\n{"kind": "epo')
     assert "5 epochs, 5 steps" in repr(made)

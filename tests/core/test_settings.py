@@ -30,39 +30,79 @@ def test_records_say_what_the_fields_say():
     assert list(found) == ["size", "share", "count", "on", "kind", "name", "objects"]
     assert found == settings_of(Made(1.0))
     assert found["size"].required and found["size"].default is MISSING and not found["share"].required
-    assert (found["size"].help, found["size"].unit, found["share"].live, found["count"].live) == ("how large", "mm", "from the next batch", "")
+    assert (found["size"].help, found["size"].unit, found["share"].live, found["count"].live) == (
+        "how large",
+        "mm",
+        "from the next batch",
+        "",
+    )
     assert found["name"].also == ("title",) and found["on"].live is None
     assert [s.wanted for s in found.values()] == [
-        "a positive number", "a number in [0, 1]", "a positive whole number or None", "True or False", "'a', 'b' or 'c'", "text or None", "text"]
+        "a positive number",
+        "a number in [0, 1]",
+        "a positive whole number or None",
+        "True or False",
+        "'a', 'b' or 'c'",
+        "text or None",
+        "text",
+    ]
 
 
-@pytest.mark.parametrize("wrong, text", [
-    ({"size": 0}, "size must be positive, not 0"), ({"size": -2.5}, "size must be positive, not -2.5"),
-    ({"size": math.nan}, "size must be positive, not nan"), ({"size": None}, "size must be a positive number, not None"),
-    ({"size": True}, "size must be a positive number, not True"), ({"share": 1.5}, r"share must be in \[0, 1\], not 1.5"),
-    ({"share": "half"}, r"share must be a number in \[0, 1\], not 'half'"), ({"count": 2.5}, "count must be a positive whole number or None, not 2.5"),
-    ({"count": 0}, "count must be positive, not 0"), ({"on": "yes"}, "on must be True or False, not 'yes'"),
-    ({"kind": "d"}, "kind must be 'a', 'b' or 'c', not 'd'"), ({"name": 3}, "name must be text or None, not 3"),
-])
+@pytest.mark.parametrize(
+    "wrong, text",
+    [
+        ({"size": 0}, "size must be positive, not 0"),
+        ({"size": -2.5}, "size must be positive, not -2.5"),
+        ({"size": math.nan}, "size must be positive, not nan"),
+        ({"size": None}, "size must be a positive number, not None"),
+        ({"size": True}, "size must be a positive number, not True"),
+        ({"share": 1.5}, r"share must be in \[0, 1\], not 1.5"),
+        ({"share": "half"}, r"share must be a number in \[0, 1\], not 'half'"),
+        ({"count": 2.5}, "count must be a positive whole number or None, not 2.5"),
+        ({"count": 0}, "count must be positive, not 0"),
+        ({"on": "yes"}, "on must be True or False, not 'yes'"),
+        ({"kind": "d"}, "kind must be 'a', 'b' or 'c', not 'd'"),
+        ({"name": 3}, "name must be text or None, not 3"),
+    ],
+)
 def test_an_error_names_the_setting_and_what_it_must_be(wrong, text):
     for make in (lambda: Made(**{"size": 1} | wrong), lambda: replace(Made(1), **wrong)):
         with pytest.raises(ValueError, match=f"^{text}$"):
             make()
 
 
-@pytest.mark.parametrize("right", [
-    {"size": 1}, {"size": np.float32(2)}, {"size": np.int64(2)}, {"size": math.inf}, {"count": np.int16(3)}, {"count": 3.0}, {"count": None},
-    {"on": 1}, {"on": np.True_}, {"share": 0}, {"share": 1}, {"objects": [1]}, {"objects": 5},
-])
+@pytest.mark.parametrize(
+    "right",
+    [
+        {"size": 1},
+        {"size": np.float32(2)},
+        {"size": np.int64(2)},
+        {"size": math.inf},
+        {"count": np.int16(3)},
+        {"count": 3.0},
+        {"count": None},
+        {"on": 1},
+        {"on": np.True_},
+        {"share": 0},
+        {"share": 1},
+        {"objects": [1]},
+        {"objects": 5},
+    ],
+)
 def test_what_is_meant_is_taken(right):
     assert Made(**{"size": 1} | right)
 
 
-@pytest.mark.parametrize("name, value, text", [
-    ("count", 0, "count must be a positive whole number or None, not 0"), ("count", math.inf, "count must be a positive whole number or None, not inf"),
-    ("size", math.nan, "size must be a positive number, not nan"), ("size", -1, "size must be a positive number, not -1"),
-    ("share", "a lot", r"share must be a number in \[0, 1\], not 'a lot'"),
-])
+@pytest.mark.parametrize(
+    "name, value, text",
+    [
+        ("count", 0, "count must be a positive whole number or None, not 0"),
+        ("count", math.inf, "count must be a positive whole number or None, not inf"),
+        ("size", math.nan, "size must be a positive number, not nan"),
+        ("size", -1, "size must be a positive number, not -1"),
+        ("share", "a lot", r"share must be a number in \[0, 1\], not 'a lot'"),
+    ],
+)
 def test_a_change_is_checked_with_all_that_it_must_be(name, value, text):
     with pytest.raises(ValueError, match=f"^{text}$"):
         settings_of(Made)[name].check(value)

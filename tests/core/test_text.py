@@ -8,7 +8,9 @@ from hypothesis import strategies as st
 from tractkit.core.text import format_bytes, format_duration, nearest_name, parse_yaml
 
 
-@pytest.mark.parametrize(("word", "nearest"), [("Standardisation", "standardization"), ("FILES", "files"), ("qqq", None)])
+@pytest.mark.parametrize(
+    ("word", "nearest"), [("Standardisation", "standardization"), ("FILES", "files"), ("qqq", None)]
+)
 def test_nearest_name_is_one_that_is_known_or_none(word, nearest):
     assert nearest_name(word, ["files", "standardization"]) == nearest
     assert nearest_name(word, []) is None

@@ -42,7 +42,11 @@ def test_reads_what_was_written(made, lazy):
         assert np.allclose(sft.affine, t.affine) and tuple(sft.dimensions) == SHAPE
         for ids in (None, 3, [5, 0, 5], slice(2, 20, 3), np.arange(len(t)) % 3 == 0, np.array([], int), [], -1):
             got = sft.get(ids)
-            rows = np.atleast_1d(np.arange(len(t))[ids if not (isinstance(ids, list) and not ids) else slice(0)]) if ids is not None else slice(None)
+            rows = (
+                np.atleast_1d(np.arange(len(t))[ids if not (isinstance(ids, list) and not ids) else slice(0)])
+                if ids is not None
+                else slice(None)
+            )
             expected = t.streamlines[rows]
             assert got.points.dtype == np.float32 and len(got) == len(expected)
             assert np.allclose(got.points, expected.points, atol=1e-4)
@@ -58,7 +62,10 @@ def test_reads_what_was_written(made, lazy):
 
 
 def test_lazy_equals_eager_bitwise(made):
-    eager, lazy = (MultiSubjectDataset(made[0], lazy=b).load_data().subject("sub-1").streamlines["streamlines"] for b in (False, True))
+    eager, lazy = (
+        MultiSubjectDataset(made[0], lazy=b).load_data().subject("sub-1").streamlines["streamlines"]
+        for b in (False, True)
+    )
     ids = np.random.default_rng(0).permutation(len(eager))
     assert np.array_equal(eager.get(ids).points, lazy.get(ids).points)
 
@@ -67,7 +74,9 @@ def test_lengths_beyond_int16(tmp_path):
     """A streamline of 40,000 points: dwi_ml's int16 lengths would be negative."""
     t = make_subject(tmp_path / "a", np.random.default_rng(0), n=3)
     line = np.linspace([0, 0, 0], [9, 9, 7], 40_000)
-    Tractogram(Streamlines.from_list([line, *t.streamlines]), t.affine, SHAPE, dps={"bundle": np.zeros(4)}).save(tmp_path / "a/lines.trk")
+    Tractogram(Streamlines.from_list([line, *t.streamlines]), t.affine, SHAPE, dps={"bundle": np.zeros(4)}).save(
+        tmp_path / "a/lines.trk"
+    )
     path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
     for lazy in (False, True):
         sft = MultiSubjectDataset(path, lazy=lazy).load_data().training_set[0].streamlines["streamlines"]
@@ -149,8 +158,9 @@ def test_from_many_threads(made):
     def work(i):
         name, ids = f"sub-{i % 3}", np.random.default_rng(i).integers(0, 30, 10)
         a, b = dataset.subject(name), eager.subject(name)
-        return (np.array_equal(a.streamlines["streamlines"].get(ids).points, b.streamlines["streamlines"].get(ids).points)
-                and np.array_equal(a.volumes["input"].volume.data, b.volumes["input"].volume.data))
+        return np.array_equal(
+            a.streamlines["streamlines"].get(ids).points, b.streamlines["streamlines"].get(ids).points
+        ) and np.array_equal(a.volumes["input"].volume.data, b.volumes["input"].volume.data)
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(work, range(60)))
@@ -211,7 +221,9 @@ def test_replaced_under_a_reader(tmp_path):
     points = dataset.training_set[0].streamlines["streamlines"].get().points
     parcel = pickle.dumps(dataset)
     create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-1"]}, overwrite=True, progress=False)
-    assert np.array_equal(dataset.training_set[0].streamlines["streamlines"].get().points, points)  # the open file is the old one
+    assert np.array_equal(
+        dataset.training_set[0].streamlines["streamlines"].get().points, points
+    )  # the open file is the old one
     with pytest.raises(DataError, match="changed since"):
         pickle.loads(parcel).training_set[0].streamlines["streamlines"].get()
 
@@ -232,7 +244,9 @@ def test_other_ways_to_store_points(tmp_path, made, how, lazy):
                          compression="gzip" if how == "gzip" else None)
     got = MultiSubjectDataset(path, lazy=lazy).load_data().subject("sub-0").streamlines["streamlines"].get([9, 2, 3, 4])
     assert got.points.dtype == np.float32 and got.points.dtype.isnative
-    assert np.allclose(got.points, made[1]["sub-0"].streamlines[[9, 2, 3, 4]].points, atol=1e-2 if how == "float16" else 1e-4)
+    assert np.allclose(
+        got.points, made[1]["sub-0"].streamlines[[9, 2, 3, 4]].points, atol=1e-2 if how == "float16" else 1e-4
+    )
 
 
 def _damage(h5, what):
@@ -290,11 +304,32 @@ def _damage(h5, what):
         del h5["sub-0"]
 
 
-@pytest.mark.parametrize("what", [
-    "offset negative", "offsets decrease", "offset past the end", "lengths do not add up", "more points than lengths say",
-    "length negative", "nan", "infinite",
-    "offsets are floats", "no lengths", "no origin", "unknown space", "singular affine", "singular affine of the volume", "type",
-    "no type", "points of shape (N, 2)", "volume of text", "no data", "dps rows", "subject missing"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "offset negative",
+        "offsets decrease",
+        "offset past the end",
+        "lengths do not add up",
+        "more points than lengths say",
+        "length negative",
+        "nan",
+        "infinite",
+        "offsets are floats",
+        "no lengths",
+        "no origin",
+        "unknown space",
+        "singular affine",
+        "singular affine of the volume",
+        "type",
+        "no type",
+        "points of shape (N, 2)",
+        "volume of text",
+        "no data",
+        "dps rows",
+        "subject missing",
+    ],
+)
 @pytest.mark.parametrize("lazy", [False, True])
 def test_damaged_files(tmp_path, made, what, lazy):
     path = shutil.copy(made[0], tmp_path / "x.hdf5")
@@ -330,7 +365,11 @@ def test_reprs(made):
     dataset.load_data()
     assert "30 streamlines" in repr(dataset) and "<td" in dataset._repr_html_()
     words = repr(dataset.training_set[0])
-    assert "MRIData(sub-0/input: 14 × 11 × 9 × 3, voxels of " in words and "mm, in memory)" in words and "array" not in words
+    assert (
+        "MRIData(sub-0/input: 14 × 11 × 9 × 3, voxels of " in words
+        and "mm, in memory)" in words
+        and "array" not in words
+    )
 
 
 @pytest.mark.real
@@ -338,15 +377,25 @@ def test_reprs(made):
 def test_file_of_dwi_ml(lazy, real_data):
     sample = real_data / "dwi_ml_sample"
     dataset = MultiSubjectDataset(sample / "data.hdf5", lazy=lazy).load_data()
-    assert [s.subjects for s in (dataset.training_set, dataset.validation_set, dataset.testing_set)] == [["sub-1"], ["sub-2"], ["sub-3"]]
+    assert [s.subjects for s in (dataset.training_set, dataset.validation_set, dataset.testing_set)] == [
+        ["sub-1"],
+        ["sub-2"],
+        ["sub-3"],
+    ]
     for i in (1, 2, 3):
-        sft, source = dataset.subject(f"sub-{i}").streamlines["streamlines"], Tractogram.load(sample / f"source/ready/sub-{i}/bundle.trk")
+        sft, source = (
+            dataset.subject(f"sub-{i}").streamlines["streamlines"],
+            Tractogram.load(sample / f"source/ready/sub-{i}/bundle.trk"),
+        )
         got = sft.get()
         assert got.points.dtype == np.float32 and np.allclose(got.points, source.streamlines.points, atol=1e-4)
         assert np.allclose(sft.lengths_mm, source.lengths_mm, rtol=1e-4)
         assert np.allclose(sft.dps["weight"], source.dps["weight"], atol=1e-6)
         connectivity = sft.connectivity
-        assert (connectivity.type, connectivity.nb_blocs.tolist()) == ("from_blocs", [4, 4, 4]) and connectivity.matrix.shape == (64, 64)
+        assert (connectivity.type, connectivity.nb_blocs.tolist()) == (
+            "from_blocs",
+            [4, 4, 4],
+        ) and connectivity.matrix.shape == (64, 64)
         assert np.array_equal(connectivity.matrix, np.load(sample / f"source/ready/sub-{i}/conn.npy"))
         assert np.array_equal(sft.nb_points, source.streamlines.nb_points) and sft.dps["weight"].shape == (60, 1)
         ids = [7, 50, 7, 0]  # lazy, dps and a list of ids: an error in dwi_ml
@@ -379,10 +428,18 @@ def rich(made, tmp_path_factory):
                 g["connectivity_label_volume"] = np.full(SHAPE, i, np.int16)
             else:
                 g.attrs["connectivity_nb_blocs"] = [2, 2, 2]
-            for copy, options in (("mask", {}), ("gzip", {"compression": "gzip"}), ("lzf", {"compression": "lzf", "shuffle": True})):
+            for copy, options in (
+                ("mask", {}),
+                ("gzip", {"compression": "gzip"}),
+                ("lzf", {"compression": "lzf", "shuffle": True}),
+            ):
                 v = h5.create_group(f"{name}/{copy}")
                 v.attrs.update(h5[f"{name}/input"].attrs)
-                v.create_dataset("data", data=h5[f"{name}/input/data"][..., :1] if copy == "mask" else h5[f"{name}/input/data"][()], **options)
+                v.create_dataset(
+                    "data",
+                    data=h5[f"{name}/input/data"][..., :1] if copy == "mask" else h5[f"{name}/input/data"][()],
+                    **options,
+                )
     return path, made[1]
 
 
@@ -403,7 +460,9 @@ def test_all_that_goes_with_streamlines(rich, lazy, ids):
         if len(rows):
             with pytest.warns(UserWarning, match="cannot hold groups"):
                 dipy = sft.as_sft(ids)
-            assert np.allclose(dipy.data_per_streamline["bundle"][:, 0], rows) and np.allclose(dipy.data_per_point["x"].get_data(), dpp["x"])
+            assert np.allclose(dipy.data_per_streamline["bundle"][:, 0], rows) and np.allclose(
+                dipy.data_per_point["x"].get_data(), dpp["x"]
+            )
             assert np.allclose(dipy.streamlines.get_data(), source[rows].rasmm().points, atol=1e-3)
             dipy.to_vox(), dipy.to_center()
             assert np.allclose(dipy.streamlines.get_data(), points, atol=1e-3)
@@ -414,7 +473,11 @@ def test_connectivity(rich, made, lazy):
     dataset = MultiSubjectDataset(rich[0], lazy=lazy).load_data()
     blocs, labels = (dataset.subject(f"sub-{i}").streamlines["streamlines"].connectivity for i in (0, 1))
     assert (blocs.type, blocs.nb_blocs.tolist(), blocs.labels) == ("from_blocs", [2, 2, 2], None)
-    assert (labels.type, labels.nb_blocs) == ("from_labels", None) and labels.labels.shape == SHAPE and (labels.labels == 1).all()
+    assert (
+        (labels.type, labels.nb_blocs) == ("from_labels", None)
+        and labels.labels.shape == SHAPE
+        and (labels.labels == 1).all()
+    )
     assert blocs.matrix.dtype == bool and blocs.matrix.sum() == 8
     assert MultiSubjectDataset(made[0]).load_data().training_set[0].streamlines["streamlines"].connectivity is None
 
@@ -425,9 +488,13 @@ def test_points_are_no_millimetres(tmp_path, lazy):
     path, sources = make_file(tmp_path, points=(20, 60))
     for name, t in sources.items():
         sft = MultiSubjectDataset(path, lazy=lazy).load_data().subject(name).streamlines["streamlines"]
-        assert sft.nb_points.tolist() == [len(s) for s in t.streamlines] and sft.nb_points.sum() == len(sft.get().points)
+        assert sft.nb_points.tolist() == [len(s) for s in t.streamlines] and sft.nb_points.sum() == len(
+            sft.get().points
+        )
         world = [np.linalg.norm(np.diff(s, axis=0), axis=1).sum() for s in t.rasmm()]
-        assert np.allclose(sft.lengths_mm, world, rtol=1e-3) and not np.allclose(sft.lengths_mm, sft.nb_points, rtol=.05)
+        assert np.allclose(sft.lengths_mm, world, rtol=1e-3) and not np.allclose(
+            sft.lengths_mm, sft.nb_points, rtol=0.05
+        )
 
 
 def test_lengths_are_counted_where_the_file_has_none(tmp_path, made):
@@ -442,7 +509,9 @@ def test_lengths_are_counted_where_the_file_has_none(tmp_path, made):
 @pytest.mark.parametrize("lazy", [False, True])
 @pytest.mark.parametrize("cache_size", [None, 0, 1])
 def test_several_volume_groups(rich, lazy, cache_size):
-    dataset = MultiSubjectDataset(rich[0], lazy=lazy, cache_size=cache_size).load_data(volume_groups=["input", "gzip", "lzf", "mask"])
+    dataset = MultiSubjectDataset(rich[0], lazy=lazy, cache_size=cache_size).load_data(
+        volume_groups=["input", "gzip", "lzf", "mask"]
+    )
     for name, source in rich[1].items():
         v = dataset.subject(name).volumes
         assert np.allclose(v["input"].volume.data, world_volume(source.affine).data, atol=1e-3)
@@ -450,20 +519,41 @@ def test_several_volume_groups(rich, lazy, cache_size):
             assert np.array_equal(v[copy].volume.data, v["input"].volume.data) and v[copy].key != v["input"].key
         assert v["mask"].shape == (*SHAPE, 1) and np.array_equal(v["mask"].volume.data, v["input"].volume.data[..., :1])
     assert len(dataset._cache) == (0 if not lazy else {None: 12, 0: 0, 1: 1}[cache_size])
-    only = MultiSubjectDataset(rich[0], lazy=lazy).load_data(load_training=False, subj_id="sub-1", volume_groups="mask", streamline_groups=[])
+    only = MultiSubjectDataset(rich[0], lazy=lazy).load_data(
+        load_training=False, subj_id="sub-1", volume_groups="mask", streamline_groups=[]
+    )
     assert [len(s) for s in (only.training_set, only.validation_set, only.testing_set)] == [0, 1, 0]
     assert list(only.validation_set[0].volumes) == ["mask"] and only.validation_set[0].streamlines == {}
 
 
-@pytest.mark.parametrize("what", ["x rows", "x of text", "left past the end", "left negative", "left of floats", "no blocs", "no labels", "type",
-                                  "lengths nan", "dimensions"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "x rows",
+        "x of text",
+        "left past the end",
+        "left negative",
+        "left of floats",
+        "no blocs",
+        "no labels",
+        "type",
+        "lengths nan",
+        "dimensions",
+    ],
+)
 @pytest.mark.parametrize("lazy", [False, True])
 def test_damage_beside_streamlines(tmp_path, rich, what, lazy):
     path = shutil.copy(rich[0], tmp_path / "x.hdf5")
     with h5py.File(path, "a") as h5:
         name = "sub-1" if what == "no labels" else "sub-0"
         g = h5[f"{name}/streamlines"]
-        new = {"x rows": np.zeros((5, 1)), "x of text": "text", "left past the end": [30], "left negative": [-1], "left of floats": [.5]}
+        new = {
+            "x rows": np.zeros((5, 1)),
+            "x of text": "text",
+            "left past the end": [30],
+            "left negative": [-1],
+            "left of floats": [0.5],
+        }
         if what in new:
             key = f"data_per_point/{what[0]}" if what[0] == "x" else "groups/left"
             del g[key]
@@ -522,8 +612,12 @@ def test_linked_files(rich, tmp_path, how, lazy, monkeypatch):
         keys = set()
         for name in rich[1]:
             a, b = data.subject(name), whole.subject(name)
-            assert np.array_equal(a.streamlines["streamlines"].get([3, 1]).points, b.streamlines["streamlines"].get([3, 1]).points)
-            assert np.array_equal(a.streamlines["streamlines"].get_dpp()["x"], b.streamlines["streamlines"].get_dpp()["x"])
+            assert np.array_equal(
+                a.streamlines["streamlines"].get([3, 1]).points, b.streamlines["streamlines"].get([3, 1]).points
+            )
+            assert np.array_equal(
+                a.streamlines["streamlines"].get_dpp()["x"], b.streamlines["streamlines"].get_dpp()["x"]
+            )
             for group in ("input", "gzip"):
                 assert np.array_equal(a.volumes[group].volume.data, b.volumes[group].volume.data)
                 keys.add(a.volumes[group].key)
@@ -587,7 +681,9 @@ def test_two_hundred_files_with_64_handles(made, tmp_path):
             with h5py.File(parts / f"{name}.hdf5", "a") as one:
                 one["s/streamlines/data"][0:] += np.float32(i / 1000)
             master[name] = h5py.ExternalLink(f"parts/{name}.hdf5", "/s")
-    done = subprocess.run([sys.executable, "-c", MANY_FILES, str(tmp_path / "data.hdf5")], capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [sys.executable, "-c", MANY_FILES, str(tmp_path / "data.hdf5")], capture_output=True, text=True, timeout=300
+    )
     assert done.stdout.split() == ["200", "200"], done.stderr[-2000:]
 
 
@@ -604,7 +700,14 @@ def test_dataloader_workers_beside_a_reading_thread(rich, method, workers):
     def same(some, others):
         return all(np.array_equal(a[0], b[0]) and a[1] == b[1] for a, b in zip(some, others, strict=True))
 
-    got = loaded_beside(lambda: same(read(items[:3]), expected[:3]), items, read, batch_size=4, num_workers=workers, multiprocessing_context=method)
+    got = loaded_beside(
+        lambda: same(read(items[:3]), expected[:3]),
+        items,
+        read,
+        batch_size=4,
+        num_workers=workers,
+        multiprocessing_context=method,
+    )
     assert same(got, expected)
 
 
@@ -636,15 +739,34 @@ def test_memory_of_a_pass_does_not_grow_with_the_file(tmp_path):
     lines = random_lines(np.random.default_rng(0), 1000, shape[:3], points=(50, 100))
     for n in (4, 12):
         with h5py.File(tmp_path / f"{n}.hdf5", "w") as h5:
-            h5.attrs.update({f"{split}_subjs": np.array([f"s{i}" for i in range(n)] if split == "training" else [], dtype=h5py.string_dtype())
-                             for split in ("training", "validation", "testing")})
+            h5.attrs.update(
+                {
+                    f"{split}_subjs": np.array(
+                        [f"s{i}" for i in range(n)] if split == "training" else [], dtype=h5py.string_dtype()
+                    )
+                    for split in ("training", "validation", "testing")
+                }
+            )
             for i in range(n):
                 v, g = h5.create_group(f"s{i}/input"), h5.create_group(f"s{i}/streamlines")
-                v["data"], g["data"], g["offsets"], g["lengths"] = volume, lines.points + .5, lines.offsets[:-1], lines.nb_points
+                v["data"], g["data"], g["offsets"], g["lengths"] = (
+                    volume,
+                    lines.points + 0.5,
+                    lines.offsets[:-1],
+                    lines.nb_points,
+                )
                 g["euclidean_lengths"] = lines.lengths()
                 v.attrs.update(type="volume", affine=np.eye(4))
-                g.attrs.update(type="streamlines", affine=np.eye(4), space="Space.VOX", origin="Origin.TRACKVIS", dimensions=shape[:3])
-        done = subprocess.run([sys.executable, "-c", EPOCH, str(tmp_path / f"{n}.hdf5")], capture_output=True, text=True, timeout=300)
+                g.attrs.update(
+                    type="streamlines",
+                    affine=np.eye(4),
+                    space="Space.VOX",
+                    origin="Origin.TRACKVIS",
+                    dimensions=shape[:3],
+                )
+        done = subprocess.run(
+            [sys.executable, "-c", EPOCH, str(tmp_path / f"{n}.hdf5")], capture_output=True, text=True, timeout=300
+        )
         assert done.returncode == 0, done.stderr
         peaks.append(int(done.stdout))
         sizes.append(os.path.getsize(tmp_path / f"{n}.hdf5") // 1024)
@@ -666,5 +788,9 @@ def test_a_subject_is_added_under_an_open_dataset(tmp_path, symlink):
     assert again.testing_set.subjects == ["sub-2", "sub-9"] and dataset.testing_set.subjects == ["sub-2"]
     for data in (dataset, again, pickle.loads(pickle.dumps(dataset))):
         for name, source in sources.items():
-            assert np.allclose(data.subject(name).streamlines["streamlines"].get([4]).points, source.streamlines[4], atol=1e-4)
-    assert np.allclose(again.subject("sub-9").streamlines["streamlines"].get().points, new.streamlines.points, atol=1e-4)
+            assert np.allclose(
+                data.subject(name).streamlines["streamlines"].get([4]).points, source.streamlines[4], atol=1e-4
+            )
+    assert np.allclose(
+        again.subject("sub-9").streamlines["streamlines"].get().points, new.streamlines.points, atol=1e-4
+    )

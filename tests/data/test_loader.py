@@ -88,7 +88,9 @@ def test_workers_change_nothing(made, lazy, method):
 
     def run(n):
         options = dict(num_workers=n, multiprocessing_context=method, prefetch_factor=3) if n else {}
-        return list(DataLoader(dataset.training_set, batch_sampler=sampler, collate_fn=loader.load_batch_streamlines, **options))
+        return list(
+            DataLoader(dataset.training_set, batch_sampler=sampler, collate_fn=loader.load_batch_streamlines, **options)
+        )
 
     here, there = run(0), run(2)
     assert len(here) == len(there) == len(sampler)
@@ -116,7 +118,14 @@ def test_split_loses_nothing(tmp_path, n):
 def test_shares_are_as_asked(tmp_path):
     make_subject(tmp_path / "a", np.random.default_rng(0), n=2000, points=(15, 16))
     path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
-    loader = StreamlinesBatchLoader(MultiSubjectDataset(path).load_data(), None, "streamlines", split_ratio=0.3, reverse_ratio=0.6, known_start_ratio=0.2)
+    loader = StreamlinesBatchLoader(
+        MultiSubjectDataset(path).load_data(),
+        None,
+        "streamlines",
+        split_ratio=0.3,
+        reverse_ratio=0.6,
+        known_start_ratio=0.2,
+    )
     batch = loader.load_batch_streamlines([("a", np.arange(2000))])
     assert (batch.parts == 1).sum() / 2000 == pytest.approx(0.3, abs=0.04)
     assert batch.reversed.float().mean() == pytest.approx(0.6, abs=0.04)
@@ -142,7 +151,9 @@ def test_validation_is_not_augmented(made):
 def test_previous_is_the_way_the_streamline_came(made):
     """Against a slow search in the whole streamline."""
     dataset, sources = made
-    loader = StreamlinesBatchLoader(dataset, None, "streamlines", split_ratio=0.6, reverse_ratio=0.5, known_start_ratio=1)
+    loader = StreamlinesBatchLoader(
+        dataset, None, "streamlines", split_ratio=0.6, reverse_ratio=0.5, known_start_ratio=1
+    )
     batch = loader.load_batch_streamlines(list(BatchIDSampler(dataset, "streamlines", 1000).plan(0))[0])
     assert len({(int(p), bool(r)) for p, r in zip(batch.parts, batch.reversed, strict=True)}) == 6
     lines = batch.streamlines()
@@ -169,16 +180,27 @@ def test_unknown_start_is_zero(made):
 def test_repeated_and_single_points_have_no_direction(tmp_path):
     t = make_subject(tmp_path / "a", np.random.default_rng(0), n=2)
     lines = [np.ones((4, 3)), np.ones((1, 3)), t.streamlines[0]]
-    Tractogram(Streamlines.from_list(lines), t.affine, SHAPE, dps={"bundle": np.zeros(3)}).save(tmp_path / "a/lines.trk")
+    Tractogram(Streamlines.from_list(lines), t.affine, SHAPE, dps={"bundle": np.zeros(3)}).save(
+        tmp_path / "a/lines.trk"
+    )
     path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
     for options in ({}, {"step_size": 0.5}):
-        loader = StreamlinesBatchLoader(MultiSubjectDataset(path).load_data(), None, "streamlines", known_start_ratio=1, reverse_ratio=0.5, **options)
+        loader = StreamlinesBatchLoader(
+            MultiSubjectDataset(path).load_data(),
+            None,
+            "streamlines",
+            known_start_ratio=1,
+            reverse_ratio=0.5,
+            **options,
+        )
         batch = loader.load_batch_streamlines([("a", np.arange(3))])
         assert batch.first_known.tolist() == [False, False, True] and torch.isfinite(batch.previous).all()
 
 
 def test_draws_differ_between_subjects_and_parts(made):
-    loader = StreamlinesBatchLoader(made[0], None, "streamlines", split_ratio=1, reverse_ratio=0.5, noise_gaussian_size_forward=0.5)
+    loader = StreamlinesBatchLoader(
+        made[0], None, "streamlines", split_ratio=1, reverse_ratio=0.5, noise_gaussian_size_forward=0.5
+    )
     batch = loader.load_batch_streamlines([(name, np.arange(30)) for name in ("sub-0", "sub-1")])
     noise = loader.add_noise_streamlines_forward(batch).points - batch.points
     first = noise[batch.offsets[:-1]]
@@ -196,11 +218,16 @@ def test_noise(tmp_path):
     def noise(**options):
         loader = StreamlinesBatchLoader(dataset, None, "streamlines", **options)
         batch = loader.load_batch_streamlines([("a", np.arange(300))])
-        return [f(batch).points - batch.points for f in (loader.add_noise_streamlines_forward, loader.add_noise_streamlines_loss)]
+        return [
+            f(batch).points - batch.points
+            for f in (loader.add_noise_streamlines_forward, loader.add_noise_streamlines_loss)
+        ]
 
     voxels, none = noise(noise_gaussian_size_forward=0.3)
     assert (none == 0).all() and voxels.abs().max() <= 0.6 + 1e-5
-    assert voxels.std() == pytest.approx(0.3 * 0.96, rel=0.03) and abs(voxels.mean()) < 0.01  # 0.96: clipped at two deviations
+    assert (
+        voxels.std() == pytest.approx(0.3 * 0.96, rel=0.03) and abs(voxels.mean()) < 0.01
+    )  # 0.96: clipped at two deviations
     none, mm = noise(noise_gaussian_size_loss_mm=0.3)
     assert (none == 0).all() and torch.allclose((mm * sizes).std(dim=0), torch.tensor(0.3 * 0.96), rtol=0.05)
     forward, loss = noise(noise_gaussian_size_forward=0.3, noise_gaussian_size_loss=0.3)
@@ -243,7 +270,9 @@ def test_sample_trilinear_equals_volume_sample(outside, shape):
     points[:50] = np.round(points[:50])
     points[50:60] = [-0.5, shape[1] - 0.5, 0]
     expected = volume.sample(points, outside=outside)
-    assert np.allclose(sample_trilinear(torch.from_numpy(volume.data), torch.from_numpy(points), outside), expected, atol=1e-5)
+    assert np.allclose(
+        sample_trilinear(torch.from_numpy(volume.data), torch.from_numpy(points), outside), expected, atol=1e-5
+    )
 
 
 def test_volume_and_streamlines_on_different_grids(tmp_path):
@@ -253,7 +282,9 @@ def test_volume_and_streamlines_on_different_grids(tmp_path):
     half[:3, :3] /= 2  # twice as many voxels, shifted so that the boxes are equal
     half[:3, 3] -= half[:3, :3] @ [0.5, 0.5, 0.5]
     big = tuple(2 * d for d in SHAPE)
-    Tractogram(t.streamlines.transform(np.linalg.inv(half) @ t.affine), half, big, dps=t.dps).save(tmp_path / "a/lines.trk")
+    Tractogram(t.streamlines.transform(np.linalg.inv(half) @ t.affine), half, big, dps=t.dps).save(
+        tmp_path / "a/lines.trk"
+    )
     path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
     loader = BatchLoaderOneInput(MultiSubjectDataset(path).load_data(), None, "input", "streamlines")
     batch = loader.load_batch_streamlines([("a", np.arange(20))])
@@ -267,9 +298,13 @@ def test_on_a_device(made):
     loader = BatchLoaderOneInput(made[0], None, "input", "streamlines", **AUGMENT)
     batch = loader.load_batch_streamlines(BatchIDSampler(made[0], "streamlines", 40).plan(0)[0])
     there = batch.pin_memory().to("cuda")
-    assert torch.allclose(loader.load_batch_inputs(there.points, there).cpu(), loader.load_batch_inputs(batch.points, batch), atol=1e-3)
+    assert torch.allclose(
+        loader.load_batch_inputs(there.points, there).cpu(), loader.load_batch_inputs(batch.points, batch), atol=1e-3
+    )
     noisy = loader.add_noise_streamlines_forward(batch, "cuda")
-    assert noisy.device.type == "cuda" and torch.equal(noisy.points.cpu(), loader.add_noise_streamlines_forward(batch).points)
+    assert noisy.device.type == "cuda" and torch.equal(
+        noisy.points.cpu(), loader.add_noise_streamlines_forward(batch).points
+    )
 
 
 def test_resampling_follows_loader_model_and_file(tmp_path, made):
@@ -280,7 +315,9 @@ def test_resampling_follows_loader_model_and_file(tmp_path, made):
     ids = [("sub-0", np.arange(30))]
     t = sources["sub-0"]
     expected = resample_step(t.streamlines, 0.9, t.affine)[0].nb_points
-    assert np.array_equal(StreamlinesBatchLoader(dataset, Model(), "streamlines").load_batch_streamlines(ids).nb_points, expected)
+    assert np.array_equal(
+        StreamlinesBatchLoader(dataset, Model(), "streamlines").load_batch_streamlines(ids).nb_points, expected
+    )
     seven = StreamlinesBatchLoader(dataset, Model(), "streamlines", nb_points=7).load_batch_streamlines(ids)
     assert (seven.nb_points == 7).all()
     few = StreamlinesBatchLoader(dataset, None, "streamlines", compress=0.2).load_batch_streamlines(ids)
@@ -294,9 +331,11 @@ def test_resampling_follows_loader_model_and_file(tmp_path, made):
 def test_bad_settings(made):
     dataset = made[0]
     for options, error, message in [
-            ({"split_ratio": 2}, ValueError, r"split_ratio must be in \[0, 1\]"), ({"step_size": 1, "compress": 0.1}, ValueError, "only one of step_size and compress"),
-            ({"noise_gaussian_size_loss": 0.1, "noise_gaussian_size_loss_mm": 0.1}, ValueError, "only one of"),
-            ({"noise_gaussian_size_loss": -0.1}, ValueError, "negative")]:
+        ({"split_ratio": 2}, ValueError, r"split_ratio must be in \[0, 1\]"),
+        ({"step_size": 1, "compress": 0.1}, ValueError, "only one of step_size and compress"),
+        ({"noise_gaussian_size_loss": 0.1, "noise_gaussian_size_loss_mm": 0.1}, ValueError, "only one of"),
+        ({"noise_gaussian_size_loss": -0.1}, ValueError, "negative"),
+    ]:
         with pytest.raises(error, match=message):
             StreamlinesBatchLoader(dataset, None, "streamlines", **options)
     with pytest.raises(DataError, match="no such streamlines group; there are streamlines"):
@@ -307,7 +346,9 @@ def test_bad_settings(made):
         BatchLoaderOneInput(dataset, None, "input", "streamlines", outside="wrap")
     nb = BatchLoaderOneInput(dataset, None, "input", "streamlines").nb_features
     BatchLoaderOneInput(dataset, Learn2Track(nb), "input", "streamlines")
-    with pytest.raises(ValueError, match=f"the model reads {nb + 1} features, 'input' has {nb}: make the model with nb_features={nb}"):
+    with pytest.raises(
+        ValueError, match=f"the model reads {nb + 1} features, 'input' has {nb}: make the model with nb_features={nb}"
+    ):
         BatchLoaderOneInput(dataset, Learn2Track(nb + 1), "input", "streamlines")
 
 
@@ -362,10 +403,17 @@ def test_no_streamlines(made):
     loader = BatchLoaderOneInput(made[0], None, "input", "streamlines", step_size=1, **AUGMENT)
     batch = loader.load_batch_streamlines([])
     full = loader.load_batch_streamlines([("sub-0", np.arange(3))])
-    assert len(batch) == 0 and batch.points.shape == (0, 3) and batch.offsets.tolist() == [0] and batch.dps["bundle"].shape == (0, 1)
+    assert (
+        len(batch) == 0
+        and batch.points.shape == (0, 3)
+        and batch.offsets.tolist() == [0]
+        and batch.dps["bundle"].shape == (0, 1)
+    )
     for name in ("points", "offsets", "streamline_ids", "parts", "reversed", "previous", "first_known", "cuts"):
         assert getattr(batch, name).dtype == getattr(full, name).dtype
-    assert len(loader.add_noise_streamlines_forward(batch)) == 0 and loader.load_batch_inputs(batch.points, batch).shape == (0, 3)
+    assert len(loader.add_noise_streamlines_forward(batch)) == 0 and loader.load_batch_inputs(
+        batch.points, batch
+    ).shape == (0, 3)
     assert len(batch.provenance()) == 0 and "0" in repr(batch) and "<table" in batch._repr_html_()
 
 
@@ -373,7 +421,10 @@ START = [("fork", 1), ("fork", 2), ("spawn", 1), ("forkserver", 1)]
 START_FULL = [(m, n) for m in ("fork", "spawn", "forkserver") for n in (1, 2, 4)]
 
 
-@pytest.mark.parametrize("method, workers", START + [pytest.param(m, n, marks=pytest.mark.full) for m, n in START_FULL if (m, n) not in START])
+@pytest.mark.parametrize(
+    "method, workers",
+    START + [pytest.param(m, n, marks=pytest.mark.full) for m, n in START_FULL if (m, n) not in START],
+)
 def test_dwi_ml_9_workers_do_not_share_their_draws(made, method, workers):
     """There, each worker has a copy of the generator: the same noise in each, and other numbers for other workers."""
     dataset = MultiSubjectDataset(made[0].path, lazy=workers == 2).load_data()
@@ -421,14 +472,19 @@ class WithDpp:
 
     def get_dpp(self, ids):
         s = self._sft.get(ids)
-        return {"xyz": s.points.copy(), "number": (np.arange(len(s.points)) - s.offsets[s.ids])[:, None].astype(np.float32)}
+        return {
+            "xyz": s.points.copy(),
+            "number": (np.arange(len(s.points)) - s.offsets[s.ids])[:, None].astype(np.float32),
+        }
 
 
 @pytest.fixture
 def with_dpp(made):
     dataset = MultiSubjectDataset(made[0].path).load_data()
     for s in [*dataset.training_set, *dataset.validation_set, *dataset.testing_set]:
-        s.streamlines["streamlines"] = WithDpp(s.streamlines["streamlines"], {"even": np.arange(0, 30, 2), s.name: np.arange(3)})
+        s.streamlines["streamlines"] = WithDpp(
+            s.streamlines["streamlines"], {"even": np.arange(0, 30, 2), s.name: np.arange(3)}
+        )
     return dataset
 
 
@@ -437,12 +493,21 @@ def test_data_per_point_follow_split_reverse_and_resampling(with_dpp, options):
     loader = StreamlinesBatchLoader(with_dpp, None, "streamlines", split_ratio=0.6, reverse_ratio=0.5, **options)
     batch = loader.load_batch_streamlines([("sub-0", np.array([3, 1, 20, 7])), ("sub-1", np.arange(30))])
     assert batch.reversed.any() and (batch.parts > 0).any()
-    assert torch.allclose(batch.dpp["xyz"], batch.points, atol=1e-4) and batch.dpp["number"].shape == (len(batch.points), 1)
-    turned = torch.stack([batch.dpp["number"][a] > batch.dpp["number"][b - 1] for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)])
+    assert torch.allclose(batch.dpp["xyz"], batch.points, atol=1e-4) and batch.dpp["number"].shape == (
+        len(batch.points),
+        1,
+    )
+    turned = torch.stack(
+        [
+            batch.dpp["number"][a] > batch.dpp["number"][b - 1]
+            for a, b in zip(batch.offsets[:-1], batch.offsets[1:], strict=True)
+        ]
+    )
     assert torch.equal(turned[:, 0], batch.reversed)
     assert torch.equal(batch.dps["bundle"][:, 0].long(), batch.streamline_ids)  # both parts have their streamline's
-    assert StreamlinesBatchLoader(with_dpp, None, "streamlines", dpp_keys=["number"], dps_keys=[]).load_batch_streamlines(
-        [("sub-0", np.arange(3))]).dpp.keys() == {"number"}
+    assert StreamlinesBatchLoader(
+        with_dpp, None, "streamlines", dpp_keys=["number"], dps_keys=[]
+    ).load_batch_streamlines([("sub-0", np.arange(3))]).dpp.keys() == {"number"}
     with pytest.raises(DataError, match="sub-0/streamlines: no data per point fa; there are xyz, number"):
         StreamlinesBatchLoader(with_dpp, None, "streamlines", dpp_keys=["fa"])
     with pytest.raises(DataError, match="no data per streamline fa; there are bundle"):
@@ -455,12 +520,16 @@ def test_groups_of_a_batch(with_dpp):
     groups = loader.load_batch_groups(batch)
     assert groups["even"].tolist() == [k % 2 == 0 for k in batch.streamline_ids.tolist()]
     of = [batch.subject_of(i) for i in range(len(batch))]
-    assert groups["sub-1"].tolist() == [name == "sub-1" and k < 3 for name, k in zip(of, batch.streamline_ids.tolist(), strict=True)]
+    assert groups["sub-1"].tolist() == [
+        name == "sub-1" and k < 3 for name, k in zip(of, batch.streamline_ids.tolist(), strict=True)
+    ]
 
 
 def test_provenance_says_what_was_done(made):
     dataset, sources = made
-    loader = StreamlinesBatchLoader(dataset, None, "streamlines", step_size=0.5, split_ratio=0.5, reverse_ratio=0.5, noise_gaussian_size_forward=0.1)
+    loader = StreamlinesBatchLoader(
+        dataset, None, "streamlines", step_size=0.5, split_ratio=0.5, reverse_ratio=0.5, noise_gaussian_size_forward=0.1
+    )
     batch = loader.load_batch_streamlines([("sub-0", np.arange(9)), ("sub-1", np.array([4, 2]))], epoch=7)
     table = batch.provenance()
     assert len(table) == len(batch)
@@ -468,7 +537,9 @@ def test_provenance_says_what_was_done(made):
         name, k = row["subject"], int(row["streamline"])
         source = sources[name].streamlines[k]
         assert name == batch.subject_of(i) and k == batch.streamline_ids[i] and row["bundle"] == str(k)
-        assert row["points"] == f"{batch.nb_points[i]} of {len(source)} stored" and (row["sense"] == "reversed") == bool(batch.reversed[i])
+        assert row["points"] == f"{batch.nb_points[i]} of {len(source)} stored" and (
+            row["sense"] == "reversed"
+        ) == bool(batch.reversed[i])
         whole = resample_step(Streamlines.from_list([source]), 0.5, sources[name].affine)[0][0]
         assert batch.whole_points[i] == len(whole)
         if batch.parts[i]:
@@ -479,7 +550,13 @@ def test_provenance_says_what_was_done(made):
             assert np.allclose(batch.points[a:b], part, atol=1e-4)
     one = int((batch.parts == 2).nonzero()[0])
     text = repr(loader.add_noise_streamlines_forward(batch).provenance(one))
-    for words in ("resampled to a step of 0.5 mm", "noise of 0.1 voxels (forward)", f"at point {int(batch.cuts[one])}", "part 2 of 2", "epoch       7, training"):
+    for words in (
+        "resampled to a step of 0.5 mm",
+        "noise of 0.1 voxels (forward)",
+        f"at point {int(batch.cuts[one])}",
+        "part 2 of 2",
+        "epoch       7, training",
+    ):
         assert words in text
     assert "<table" in batch.provenance(one)._repr_html_() and "0x" not in text
     with pytest.raises(IndexError):
@@ -491,7 +568,13 @@ def test_html_of_a_batch(made):
     batch = loader.load_batch_streamlines([("sub-0", np.arange(30)), ("sub-1", np.arange(30))])
     batch.subjects[1] = "<b>"
     page = batch._repr_html_()
-    assert page.count("<polyline") == 60 and "&lt;b&gt;" in page and "<b>" not in page and "sub-0 (30)" in page and len(page) < 40_000
+    assert (
+        page.count("<polyline") == 60
+        and "&lt;b&gt;" in page
+        and "<b>" not in page
+        and "sub-0 (30)" in page
+        and len(page) < 40_000
+    )
 
 
 # ---- inputs: neighbourhoods, several groups, policies --------------------------------------------------------
@@ -542,15 +625,36 @@ def test_neighborhood_of_inputs(made, kind, path):
 
 def test_the_neighborhood_is_the_models(made):
     dataset, _ = made
-    model = Learn2Track(3, rnn_layer_sizes=(4,), neighborhood_type="axes", neighborhood_radius=1, neighborhood_resolution=0.5)
+    model = Learn2Track(
+        3, rnn_layer_sizes=(4,), neighborhood_type="axes", neighborhood_radius=1, neighborhood_resolution=0.5
+    )
     assert BatchLoaderOneInput(dataset, model, "input", "streamlines").neighborhood == Neighborhood("axes", 1, 0.5)
     assert BatchLoaderOneInput(dataset, model, "input", "streamlines", neighborhood_type="axes", neighborhood_radius=1,
                                neighborhood_resolution=0.5).inputs["input"].input_size == 21
     with pytest.raises(ValueError, match="leave it to the model"):
-        BatchLoaderOneInput(dataset, model, "input", "streamlines", neighborhood_type="grid", neighborhood_radius=1, neighborhood_resolution=0.5)
-    for options, message in [({"neighborhood_type": "axes"}, "neighborhood_radius"), ({"neighborhood_type": "axes", "neighborhood_radius": 1}, "resolution"),
-                             ({"neighborhood_type": "ball", "neighborhood_radius": 1, "neighborhood_resolution": 1}, "'axes' or 'grid'"),
-                             ({"neighborhood_type": "axes", "neighborhood_radius": 1, "neighborhood_resolution": 1, "neighborhood_resolution_mm": 1}, "one of")]:
+        BatchLoaderOneInput(
+            dataset,
+            model,
+            "input",
+            "streamlines",
+            neighborhood_type="grid",
+            neighborhood_radius=1,
+            neighborhood_resolution=0.5,
+        )
+    for options, message in [
+        ({"neighborhood_type": "axes"}, "neighborhood_radius"),
+        ({"neighborhood_type": "axes", "neighborhood_radius": 1}, "resolution"),
+        ({"neighborhood_type": "ball", "neighborhood_radius": 1, "neighborhood_resolution": 1}, "'axes' or 'grid'"),
+        (
+            {
+                "neighborhood_type": "axes",
+                "neighborhood_radius": 1,
+                "neighborhood_resolution": 1,
+                "neighborhood_resolution_mm": 1,
+            },
+            "one of",
+        ),
+    ]:
         with pytest.raises(ValueError, match=message):
             BatchLoaderOneInput(dataset, None, "input", "streamlines", **options)
         with pytest.raises(ValueError, match=message):
@@ -563,10 +667,19 @@ def test_the_neighborhood_is_the_models(made):
 def test_trains_and_tracks_with_a_neighborhood(tmp_path, made):
     """The tracker shows the model, at the same points, what the loader showed it."""
     dataset, _ = made
-    model = Learn2Track(3, rnn_layer_sizes=(6,), step_size=2.0, neighborhood_type="axes", neighborhood_radius=1, neighborhood_resolution_mm=1)
+    model = Learn2Track(
+        3,
+        rnn_layer_sizes=(6,),
+        step_size=2.0,
+        neighborhood_type="axes",
+        neighborhood_radius=1,
+        neighborhood_resolution_mm=1,
+    )
     sampler = BatchIDSampler(dataset, "streamlines", 40)
     loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", outside="zero")
-    TrainerOneInput(model, tmp_path, "run", sampler, loader, max_epochs=1, num_threads=1, device="cpu", progress=False).train_and_validate()
+    TrainerOneInput(
+        model, tmp_path, "run", sampler, loader, max_epochs=1, num_threads=1, device="cpu", progress=False
+    ).train_and_validate()
     save_model(model, tmp_path / "model")
     model = load_model(tmp_path / "model")
     assert model.neighborhood == Neighborhood("axes", 1, resolution_mm=1)
@@ -575,10 +688,16 @@ def test_trains_and_tracks_with_a_neighborhood(tmp_path, made):
     mask = Volume(np.ones(SHAPE, bool), volume.affine)
     tracker = Tracker(model, volume, mask, min_length=0, theta=180, max_length=20, outside="zero")
     step = tracker._model.step
-    tracker._model.step = lambda inputs, previous, state: (seen.append(inputs.clone()), step(inputs, previous, state))[1]
+    tracker._model.step = lambda inputs, previous, state: (seen.append(inputs.clone()), step(inputs, previous, state))[
+        1
+    ]
     seeds = np.array([[0.2, 5, 4], [7, 5, 8.4]], np.float32)  # at the rim: neighbours are outside
     t = tracker.track(seeds, progress=False)
-    batch = dataclasses.replace(loader.load_batch_streamlines([("sub-0", np.arange(1))]), points=torch.from_numpy(seeds), point_ranges=[slice(0, 2)])
+    batch = dataclasses.replace(
+        loader.load_batch_streamlines([("sub-0", np.arange(1))]),
+        points=torch.from_numpy(seeds),
+        point_ranges=[slice(0, 2)],
+    )
     assert len(t) and torch.equal(seen[0], loader.load_batch_inputs(batch.points, batch)) and seen[0].shape == (2, 21)
     assert (seen[0] == 0).any()
     clamped = Tracker(model, volume, mask, min_length=0)._ground.features(batch.points)
@@ -596,8 +715,12 @@ def test_several_inputs(tmp_path):
     labels = Volume(rng.integers(0, 5, SHAPE).astype(np.float32), t.affine)
     labels.save(tmp_path / "a/labels.nii.gz")
     config = {**CONFIG, "labels": {"type": "volume", "files": ["labels.nii.gz"], "standardization": "none"}}
-    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", config, {"training": ["a"]}, progress=False)).load_data()
-    loader = BatchLoaderSeveralInputs(dataset, None, ["input", "labels"], "streamlines", interpolation={"input": "trilinear", "labels": "nearest"})
+    dataset = MultiSubjectDataset(
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", config, {"training": ["a"]}, progress=False)
+    ).load_data()
+    loader = BatchLoaderSeveralInputs(
+        dataset, None, ["input", "labels"], "streamlines", interpolation={"input": "trilinear", "labels": "nearest"}
+    )
     batch = loader.load_batch_streamlines([("a", np.arange(20))])
     found = loader.load_batch_inputs(batch.points, batch)
     one = BatchLoaderOneInput(dataset, None, "input", "streamlines").load_batch_inputs(batch.points, batch)
@@ -606,7 +729,12 @@ def test_several_inputs(tmp_path):
     assert np.array_equal(found["labels"][:, 0], labels.data[x, y, z])
     with on_tensors():
         assert np.array_equal(loader.load_batch_inputs(batch.points, batch)["labels"][:, 0], labels.data[x, y, z])
-    for groups, options in (("input", {}), ([], {}), (["input", "labels"], {"interpolation": {"input": "nearest"}}), (["input"], {"interpolation": "cubic"})):
+    for groups, options in (
+        ("input", {}),
+        ([], {}),
+        (["input", "labels"], {"interpolation": {"input": "nearest"}}),
+        (["input"], {"interpolation": "cubic"}),
+    ):
         with pytest.raises(ValueError, match="input_group_names|interpolation"):
             BatchLoaderSeveralInputs(dataset, None, groups, "streamlines", **options)
 
@@ -617,12 +745,17 @@ def test_temporaries_are_bounded(tmp_path, path):
     rng = np.random.default_rng(0)
     t = make_subject(tmp_path / "a", rng, n=2)
     Volume(rng.normal(size=(*SHAPE, 28)).astype(np.float32), t.affine).save(tmp_path / "a/xyz.nii.gz")
-    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
+    dataset = MultiSubjectDataset(
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
+    ).load_data()
     loader = BatchLoaderOneInput(dataset, None, "input", "streamlines")
     batch = loader.load_batch_streamlines([("a", np.arange(1))])
     points = torch.rand(400_000, 3, generator=torch.Generator().manual_seed(0)) * 8
     batch = dataclasses.replace(batch, points=points, point_ranges=[slice(0, len(points))])
-    with path(), torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    with (
+        path(),
+        torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile,
+    ):
         tracemalloc.start()
         out = loader.load_batch_inputs(points, batch)
         _, numpy_peak = tracemalloc.get_traced_memory()
@@ -648,19 +781,32 @@ def test_dwi_ml_1_no_half_voxel_shift(made):
     assert np.abs(found - world).max() < 3e-3 < np.linalg.norm(sources["sub-0"].affine[:3, :3] @ [0.5, 0.5, 0.5]) / 10
     ramp = Volume(np.arange(8, dtype=np.float32)[:, None, None] * np.ones((8, 2, 2), np.float32), np.eye(4))
     corner = np.float32([[3.5, 1, 1]])
-    assert ramp.sample(corner - 0.5)[0, 0] == 3 and sample_trilinear(torch.from_numpy(ramp.data[..., None]), torch.from_numpy(corner - 0.5)) == 3
+    assert (
+        ramp.sample(corner - 0.5)[0, 0] == 3
+        and sample_trilinear(torch.from_numpy(ramp.data[..., None]), torch.from_numpy(corner - 0.5)) == 3
+    )
 
 
 def test_dwi_ml_2_splits_delete_nothing_and_validation_is_as_stored(tmp_path):
     """There, streamlines of up to 12 points chosen for a split vanish; and validation is split and reversed, too."""
     rng = np.random.default_rng(0)
     t = make_subject(tmp_path / "a", rng, n=4)
-    t = Tractogram(Streamlines.from_list([random_lines(rng, 1, points=(n, n + 1))[0] for n in (8, 12, 13, 30)]), t.affine, SHAPE, dps={"bundle": np.zeros(4)})
+    t = Tractogram(
+        Streamlines.from_list([random_lines(rng, 1, points=(n, n + 1))[0] for n in (8, 12, 13, 30)]),
+        t.affine,
+        SHAPE,
+        dps={"bundle": np.zeros(4)},
+    )
     t.save(tmp_path / "a/lines.trk")
     dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
     loader = StreamlinesBatchLoader(dataset, None, "streamlines", split_ratio=1, reverse_ratio=1)
     batch = loader.load_batch_streamlines([("a", np.arange(4))])
-    assert np.bincount(batch.streamline_ids, weights=batch.nb_points - (batch.parts == 2).long()).tolist() == [8, 12, 13, 30]
+    assert np.bincount(batch.streamline_ids, weights=batch.nb_points - (batch.parts == 2).long()).tolist() == [
+        8,
+        12,
+        13,
+        30,
+    ]
     valid = loader.load_batch_streamlines([("a", np.arange(4))], training=False)
     assert valid.nb_points.tolist() == [8, 12, 13, 30] and np.allclose(valid.points, t.streamlines.points, atol=1e-4)
 
@@ -672,8 +818,15 @@ def test_dwi_ml_11_outside_is_a_policy(made):
     for how, function in (("nearest", sample_nearest), ("trilinear", sample_trilinear)):
         for outside in ("clamp", "zero"):
             assert volume.sample(low, how, outside)[0, 0] == function(data, torch.from_numpy(low), outside)[0, 0] == 0
-            assert volume.sample(-low + 7, how, outside)[0, 0] == function(data, torch.from_numpy(-low + 7), outside)[0, 0] == 7 * (outside == "clamp")
-        for sample in (lambda p, how=how: volume.sample(p.numpy(), how, "error"), lambda p, function=function: function(data, p, "error")):
+            assert (
+                volume.sample(-low + 7, how, outside)[0, 0]
+                == function(data, torch.from_numpy(-low + 7), outside)[0, 0]
+                == 7 * (outside == "clamp")
+            )
+        for sample in (
+            lambda p, how=how: volume.sample(p.numpy(), how, "error"),
+            lambda p, function=function: function(data, p, "error"),
+        ):
             with pytest.raises(DataError, match="outside the box"):
                 sample(torch.from_numpy(low))
 
@@ -683,9 +836,14 @@ def test_dwi_ml_17_a_models_points_are_the_loaders(made, settings):
     """There, a model with nb_points is an AttributeError in the loader."""
     dataset, sources = made
     model = Learn2Track(3, rnn_layer_sizes=(4,), **{"step_size": None, **settings})
-    assert settings.items() <= model.hyperparameters.items() and settings.items() <= build_model("Learn2Track", model.hyperparameters).hyperparameters.items()
+    assert (
+        settings.items() <= model.hyperparameters.items()
+        and settings.items() <= build_model("Learn2Track", model.hyperparameters).hyperparameters.items()
+    )
     found = StreamlinesBatchLoader(dataset, model, "streamlines").load_batch_streamlines([("sub-0", np.arange(30))])
-    asked = StreamlinesBatchLoader(dataset, None, "streamlines", **settings).load_batch_streamlines([("sub-0", np.arange(30))])
+    asked = StreamlinesBatchLoader(dataset, None, "streamlines", **settings).load_batch_streamlines(
+        [("sub-0", np.arange(30))]
+    )
     assert torch.equal(found.points, asked.points) and len(found.points) != len(sources["sub-0"].streamlines.points)
     if "nb_points" in settings:
         assert (found.nb_points == 7).all()
@@ -702,8 +860,17 @@ def test_dwi_ml_19_voxels_need_not_be_cubes(tmp_path, sizes):
     line = np.float32([[1, 1, 1]]) + np.linspace(0, 1, 40)[:, None] * np.float32([8, 6, 4])
     Tractogram(Streamlines.from_list([line]), affine, SHAPE, dps={"bundle": np.zeros(1)}).save(tmp_path / "a/lines.trk")
     dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
-    loader = BatchLoaderOneInput(dataset, None, "input", "streamlines", step_size=0.5, known_start_ratio=1, neighborhood_type="axes",
-                                 neighborhood_radius=1, neighborhood_resolution_mm=0.5)
+    loader = BatchLoaderOneInput(
+        dataset,
+        None,
+        "input",
+        "streamlines",
+        step_size=0.5,
+        known_start_ratio=1,
+        neighborhood_type="axes",
+        neighborhood_radius=1,
+        neighborhood_resolution_mm=0.5,
+    )
     batch = loader.load_batch_streamlines([("a", np.arange(1))])
     steps = np.linalg.norm(np.diff(batch.points.numpy() * sizes, axis=0), axis=1)
     assert np.allclose(steps, steps.mean(), rtol=1e-3) and steps.mean() == pytest.approx(0.5, rel=0.02)

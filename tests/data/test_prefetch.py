@@ -30,12 +30,27 @@ def load(ids, *, epoch, training):
     return torch.tensor([ids[0], epoch, training, os.getpid()])
 
 
-@pytest.mark.parametrize("options", [dict(prefetch=0), dict(prefetch=1), dict(prefetch=5), dict(num_workers=1), dict(num_workers=2, prefetch=3),
-                                     dict(num_workers=2, context="spawn"), dict(num_workers=2, context="forkserver")])
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(prefetch=0),
+        dict(prefetch=1),
+        dict(prefetch=5),
+        dict(num_workers=1),
+        dict(num_workers=2, prefetch=3),
+        dict(num_workers=2, context="spawn"),
+        dict(num_workers=2, context="forkserver"),
+    ],
+)
 def test_in_order_from_anywhere_again_and_again(options):
     feeder = Feeder(load, **options)
     try:
-        for start, stop, epoch, training in ((0, None, 0, True), (7, None, 2, False), (3, 5, 1, True), (12, None, 0, True)):
+        for start, stop, epoch, training in (
+            (0, None, 0, True),
+            (7, None, 2, False),
+            (3, 5, 1, True),
+            (12, None, 0, True),
+        ):
             with feeder.batches(CountingPlan(12), start, stop, epoch=epoch, training=training) as batches:
                 found = [b.tolist() for b in batches]
             assert [f[:3] for f in found] == [[i, epoch, training] for i in range(start, stop or 12)]

@@ -22,15 +22,22 @@ def toy(counts, seed=0, longest=120):
     def group(n):
         length = rng.uniform(5, longest, n)
         bundle = (np.arange(n) % 4)[:, None].astype(np.float32)
-        return SimpleNamespace(lengths_mm=length, nb_points=np.ceil(length * 2).astype(np.int64), dps={"bundle": bundle}, groups={})
+        return SimpleNamespace(
+            lengths_mm=length, nb_points=np.ceil(length * 2).astype(np.int64), dps={"bundle": bundle}, groups={}
+        )
 
     subjects = [SimpleNamespace(name=f"s{i}", streamlines={"x": group(n)}) for i, n in enumerate(counts)]
     return SimpleNamespace(training_set=subjects, validation_set=subjects[:1], testing_set=subjects[1:2])
 
 
 def weights(data, units):
-    return {s.name: np.ones(len(g.nb_points)) if units == "nb_streamlines" else getattr(g, {"length_mm": "lengths_mm"}.get(units, units))
-            for s in data.training_set for g in [s.streamlines["x"]]}
+    return {
+        s.name: np.ones(len(g.nb_points))
+        if units == "nb_streamlines"
+        else getattr(g, {"length_mm": "lengths_mm"}.get(units, units))
+        for s in data.training_set
+        for g in [s.streamlines["x"]]
+    }
 
 
 def check_plan(plan, data, units, limit):
@@ -69,8 +76,18 @@ def test_every_streamline_once(counts, limit, epoch, units, how):
 
 
 @pytest.mark.filterwarnings("ignore:training")
-@pytest.mark.parametrize("how", [{}, {"bucket": True}, {"nb_subjects_per_batch": 2, "cycles": 3}, {"nb_streamlines_per_chunk": 20},
-                                 {"nb_subjects_per_batch": 2, "cycles": 3, "bucket": True}, {"balance": "bundle"}, {"balance": "subject", "bucket": True}])
+@pytest.mark.parametrize(
+    "how",
+    [
+        {},
+        {"bucket": True},
+        {"nb_subjects_per_batch": 2, "cycles": 3},
+        {"nb_streamlines_per_chunk": 20},
+        {"nb_subjects_per_batch": 2, "cycles": 3, "bucket": True},
+        {"balance": "bundle"},
+        {"balance": "subject", "bucket": True},
+    ],
+)
 def test_pure_function_of_seed_and_epoch(how):
     def plan(epoch, seed=5, subset="training", before=()):
         sampler = BatchIDSampler(toy([80, 50, 60]), "x", 16, 16, rng=seed, **how)
@@ -144,7 +161,10 @@ def test_bucket_cuts_padding():
     points = weights(data, "nb_points")
 
     def padded(bucket):
-        counts = [np.concatenate([points[name][ids] for name, ids in b]) for b in BatchIDSampler(data, "x", 16, bucket=bucket).plan(0)]
+        counts = [
+            np.concatenate([points[name][ids] for name, ids in b])
+            for b in BatchIDSampler(data, "x", 16, bucket=bucket).plan(0)
+        ]
         return sum(c.max() * len(c) for c in counts) / sum(c.sum() for c in counts)
 
     assert padded(True) < 1.1 < 1.4 < padded(False)
@@ -174,9 +194,15 @@ def test_a_changed_setting_is_seen():
 
 def test_bad_settings():
     data = toy([5])
-    for options, error in [({"batch_size_units": "mm"}, ValueError), ({"batch_size_training": 0}, ValueError), ({"batch_size_training": "100"}, ValueError), ({"cycles": 2}, ValueError),
-                           ({"rng": None}, TypeError), ({"nb_subjects_per_batch": 2, "bucket": True}, ValueError),
-                           ({"nb_streamlines_per_chunk": 0}, ValueError)]:
+    for options, error in [
+        ({"batch_size_units": "mm"}, ValueError),
+        ({"batch_size_training": 0}, ValueError),
+        ({"batch_size_training": "100"}, ValueError),
+        ({"cycles": 2}, ValueError),
+        ({"rng": None}, TypeError),
+        ({"nb_subjects_per_batch": 2, "bucket": True}, ValueError),
+        ({"nb_streamlines_per_chunk": 0}, ValueError),
+    ]:
         with pytest.raises(error):
             BatchIDSampler(data, "x", **options)
     with pytest.raises(DataError, match="no such streamlines group; it has x"):
@@ -289,14 +315,18 @@ def test_classes_come_in_the_proportions_asked_for(balance, weights_, shares):
     value = {s.name: s.streamlines["x"].dps["bundle"][:, 0] for s in data.training_set}
     every, found = counted(plan, lambda name, k: int(value[name][k]))
     p = np.array(shares)[np.array(every)] / sum(shares)
-    assert np.abs(np.cumsum(found, 0) - np.cumsum(found.sum(1))[:, None] * p).max() <= 3  # in every stretch from the start
+    assert (
+        np.abs(np.cumsum(found, 0) - np.cumsum(found.sum(1))[:, None] * p).max() <= 3
+    )  # in every stretch from the start
     assert np.abs(found[:-1] - 70 * p).max() <= 3  # and in every batch
     have = np.array([420, 210, 70])
     used = np.array(shares) > 0
     length = (have[used] / np.array(shares)[used]).min()
     kept = np.floor(length * np.array(shares)).astype(int)
     assert found.sum(0).tolist() == kept[kept > 0].tolist()
-    assert sum(plan.left_out.values()) == 700 - kept.sum() and len(plan.order) == len(np.unique(plan.order)) == kept.sum()
+    assert (
+        sum(plan.left_out.values()) == 700 - kept.sum() and len(plan.order) == len(np.unique(plan.order)) == kept.sum()
+    )
     assert "left out of this epoch to keep the balance" in repr(plan)
 
 
@@ -326,7 +356,9 @@ def test_what_is_unusual_is_said_once():
     data = grouped([50, 20])
     data.training_set[0].streamlines["x"].lengths_mm[3] = 900.0
     sampler = BatchIDSampler(data, "x", 300, batch_size_units="length_mm")
-    with pytest.warns(UserWarning, match="training: 1 streamline is larger than a batch should be, and makes one alone"):
+    with pytest.warns(
+        UserWarning, match="training: 1 streamline is larger than a batch should be, and makes one alone"
+    ):
         plan = sampler.plan(0)
     assert "larger than a batch" in repr(plan)
     with warnings.catch_warnings():
@@ -339,14 +371,21 @@ def test_what_is_unusual_is_said_once():
 def test_bad_balance():
     data = grouped([20, 20])
     for options, message in [
-            ({"balance": "subject", "nb_subjects_per_batch": 2}, "goes with neither"), ({"balance": "subject", "nb_streamlines_per_chunk": 2}, "goes with neither"),
-            ({"balance_weights": {0: 1}}, "needs balance"), ({"nb_subjects_per_batch": 2, "nb_streamlines_per_chunk": 3}, "one run already"),
-            ({"nb_subjects_per_batch": 2, "bucket": True}, "give cycles")]:
+        ({"balance": "subject", "nb_subjects_per_batch": 2}, "goes with neither"),
+        ({"balance": "subject", "nb_streamlines_per_chunk": 2}, "goes with neither"),
+        ({"balance_weights": {0: 1}}, "needs balance"),
+        ({"nb_subjects_per_batch": 2, "nb_streamlines_per_chunk": 3}, "one run already"),
+        ({"nb_subjects_per_batch": 2, "bucket": True}, "give cycles"),
+    ]:
         with pytest.raises(ValueError, match=message):
             BatchIDSampler(data, "x", **options)
-    for balance, asked, message in [("bundle", {0: 1}, "the classes are"), ("bundle", {0: 1, 1: 1, 2: 1, 3: 0}, "the classes are|has no"),
-                                    ("bundle", {0: -1, 1: 1, 2: 1}, "at least 0"), ("bundle", {0: 0, 1: 0, 2: 0}, "above it"),
-                                    ("subject", {"s0": 1}, "the classes are")]:
+    for balance, asked, message in [
+        ("bundle", {0: 1}, "the classes are"),
+        ("bundle", {0: 1, 1: 1, 2: 1, 3: 0}, "the classes are|has no"),
+        ("bundle", {0: -1, 1: 1, 2: 1}, "at least 0"),
+        ("bundle", {0: 0, 1: 0, 2: 0}, "above it"),
+        ("subject", {"s0": 1}, "the classes are"),
+    ]:
         with pytest.raises(ValueError, match=message):
             BatchIDSampler(data, "x", balance=balance, balance_weights=asked).plan(0)
     with pytest.raises(DataError, match="no data per streamline 'bundles' to balance by; there are bundle, size"):
@@ -386,9 +425,19 @@ def test_dwi_ml_13_no_batch_is_an_error():
     data = toy([30, 30, 30])
     data.training_set[1].streamlines["x"].lengths_mm[5] = 1e4
     with pytest.warns(UserWarning, match="larger than a batch"):
-        check_plan(BatchIDSampler(data, "x", 150, batch_size_units="length_mm", nb_streamlines_per_chunk=256).plan(0), data, "length_mm", 150)
+        check_plan(
+            BatchIDSampler(data, "x", 150, batch_size_units="length_mm", nb_streamlines_per_chunk=256).plan(0),
+            data,
+            "length_mm",
+            150,
+        )
     with pytest.warns(UserWarning, match="larger than a batch"):
-        check_plan(BatchIDSampler(data, "x", 150, batch_size_units="length_mm", nb_subjects_per_batch=3).plan(0), data, "length_mm", 150)
+        check_plan(
+            BatchIDSampler(data, "x", 150, batch_size_units="length_mm", nb_subjects_per_batch=3).plan(0),
+            data,
+            "length_mm",
+            150,
+        )
     check_plan(BatchIDSampler(data, "x", 2, nb_subjects_per_batch=3).plan(0), data, "nb_streamlines", 2)
 
 

@@ -60,16 +60,24 @@ def check_results(folder: Path, more: set[str]) -> dict:
     scores = json.loads((folder / "scores.json").read_text())
     values = numbers(scores)
     assert len(values) > 10 and all(map(math.isfinite, values)) and len(set(values)) > 5
-    assert not list(folder.rglob("*.tmp*")) and not [p for p in folder.rglob("*") if p.name.startswith(".") and "lock" not in p.name]
+    assert not list(folder.rglob("*.tmp*")) and not [
+        p for p in folder.rglob("*") if p.name.startswith(".") and "lock" not in p.name
+    ]
     return scores
 
 
 # the phantom, stopped and gone on with ----------------------------------------------------------------------------
 
 def start(words: list[str], cwd: Path) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-m", "tractkit", *words], cwd=cwd, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
-                            start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "tractkit", *words],
+        cwd=cwd,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+        start_new_session=True,
+    )
 
 
 def wait_for(process: subprocess.Popen, happened) -> None:
@@ -163,7 +171,11 @@ def test_the_table_reads_without_us(stopped):
     table = (stopped["folder"] / "scores.txt").read_text()
     assert table.strip() in out
     rows = [line for line in table.splitlines() if " of 7 " in line]
-    assert [row.split("  ")[0] for row in rows] == ["this model", "DIPY deterministic CSD", "oracle: follows the nearest true curve"]
+    assert [row.split("  ")[0] for row in rows] == [
+        "this model",
+        "DIPY deterministic CSD",
+        "oracle: follows the nearest true curve",
+    ]
     assert "repeating the previous direction" in table and "input set to zero" in table and "shuffled" in table
     last = out.strip().splitlines()[-3:]
     assert "streamlines.png" in last[0] and "lab" in last[2]
@@ -245,7 +257,9 @@ def test_a_relative_path_means_another_file_elsewhere(tmp_path, monkeypatch, cap
 
 def own_words(folder: Path) -> list[str]:
     files = SubjectFiles.find(folder)
-    return [w for flag in ("dwi", "bvals", "bvecs", "mask", "tractogram") for w in (f"--{flag}", str(getattr(files, flag)))]
+    return [
+        w for flag in ("dwi", "bvals", "bvecs", "mask", "tractogram") for w in (f"--{flag}", str(getattr(files, flag)))
+    ]
 
 
 @pytest.fixture
@@ -264,13 +278,23 @@ def test_one_subject_of_ones_own(tmp_path, capsys, few_seeds):
     text = (tmp_path / "own" / "scores.txt").read_text()
     assert text.splitlines()[0] == "same subject: shows the pipeline, not generalisation" and text.strip() in out
     assert "If the reference was itself tracked with DIPY's CSD, DIPY from other seeds is the ceiling." in text
-    assert set(scores["comparison"]) == {"this model", "DIPY deterministic CSD", "DIPY again, other seeds", "this model, signal shuffled"}
+    assert set(scores["comparison"]) == {
+        "this model",
+        "DIPY deterministic CSD",
+        "DIPY again, other seeds",
+        "this model, signal shuffled",
+    }
     demo = open_demo(tmp_path / "own")
     whole = Tractogram.load(folder / "tractogram.trk")
-    parts = [demo.dataset.subject(f"dwi_{part}").streamlines["streamlines"] for part in ("training", "validation", "testing")]
+    parts = [
+        demo.dataset.subject(f"dwi_{part}").streamlines["streamlines"] for part in ("training", "validation", "testing")
+    ]
     assert sum(map(len, parts)) == len(whole)
     assert np.allclose([len(p) / len(whole) for p in parts], [0.8, 0.1, 0.1], atol=0.002)
-    seen = [set(map(bytes, (p.get(np.arange(len(p)))[i].mean(0).round(3).astype("f4") for i in range(len(p))))) for p in parts]
+    seen = [
+        set(map(bytes, (p.get(np.arange(len(p)))[i].mean(0).round(3).astype("f4") for i in range(len(p)))))
+        for p in parts
+    ]
     assert not seen[0] & seen[1] and not seen[0] & seen[2] and not seen[1] & seen[2]
     assert main(words) == 0 and "reused" in capsys.readouterr().out
 

@@ -28,7 +28,9 @@ def scores(valid, invalid, found=7):
     return Scores(1000, valid, invalid, 1000 - valid - invalid, 0, bundles)
 
 
-GOOD = dict(model=scores(900, 50), dipy=scores(600, 300), shuffled=scores(100, 100), mine=0.008, control=0.009, repeat=0.0085)
+GOOD = dict(
+    model=scores(900, 50), dipy=scores(600, 300), shuffled=scores(100, 100), mine=0.008, control=0.009, repeat=0.0085
+)
 
 
 @pytest.mark.parametrize("change, words", [
@@ -42,8 +44,12 @@ GOOD = dict(model=scores(900, 50), dipy=scores(600, 300), shuffled=scores(100, 1
 ])
 def test_a_broken_promise_is_noticed(change, words):
     v = GOOD | change
-    outcome = Outcome(0, "sub-15", {MODEL: v["model"], "DIPY deterministic CSD": v["dipy"], "this model, signal shuffled": v["shuffled"]},
-                      {MODEL: v["mine"], CONTROL: v["control"], "repeating the previous direction": v["repeat"]})
+    outcome = Outcome(
+        0,
+        "sub-15",
+        {MODEL: v["model"], "DIPY deterministic CSD": v["dipy"], "this model, signal shuffled": v["shuffled"]},
+        {MODEL: v["mine"], CONTROL: v["control"], "repeating the previous direction": v["repeat"]},
+    )
     short = outcome.shortcomings()
     assert len(short) == (words is not None) and all(words in text for text in short)
     assert outcome.cells()[-1] == ("no" if words else "yes")

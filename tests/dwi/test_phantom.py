@@ -176,8 +176,19 @@ def test_layouts_do_what_they_say():
     assert np.linalg.norm(middle("mirrored") - here * [-1, 1, 1], axis=1).max() < 2 * np.radians(4) * 45 + 1e-9
 
 
-@pytest.mark.parametrize("wrong", [{"snr": 0}, {"bval": 0}, {"n_directions": 5}, {"n_streamlines": 0}, {"voxel_size": 0},
-                                   {"shape": (48, 48)}, {"shape": (48, 48, 2)}, {"layout": "sideways"}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"snr": 0},
+        {"bval": 0},
+        {"n_directions": 5},
+        {"n_streamlines": 0},
+        {"voxel_size": 0},
+        {"shape": (48, 48)},
+        {"shape": (48, 48, 2)},
+        {"layout": "sideways"},
+    ],
+)
 def test_wrong_settings(wrong):
     with pytest.raises(ValueError):
         PhantomSettings(**wrong)
@@ -215,7 +226,9 @@ def test_more_subjects_add_to_those_there(root, tmp_path):
 
 
 def test_another_phantom_in_the_folder_is_refused(root):
-    with pytest.raises(DataError, match=r"phantom.json: the folder holds another phantom: bval = 2000, not 1000, seed = 0, not 3"):
+    with pytest.raises(
+        DataError, match=r"phantom.json: the folder holds another phantom: bval = 2000, not 1000, seed = 0, not 3"
+    ):
         make_phantom(root, 1, 3, bval=1000, progress=False)
 
 
@@ -313,7 +326,9 @@ def test_a_kill_leaves_whole_subjects(root, tmp_path):
 def test_two_processes_at_once(root, tmp_path):
     code = "from tractkit.dwi.phantom import sample_subjects; print(sample_subjects(2, progress=False))"
     env = os.environ | {"TRACTKIT_CACHE": str(tmp_path)}
-    both = [subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    both = [
+        subprocess.Popen([sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    ]
     places = {p.communicate()[0].strip() for p in both}
     assert [p.returncode for p in both] == [0, 0] and len(places) == 1
     made = places.pop()

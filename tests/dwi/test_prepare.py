@@ -166,7 +166,9 @@ def test_peaks_are_dipys(series):
 def test_peaks_point_along_the_fibres():
     axes = random_axes(60, seed=3)
     crossing = [vec2vec_rotmat(np.array([0.0, 0, 1]), a) @ np.array([1.0, 0, 0]) for a in axes]  # square to the first
-    dwi = simulated(*gradients(64, 3000.0), [[a, b] if k % 2 else [a] for k, (a, b) in enumerate(zip(axes, crossing, strict=True))])
+    dwi = simulated(
+        *gradients(64, 3000.0), [[a, b] if k % 2 else [a] for k, (a, b) in enumerate(zip(axes, crossing, strict=True))]
+    )
     peaks = fodf_peaks(compute_fodf(dwi, response=Response(FIBRE, 100.0, 1, "known"))).data.reshape(60, 3, 3)
     np.testing.assert_allclose(np.linalg.norm(peaks, axis=-1).round(4) % 1, 0)  # unit vectors or none
     for k in range(60):
@@ -201,7 +203,11 @@ def test_rows_or_columns(tmp_path, series, columns):
     write(tmp_path, series, columns=columns)
     dwi = load(tmp_path)
     np.testing.assert_allclose(dwi.bvecs, series.bvecs, atol=1e-12)
-    assert np.array_equal(dwi.volume.data, series.volume.data) and dwi.nb_directions == 32 and "32 at b = 2000" in repr(dwi)
+    assert (
+        np.array_equal(dwi.volume.data, series.volume.data)
+        and dwi.nb_directions == 32
+        and "32 at b = 2000" in repr(dwi)
+    )
 
 
 def test_fsl_reverses_the_first_axis_if_the_determinant_is_positive(tmp_path, series):
@@ -227,7 +233,9 @@ def damage(name):
 
     def moved(folder):
         image = nib.load(folder / "mask.nii.gz")
-        nib.save(nib.Nifti1Image(np.asarray(image.dataobj), LAS + np.eye(4)[:, [3, 0, 1, 2]] * 0.5), folder / "mask.nii.gz")
+        nib.save(
+            nib.Nifti1Image(np.asarray(image.dataobj), LAS + np.eye(4)[:, [3, 0, 1, 2]] * 0.5), folder / "mask.nii.gz"
+        )
 
     b, v = gradients()
     return {
@@ -245,10 +253,22 @@ def damage(name):
         "negative": (lambda d: np.savetxt(d / "bvals", -b[None]), "bvals", "not negative"),
         "no b0": (lambda d: np.savetxt(d / "bvals", b[None] + 100), "bvals", "no volume has b of at most 50"),
         "all b0": (lambda d: np.savetxt(d / "bvals", 0 * b[None]), "bvals", "at least 6"),
-        "too few bvecs": (lambda d: np.savetxt(d / "bvecs", v[:-1].T), "bvecs", r"directions of shape \(32, 3\) for 33"),
+        "too few bvecs": (
+            lambda d: np.savetxt(d / "bvecs", v[:-1].T),
+            "bvecs",
+            r"directions of shape \(32, 3\) for 33",
+        ),
         "long bvecs": (lambda d: np.savetxt(d / "bvecs", 1.1 * v.T), "bvecs", "32 directions are no unit vectors"),
-        "zero bvec": (lambda d: np.savetxt(d / "bvecs", np.vstack([v[:-1], 0 * v[:1]]).T), "bvecs", "1 directions are no unit"),
-        "NaN bvec": (lambda d: np.savetxt(d / "bvecs", np.vstack([v[:-1], np.nan * v[:1]]).T), "bvecs", "1 directions are no"),
+        "zero bvec": (
+            lambda d: np.savetxt(d / "bvecs", np.vstack([v[:-1], 0 * v[:1]]).T),
+            "bvecs",
+            "1 directions are no unit",
+        ),
+        "NaN bvec": (
+            lambda d: np.savetxt(d / "bvecs", np.vstack([v[:-1], np.nan * v[:1]]).T),
+            "bvecs",
+            "1 directions are no",
+        ),
         "mask shape": (lambda d: data(d / "mask.nii.gz", lambda a: a[:-1]), "mask.nii.gz", "shape"),
         "mask 4D": (lambda d: data(d / "mask.nii.gz", lambda a: np.stack([a, a], -1)), "mask.nii.gz", "shape"),
         "mask place": (moved, "mask.nii.gz", "apart"),
@@ -256,9 +276,30 @@ def damage(name):
     }[name]
 
 
-NAMES = ["no dwi", "no bvals", "no bvecs", "no mask", "truncated", "3D", "NaN", "too few bvals", "words", "empty", "ragged",
-         "negative", "no b0", "all b0", "too few bvecs", "long bvecs", "zero bvec", "NaN bvec", "mask shape", "mask 4D",
-         "mask place", "mask empty"]
+NAMES = [
+    "no dwi",
+    "no bvals",
+    "no bvecs",
+    "no mask",
+    "truncated",
+    "3D",
+    "NaN",
+    "too few bvals",
+    "words",
+    "empty",
+    "ragged",
+    "negative",
+    "no b0",
+    "all b0",
+    "too few bvecs",
+    "long bvecs",
+    "zero bvec",
+    "NaN bvec",
+    "mask shape",
+    "mask 4D",
+    "mask place",
+    "mask empty",
+]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -304,9 +345,17 @@ def test_coefficients_keep_their_basis(tmp_path, series):
         save_sh(sh, tmp_path / "other.nii", ShInfo("signal", 4))
 
 
-@pytest.mark.parametrize(("text", "said"), [
-    (None, "sidecar is missing"), ("{", "is no sidecar"), ("[]", "is no sidecar"), ('{"kind": "signal"}', "is no sidecar"),
-    ('{"kind": "signal", "sh_order": 6, "colour": 1}', "is no sidecar"), ('{"kind": "signal", "sh_order": 4}', "has 28")])
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "sidecar is missing"),
+        ("{", "is no sidecar"),
+        ("[]", "is no sidecar"),
+        ('{"kind": "signal"}', "is no sidecar"),
+        ('{"kind": "signal", "sh_order": 6, "colour": 1}', "is no sidecar"),
+        ('{"kind": "signal", "sh_order": 4}', "has 28"),
+    ],
+)
 def test_bad_sidecars(tmp_path, series, text, said):
     save_sh(compute_sh(series), tmp_path / "sh.nii.gz", ShInfo("signal", 6))
     (tmp_path / "sh.json").unlink() if text is None else (tmp_path / "sh.json").write_text(text)
@@ -359,7 +408,9 @@ def test_small_64d_of_the_dipy_wheel(tmp_path):
     there = files("dipy") / "data" / "files"
     image = nib.load(there / "small_64D.nii")
     nib.save(nib.Nifti1Image(np.ones(image.shape[:3], np.uint8), image.affine), tmp_path / "mask.nii.gz")
-    dwi = load_dwi(there / "small_64D.nii", there / "small_64D.bval", there / "small_64D.bvec", tmp_path / "mask.nii.gz")
+    dwi = load_dwi(
+        there / "small_64D.nii", there / "small_64D.bval", there / "small_64D.bvec", tmp_path / "mask.nii.gz"
+    )
     assert dwi.nb_directions == 64 and compute_sh(dwi).nb_features == 45
     fodf = compute_fodf(dwi)
     assert np.isfinite(fodf.data).all() and fodf_peaks(fodf).data.any(-1).mean() > 0.9
@@ -396,7 +447,9 @@ def test_real_peaks_follow_the_reference_and_the_callosum_crosses(real_data):
 @pytest.mark.real
 def test_real_mask_of_another_shape(real_data, tmp_path):
     folder = real_data / "real_dwi_3mm"
-    nib.save(nib.Nifti1Image(np.ones((70, 72, 36), np.uint8), nib.load(folder / "mask.nii.gz").affine), tmp_path / "m.nii.gz")
+    nib.save(
+        nib.Nifti1Image(np.ones((70, 72, 36), np.uint8), nib.load(folder / "mask.nii.gz").affine), tmp_path / "m.nii.gz"
+    )
     with pytest.raises(DataError, match="m.nii.gz"):
         load_dwi(folder / "dwi.nii.gz", folder / "dwi.bval", folder / "dwi.bvec", tmp_path / "m.nii.gz")
 
@@ -405,4 +458,9 @@ def test_sidecars_are_plain_json(tmp_path, series):
     write(tmp_path, series)
     prepare_subject(tmp_path, fodf=False)
     said = json.loads((tmp_path / "sh.json").read_text())
-    assert said["basis"] == "descoteaux07" and said["legacy"] is True and said["sh_order"] == 6 and said["kind"] == "signal"
+    assert (
+        said["basis"] == "descoteaux07"
+        and said["legacy"] is True
+        and said["sh_order"] == 6
+        and said["kind"] == "signal"
+    )

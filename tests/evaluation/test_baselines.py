@@ -55,10 +55,19 @@ def everywhere(affine, shape=SHAPE):
 @pytest.mark.parametrize("voxel_sizes, flip", [((2, 2, 2), False), ((2, 2, 2), True), ((1, 3, 2), False)])
 def test_a_straight_fodf_gives_straight_lines_at_the_right_place(voxel_sizes, flip, legacy):
     affine = rotated(voxel_sizes, flip)
-    nearest = default_sphere.vertices[(default_sphere.vertices @ [0.6, 0.5, 0.62]).argmax()]  # a direction DIPY can answer
+    nearest = default_sphere.vertices[
+        (default_sphere.vertices @ [0.6, 0.5, 0.62]).argmax()
+    ]  # a direction DIPY can answer
     seeds = np.array([[10, 4, 4], [6.3, 3.2, 5.1]], np.float32)
-    t = track_dipy(fodf_along(nearest, affine, legacy), seeds, everywhere(affine), step_size=0.5, min_length=2, legacy=legacy,
-                   progress=False)
+    t = track_dipy(
+        fodf_along(nearest, affine, legacy),
+        seeds,
+        everywhere(affine),
+        step_size=0.5,
+        min_length=2,
+        legacy=legacy,
+        progress=False,
+    )
     assert len(t) == 2
     for line, seed in zip(t.rasmm(), seeds, strict=True):
         along = affine[:3, :3] @ (nearest / voxel_sizes)  # voxmm -> world; of length one
@@ -75,7 +84,9 @@ def test_a_straight_fodf_gives_straight_lines_at_the_right_place(voxel_sizes, fl
 def test_the_wrong_definition_of_the_basis_shows():
     """Why `legacy` is an argument: read with the other definition, coefficients point elsewhere."""
     affine, d = np.eye(4), default_sphere.vertices[(default_sphere.vertices @ [0.6, 0.5, 0.62]).argmax()]
-    wrong = track_dipy(fodf_along(d, affine, legacy=False), [[10, 4, 4]], everywhere(affine), min_length=0, progress=False, legacy=True)
+    wrong = track_dipy(
+        fodf_along(d, affine, legacy=False), [[10, 4, 4]], everywhere(affine), min_length=0, progress=False, legacy=True
+    )
     off = wrong.streamlines[0] - np.float32([10, 4, 4])
     assert np.abs(off - np.outer(off @ d, d)).max() > 0.3
 
@@ -93,8 +104,16 @@ class Straight:
         return torch.where((previous == 0).all(1, keepdim=True), torch.tensor([1.0, 0, 0]), previous), None
 
 
-@pytest.mark.parametrize("limits", [dict(max_length=9), dict(max_length=12.4), dict(max_length=40, min_length=21), dict(min_length=20.9),
-                                    dict(min_length=21.2, max_length=40)])
+@pytest.mark.parametrize(
+    "limits",
+    [
+        dict(max_length=9),
+        dict(max_length=12.4),
+        dict(max_length=40, min_length=21),
+        dict(min_length=20.9),
+        dict(min_length=21.2, max_length=40),
+    ],
+)
 def test_limits_mean_the_same_for_every_tracker(limits):
     affine, mask = np.eye(4), everywhere(np.eye(4))
     sphere_x = np.abs(default_sphere.vertices[:, 0]).argmax()
@@ -104,7 +123,9 @@ def test_limits_mean_the_same_for_every_tracker(limits):
     line = np.c_[np.arange(22.0), np.full(22, 4), np.full(22, 4)]
     truth = GroundTruth(affine, ("x",), mask.data[None], np.stack([[mask.data, mask.data]]), mask.data,
                         {"x": Streamlines.from_list([line])})
-    ours = Tracker(Straight(), Volume(np.ones(SHAPE), affine), mask, step_size=0.5, **limits).track(seeds, progress=False)
+    ours = Tracker(Straight(), Volume(np.ones(SHAPE), affine), mask, step_size=0.5, **limits).track(
+        seeds, progress=False
+    )
     oracle = track_oracle(truth, seeds, mask, step_size=0.5, progress=False, **limits)
     if abs(along[0]) > 0.995:
         dipy = track_dipy(fodf_along(along, affine), seeds, mask, step_size=0.5, progress=False, **limits)
@@ -114,9 +135,17 @@ def test_limits_mean_the_same_for_every_tracker(limits):
     np.testing.assert_allclose(np.sort(oracle.streamlines.points, 0), np.sort(ours.streamlines.points, 0), atol=1e-4)
 
 
-@pytest.mark.parametrize("forward, backward, most, kept", [
-    (5, 4, 20, (5, 4)), (5, 4, 9, (5, 4)), (30, 40, 21, (11, 10)), (30, 3, 20, (17, 3)), (3, 30, 20, (3, 17)), (30, 30, 1, (1, 0)),
-])
+@pytest.mark.parametrize(
+    "forward, backward, most, kept",
+    [
+        (5, 4, 20, (5, 4)),
+        (5, 4, 9, (5, 4)),
+        (30, 40, 21, (11, 10)),
+        (30, 3, 20, (17, 3)),
+        (3, 30, 20, (3, 17)),
+        (30, 30, 1, (1, 0)),
+    ],
+)
 def test_a_length_is_used_up_by_both_halves_in_turn(forward, backward, most, kept):
     line = np.c_[np.arange(-backward, forward + 1.0), np.zeros((forward + backward + 1, 2))]
     cut = _shared_limit(line, np.zeros(3), most)
@@ -124,8 +153,9 @@ def test_a_length_is_used_up_by_both_halves_in_turn(forward, backward, most, kep
     shape, x = (80, 3, 3), backward
     mask = np.zeros(shape, bool)
     mask[:forward + backward + 1] = True
-    ours = Tracker(Straight(), Volume(np.ones(shape), np.eye(4)), Volume(mask, np.eye(4)), max_length=most, min_length=0).track(
-        [[x, 1, 1]], progress=False)
+    ours = Tracker(
+        Straight(), Volume(np.ones(shape), np.eye(4)), Volume(mask, np.eye(4)), max_length=most, min_length=0
+    ).track([[x, 1, 1]], progress=False)
     assert (ours.streamlines[0][:, 0].max() - x, x - ours.streamlines[0][:, 0].min()) == kept
 
 
@@ -218,15 +248,24 @@ def test_the_best_settings_are_those_at_the_top():
     values = truth.masks[0][..., None] * lobes[0] + 0.8 * truth.masks[1][..., None] * lobes[1]
     fodf = Volume(sf_to_sh(values, default_sphere, sh_order_max=8, legacy=True), truth.affine)
     seeds = seeds_from_mask(mask)[::40]
-    best, table = choose_dipy_settings(fodf, seeds, mask, truth, step_sizes=(1, 4), max_angles=(20, 89), peak_thresholds=(0.1, 0.9),
-                                       progress=False)
+    best, table = choose_dipy_settings(
+        fodf, seeds, mask, truth, step_sizes=(1, 4), max_angles=(20, 89), peak_thresholds=(0.1, 0.9), progress=False
+    )
     assert len(table.rows) == 8 and isinstance(best, DipySettings)
     means = [float(row[-1]) for row in table.rows]
     assert means == sorted(means, reverse=True) and means[0] > means[-1]
     of = {tuple(map(float, row[:3])): row[3:] for row in table.rows}
     assert of[1, 20, 0.1] != of[1, 20, 0.9] and of[1, 20, 0.1] != of[4, 20, 0.1] and of[1, 20, 0.1] != of[1, 89, 0.1]
     assert [float(v) for v in table.rows[0][:3]] == [best.step_size, best.max_angle, best.peak_threshold]
-    t = track_dipy(fodf, seeds, mask, step_size=best.step_size, max_angle=best.max_angle, peak_threshold=best.peak_threshold, progress=False)
+    t = track_dipy(
+        fodf,
+        seeds,
+        mask,
+        step_size=best.step_size,
+        max_angle=best.max_angle,
+        peak_threshold=best.peak_threshold,
+        progress=False,
+    )
     scores = score_tractogram(t, truth)
     assert (scores.share("valid") + scores.mean("f1")) / 2 == pytest.approx(means[0], abs=1e-3)
     default = choose_dipy_settings.__kwdefaults__
@@ -244,7 +283,9 @@ def dataset(tmp_path_factory):
         Volume(np.ones((60, 60, 60), np.uint8), np.diag([*sizes, 1.0])).save(root / f"sub-{k}/input.nii.gz")
     config = {"lines": {"type": "streamlines", "files": "lines.trk"},
               "input": {"type": "volume", "files": "input.nii.gz", "standardization": "none"}}
-    path = create_hdf5(root, root / "data.hdf5", config, {"training": [], "validation": ["sub-0", "sub-1"]}, progress=False)
+    path = create_hdf5(
+        root, root / "data.hdf5", config, {"training": [], "validation": ["sub-0", "sub-1"]}, progress=False
+    )
     return MultiSubjectDataset(path).load_data()
 
 

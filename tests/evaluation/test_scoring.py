@@ -96,8 +96,12 @@ def plain_score(tractogram, truth, min_streamlines=10, min_overlap=0.2):
         n = sum(k == "valid" and c == b for k, c in zip(kinds, bundles, strict=True))
         recall, precision = hit / len(target), hit / max(len(reached[b]), 1)
         per_bundle[name] = dict(
-            streamlines=n, found=n >= min_streamlines and recall >= min_overlap, overlap=recall,
-            overreach=len(reached[b] - target) / len(target), f1=2 * recall * precision / max(recall + precision, 1e-12))
+            streamlines=n,
+            found=n >= min_streamlines and recall >= min_overlap,
+            overlap=recall,
+            overreach=len(reached[b] - target) / len(target),
+            f1=2 * recall * precision / max(recall + precision, 1e-12),
+        )
     return kinds, bundles, per_bundle
 
 
@@ -116,8 +120,11 @@ def test_equals_a_plain_reference(seed):
     assert scores.bundles_found == sum(b["found"] for b in per_bundle.values())
     assert scores.mean("f1") == pytest.approx(np.mean([b["f1"] for b in per_bundle.values()]))
     assert (scores.valid, scores.invalid_connections, scores.no_connections, scores.wrong_paths) == (
-        kinds.count("valid"), kinds.count("invalid connection"), kinds.count("no connection") + kinds.count("wrong path"),
-        kinds.count("wrong path"))
+        kinds.count("valid"),
+        kinds.count("invalid connection"),
+        kinds.count("no connection") + kinds.count("wrong path"),
+        kinds.count("wrong path"),
+    )
 
 
 def test_the_reference_meets_every_kind():
@@ -144,8 +151,12 @@ def test_spacing_of_points_and_sense_change_nothing():
     assert classes.names() == ["valid"] * 3 and classes.bundle.tolist() == [0] * 3
     # three points on the same straight way as 400
     straight = np.c_[np.linspace(1, 16, 400), np.full(400, 6), np.full(400, 2)]
-    scores = [score_tractogram(Tractogram(Streamlines.from_list([s]), truth.affine, SHAPE), truth, min_streamlines=1).to_dict()
-              for s in (straight, straight[[0, 200, 399]], straight[::-1])]
+    scores = [
+        score_tractogram(
+            Tractogram(Streamlines.from_list([s]), truth.affine, SHAPE), truth, min_streamlines=1
+        ).to_dict()
+        for s in (straight, straight[[0, 200, 399]], straight[::-1])
+    ]
     assert scores[0] == scores[1] == scores[2]
 
 
@@ -155,7 +166,9 @@ def test_an_end_one_voxel_beside_its_region_counts_and_two_do_not():
     for shift, kind in ((0, "valid"), (2, "valid"), (3, "valid"), (4, "no connection")):
         moved = line + [0, 0, 0]
         moved[0, 0] = shift  # regions are x = 1, 2: x = 3 is one voxel beside, x = 4 two
-        assert classify_streamlines(Tractogram(Streamlines.from_list([moved]), truth.affine, SHAPE), truth).names() == [kind]
+        assert classify_streamlines(Tractogram(Streamlines.from_list([moved]), truth.affine, SHAPE), truth).names() == [
+            kind
+        ]
 
 
 def test_of_two_bundles_with_the_same_ends_the_better_filled_one_counts():
@@ -173,7 +186,9 @@ def test_of_two_bundles_with_the_same_ends_the_better_filled_one_counts():
 
 def test_overreach_counts_white_matter_only():
     truth = make_truth()
-    bulge = np.c_[np.linspace(1, 16, 200), 6 + 3.4 * np.sin(np.linspace(0, np.pi, 200)) ** 8, np.full(200, 2)]  # y up to 9.4
+    bulge = np.c_[
+        np.linspace(1, 16, 200), 6 + 3.4 * np.sin(np.linspace(0, np.pi, 200)) ** 8, np.full(200, 2)
+    ]  # y up to 9.4
     t = Tractogram(Streamlines.from_list([bulge]), truth.affine, SHAPE)
     scores = score_tractogram(t, truth, min_streamlines=1)
     assert scores.valid == 1 and scores.bundles["across"].overreach > 0  # into "up", which is white matter
@@ -262,7 +277,9 @@ def test_nearest_distances_equal_dipys(seed):
     truth = make_truth()
     a, b = (Tractogram(t.streamlines[t.streamlines.nb_points > 1], t.affine, SHAPE)
             for t in (random_tractogram(seed, 60, truth), random_tractogram(seed + 100, 50, truth)))
-    ra, rb = ([line.astype(np.float32) for line in set_number_of_points(t.rasmm().to_list(), nb_points=12)] for t in (a, b))
+    ra, rb = (
+        [line.astype(np.float32) for line in set_number_of_points(t.rasmm().to_list(), nb_points=12)] for t in (a, b)
+    )
     want = bundles_distances_mdf(ra, rb)
     np.testing.assert_allclose(nearest_mdf(a, b), want.min(1), rtol=1e-4)
     np.testing.assert_allclose(nearest_mdf(b, a), want.min(0), rtol=1e-4)
@@ -274,7 +291,9 @@ def test_comparison_of_tractograms():
     t = random_tractogram(3, 40, truth)
     t = t[t.streamlines.nb_points > 1]
     same = compare_tractograms(t, t)
-    assert same == pytest.approx(dict(a_to_b_mm=0, b_to_a_mm=0, coverage=1, voxel_dice=1, density_overlap=1, streamlines=len(t)), abs=1e-5)
+    assert same == pytest.approx(
+        dict(a_to_b_mm=0, b_to_a_mm=0, coverage=1, voxel_dice=1, density_overlap=1, streamlines=len(t)), abs=1e-5
+    )
     half, rest = t[:len(t) // 2], t[len(t) // 2:]
     there = compare_tractograms(half, t)
     assert there["a_to_b_mm"] == pytest.approx(0, abs=1e-5) and there["b_to_a_mm"] > 1 and 0 < there["voxel_dice"] < 1
@@ -301,7 +320,9 @@ def test_tables_read_the_same_everywhere():
     page = table._repr_html_()
     assert "this &lt;model&gt;" in page and "<model>" not in page and "invalid connections %" in page
     assert "across" in str(scores.table()) and isinstance(scores, Scores)
-    assert "reference was" in str(comparison_table({"x": compare_tractograms(*[random_tractogram(3, 4, truth)] * 2)}, ("The reference was …",)))
+    assert "reference was" in str(
+        comparison_table({"x": compare_tractograms(*[random_tractogram(3, 4, truth)] * 2)}, ("The reference was …",))
+    )
     titled = TextTable(("a", "b"), (("1", "2"),), caption="same <subject>")
     assert str(titled).splitlines()[0] == "same <subject>" and "same &lt;subject&gt;</caption>" in titled._repr_html_()
     assert str(TextTable(("a", "b\nc"), (("1", "2"),))).splitlines()[1].split() == ["a", "c"]

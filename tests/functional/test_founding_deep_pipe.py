@@ -145,6 +145,8 @@ def test_validation(dataset, tmp_path):
         def epoch_finished(self, epoch, *, train_losses=None, metrics=None):
             seen.append((epoch, len(train_losses), metrics["acuracy"], metrics["roc_auc"]))
 
-    train_model(make_model(), make_batches(dataset, 5), n_epochs=2, lr=1e-3, validate=validate, log_path=tmp_path, sees=Sees())
+    train_model(
+        make_model(), make_batches(dataset, 5), n_epochs=2, lr=1e-3, validate=validate, log_path=tmp_path, sees=Sees()
+    )
     assert seen == [(0, 20, 0.95, 0.91), (1, 20, 0.95, 0.91)]
     assert RunLog(tmp_path).epochs()["roc_auc"].tolist() == [0.91, 0.91]

@@ -60,8 +60,14 @@ class Children:
         self.root = root
         here = Path(__file__).parent.parent
         env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-        self.process = subprocess.Popen([sys.executable, str(here / "functional_child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        text=True, env=env, cwd=root)
+        self.process = subprocess.Popen(
+            [sys.executable, str(here / "functional_child.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=env,
+            cwd=root,
+        )
 
     def start(self, name, **job):
         self.process.stdin.write(json.dumps({"folder": str(self.root / name), **job}) + "\n")
@@ -94,7 +100,11 @@ class Children:
         a, b = load(name), load(other)
         best = [(self.root / n / "checkpoints/best_model/model.safetensors").read_bytes() for n in (name, other)]
         of_the_killer = "/fingerprints/config/policies/3"  # what kills is a policy, and is on record as one
-        return [k for k in same_states(a, b) if k != of_the_killer] + ["log"] * (log_without_time(self.log(name)) != log_without_time(self.log(other))) + ["best"] * (best[0] != best[1])
+        return (
+            [k for k in same_states(a, b) if k != of_the_killer]
+            + ["log"] * (log_without_time(self.log(name)) != log_without_time(self.log(other)))
+            + ["best"] * (best[0] != best[1])
+        )
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +145,16 @@ def test_workers_make_no_difference(children):
 @pytest.mark.full
 def test_killed_many_times(children):
     rng, hit = random.Random(5), set()
-    hooks = ["epoch_started", "train_step_started", "train_step_finished", "validation_started", "epoch_finished", "fsync", "rename", "serialise"]
+    hooks = [
+        "epoch_started",
+        "train_step_started",
+        "train_step_finished",
+        "validation_started",
+        "epoch_finished",
+        "fsync",
+        "rename",
+        "serialise",
+    ]
     for i in range(30):
         name, kind = f"many-{i // 5}", "keyed" if i // 5 % 2 == 0 else "counted"
         if i % 2:
@@ -163,11 +182,18 @@ def loaded(log):
 
 def test_batch_ten_thousand_is_as_near_as_the_first():
     log = []
-    batches = Infinite(load_by_random_id(loaded(log), ids=range(50)), Threads(np.sqrt, n_workers=3), batch_size=4, batches_per_epoch=100)
+    batches = Infinite(
+        load_by_random_id(loaded(log), ids=range(50)),
+        Threads(np.sqrt, n_workers=3),
+        batch_size=4,
+        batches_per_epoch=100,
+    )
     assert batches.nb_replayed(10_000) == 0
     far = batches.load(10_000)
     assert len(log) == 4
-    again = Infinite(load_by_random_id(loaded([]), ids=range(50)), Threads(np.sqrt), batch_size=4, batches_per_epoch=100)
+    again = Infinite(
+        load_by_random_id(loaded([]), ids=range(50)), Threads(np.sqrt), batch_size=4, batches_per_epoch=100
+    )
     for _ in range(3):
         list(again)
     np.testing.assert_array_equal(again.load(10_000)[0], far[0])
@@ -222,7 +248,10 @@ def test_sampling_follows_the_weights():
     assert next(source) == drawn[0] and next(source) == drawn[1]
     even = np.bincount([sample(range(4), random_state=2).item(k) for k in range(4000)]) / 4000
     assert np.abs(even - 0.25).max() < 0.03
-    assert sample(range(99), random_state=np.random.RandomState(3)).seed == sample(range(99), random_state=np.random.RandomState(3)).seed
+    assert (
+        sample(range(99), random_state=np.random.RandomState(3)).seed
+        == sample(range(99), random_state=np.random.RandomState(3)).seed
+    )
     assert sample(range(9), random_state=1).item(0, seed=5) == sample(range(9), random_state=1).item(0, seed=6)
     values = [[sample(range(10**6)).item(k, seed=s) for k in range(3)] for s in (5, 6)]
     assert values[0] != values[1]
@@ -241,14 +270,18 @@ def test_the_pool_gives_each_item_so_many_times(pool_size, repetitions, iteratio
         log.append(k)
         return k
 
-    batches = Infinite(Source(load, seed=1), ExpirationPool(pool_size, repetitions, iterations), batch_size=1, batches_per_epoch=60)
+    batches = Infinite(
+        Source(load, seed=1), ExpirationPool(pool_size, repetitions, iterations), batch_size=1, batches_per_epoch=60
+    )
     given = [int(b[0][0]) for b in batches]
     counts = np.bincount(given)
     assert counts.max() <= repetitions
     assert (counts == repetitions).sum() >= len(set(given)) - pool_size
     assert len(log) == len(set(log))  # each was loaded once
     log.clear()
-    later = Infinite(Source(load, seed=1), ExpirationPool(pool_size, repetitions, iterations), batch_size=1, batches_per_epoch=60)
+    later = Infinite(
+        Source(load, seed=1), ExpirationPool(pool_size, repetitions, iterations), batch_size=1, batches_per_epoch=60
+    )
     assert later.nb_replayed(50) == 0 and int(later.load(50)[0][0]) == given[50] and log == [given[50]]
 
 
@@ -291,7 +324,10 @@ def test_finite_sources_end_with_words():
 
 def test_batches_of_a_size_that_depends():
     def fits(chunk, item): return sum(chunk) + item <= 10
-    batches = Infinite(sample([1, 2, 5, 7], random_state=3), batch_size=fits, batches_per_epoch=40, combiner=combine_batches)
+
+    batches = Infinite(
+        sample([1, 2, 5, 7], random_state=3), batch_size=fits, batches_per_epoch=40, combiner=combine_batches
+    )
     chunks = [b[0] for b in batches]
     items = list(itertools.islice(sample([1, 2, 5, 7], random_state=3), sum(map(len, chunks))))
     assert [x for c in chunks for x in c] == items
@@ -338,8 +374,13 @@ def test_functions_of_functions():
     assert sample_args(round, ndigits=lambda: 1)(2.34) == 2.3
     flipped = [random_apply(p, lambda x: -x)(1) for p in (0, 1)]
     assert flipped == [1, -1]
-    turned = Infinite(Source(lambda k: 1.0), random_apply(0.3, np.negative), sample_args(np.add, lambda: float(uniform(item_key(), 0))),
-                      batch_size=3000, batches_per_epoch=2)
+    turned = Infinite(
+        Source(lambda k: 1.0),
+        random_apply(0.3, np.negative),
+        sample_args(np.add, lambda: float(uniform(item_key(), 0))),
+        batch_size=3000,
+        batches_per_epoch=2,
+    )
     values = turned.load(1)[0]
     assert abs((values < 0).mean() - 0.3) < 0.03 and len(set(values.tolist())) > 2900
     assert values.tolist() == turned.load(1)[0].tolist()
@@ -385,7 +426,9 @@ def plain_loop(epochs, rates, make=torch.optim.Adam):
             for group in optimizer.param_groups:
                 group["lr"] = rates[epoch]
             optimizer.zero_grad()
-            nn.functional.mse_loss(core(torch.tensor(x, dtype=torch.float32)), torch.tensor(y, dtype=torch.float32)).backward()
+            nn.functional.mse_loss(
+                core(torch.tensor(x, dtype=torch.float32)), torch.tensor(y, dtype=torch.float32)
+            ).backward()
             optimizer.step()
     return core
 
@@ -408,7 +451,14 @@ def test_it_does_what_a_plain_loop_does(optimize):
     optimizer = optimize(core.parameters())
     for epoch in range(3):
         for x, y in DATA:
-            train_step(x, y, architecture=core, criterion=nn.functional.mse_loss, optimizer=optimizer, lr=[.1, .05, .025][epoch])
+            train_step(
+                x,
+                y,
+                architecture=core,
+                criterion=nn.functional.mse_loss,
+                optimizer=optimizer,
+                lr=[0.1, 0.05, 0.025][epoch],
+            )
     assert same_weights(core, model.model_core)
 
 
@@ -449,7 +499,9 @@ def test_a_step_of_ones_own(tmp_path):
     """Without the inherited step and without its optimizer's update by the trainer."""
     class Own(TorchModel):
         def do_train_step(self, x, y, lr):
-            loss = nn.functional.l1_loss(self.model_core(torch.tensor(x, dtype=torch.float32)), torch.tensor(y, dtype=torch.float32))
+            loss = nn.functional.l1_loss(
+                self.model_core(torch.tensor(x, dtype=torch.float32)), torch.tensor(y, dtype=torch.float32)
+            )
             self.optimizer.param_groups[0]["lr"] = lr
             self.optimizer.zero_grad()
             loss.backward()
@@ -521,7 +573,12 @@ def test_options_of_the_trainer(tmp_path):
     clipped = make_model(optimize=torch.optim.SGD)
     before = [p.detach().clone() for p in clipped.model_core.parameters()]
     train_model(clipped, DATA[:1], 1, 1.0, options={"clip_grad": 1e-3}, progress=False)
-    moved = sum(float((p.detach() - b).square().sum()) for p, b in zip(clipped.model_core.parameters(), before, strict=True)) ** 0.5
+    moved = (
+        sum(
+            float((p.detach() - b).square().sum()) for p, b in zip(clipped.model_core.parameters(), before, strict=True)
+        )
+        ** 0.5
+    )
     assert moved == pytest.approx(1e-3, rel=1e-2)
     bad = [*DATA[:2], (X[:3], np.full((3, 1), np.nan)), DATA[3]]
     model, rates = make_model(), []
@@ -584,7 +641,14 @@ def test_more_epochs_and_nothing_left(tmp_path, capsys):
     train_model(other, DATA, 3, .1, checkpoints_path=tmp_path, progress=False)
     assert same_weights(other.model_core, model.model_core)  # read from there
     with pytest.raises(Exception, match="another model"):
-        train_model(TorchModel(nn.Linear(1, 1), nn.Identity(), nn.MSELoss(), torch.optim.Adam), DATA, 3, .1, checkpoints_path=tmp_path, progress=False)
+        train_model(
+            TorchModel(nn.Linear(1, 1), nn.Identity(), nn.MSELoss(), torch.optim.Adam),
+            DATA,
+            3,
+            0.1,
+            checkpoints_path=tmp_path,
+            progress=False,
+        )
 
 
 def test_without_paths_nothing_is_left(tmp_path, monkeypatch):
@@ -599,7 +663,9 @@ def test_without_paths_nothing_is_left(tmp_path, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["logs"] and len(RunLog(tmp_path / "logs").batches()["loss"]) == 8
 
 
-@pytest.mark.parametrize("hook", ["epoch_started", "train_step_started", "train_step_finished", "validation_started", "epoch_finished"])
+@pytest.mark.parametrize(
+    "hook", ["epoch_started", "train_step_started", "train_step_finished", "validation_started", "epoch_finished"]
+)
 def test_early_stopping_in_any_hook(tmp_path, hook):
     class Stops(Policy):
         calls = 0
@@ -612,7 +678,16 @@ def test_early_stopping_in_any_hook(tmp_path, hook):
     setattr(Stops, hook, stop)
     state = train_model(make_model(), DATA, 4, .1, progress=False, checkpoints_path=tmp_path, stops=Stops())
     assert state.finished["message"] == f"in {hook}"
-    assert state.global_step == {"epoch_started": 4, "train_step_started": 1, "train_step_finished": 2, "validation_started": 8, "epoch_finished": 8}[hook]
+    assert (
+        state.global_step
+        == {
+            "epoch_started": 4,
+            "train_step_started": 1,
+            "train_step_finished": 2,
+            "validation_started": 8,
+            "epoch_finished": 8,
+        }[hook]
+    )
     assert TrainerState.load(tmp_path, line(), optimizer=torch.optim.Adam).global_step == state.global_step
 
 
@@ -635,9 +710,31 @@ def test_policies_are_told_and_given():
         told.append("validate")
         return {"score": np.float32(0.5)}
 
-    train_model(make_model(Takes), DATA[:1], 2, .1, validate=validate, progress=False, weights=Exponential(4, .5), listens=Listens(), flag="as it is")
-    assert told == [("epoch", 0), ("step", 0), (4.0, "as it is"), ("validation", 1), "validate", ("end", 0.5, 4.0, 0.1, "as it is"),
-                    ("epoch", 1), ("step", 0), (2.0, "as it is"), ("validation", 1), "validate", ("end", 0.5, 2.0, 0.1, "as it is")]
+    train_model(
+        make_model(Takes),
+        DATA[:1],
+        2,
+        0.1,
+        validate=validate,
+        progress=False,
+        weights=Exponential(4, 0.5),
+        listens=Listens(),
+        flag="as it is",
+    )
+    assert told == [
+        ("epoch", 0),
+        ("step", 0),
+        (4.0, "as it is"),
+        ("validation", 1),
+        "validate",
+        ("end", 0.5, 4.0, 0.1, "as it is"),
+        ("epoch", 1),
+        ("step", 0),
+        (2.0, "as it is"),
+        ("validation", 1),
+        "validate",
+        ("end", 0.5, 2.0, 0.1, "as it is"),
+    ]
     with pytest.raises(TypeError, match="not the class"):
         train_model(make_model(), DATA, 1, .1, stop=Listens)
 
@@ -652,7 +749,15 @@ def test_metrics_that_are_none(metrics, error, match):
 
 def test_the_best_is_by_the_validation_loss_if_there_is_one(tmp_path):
     values = iter([3.0, 1.0, 2.0])
-    state = train_model(make_model(), DATA, 3, .1, validate=lambda: {"valid_loss": next(values)}, checkpoints_path=tmp_path, progress=False)
+    state = train_model(
+        make_model(),
+        DATA,
+        3,
+        0.1,
+        validate=lambda: {"valid_loss": next(values)},
+        checkpoints_path=tmp_path,
+        progress=False,
+    )
     assert state.best == {"epoch": 1, "loss": 1.0}
 
 
@@ -666,10 +771,24 @@ def test_loggers(tmp_path, capsys):
 
     logger = Listing()
     profile = tmp_path / "times.jsonl"
-    train_model(make_model(), DATA, 2, Exponential(.1, .5), validate=lambda: {"score": 1}, logger=logger, progress=False,
-                steps=LoggerPolicy(logger), times=TimeProfiler(profile))
+    train_model(
+        make_model(),
+        DATA,
+        2,
+        Exponential(0.1, 0.5),
+        validate=lambda: {"score": 1},
+        logger=logger,
+        progress=False,
+        steps=LoggerPolicy(logger),
+        times=TimeProfiler(profile),
+    )
     assert [s for n, s in steps if n == "train/loss"] == [0, 1, 2, 3, 0, 4, 5, 6, 7, 1]
-    assert [(n, s) for n, s in steps if n != "train/loss"] == [("policies/lr", 0), ("val/metrics/score", 0), ("policies/lr", 1), ("val/metrics/score", 1)]
+    assert [(n, s) for n, s in steps if n != "train/loss"] == [
+        ("policies/lr", 0),
+        ("val/metrics/score", 0),
+        ("policies/lr", 1),
+        ("val/metrics/score", 1),
+    ]
     assert "00001: policies/lr: 0.05" in capsys.readouterr().out
     times = [json.loads(line) for line in profile.read_text().splitlines()]
     assert [(t["index"], t["n_steps"]) for t in times] == [(0, 4), (1, 4)]
@@ -695,7 +814,9 @@ def test_interrupted_streams_lose_nothing(tmp_path):
 
     broken, source, model = [], as_batch_iter(stream(), 10), make_model()
     with pytest.raises(OSError):
-        train_model(model, source, 2, .01, checkpoints_path=tmp_path, breaks=Breaks(), progress=False, options={"prefetch": 4})
+        train_model(
+            model, source, 2, 0.01, checkpoints_path=tmp_path, breaks=Breaks(), progress=False, options={"prefetch": 4}
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train_model(model, source, 2, .01, checkpoints_path=tmp_path, breaks=Breaks(), progress=False)
@@ -703,7 +824,9 @@ def test_interrupted_streams_lose_nothing(tmp_path):
     other = make_model()  # in a new session: a new generator
     (tmp_path / "step-00000020.ckpt").unlink()
     with pytest.warns(UserWarning, match="4 items|14 items|13 items"):
-        train_model(other, stream(), 2, .01, batches_per_epoch=10, checkpoints_path=tmp_path, breaks=Breaks(), progress=False)
+        train_model(
+            other, stream(), 2, 0.01, batches_per_epoch=10, checkpoints_path=tmp_path, breaks=Breaks(), progress=False
+        )
     assert same_weights(other.model_core, whole.model_core)
 
 
@@ -713,7 +836,14 @@ def test_other_batches_in_the_midst_of_an_epoch_are_refused(tmp_path):
             if iteration == 2:
                 raise OSError
 
-    def batches(seed): return Infinite(load_by_random_id(loaded([]), ids=range(9), random_state=seed), lambda x: (x, x), batch_size=2, batches_per_epoch=5)
+    def batches(seed):
+        return Infinite(
+            load_by_random_id(loaded([]), ids=range(9), random_state=seed),
+            lambda x: (x, x),
+            batch_size=2,
+            batches_per_epoch=5,
+        )
+
     with pytest.raises(OSError):
         train_model(make_model(), batches(1), 1, .1, checkpoints_path=tmp_path, b=Breaks(), progress=False)
     with pytest.raises(ValueError, match="batches are not this sampler's"):
@@ -726,7 +856,9 @@ def test_step_by_step_and_in_the_background(tmp_path):
 
     def make(name):
         model = TorchModel(make_core(), nn.Softmax(-1), nn.CrossEntropyLoss(), torch.optim.AdamW)
-        return ModelTrainer(model, make_batches(), EPOCHS, .02, checkpoints_path=tmp_path / name, progress=False, num_threads=1)
+        return ModelTrainer(
+            model, make_batches(), EPOCHS, 0.02, checkpoints_path=tmp_path / name, progress=False, num_threads=1
+        )
 
     cell, background = make("cell"), make("background")
     cell.train_and_validate()
@@ -734,7 +866,9 @@ def test_step_by_step_and_in_the_background(tmp_path):
     background.step(3)
     background.resume()
     background.wait()
-    assert same_states(cell.state, background.state) == [] and log_without_time(cell.log) == log_without_time(background.log)
+    assert same_states(cell.state, background.state) == [] and log_without_time(cell.log) == log_without_time(
+        background.log
+    )
     assert same_states(cell.state, whole) != []
 
 
@@ -757,9 +891,13 @@ def test_ctrl_c_ends_after_the_batch(tmp_path):
 @pytest.mark.gpu
 def test_on_a_gpu(tmp_path):
     model = make_model()
-    model = TorchModel(model.model_core, nn.Identity(), nn.CrossEntropyLoss(weight=torch.ones(1)), torch.optim.Adam, cuda=True)
+    model = TorchModel(
+        model.model_core, nn.Identity(), nn.CrossEntropyLoss(weight=torch.ones(1)), torch.optim.Adam, cuda=True
+    )
     assert model.device.type == "cuda" and model.logits2loss.weight.is_cuda
     model.logits2loss = nn.MSELoss()
     train_model(model, DATA, 3, .1, checkpoints_path=tmp_path, progress=False)
     core = plain_loop(3, [.1] * 3)
-    np.testing.assert_allclose(model.do_inf_step(X), core(torch.tensor(X, dtype=torch.float32)).detach().numpy(), atol=1e-4)
+    np.testing.assert_allclose(
+        model.do_inf_step(X), core(torch.tensor(X, dtype=torch.float32)).detach().numpy(), atol=1e-4
+    )

@@ -40,7 +40,9 @@ def test_layout_and_values(made):
         for name, t in sources.items():
             g, v = h5[name]["streamlines"], h5[name]["input"]
             assert g["data"].dtype == np.float32 and g["offsets"].dtype == g["lengths"].dtype == np.int64
-            assert np.array_equal(g["offsets"], t.streamlines.offsets[:-1]) and np.array_equal(g["lengths"], t.streamlines.nb_points)
+            assert np.array_equal(g["offsets"], t.streamlines.offsets[:-1]) and np.array_equal(
+                g["lengths"], t.streamlines.nb_points
+            )
             assert np.allclose(g["data"][:] - 0.5, t.streamlines.points, atol=1e-4)  # corner on disk
             rasmm = nib.affines.apply_affine(t.affine, g["data"][:] - 0.5)
             mm = np.linalg.norm(np.diff(rasmm, axis=0), axis=1)
@@ -48,7 +50,11 @@ def test_layout_and_values(made):
                 a, n = g["offsets"][i], g["lengths"][i]
                 assert g["euclidean_lengths"][i] == pytest.approx(mm[a:a + n - 1].sum(), abs=1e-3)
             assert np.array_equal(g["data_per_streamline/bundle"][:, 0], np.arange(len(t)))
-            assert (g.attrs["type"], g.attrs["space"], g.attrs["origin"]) == ("streamlines", "Space.VOX", "Origin.TRACKVIS")
+            assert (g.attrs["type"], g.attrs["space"], g.attrs["origin"]) == (
+                "streamlines",
+                "Space.VOX",
+                "Origin.TRACKVIS",
+            )
             assert np.allclose(g.attrs["affine"], t.affine) and tuple(g.attrs["dimensions"]) == SHAPE
             assert v["data"].shape == (*SHAPE, 3) and v.attrs["nb_features"] == 3
             assert np.allclose(v["data"][:], world_volume(t.affine).data, atol=1e-3)
@@ -165,7 +171,10 @@ def test_options_for_points(tmp_path):
         assert h5.attrs["step_size"] == 0.7
         expected = np.maximum(1, np.floor(sources["sub-0"].lengths_mm / 0.7 + 0.5)) + 1
         assert np.array_equal(h5["sub-0/streamlines/lengths"], expected)
-    for options, check in [({"nb_points": 12}, lambda n, old: (n == 12).all()), ({"compress": 0.3}, lambda n, old: n.sum() < old.sum() / 2)]:
+    for options, check in [
+        ({"nb_points": 12}, lambda n, old: (n == 12).all()),
+        ({"compress": 0.3}, lambda n, old: n.sum() < old.sum() / 2),
+    ]:
         create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-0"]}, overwrite=True, progress=False, **options)
         with h5py.File(path) as h5:
             assert check(h5["sub-0/streamlines/lengths"][:], sources["sub-0"].streamlines.nb_points)
@@ -173,9 +182,23 @@ def test_options_for_points(tmp_path):
         create_hdf5(tmp_path, path, CONFIG, {"training": ["sub-0"]}, overwrite=True, step_size=1, nb_points=3)
 
 
-@pytest.mark.parametrize("options", [
-    {"step_size": 0}, {"step_size": -1.0}, {"step_size": np.nan}, {"step_size": np.inf}, {"step_size": "1"}, {"step_size": True},
-    {"nb_points": 1}, {"nb_points": 12.0}, {"compress": -0.1}, {"compress": np.inf}, {"seed": 1.5}, {"compression": "zip"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"step_size": 0},
+        {"step_size": -1.0},
+        {"step_size": np.nan},
+        {"step_size": np.inf},
+        {"step_size": "1"},
+        {"step_size": True},
+        {"nb_points": 1},
+        {"nb_points": 12.0},
+        {"compress": -0.1},
+        {"compress": np.inf},
+        {"seed": 1.5},
+        {"compression": "zip"},
+    ],
+)
 def test_bad_numbers_are_refused_before_anything_is_read(tmp_path, options):
     (name, value), = options.items()
     with pytest.raises(ValueError, match=rf"^{name} (must be|is) .*not {re.escape(repr(value))}$"):
@@ -218,8 +241,13 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, how):
         Volume(np.random.default_rng(0).random((40, 40, 40), np.float32), t.affine).save(tmp_path / name / "xyz.nii.gz")
     (tmp_path / "full.py").write_text(FULL_DISK)
     before = snapshot(tmp_path)
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")])}
-    done = subprocess.run([sys.executable, tmp_path / "full.py", how, tmp_path], capture_output=True, text=True, env=env, timeout=120)
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(os.path.dirname(__file__)), os.environ.get("PYTHONPATH", "")]),
+    }
+    done = subprocess.run(
+        [sys.executable, tmp_path / "full.py", how, tmp_path], capture_output=True, text=True, env=env, timeout=120
+    )
     assert re.fullmatch(r"/.*: cannot be written \([Ff]ile too large\)\. Check the space.*\n", done.stdout), done
     left = snapshot(tmp_path)
     if how != "add":
@@ -248,11 +276,19 @@ def test_fingerprint(tmp_path):
     with h5py.File(again, "a") as h5:
         h5["sub-1/input/data"][3, 4, 5, 0] += 1
     assert hdf5_fingerprint(again) != hdf5_fingerprint(path)
-    other = create_hdf5(tmp_path, tmp_path / "other.hdf5", CONFIG, {"training": ["sub-0", "sub-1"], "testing": ["sub-2"]}, progress=False)
+    other = create_hdf5(
+        tmp_path,
+        tmp_path / "other.hdf5",
+        CONFIG,
+        {"training": ["sub-0", "sub-1"], "testing": ["sub-2"]},
+        progress=False,
+    )
     assert hdf5_fingerprint(other) != hdf5_fingerprint(path)
 
 
-@pytest.mark.parametrize("damage", ["truncated image", "truncated tractogram", "text", "nan", "other grid", "missing dps"])
+@pytest.mark.parametrize(
+    "damage", ["truncated image", "truncated tractogram", "text", "nan", "other grid", "missing dps"]
+)
 def test_bad_sources(tmp_path, damage):
     t = make_subject(tmp_path / "a", np.random.default_rng(0))
     image, lines = tmp_path / "a/xyz.nii.gz", tmp_path / "a/lines.trk"
@@ -304,17 +340,23 @@ def test_same_as_dwi_ml(tmp_path, options, real_data):
     float32 instead of float64."""
     sample = real_data / "dwi_ml_sample"
     lists = [sample / f"source/{s}.txt" for s in ("train", "valid", "test")]
-    path = create_hdf5(sample / "source/ready", tmp_path / "x.hdf5", sample / "source/config.json", lists, progress=False, **options)
+    path = create_hdf5(
+        sample / "source/ready", tmp_path / "x.hdf5", sample / "source/config.json", lists, progress=False, **options
+    )
     with h5py.File(path) as ours, h5py.File(sample / "data.hdf5") as theirs:
         compared = [compare_items(ours, theirs, skip=("data_and_time", "chosen_subjs"))]
-        assert sorted(ours.attrs["chosen_subjs"]) == sorted(theirs.attrs["chosen_subjs"])  # dwi_ml has them in the order of a set
+        assert sorted(ours.attrs["chosen_subjs"]) == sorted(
+            theirs.attrs["chosen_subjs"]
+        )  # dwi_ml has them in the order of a set
         theirs.visit(lambda name: compared.append(compare_items(ours[name], theirs[name])))
         assert len(compared) == 1 + 3 * (1 + 2 + 2 + 8)
         extra = []
         for subject in theirs:
             ours[subject].visit(lambda name, of=theirs[subject]: None if name in of else extra.append(name))
         assert not extra  # nothing that dwi_ml does not know, in a file that asks for nothing else
-        assert ours["sub-1/streamlines/data"].dtype == np.float32 and theirs["sub-1/streamlines/data"].dtype == np.float64
+        assert (
+            ours["sub-1/streamlines/data"].dtype == np.float32 and theirs["sub-1/streamlines/data"].dtype == np.float64
+        )
 
 
 def compare_items(ours, theirs, skip=()):
@@ -322,19 +364,38 @@ def compare_items(ours, theirs, skip=()):
     assert type(ours) is type(theirs), theirs.name
     for key in theirs.attrs.keys() - set(skip):
         mine, other = ours.attrs[key], theirs.attrs[key]
-        assert type(mine) is type(other) and np.asarray(mine).dtype == np.asarray(other).dtype and np.shape(mine) == np.shape(other), (theirs.name, key)
+        assert (
+            type(mine) is type(other)
+            and np.asarray(mine).dtype == np.asarray(other).dtype
+            and np.shape(mine) == np.shape(other)
+        ), (theirs.name, key)
         assert ours.attrs.get_id(key).dtype == theirs.attrs.get_id(key).dtype
-        assert np.allclose(mine, other, rtol=1e-5) if np.asarray(other).dtype.kind in "fi" else np.array_equal(mine, other), (theirs.name, key)
+        assert (
+            np.allclose(mine, other, rtol=1e-5) if np.asarray(other).dtype.kind in "fi" else np.array_equal(mine, other)
+        ), (theirs.name, key)
     if isinstance(theirs, h5py.Dataset):
         assert ours.shape == theirs.shape and ours.chunks == theirs.chunks and ours.compression == theirs.compression
-        assert ours.dtype == theirs.dtype or (theirs.name.endswith("streamlines/data") and ours.dtype.kind == theirs.dtype.kind), theirs.name
-        assert np.array_equal(ours[()], theirs[()]) if theirs.dtype.kind in "bi" else np.allclose(ours[()], theirs[()], rtol=1e-5, atol=2e-5), theirs.name
+        assert ours.dtype == theirs.dtype or (
+            theirs.name.endswith("streamlines/data") and ours.dtype.kind == theirs.dtype.kind
+        ), theirs.name
+        assert (
+            np.array_equal(ours[()], theirs[()])
+            if theirs.dtype.kind in "bi"
+            else np.allclose(ours[()], theirs[()], rtol=1e-5, atol=2e-5)
+        ), theirs.name
 
 
 RICH = {
     "input": {"type": "volume", "files": ["xyz.nii.gz"], "standardization": "none"},
-    "streamlines": {"type": "streamlines", "files": ["lines.trx"], "dps_keys": "id", "dpp_keys": ["xyz", "label"], "groups": True,
-                    "connectivity_matrix": "m.npy", "connectivity_nb_blocs": 2},
+    "streamlines": {
+        "type": "streamlines",
+        "files": ["lines.trx"],
+        "dps_keys": "id",
+        "dpp_keys": ["xyz", "label"],
+        "groups": True,
+        "connectivity_matrix": "m.npy",
+        "connectivity_nb_blocs": 2,
+    },
 }
 
 
@@ -346,7 +407,14 @@ def rich_subject(folder, seed=0, n=40, outside=()):
     for i in outside:
         lines[i] = lines[i] + 50
     s = Streamlines.from_list(lines)
-    t = Tractogram(s, t.affine, SHAPE, dps={"id": np.arange(n)}, dpp={"xyz": s.points, "label": s.ids}, groups={"odd": np.arange(1, n, 2), "all": np.arange(n)})
+    t = Tractogram(
+        s,
+        t.affine,
+        SHAPE,
+        dps={"id": np.arange(n)},
+        dpp={"xyz": s.points, "label": s.ids},
+        groups={"odd": np.arange(1, n, 2), "all": np.arange(n)},
+    )
     t.save(folder / "lines.trx")
     np.save(folder / "m.npy", rng.integers(0, 9, (8, 8)))
     return t
@@ -374,7 +442,15 @@ def test_data_follow_what_is_done_to_streamlines(tmp_path, options):
     gone = [3, 4, 20]
     t = rich_subject(tmp_path / "a", outside=gone)
     with pytest.warns(UserWarning, match="3 of 40 streamlines"):
-        path = create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a 0.6"], "testing": ["a 0.4"]}, remove_invalid=True, progress=False, **options)
+        path = create_hdf5(
+            tmp_path,
+            tmp_path / "x.hdf5",
+            RICH,
+            {"training": ["a 0.6"], "testing": ["a 0.4"]},
+            remove_invalid=True,
+            progress=False,
+            **options,
+        )
     kept = [i for i in range(40) if i not in gone]
     with h5py.File(path) as h5:
         seen = []
@@ -388,9 +464,13 @@ def test_data_follow_what_is_done_to_streamlines(tmp_path, options):
             assert np.array_equal(g["data_per_point/label"][:, 0], np.repeat(ids, g["lengths"]))
             assert ids[g["groups/odd"]].tolist() == [i for i in ids if i % 2] and g["groups/odd"].dtype == np.int64
             assert g["groups/all"][:].tolist() == list(range(len(ids)))
-            assert np.array_equal(g["connectivity_matrix"], np.load(tmp_path / "a/m.npy")) and g.attrs["connectivity_nb_blocs"].tolist() == [2, 2, 2]
+            assert np.array_equal(g["connectivity_matrix"], np.load(tmp_path / "a/m.npy")) and g.attrs[
+                "connectivity_nb_blocs"
+            ].tolist() == [2, 2, 2]
             assert g.attrs["tractkit_checksum"] == group_checksum(g)
-            assert np.allclose(t.lengths_mm[ids], g["euclidean_lengths"], rtol=0.1) and (options or np.allclose(t.lengths_mm[ids], g["euclidean_lengths"], rtol=1e-4))
+            assert np.allclose(t.lengths_mm[ids], g["euclidean_lengths"], rtol=0.1) and (
+                options or np.allclose(t.lengths_mm[ids], g["euclidean_lengths"], rtol=1e-4)
+            )
         assert sorted(seen) == kept
 
 
@@ -400,7 +480,14 @@ def two_subjects(tmp_path):
     return {"training": ["a 0.5", "b"], "validation": ["a 0.5"], "testing": []}
 
 
-@pytest.mark.parametrize("options", [{"one_file_per_subject": True, "nb_points": np.int64(9)}, {"processes": 2}, {"processes": 2, "one_file_per_subject": True}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"one_file_per_subject": True, "nb_points": np.int64(9)},
+        {"processes": 2},
+        {"processes": 2, "one_file_per_subject": True},
+    ],
+)
 def test_however_it_is_written_the_content_is_the_same(tmp_path, options):
     splits = two_subjects(tmp_path)
     one = create_hdf5(tmp_path, tmp_path / "one.hdf5", RICH, splits, progress=False, nb_points=options.get("nb_points"))
@@ -410,14 +497,24 @@ def test_however_it_is_written_the_content_is_the_same(tmp_path, options):
     with open_hdf5(other) as h5:
         assert h5["a_training/input/data"] == h5["a_validation/input/data"]
         places = []
-        h5["a_training"].visititems(lambda _, item: places.append(item.id.get_offset() % 64) if isinstance(item, h5py.Dataset) else None)
-        assert not any(places) and (other.stat().st_size < 1.1 * one.stat().st_size or "one_file_per_subject" in options)
+        h5["a_training"].visititems(
+            lambda _, item: places.append(item.id.get_offset() % 64) if isinstance(item, h5py.Dataset) else None
+        )
+        assert not any(places) and (
+            other.stat().st_size < 1.1 * one.stat().st_size or "one_file_per_subject" in options
+        )
         if "one_file_per_subject" not in options:
             assert not names
             return
-        assert names == {"other_subjects"} and {p.name for p in (tmp_path / "other_subjects").iterdir()} == {"a.hdf5", "b.hdf5"}
+        assert names == {"other_subjects"} and {p.name for p in (tmp_path / "other_subjects").iterdir()} == {
+            "a.hdf5",
+            "b.hdf5",
+        }
         link = h5.get("a_validation", getlink=True)
-        assert isinstance(link, h5py.ExternalLink) and (link.filename, link.path) == ("other_subjects/a.hdf5", "/a_validation")
+        assert isinstance(link, h5py.ExternalLink) and (link.filename, link.path) == (
+            "other_subjects/a.hdf5",
+            "/a_validation",
+        )
         checksums = json.loads(h5.attrs["tractkit_checksums"])
         assert checksums["b/streamlines"] == h5["b/streamlines"].attrs["tractkit_checksum"] and len(checksums) == 6
     with open_hdf5(tmp_path / "other_subjects/b.hdf5") as h5:  # a data file too
@@ -443,7 +540,15 @@ def snapshot(root):
 
 def test_add_subject(tmp_path, monkeypatch):
     two_subjects(tmp_path)
-    path = create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a"], "validation": ["b"]}, one_file_per_subject=True, nb_points=9, progress=False)
+    path = create_hdf5(
+        tmp_path,
+        tmp_path / "x.hdf5",
+        RICH,
+        {"training": ["a"], "validation": ["b"]},
+        one_file_per_subject=True,
+        nb_points=9,
+        progress=False,
+    )
     before = snapshot(tmp_path)
     replaced = module.os.replace
 
@@ -467,17 +572,30 @@ def test_add_subject(tmp_path, monkeypatch):
     add_subject(path, tmp_path, "c", "testing", progress=False)
     after = snapshot(tmp_path)
     assert {p for p in before if before[p] != after[p]} == {path}  # no other file is touched
-    whole = create_hdf5(tmp_path, tmp_path / "whole.hdf5", RICH, {"training": ["a"], "validation": ["b"], "testing": ["c"]}, nb_points=9, progress=False)
+    whole = create_hdf5(
+        tmp_path,
+        tmp_path / "whole.hdf5",
+        RICH,
+        {"training": ["a"], "validation": ["b"], "testing": ["c"]},
+        nb_points=9,
+        progress=False,
+    )
     assert contents(path) == contents(whole) and hdf5_fingerprint(path) == hdf5_fingerprint(whole)
-    for arguments, message in [((path, tmp_path, "c", "testing"), "is there already"), ((path, tmp_path, "none", "testing"), "no such folder"),
-                               ((path, tmp_path, "c", "test"), "Did you mean 'testing'"), ((whole, tmp_path, "c", "testing"), "holds its subjects itself")]:
+    for arguments, message in [
+        ((path, tmp_path, "c", "testing"), "is there already"),
+        ((path, tmp_path, "none", "testing"), "no such folder"),
+        ((path, tmp_path, "c", "test"), "Did you mean 'testing'"),
+        ((whole, tmp_path, "c", "testing"), "holds its subjects itself"),
+    ]:
         with pytest.raises(DataError, match=message):
             add_subject(*arguments, progress=False)
 
 
 def test_two_who_add_at_once(tmp_path, monkeypatch):
     two_subjects(tmp_path)
-    path = create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a"]}, one_file_per_subject=True, progress=False)
+    path = create_hdf5(
+        tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a"]}, one_file_per_subject=True, progress=False
+    )
     write = module.write_subject_file
 
     def and_another(*args):
@@ -511,7 +629,14 @@ def test_interrupted_leaves_no_folders_either(tmp_path, monkeypatch, error, exis
     monkeypatch.setattr(write_subjects, "write_streamlines", stop)
     with pytest.raises(error):
         create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, **options)
-    assert snapshot(tmp_path) == before and {p.name for p in tmp_path.iterdir()} <= {"a", "b", "c", "x.hdf5", "x_subjects", "x_intermediate"}
+    assert snapshot(tmp_path) == before and {p.name for p in tmp_path.iterdir()} <= {
+        "a",
+        "b",
+        "c",
+        "x.hdf5",
+        "x_subjects",
+        "x_intermediate",
+    }
     monkeypatch.undo()
     create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, **options)
     assert {p.name for p in (tmp_path / "x_subjects").iterdir()} == {"a.hdf5", "b.hdf5"}  # the old ones are gone
@@ -524,7 +649,9 @@ def test_a_folder_of_others_is_not_replaced(tmp_path):
         create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, one_file_per_subject=True, progress=False)
     (tmp_path / "x_subjects/notes.txt").write_text("mine")
     with pytest.raises(DataError, match="holds notes.txt, which was not made here"):
-        create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, one_file_per_subject=True, overwrite=True, progress=False)
+        create_hdf5(
+            tmp_path, tmp_path / "x.hdf5", RICH, splits, one_file_per_subject=True, overwrite=True, progress=False
+        )
     assert (tmp_path / "x_subjects/notes.txt").read_text() == "mine" and not (tmp_path / "x.hdf5").exists()
 
 
@@ -534,7 +661,11 @@ def test_error_and_warning_of_a_child(tmp_path):
     rich_subject(tmp_path / "b", outside=[5])
     with pytest.raises(DataError, match="1 of 40 streamlines") as e:
         create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, processes=2, progress=False)
-    assert (e.value.subject, e.value.group) == ("b", "streamlines") and e.value.file.endswith("b/lines.trx") and e.value.fix
+    assert (
+        (e.value.subject, e.value.group) == ("b", "streamlines")
+        and e.value.file.endswith("b/lines.trx")
+        and e.value.fix
+    )
     assert {p.name for p in tmp_path.iterdir()} == {"a", "b", "c"}
     with pytest.warns(UserWarning, match="1 of 40 streamlines"):
         create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, splits, processes=2, remove_invalid=True, progress=False)
@@ -554,7 +685,9 @@ if __name__ == "__main__":
     print("go", flush=True)
     create_hdf5(root, root / "x.hdf5", {RICH!r}, {{"training": ["s0", "s1", "s2", "s3"]}}, processes=2, progress=False)
 """)
-    process = subprocess.Popen([sys.executable, script], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, script], start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     process.stdout.readline()
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob(".x.hdf5.*/*")) and process.poll() is None and time.monotonic() < deadline:
@@ -581,8 +714,17 @@ def test_compressed_volumes(tmp_path, compression):
     small = create_hdf5(tmp_path, tmp_path / "small.hdf5", RICH, splits, compression=compression, progress=False)
     with h5py.File(plain) as a, h5py.File(small) as b:
         assert b["b/input/data"].compression == compression and a["b/input/data"].compression is None
-        assert np.array_equal(a["b/input/data"], b["b/input/data"]) and b["b/input/data"].id.get_storage_size() < a["b/input/data"].id.get_storage_size()
-        b["b/streamlines"].visititems(lambda _, item: None if isinstance(item, h5py.Group) or (item.chunks is None and item.id.get_offset() % 64 == 0) else pytest.fail(item.name))
+        assert (
+            np.array_equal(a["b/input/data"], b["b/input/data"])
+            and b["b/input/data"].id.get_storage_size() < a["b/input/data"].id.get_storage_size()
+        )
+        b["b/streamlines"].visititems(
+            lambda _, item: (
+                None
+                if isinstance(item, h5py.Group) or (item.chunks is None and item.id.get_offset() % 64 == 0)
+                else pytest.fail(item.name)
+            )
+        )
     assert hdf5_fingerprint(plain) == hdf5_fingerprint(small)  # the content is the same
     with pytest.raises(ValueError, match="compression is None"):
         create_hdf5(tmp_path, tmp_path / "no.hdf5", RICH, splits, compression="zip", progress=False)
@@ -592,14 +734,24 @@ def test_save_intermediate(tmp_path):
     splits = two_subjects(tmp_path)
     make_subject(tmp_path / "d", np.random.default_rng(5))
     plain = {**RICH, "input": RICH["input"] | {"standardization": "all"}}
-    path = create_hdf5(tmp_path, tmp_path / "x.hdf5", plain, splits, step_size=0.5, save_intermediate=True, progress=False)
+    path = create_hdf5(
+        tmp_path, tmp_path / "x.hdf5", plain, splits, step_size=0.5, save_intermediate=True, progress=False
+    )
     kept = tmp_path / "x_intermediate"
-    assert {p.relative_to(kept).as_posix() for p in kept.rglob("*.*")} == {"a/input.nii.gz", "a_training/streamlines.trx", "a_validation/streamlines.trx", "b/input.nii.gz", "b/streamlines.trx"}
+    assert {p.relative_to(kept).as_posix() for p in kept.rglob("*.*")} == {
+        "a/input.nii.gz",
+        "a_training/streamlines.trx",
+        "a_validation/streamlines.trx",
+        "b/input.nii.gz",
+        "b/streamlines.trx",
+    }
     with h5py.File(path) as h5:
         assert np.array_equal(Volume.load(kept / "b/input.nii.gz").data, h5["b/input/data"])
         t = Tractogram.load(kept / "a_validation/streamlines.trx")
         g = h5["a_validation/streamlines"]
-        assert np.allclose(t.streamlines.points, g["data"][:] - 0.5, atol=1e-4) and np.array_equal(t.dps["id"][:, 0], g["data_per_streamline/id"][:, 0])
+        assert np.allclose(t.streamlines.points, g["data"][:] - 0.5, atol=1e-4) and np.array_equal(
+            t.dps["id"][:, 0], g["data_per_streamline/id"][:, 0]
+        )
         assert np.array_equal(t.groups["odd"], g["groups/odd"])
     bare = {"s": {"type": "streamlines", "files": "lines.trk"}}
     create_hdf5(tmp_path, tmp_path / "y.hdf5", bare, {"training": ["d"]}, save_intermediate=True, progress=False)
@@ -610,12 +762,18 @@ def test_missing_groups_and_provenance(tmp_path):
     two_subjects(tmp_path)
     (tmp_path / "b/lines.trx").unlink()
     with pytest.warns(UserWarning, match="b/streamlines goes without it"):
-        path = create_hdf5(tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a", "b"]}, enforce_files_presence=False, progress=False)
+        path = create_hdf5(
+            tmp_path, tmp_path / "x.hdf5", RICH, {"training": ["a", "b"]}, enforce_files_presence=False, progress=False
+        )
     with h5py.File(path) as h5:
         assert list(h5["a"]) == ["input", "streamlines"] and list(h5["b"]) == ["input"]
         files = json.loads(h5["a/streamlines"].attrs["tractkit_sources"])
-        assert [f["file"] for f in files] == ["a/lines.trx", "a/m.npy"] and files[0]["size"] == (tmp_path / "a/lines.trx").stat().st_size
-        assert files[0]["blake2b"] == hashlib.blake2b((tmp_path / "a/lines.trx").read_bytes(), digest_size=16).hexdigest()
+        assert [f["file"] for f in files] == ["a/lines.trx", "a/m.npy"] and files[0]["size"] == (
+            tmp_path / "a/lines.trx"
+        ).stat().st_size
+        assert (
+            files[0]["blake2b"] == hashlib.blake2b((tmp_path / "a/lines.trx").read_bytes(), digest_size=16).hexdigest()
+        )
         assert h5["a/input"].attrs["tractkit_version"]
     with pytest.raises(DataError, match="lines.trx: b/streamlines: no such file"):
         create_hdf5(tmp_path, tmp_path / "y.hdf5", RICH, {"training": ["a", "b"]}, progress=False)
@@ -625,7 +783,11 @@ def test_many_subjects_in_a_master(tmp_path):
     """Checksums of more subjects than an attribute of 64 kB would hold."""
     with h5py.File(tmp_path / "x.hdf5", "w") as h5:
         checksums = {f"sub-{k:05d}/streamlines": f"{k:032x}" for k in range(3000)}
-        placed = {"training": [SplitEntry(f"sub-{k:05d}", f"sub-{k:05d}") for k in range(3000)], "validation": [], "testing": []}
+        placed = {
+            "training": [SplitEntry(f"sub-{k:05d}", f"sub-{k:05d}") for k in range(3000)],
+            "validation": [],
+            "testing": [],
+        }
         layout.write_root(h5, RICH, placed, ProcessingOptions(), checksums)
     with open_hdf5(tmp_path / "x.hdf5") as h5:
         assert json.loads(h5.attrs["tractkit_checksums"]) == checksums and len(h5.attrs["training_subjs"]) == 3000

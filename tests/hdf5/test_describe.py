@@ -55,7 +55,11 @@ def linked(path, folder):
 
 
 def found(path, severity="error"):
-    return [(f.subject, f.group, f.place.partition("[")[0]) for f in validate_hdf5(path, progress=False).findings if f.severity == severity]
+    return [
+        (f.subject, f.group, f.place.partition("[")[0])
+        for f in validate_hdf5(path, progress=False).findings
+        if f.severity == severity
+    ]
 
 
 # ---- validate ------------------------------------------------------------------------------------------------
@@ -79,20 +83,54 @@ def test_a_file_of_dwi_ml_is_ok(real_data):
 
 
 PLACES = {  # damage -> where it is found; `@` is an attribute
-    "an offset is negative": "offsets", "offsets are missing": "offsets", "offsets are floats": "offsets", "an offset is huge": "offsets",
-    "a length is one more": "lengths", "a length is negative": "lengths", "a length is huge": "lengths", "two lengths cancel": "lengths",
-    "lengths are missing": "lengths", "lengths are text": "lengths", "a point is nan": "data", "a point is inf": "data", "a point is -inf": "data",
-    "points are flat": "data", "points are whole numbers": "data", "points are missing": "data", "points are a group": "data",
-    "points were never written": "data", "a terabyte of points that is not there": "data", "a terabyte of points in empty chunks": "data",
-    "a terabyte of points with lengths to match": "data", "streamlines has no type": "@type", "input has type 'tensor'": "@type",
-    "streamlines has an affine that is singular": "@affine", "input has an affine that is NaN": "@affine", "no origin": "@origin",
-    "dimensions are [0, 11, 9]": "@dimensions", "dimensions are [1.5, 2, 3]": "@dimensions", "no dimensions": "@dimensions", "dps has too few rows": "data_per_streamline/bundle",
-    "dpp is text": "data_per_point/fa", "all dps is a dataset": "data_per_streamline", "ids of a group are past the end": "groups/left",
-    "ids of a group are negative": "groups/left", "ids of a group are floats": "groups/left", "lengths in mm are negative": "euclidean_lengths",
-    "lengths in mm are too few": "euclidean_lengths", "a connectivity matrix is not square": "connectivity_matrix",
-    "a connectivity matrix has no type": "@connectivity_matrix_type", "a connectivity matrix is of other blocs": "@connectivity_nb_blocs",
-    "source ids are too few": "source_ids", "the volume is text": "data", "the volume is missing": "data", "a voxel is nan": "data", "a voxel is inf": "data",
-    "a terabyte of voxels that is not there": "data", "nb_features is wrong": "@nb_features", "the volume has a feature less": "@nb_features",
+    "an offset is negative": "offsets",
+    "offsets are missing": "offsets",
+    "offsets are floats": "offsets",
+    "an offset is huge": "offsets",
+    "a length is one more": "lengths",
+    "a length is negative": "lengths",
+    "a length is huge": "lengths",
+    "two lengths cancel": "lengths",
+    "lengths are missing": "lengths",
+    "lengths are text": "lengths",
+    "a point is nan": "data",
+    "a point is inf": "data",
+    "a point is -inf": "data",
+    "points are flat": "data",
+    "points are whole numbers": "data",
+    "points are missing": "data",
+    "points are a group": "data",
+    "points were never written": "data",
+    "a terabyte of points that is not there": "data",
+    "a terabyte of points in empty chunks": "data",
+    "a terabyte of points with lengths to match": "data",
+    "streamlines has no type": "@type",
+    "input has type 'tensor'": "@type",
+    "streamlines has an affine that is singular": "@affine",
+    "input has an affine that is NaN": "@affine",
+    "no origin": "@origin",
+    "dimensions are [0, 11, 9]": "@dimensions",
+    "dimensions are [1.5, 2, 3]": "@dimensions",
+    "no dimensions": "@dimensions",
+    "dps has too few rows": "data_per_streamline/bundle",
+    "dpp is text": "data_per_point/fa",
+    "all dps is a dataset": "data_per_streamline",
+    "ids of a group are past the end": "groups/left",
+    "ids of a group are negative": "groups/left",
+    "ids of a group are floats": "groups/left",
+    "lengths in mm are negative": "euclidean_lengths",
+    "lengths in mm are too few": "euclidean_lengths",
+    "a connectivity matrix is not square": "connectivity_matrix",
+    "a connectivity matrix has no type": "@connectivity_matrix_type",
+    "a connectivity matrix is of other blocs": "@connectivity_nb_blocs",
+    "source ids are too few": "source_ids",
+    "the volume is text": "data",
+    "the volume is missing": "data",
+    "a voxel is nan": "data",
+    "a voxel is inf": "data",
+    "a terabyte of voxels that is not there": "data",
+    "nb_features is wrong": "@nb_features",
+    "the volume has a feature less": "@nb_features",
 }
 
 
@@ -106,7 +144,16 @@ def test_damage_is_found_where_it_is(name, changed):
 
 
 @pytest.mark.parametrize("checked", [True, False])
-@pytest.mark.parametrize("place", ["input/data", "streamlines/data", "streamlines/data_per_streamline/bundle", "streamlines/data_per_point/fa", "streamlines/groups/left"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "input/data",
+        "streamlines/data",
+        "streamlines/data_per_streamline/bundle",
+        "streamlines/data_per_point/fa",
+        "streamlines/groups/left",
+    ],
+)
 def test_the_checksum_is_that_of_the_content(changed, place, checked):
     """A change that fits everything else is seen by the checksum, and by nothing else."""
     def change(h5):
@@ -126,7 +173,9 @@ def test_points_are_compared_with_offsets_across_pieces(good, changed, monkeypat
 
     path = changed(change)
     whole = validate_hdf5(path, progress=False).findings
-    assert any("streamlines leave the volume, the first is 5" in f.problem for f in whole) and any(f.place == "data[20]" for f in whole)
+    assert any("streamlines leave the volume, the first is 5" in f.problem for f in whole) and any(
+        f.place == "data[20]" for f in whole
+    )
     monkeypatch.setattr(check, "PIECE", 24)
     assert validate_hdf5(path, progress=False).findings == whole and validate_hdf5(good, progress=False).findings == ()
 
@@ -142,9 +191,13 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
             for i in range(x):
                 data[i] = np.full(data.shape[1:], i, np.float32)
             h5["sub-0/input"].attrs.update({"nb_features": 10, "tractkit_checksum": group_checksum(h5["sub-0/input"])})
-        code = (f"import resource; from tractkit.hdf5.validate import validate_hdf5; r = validate_hdf5({str(path)!r}, progress=False);"
-                "assert r.ok, r; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
-        peaks.append(int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout))
+        code = (
+            f"import resource; from tractkit.hdf5.validate import validate_hdf5; r = validate_hdf5({str(path)!r}, progress=False);"
+            "assert r.ok, r; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+        )
+        peaks.append(
+            int(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout)
+        )
     assert peaks[1] - peaks[0] < 40, peaks  # MB
 
 
@@ -153,7 +206,9 @@ def test_streamlines_that_leave_the_volume_are_a_warning(changed):
         h5["sub-1/streamlines/data"][0, 0] = SHAPE[0] + 0.01  # corner: the box ends at SHAPE
 
     path = changed(change, checked=True)
-    assert [f for f in found(path) if f[2] != "euclidean_lengths"] == [] and found(path, "warning") == [("sub-1", "streamlines", "data")]
+    assert [f for f in found(path) if f[2] != "euclidean_lengths"] == [] and found(path, "warning") == [
+        ("sub-1", "streamlines", "data")
+    ]
 
     def smaller(h5):  # a volume that ends before the box of the tractogram does
         data = h5["sub-1/input/data"][:4]
@@ -234,11 +289,25 @@ def test_describe(good):
     with h5py.File(good) as h5:
         lengths = np.concatenate([s["streamlines/euclidean_lengths"] for s in h5.values()])
         n_points = sum(len(s["streamlines/data"]) for s in h5.values())
-    assert page.splits == {"training": ["sub-0"], "validation": ["sub-1"], "testing": ["sub-2"]} and page.groups == ["input", "streamlines"]
+    assert page.splits == {"training": ["sub-0"], "validation": ["sub-1"], "testing": ["sub-2"]} and page.groups == [
+        "input",
+        "streamlines",
+    ]
     assert np.array_equal(page.lengths_mm("streamlines"), lengths)
     for text in (repr(page), page._repr_html_()):
-        for word in (f"{len(lengths):,} streamlines, {n_points:,} points", f"median {np.median(lengths):.0f} mm", "14 × 11 × 9", "dps bundle, weight", "dpp fa",
-                     "groups left, none", "connectivity 8 × 8 from blocs", "float32, contiguous", "xyz.nii.gz", "1 training, 1 validation, 1 testing", "tractkit 1"):
+        for word in (
+            f"{len(lengths):,} streamlines, {n_points:,} points",
+            f"median {np.median(lengths):.0f} mm",
+            "14 × 11 × 9",
+            "dps bundle, weight",
+            "dpp fa",
+            "groups left, none",
+            "connectivity 8 × 8 from blocs",
+            "float32, contiguous",
+            "xyz.nii.gz",
+            "1 training, 1 validation, 1 testing",
+            "tractkit 1",
+        ):
             assert word in text, word
     assert "<svg" in page._repr_html_()
 
@@ -250,7 +319,10 @@ def test_describe_linked_compressed_and_many(good, tmp_path):
         del h5["sub-1/input/data"]
         h5["sub-1/input"].create_dataset("data", data=data.astype(">f4"), compression="lzf")
     page = describe_hdf5(path)
-    assert "in 4 files" in page.about["on disk"] and page.subjects["sub-1"]["input"].stored == "float32, other byte order, lzf"
+    assert (
+        "in 4 files" in page.about["on disk"]
+        and page.subjects["sub-1"]["input"].stored == "float32, other byte order, lzf"
+    )
     with h5py.File(path, "a") as h5:
         for k in range(60):
             h5[f"copy-{k}"] = h5py.ExternalLink("x_subjects/sub-0.hdf5", "/sub-0")
@@ -282,11 +354,19 @@ def test_extract_gives_back_what_went_in(tmp_path, suffix):
     with h5py.File(path) as h5:
         for name, t in sources.items():
             image = nib.load(tmp_path / "out" / name / "input.nii.gz")
-            assert np.asarray(image.dataobj).tobytes() == h5[name]["input/data"][()].tobytes() and image.get_data_dtype() == np.float32
+            assert (
+                np.asarray(image.dataobj).tobytes() == h5[name]["input/data"][()].tobytes()
+                and image.get_data_dtype() == np.float32
+            )
             assert np.allclose(image.affine, t.affine, atol=1e-5)
-            back, source = Tractogram.load(tmp_path / "out" / name / f"streamlines{suffix}"), Tractogram.load(tmp_path / name / "lines.trk")
+            back, source = (
+                Tractogram.load(tmp_path / "out" / name / f"streamlines{suffix}"),
+                Tractogram.load(tmp_path / name / "lines.trk"),
+            )
             assert np.abs(back.rasmm().points.astype(float) - source.rasmm().points).max() < 1e-4
-            assert np.array_equal(back.streamlines.offsets, source.streamlines.offsets) and np.array_equal(back.dps["bundle"], source.dps["bundle"])
+            assert np.array_equal(back.streamlines.offsets, source.streamlines.offsets) and np.array_equal(
+                back.dps["bundle"], source.dps["bundle"]
+            )
             assert back.dimensions == SHAPE
 
 
@@ -301,7 +381,10 @@ def test_volumes_keep_their_bits(changed, tmp_path, kind):
 
     extract_hdf5(changed(change, checked=True), tmp_path / "out", subjects="sub-0", groups="input", progress=False)
     back = np.asarray(nib.load(tmp_path / "out/sub-0/input.nii.gz").dataobj)
-    assert np.array_equal(back, data) and back.dtype.newbyteorder("=") == {np.float16: np.dtype("f4"), bool: np.dtype("u1")}.get(kind, np.dtype(kind).newbyteorder("="))
+    assert np.array_equal(back, data) and back.dtype.newbyteorder("=") == {
+        np.float16: np.dtype("f4"),
+        bool: np.dtype("u1"),
+    }.get(kind, np.dtype(kind).newbyteorder("="))
 
 
 @pytest.mark.parametrize("suffix", [".trx", ".trk"])
@@ -311,23 +394,32 @@ def test_extract_everything_that_goes_with_streamlines(good, tmp_path, suffix):
     with h5py.File(good) as h5:
         for name in h5:
             g, t = h5[name]["streamlines"], Tractogram.load(out / name / f"streamlines{suffix}")
-            assert np.array_equal(t.dps["weight"], g["data_per_streamline/weight"]) and np.array_equal(t.dpp["fa"], g["data_per_point/fa"])
+            assert np.array_equal(t.dps["weight"], g["data_per_streamline/weight"]) and np.array_equal(
+                t.dpp["fa"], g["data_per_point/fa"]
+            )
             for key in ("left", "none"):
                 ids = t.groups[key] if suffix == ".trx" else np.load(out / name / f"streamlines_group_{key}.npy")
                 assert np.array_equal(ids, g[f"groups/{key}"])
             assert np.array_equal(np.load(out / name / "streamlines_connectivity.npy"), g["connectivity_matrix"])
             assert np.array_equal(np.load(out / name / "streamlines_source_ids.npy"), g["source_ids"])
             made = json.loads((out / name / "streamlines_connectivity.json").read_text())
-            assert made["connectivity_matrix_type"] == ("from_labels" if name == "sub-2" else "from_blocs") and (name == "sub-2" or made["connectivity_nb_blocs"] == 2)
+            assert made["connectivity_matrix_type"] == ("from_labels" if name == "sub-2" else "from_blocs") and (
+                name == "sub-2" or made["connectivity_nb_blocs"] == 2
+            )
         labels = nib.load(out / "sub-2/streamlines_connectivity_labels.nii.gz")
-        assert np.array_equal(np.asarray(labels.dataobj), h5["sub-2/streamlines/connectivity_label_volume"]) and labels.get_data_dtype() == np.int16
+        assert (
+            np.array_equal(np.asarray(labels.dataobj), h5["sub-2/streamlines/connectivity_label_volume"])
+            and labels.get_data_dtype() == np.int16
+        )
 
 
 def test_extract_follows_links(good, tmp_path):
     extract_hdf5(good, tmp_path / "a", progress=False)
     extract_hdf5(linked(good, tmp_path), tmp_path / "b", progress=False)
     names = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a").rglob("*") if p.is_file())
-    assert len(names) == 16 and all((tmp_path / "b" / n).read_bytes() == (tmp_path / "a" / n).read_bytes() for n in names)
+    assert len(names) == 16 and all(
+        (tmp_path / "b" / n).read_bytes() == (tmp_path / "a" / n).read_bytes() for n in names
+    )
 
 
 @pytest.mark.real
@@ -338,7 +430,10 @@ def test_extract_a_file_of_dwi_ml(real_data, tmp_path):
         back = Tractogram.load(tmp_path / name / "streamlines.trx")
         assert np.abs(back.rasmm().points.astype(float) - source.rasmm().points).max() < 1e-4
         assert np.allclose(back.dps["weight"], source.dps["weight"], atol=1e-6)
-        assert np.array_equal(np.load(tmp_path / name / "streamlines_connectivity.npy"), np.load(real_data / f"dwi_ml_sample/source/ready/{name}/conn.npy"))
+        assert np.array_equal(
+            np.load(tmp_path / name / "streamlines_connectivity.npy"),
+            np.load(real_data / f"dwi_ml_sample/source/ready/{name}/conn.npy"),
+        )
 
 
 def test_extract_refuses_to_overwrite(good, tmp_path):
@@ -353,7 +448,9 @@ def test_extract_refuses_to_overwrite(good, tmp_path):
 
 def test_extract_says_when_it_cannot_write(good, tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match="sub-0/.*cannot be extracted .*Not a directory.*Check the space and the rights"):
+    with pytest.raises(
+        DataError, match="sub-0/.*cannot be extracted .*Not a directory.*Check the space and the rights"
+    ):
         extract_hdf5(good, tmp_path / "file", progress=False)
 
 
@@ -368,8 +465,13 @@ def test_extract_interrupted_leaves_whole_files(good, tmp_path, monkeypatch):
     assert not [p for p in (tmp_path / "out").rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("words, message", [
-    ({"subjects": "sub-9"}, "no subject 'sub-9', only sub-0, sub-1, sub-2"), ({"groups": ["inputs"]}, "sub-0: there is no group 'inputs'")])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ({"subjects": "sub-9"}, "no subject 'sub-9', only sub-0, sub-1, sub-2"),
+        ({"groups": ["inputs"]}, "sub-0: there is no group 'inputs'"),
+    ],
+)
 def test_extract_unknown_names(good, tmp_path, words, message):
     with pytest.raises(DataError, match=message):
         extract_hdf5(good, tmp_path / "out", **words)
@@ -388,7 +490,9 @@ def test_a_name_does_not_lead_out_of_the_folder(changed, tmp_path, name, place):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["an offset is negative", "offsets are missing", "offsets are floats", "offsets are too few"])
+@pytest.mark.parametrize(
+    "name", ["an offset is negative", "offsets are missing", "offsets are floats", "offsets are too few"]
+)
 def test_repair_of_offsets(good, changed, tmp_path, name):
     extract_hdf5(good, tmp_path / "whole", progress=False)
     path = changed(lambda h5: HDF5_DAMAGE[name][2](h5, "sub-1"))
@@ -397,7 +501,9 @@ def test_repair_of_offsets(good, changed, tmp_path, name):
     assert (e.value.subject, e.value.group, e.value.file) == ("sub-1", "streamlines", str(path))
     with pytest.warns(UserWarning, match="sub-1/streamlines: offsets are taken from the lengths"):
         extract_hdf5(path, tmp_path / "mended", repair="offsets", progress=False)
-    assert (tmp_path / "mended/sub-1/streamlines.trx").read_bytes() == (tmp_path / "whole/sub-1/streamlines.trx").read_bytes()
+    assert (tmp_path / "mended/sub-1/streamlines.trx").read_bytes() == (
+        tmp_path / "whole/sub-1/streamlines.trx"
+    ).read_bytes()
 
 
 def test_repair_of_nan(good, changed, tmp_path):
@@ -415,7 +521,9 @@ def test_repair_of_nan(good, changed, tmp_path):
     t, whole = (Tractogram.load(tmp_path / f / "sub-1/streamlines.trx") for f in ("out", "whole"))
     kept = [i for i in range(11) if i not in (2, 5)]
     expected = whole[kept]
-    assert np.array_equal(t.streamlines.points, expected.streamlines.points) and np.array_equal(t.dpp["fa"], expected.dpp["fa"])
+    assert np.array_equal(t.streamlines.points, expected.streamlines.points) and np.array_equal(
+        t.dpp["fa"], expected.dpp["fa"]
+    )
     assert np.array_equal(t.groups["left"], expected.groups["left"]) and t.dps["bundle"][:, 0].tolist() == kept
     assert np.load(tmp_path / "out/sub-1/streamlines_source_ids.npy").tolist() == kept
 
@@ -432,5 +540,9 @@ def test_repair_of_a_checksum(changed, tmp_path):
 
 
 def test_lengths_in_mm_are_not_needed(changed, tmp_path):
-    extract_hdf5(changed(lambda h5: h5["sub-1/streamlines/euclidean_lengths"].__setitem__(0, -1)), tmp_path / "out", progress=False)
+    extract_hdf5(
+        changed(lambda h5: h5["sub-1/streamlines/euclidean_lengths"].__setitem__(0, -1)),
+        tmp_path / "out",
+        progress=False,
+    )
     assert (tmp_path / "out/sub-1/streamlines.trx").exists()

@@ -22,8 +22,14 @@ from tractkit.spatial.tractogram import Tractogram
 FULL = os.environ.get("FULL") == "1"
 CASES = 500 if FULL else 50
 SUBJECTS = ("sub-0", "sub-1", "sub-2")
-repeatable = settings(max_examples=CASES // 2, derandomize=True, deadline=None, database=None, phases=[Phase.generate, Phase.shrink] if FULL else [Phase.generate],
-                      suppress_health_check=list(HealthCheck))
+repeatable = settings(
+    max_examples=CASES // 2,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    phases=[Phase.generate, Phase.shrink] if FULL else [Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,9 @@ def good(tmp_path_factory, server):
     """The good file, its bytes, what reading it gives, and where its headers are: (first, past the last) bytes."""
     path = sample_file(tmp_path_factory.mktemp("good"))
     whole = server.ask(kind="hdf5", path=str(path))
-    assert {k: v["end"] for k, v in whole.items()} == dict.fromkeys(("eager", "lazy", "describe", "extract", "validate"), "ok")
+    assert {k: v["end"] for k, v in whole.items()} == dict.fromkeys(
+        ("eager", "lazy", "describe", "extract", "validate"), "ok"
+    )
     return path, path.read_bytes(), whole["eager"]["digest"], headers(path)
 
 
@@ -65,7 +73,9 @@ def word_lengths(raw: bytes) -> list[int]:
 
 
 def digest_of(folder: Path) -> str:
-    return hashlib.blake2b(b"".join(p.name.encode() + p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())).hexdigest()
+    return hashlib.blake2b(
+        b"".join(p.name.encode() + p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file())
+    ).hexdigest()
 
 
 def errors_of(result: dict) -> list[list[str]]:
@@ -86,7 +96,9 @@ def ask(server, folder: Path, **job) -> dict:
 
 def outcome(result: dict, digest: str) -> str:
     read = result["eager"]
-    assert (result["lazy"]["end"], result["lazy"].get("digest")) == (read["end"], read.get("digest")), "lazy and in memory differ"
+    assert (result["lazy"]["end"], result["lazy"].get("digest")) == (read["end"], read.get("digest")), (
+        "lazy and in memory differ"
+    )
     return "error" if read["end"] == "error" else "same" if read["digest"] == digest else "loads"
 
 
@@ -105,7 +117,10 @@ def check_damage(name: str, subject: str, good, server, folder: Path) -> None:
     got = outcome(result, good[2])
     assert expect == "any" or got == expect, (got, result["eager"])
     if got == "error" and group != "root":
-        assert (result["eager"]["subject"], result["eager"]["group"]) == (subject, None if group == "subject" else group), result["eager"]
+        assert (result["eager"]["subject"], result["eager"]["group"]) == (
+            subject,
+            None if group == "subject" else group,
+        ), result["eager"]
     if got != "same" and name not in ("streamlines are missing", "the input is missing"):  # which are warnings
         assert errors_of(result), f"{got}, but validate finds nothing: {result['eager']}"
 
@@ -163,7 +178,9 @@ def test_damaged_bytes(data, good, server, scratch):
 
 
 @pytest.mark.full
-@pytest.mark.xfail(strict=True, reason="HDF5 2.0.0 itself does not come back from an attribute of words that says it is 4 GB long")
+@pytest.mark.xfail(
+    strict=True, reason="HDF5 2.0.0 itself does not come back from an attribute of words that says it is 4 GB long"
+)
 def test_length_of_a_word(good, server, tmp_path):
     """The one damage known to hang a reader."""
     _, raw, _, _ = good
@@ -186,8 +203,15 @@ def sources(tmp_path_factory, server):
             (root / "a/lines.trk").unlink()
         dpp = {} if suffix == ".tck" else {"fa": np.linspace(0, 1, len(t.streamlines.points), dtype=np.float32)}
         groups = {"left": [0, 3], "all": range(8)} if suffix == ".trx" else {}
-        Tractogram(t.streamlines, t.affine, t.dimensions, {} if suffix == ".tck" else t.dps, dpp, groups).save(root / f"a/lines{suffix}")
-        job = {"kind": "tractogram", "path": str(root / f"a/lines{suffix}"), "reference": str(root / "a/xyz.nii.gz"), "root": str(root)}
+        Tractogram(t.streamlines, t.affine, t.dimensions, {} if suffix == ".tck" else t.dps, dpp, groups).save(
+            root / f"a/lines{suffix}"
+        )
+        job = {
+            "kind": "tractogram",
+            "path": str(root / f"a/lines{suffix}"),
+            "reference": str(root / "a/xyz.nii.gz"),
+            "root": str(root),
+        }
         whole = server.ask(**job)
         assert {k: v["end"] for k, v in whole.items()} == {"load": "ok", "create": "ok"}, whole
         made[suffix] = job, Path(job["path"]).read_bytes(), whole["load"]["digest"]
@@ -211,8 +235,20 @@ def check_tractogram(job, raw: bytes, server) -> dict:
     return result
 
 
-TRK = {"dimensions": (6, 2), "voxel sizes": (12, 4), "origin": (24, 4), "number of scalars": (36, 2), "number of properties": (238, 2), "affine": (440, 4),
-       "last row of the affine": (500, 4), "order": (948, 4), "number of streamlines": (988, 4), "version": (992, 4), "size of the header": (996, 4), "first count": (1000, 4)}
+TRK = {
+    "dimensions": (6, 2),
+    "voxel sizes": (12, 4),
+    "origin": (24, 4),
+    "number of scalars": (36, 2),
+    "number of properties": (238, 2),
+    "affine": (440, 4),
+    "last row of the affine": (500, 4),
+    "order": (948, 4),
+    "number of streamlines": (988, 4),
+    "version": (992, 4),
+    "size of the header": (996, 4),
+    "first count": (1000, 4),
+}
 
 
 @pytest.mark.parametrize("place", TRK)
@@ -239,18 +275,38 @@ def test_points_of_a_tractogram_that_are_no_numbers(suffix, value, sources, serv
 
 
 TRX_ENTRIES = {
-    "header.json": [lambda b: b"{", lambda b: b"[]", lambda b: b"null", lambda b: b.replace(b'"NB_VERTICES": ', b'"NB_VERTICES": 1'), lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": -8'),
-                    lambda b: b.replace(b'"DIMENSIONS"', b'"DIMENSION"'), lambda b: b.replace(b'"DIMENSIONS": [14', b'"DIMENSIONS": [null'), lambda b: b.replace(b"DIMENSIONS\": [14", b"DIMENSIONS\": [1e400"),
-                    lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": "many"'), lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": 1e400'), lambda b: b"[" * 100_000],
+    "header.json": [
+        lambda b: b"{",
+        lambda b: b"[]",
+        lambda b: b"null",
+        lambda b: b.replace(b'"NB_VERTICES": ', b'"NB_VERTICES": 1'),
+        lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": -8'),
+        lambda b: b.replace(b'"DIMENSIONS"', b'"DIMENSION"'),
+        lambda b: b.replace(b'"DIMENSIONS": [14', b'"DIMENSIONS": [null'),
+        lambda b: b.replace(b"DIMENSIONS\": [14", b"DIMENSIONS\": [1e400"),
+        lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": "many"'),
+        lambda b: b.replace(b'"NB_STREAMLINES": 8', b'"NB_STREAMLINES": 1e400'),
+        lambda b: b"[" * 100_000,
+    ],
     "positions.3.float32": [lambda b: b[:-4], lambda b: b[:-12], lambda b: b"", lambda b: b + bytes(12)],
-    "offsets.uint64": [lambda b: b[:-16], lambda b: b[8:], lambda b: bytes(len(b)), lambda b: b[::-1], lambda b: b"\xff" * len(b), lambda b: b + b[-8:], lambda b: b[:3]],
+    "offsets.uint64": [
+        lambda b: b[:-16],
+        lambda b: b[8:],
+        lambda b: bytes(len(b)),
+        lambda b: b[::-1],
+        lambda b: b"\xff" * len(b),
+        lambda b: b + b[-8:],
+        lambda b: b[:3],
+    ],
     "dps/bundle.float32": [lambda b: b[:-4], lambda b: b[:-1], lambda b: b""],
     "dpv/fa.float32": [lambda b: b[:-4], lambda b: b""],
     "groups/left.uint32": [lambda b: b"\xff" * len(b), lambda b: b[:-1], lambda b: (99).to_bytes(4, "little")],
 }
 
 
-@pytest.mark.parametrize("entry, k", [(entry, k) for entry, changes in TRX_ENTRIES.items() for k in range(len(changes))])
+@pytest.mark.parametrize(
+    "entry, k", [(entry, k) for entry, changes in TRX_ENTRIES.items() for k in range(len(changes))]
+)
 def test_entries_of_a_trx(entry, k, sources, server):
     job, raw, _ = sources[".trx"]
     bad = rezip(raw, entry, TRX_ENTRIES[entry][k])
@@ -258,12 +314,27 @@ def test_entries_of_a_trx(entry, k, sources, server):
     assert check_tractogram(job, bad, server)["load"]["end"] == "error"
 
 
-@given(suffix=st.sampled_from([".trk", ".tck", ".trx"]), kind=st.sampled_from(["cut", "flip", "flip", "number", "blank"]), where=share, header=st.booleans(),
-       bit=bits, value=special, length=st.sampled_from([1, 4, 16]))
+@given(
+    suffix=st.sampled_from([".trk", ".tck", ".trx"]),
+    kind=st.sampled_from(["cut", "flip", "flip", "number", "blank"]),
+    where=share,
+    header=st.booleans(),
+    bit=bits,
+    value=special,
+    length=st.sampled_from([1, 4, 16]),
+)
 @settings(repeatable, max_examples=CASES // 2)
 def test_damaged_tractograms(suffix, kind, where, header, bit, value, length, sources, server):
     job, raw, _ = sources[suffix]
     if header and kind != "cut":  # most damage to values only moves a point
         where *= min(1000, len(raw)) / len(raw)
-    check_tractogram(job, {"cut": lambda: cut(raw, where), "flip": lambda: flip(raw, [(int(where * len(raw)), bit)]), "number": lambda: number(raw, int(where * len(raw)) // 4 * 4, value, 4),
-                           "blank": lambda: blank(raw, int(where * len(raw)), length, value & 255)}[kind](), server)
+    check_tractogram(
+        job,
+        {
+            "cut": lambda: cut(raw, where),
+            "flip": lambda: flip(raw, [(int(where * len(raw)), bit)]),
+            "number": lambda: number(raw, int(where * len(raw)) // 4 * 4, value, 4),
+            "blank": lambda: blank(raw, int(where * len(raw)), length, value & 255),
+        }[kind](),
+        server,
+    )

@@ -93,7 +93,14 @@ def test_cache_makes_nothing_twice():
 
 def test_places(made):
     with open_unlocked(made[0]) as h5:
-        assert [place_of(h5[k]) is None for k in ("odd", "rows", "swapped", "chunked", "empty", "scalar")] == [False, False, True, True, True, True]
+        assert [place_of(h5[k]) is None for k in ("odd", "rows", "swapped", "chunked", "empty", "scalar")] == [
+            False,
+            False,
+            True,
+            True,
+            True,
+            True,
+        ]
         assert len(chunk_ranges(h5["chunked"])) == 50 and chunk_ranges(h5["rows"]) == []
         place = place_of(h5["rows"])
     assert place.row_bytes == 12 and place.stop - place.start == 12 * N
@@ -116,7 +123,9 @@ def test_without_pread(made, monkeypatch):
     monkeypatch.delattr(os, "pread")
     file = data_file(made[0])
     starts, stops = random_ranges(np.random.default_rng(0))
-    assert np.array_equal(file.rows(file.ask(lambda h5: place_of(h5["rows"])), starts, stops), expected(made[1], starts, stops))
+    assert np.array_equal(
+        file.rows(file.ask(lambda h5: place_of(h5["rows"])), starts, stops), expected(made[1], starts, stops)
+    )
 
 
 def test_paths_and_urls(made):
@@ -206,14 +215,24 @@ except ValueError as e: print(e)
 
 def test_lock_of_another_process(made):
     """Read without a lock; where the environment insists on one, the error says what to do."""
-    writer = subprocess.Popen([sys.executable, "-c", f"import h5py; f = h5py.File({str(made[0])!r}, 'a', locking=True); print(1, flush=True); input()"],
-                              stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    writer = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            f"import h5py; f = h5py.File({str(made[0])!r}, 'a', locking=True); print(1, flush=True); input()",
+        ],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
         assert writer.stdout.readline() == b"1\n"
         code = READ_LOCKED.format(path=str(made[0]))
         environments = {value: {**os.environ, "HDF5_USE_FILE_LOCKING": value} for value in ("TRUE", "FALSE")}
         environments["unset"] = {k: v for k, v in os.environ.items() if k != "HDF5_USE_FILE_LOCKING"}
-        said = {k: subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout for k, env in environments.items()}
+        said = {
+            k: subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout
+            for k, env in environments.items()
+        }
     finally:
         writer.communicate(b"\n")
     assert "unable to lock file" in said["TRUE"] and "set HDF5_USE_FILE_LOCKING=FALSE" in said["TRUE"]
@@ -320,7 +339,13 @@ def test_whatever_goes_wrong_inside_names_the_file(made, remote):
 def test_an_error_keeps_the_place_it_knows():
     with pytest.raises(DataError) as e, reading("f", "s", "g"):
         raise DataError("problem", subject="other", fix="do")
-    assert (e.value.problem, e.value.file, e.value.subject, e.value.group, e.value.fix) == ("problem", "f", "other", "g", "do")
+    assert (e.value.problem, e.value.file, e.value.subject, e.value.group, e.value.fix) == (
+        "problem",
+        "f",
+        "other",
+        "g",
+        "do",
+    )
 
 
 # ---- blocks of a remote file ----------------------------------------------------------------------------------
@@ -338,7 +363,18 @@ class Counting:
             self.asked.append(list(zip(starts, ends, strict=True)))
             return original(paths, starts, ends, **options)
 
-        file._fs = type("Fs", (), {"cat_ranges": staticmethod(cat_ranges), "info": self.fs.info, "invalidate_cache": self.fs.invalidate_cache})(), self.path
+        file._fs = (
+            type(
+                "Fs",
+                (),
+                {
+                    "cat_ranges": staticmethod(cat_ranges),
+                    "info": self.fs.info,
+                    "invalidate_cache": self.fs.invalidate_cache,
+                },
+            )(),
+            self.path,
+        )
 
 
 @pytest.fixture
@@ -427,7 +463,9 @@ def test_changed_at_the_url(remote):
 def test_a_server_without_ranges(remote, monkeypatch):
     file = data_file(remote[0], block_size=512)
     whole = file._open()[0].cat_file("/bucket/x.h5")
-    monkeypatch.setattr(type(file._open()[0]), "cat_ranges", lambda self, paths, starts, ends, **k: [whole] * len(paths))
+    monkeypatch.setattr(
+        type(file._open()[0]), "cat_ranges", lambda self, paths, starts, ends, **k: [whole] * len(paths)
+    )
     with pytest.raises(DataError, match="does not answer range requests"):
         file.ask(list)
 

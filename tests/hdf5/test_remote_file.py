@@ -101,7 +101,11 @@ def s3(made):
     server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
-    options = {"key": "who", "secret": "what", "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"}}
+    options = {
+        "key": "who",
+        "secret": "what",
+        "client_kwargs": {"endpoint_url": f"http://{host}:{port}", "region_name": "us-east-1"},
+    }
     fs = fsspec.filesystem("s3", **options)
     fs.call_s3("create_bucket", Bucket="bucket")
     for p in made.rglob("*.hdf5"):
@@ -131,9 +135,13 @@ def here(made):
 def equal(a, b, ids):
     """Whether two subjects hold the same."""
     s, t = a.streamlines["streamlines"], b.streamlines["streamlines"]
-    return (np.array_equal(s.get(ids).points, t.get(ids).points) and np.array_equal(s.get_dpp(ids)["fa"], t.get_dpp(ids)["fa"])
-            and np.array_equal(s.dps["bundle"], t.dps["bundle"]) and np.array_equal(s.lengths_mm, t.lengths_mm)
-            and all(np.array_equal(a.volumes[k].volume.data, b.volumes[k].volume.data) for k in ("input", "zipped")))
+    return (
+        np.array_equal(s.get(ids).points, t.get(ids).points)
+        and np.array_equal(s.get_dpp(ids)["fa"], t.get_dpp(ids)["fa"])
+        and np.array_equal(s.dps["bundle"], t.dps["bundle"])
+        and np.array_equal(s.lengths_mm, t.lengths_mm)
+        and all(np.array_equal(a.volumes[k].volume.data, b.volumes[k].volume.data) for k in ("input", "zipped"))
+    )
 
 
 @pytest.mark.parametrize("lazy", [True, False])
@@ -141,7 +149,9 @@ def equal(a, b, ids):
 def test_reads_what_is_there(place, here, file, lazy):
     base, options = place
     there = MultiSubjectDataset(f"{base}/{file}", lazy=lazy, block_size=4096, **options).load_data()
-    assert there.fingerprint() == here.fingerprint() and [s.subjects for s in (there.training_set, there.validation_set)] == [["sub-0"], ["sub-1"]]
+    assert there.fingerprint() == here.fingerprint() and [
+        s.subjects for s in (there.training_set, there.validation_set)
+    ] == [["sub-0"], ["sub-1"]]
     for i in range(3):
         assert equal(there.subject(f"sub-{i}"), here.subject(f"sub-{i}"), [250, 3, 3, 299, -1])
     assert there.subject("sub-0").streamlines["streamlines"].is_lazy == lazy
@@ -149,7 +159,9 @@ def test_reads_what_is_there(place, here, file, lazy):
 
 def test_only_what_is_needed_comes_over_the_network(web):
     web.log.clear()
-    there = MultiSubjectDataset(f"http://127.0.0.1:{web.server_address[1]}/data.hdf5", lazy=True, block_size=1024).load_data(subj_id="sub-1")
+    there = MultiSubjectDataset(
+        f"http://127.0.0.1:{web.server_address[1]}/data.hdf5", lazy=True, block_size=1024
+    ).load_data(subj_id="sub-1")
     there.validation_set[0].streamlines["streamlines"].get([5, 200])
     fetched = 0
     for method, _, wanted in web.log:
@@ -161,7 +173,9 @@ def test_only_what_is_needed_comes_over_the_network(web):
 
 def test_kept_blocks_are_bounded(place, here):
     base, options = place
-    there = MultiSubjectDataset(f"{base}/data.hdf5", lazy=True, block_size=1024, block_bytes=20_000, cache_size=0, **options).load_data()
+    there = MultiSubjectDataset(
+        f"{base}/data.hdf5", lazy=True, block_size=1024, block_bytes=20_000, cache_size=0, **options
+    ).load_data()
     for i in (0, 1, 2, 0):
         assert equal(there.subject(f"sub-{i}"), here.subject(f"sub-{i}"), None)
         assert there._file.cache.nbytes <= 20_000 and len(there._cache) == 0
@@ -176,29 +190,44 @@ def test_folder_serves_the_next_run(web, here, tmp_path):
         assert ("GET" in {method for method, _, _ in web.log}) == (run == 0)
 
 
-@pytest.mark.parametrize("kind, method, workers", [("s3", "fork", 2), ("http", "fork", 1), ("s3", "spawn", 1), ("http", "forkserver", 1)])
+@pytest.mark.parametrize(
+    "kind, method, workers", [("s3", "fork", 2), ("http", "fork", 1), ("s3", "spawn", 1), ("http", "forkserver", 1)]
+)
 def test_dataloader_workers(request, here, kind, method, workers):
     """Also while a thread of this process reads: what it holds at the time of a fork is not waited for."""
     base, options = ("s3://bucket", {"storage_options": request.getfixturevalue("s3")[1]}) if kind == "s3" else \
         (f"http://127.0.0.1:{request.getfixturevalue('web').server_address[1]}", {})
-    there = MultiSubjectDataset(f"{base}/split/data.hdf5", lazy=True, block_size=2048, cache_size=0, **options).load_data()
+    there = MultiSubjectDataset(
+        f"{base}/split/data.hdf5", lazy=True, block_size=2048, cache_size=0, **options
+    ).load_data()
     there.subject("sub-0").streamlines["streamlines"].get([0])  # the filesystem is in use here
     rng = np.random.default_rng(0)
     items = [(f"sub-{i % 3}", rng.integers(0, 300, 20)) for i in range(12)]
-    got = loaded_beside(lambda: equal(there.subject("sub-1"), here.subject("sub-1"), [1, 2, 250]), items, Collate(there),
-                        pause=0 if method == "fork" else 0.5,  # only a fork is of what this thread holds
-                        batch_size=3, num_workers=workers, multiprocessing_context=method)
+    got = loaded_beside(
+        lambda: equal(there.subject("sub-1"), here.subject("sub-1"), [1, 2, 250]),
+        items,
+        Collate(there),
+        pause=0 if method == "fork" else 0.5,  # only a fork is of what this thread holds
+        batch_size=3,
+        num_workers=workers,
+        multiprocessing_context=method,
+    )
     for (points, _), (name, ids) in zip(got, items, strict=True):
         assert np.array_equal(np.asarray(points), here.subject(name).streamlines["streamlines"].get(ids).points)
 
 
 def test_two_threads(place, here):
     base, options = place
-    there = MultiSubjectDataset(f"{base}/split/data.hdf5", lazy=True, block_size=1024, block_bytes=8192, cache_size=0, **options).load_data()
+    there = MultiSubjectDataset(
+        f"{base}/split/data.hdf5", lazy=True, block_size=1024, block_bytes=8192, cache_size=0, **options
+    ).load_data()
 
     def work(seed):
         rng = np.random.default_rng(seed)
-        return all(equal(there.subject(f"sub-{i}"), here.subject(f"sub-{i}"), rng.integers(0, 300, 9)) for i in rng.integers(0, 3, 4))
+        return all(
+            equal(there.subject(f"sub-{i}"), here.subject(f"sub-{i}"), rng.integers(0, 300, 9))
+            for i in rng.integers(0, 3, 4)
+        )
 
     with ThreadPoolExecutor(2) as pool:
         assert all(pool.map(work, range(4), timeout=200))
@@ -208,7 +237,9 @@ def test_changed_object(s3):
     fs, options = s3
     content = fs.cat_file("bucket/data.hdf5")
     fs.pipe("bucket/other.hdf5", content)
-    there = MultiSubjectDataset("s3://bucket/other.hdf5", lazy=True, storage_options=options, block_size=1024).load_data()
+    there = MultiSubjectDataset(
+        "s3://bucket/other.hdf5", lazy=True, storage_options=options, block_size=1024
+    ).load_data()
     parcel, sft = pickle.dumps(there), there.training_set[0].streamlines["streamlines"]
     before = sft.get([0]).points
     time.sleep(1)
@@ -217,13 +248,17 @@ def test_changed_object(s3):
     for dataset in (there, pickle.loads(parcel)):
         with pytest.raises(DataError, match="changed since") as e:
             dataset.training_set[0].streamlines["streamlines"].get()
-        assert e.value.file == "s3://bucket/other.hdf5" and e.value.subject == "sub-0" and e.value.group == "streamlines"
+        assert (
+            e.value.file == "s3://bucket/other.hdf5" and e.value.subject == "sub-0" and e.value.group == "streamlines"
+        )
 
 
 def test_truncated_object(web, made):
     target = Path(web.folder) / "cut.hdf5"
     target.write_bytes((made / "data.hdf5").read_bytes())
-    there = MultiSubjectDataset(f"http://127.0.0.1:{web.server_address[1]}/cut.hdf5", lazy=True, block_size=1024).load_data()
+    there = MultiSubjectDataset(
+        f"http://127.0.0.1:{web.server_address[1]}/cut.hdf5", lazy=True, block_size=1024
+    ).load_data()
     target.write_bytes(target.read_bytes()[:40_000])
     with pytest.raises(DataError):
         there.testing_set[0].streamlines["streamlines"].get()
@@ -241,8 +276,12 @@ def test_server_without_ranges(web):
 
 
 def test_what_is_not_there(s3, web):
-    for url, options in (("s3://bucket/none.hdf5", {"storage_options": s3[1]}), ("s3://nobucket/x.hdf5", {"storage_options": s3[1]}),
-                         (f"http://127.0.0.1:{web.server_address[1]}/none.hdf5", {}), ("http://127.0.0.1:9/x.hdf5", {})):
+    for url, options in (
+        ("s3://bucket/none.hdf5", {"storage_options": s3[1]}),
+        ("s3://nobucket/x.hdf5", {"storage_options": s3[1]}),
+        (f"http://127.0.0.1:{web.server_address[1]}/none.hdf5", {}),
+        ("http://127.0.0.1:9/x.hdf5", {}),
+    ):
         with pytest.raises(DataError, match="Check the URL") as e:
             MultiSubjectDataset(url, **options)
         assert e.value.file == url

@@ -30,8 +30,15 @@ def test_standardization(tmp_path, mode, masked):
     one, two = rng.normal(3, 2, (*SHAPE, 2)), rng.normal(50, 9, (*SHAPE, 3))
     one[:3] = two[:, :2] = 0
     masks = [rng.random(SHAPE) > 0.8 for _ in range(2)]
-    for name, data in {"one": one, "two": two, "m0": masks[0].astype(np.uint8), "m1": masks[1].astype(np.uint8)}.items():
-        Volume(np.asarray(data, np.float32 if data.dtype == float else np.uint8), np.eye(4)).save(tmp_path / f"a/{name}.nii.gz")
+    for name, data in {
+        "one": one,
+        "two": two,
+        "m0": masks[0].astype(np.uint8),
+        "m1": masks[1].astype(np.uint8),
+    }.items():
+        Volume(np.asarray(data, np.float32 if data.dtype == float else np.uint8), np.eye(4)).save(
+            tmp_path / f"a/{name}.nii.gz"
+        )
     group = {"type": "volume", "files": ["one.nii.gz", "two.nii.gz"], "standardization": mode}
     if masked:
         group["std_mask"] = ["m0.nii.gz", "m1.nii.gz"]
@@ -54,26 +61,52 @@ def test_flat_feature_does_not_divide_by_zero():
         standardize(np.zeros((3, 3, 3, 1), np.float32), None)
 
 
-@pytest.mark.parametrize("bad, message", [
-    ({"input": {"type": "volume", "files": "a", "standardization": "all", "std_maks": "m"}}, "Did you mean 'std_mask'"),
-    ({"s": {"type": "streamlines", "files": "a", "dps_key": "m"}}, "Did you mean 'dps_keys'"),
-    ({"s": {"type": "stream", "files": "a"}}, "'volume' or 'streamlines'"),
-    ({"s": {"type": "streamlines"}}, "'files' is missing"),
-    ({"s": {"type": "streamlines", "files": [3]}}, "list of names"),
-    ({"v": {"type": "volume", "files": "a"}}, "'standardization' is None"),
-    ({"a/b": {"type": "streamlines", "files": "a"}}, "no name for a group"),
-    ({"s": {"type": "streamlines", "files": "a", "dpp_key": "m"}}, "Did you mean 'dpp_keys'"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_matrx": "m"}}, "Did you mean 'connectivity_matrix'"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m"}}, "exactly one of"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_nb_blocs": 3}}, "exactly one of"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m", "connectivity_nb_blocs": 3, "connectivity_labels": "l"}}, "exactly one of"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_matrix": ["m"], "connectivity_nb_blocs": 3}}, "one file name"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m", "connectivity_nb_blocs": [3, 3]}}, "one or three whole numbers"),
-    ({"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m", "connectivity_nb_blocs": 0}}, "one or three whole numbers"),
-    ({"s": {"type": "streamlines", "files": "a", "enforce_files_presence": "no"}}, "true or false"),
-    ({"s": {"type": "streamlines", "files": "a", "groups": 3}}, "list of names"),
-    ({}, "no group"),
-])
+@pytest.mark.parametrize(
+    "bad, message",
+    [
+        (
+            {"input": {"type": "volume", "files": "a", "standardization": "all", "std_maks": "m"}},
+            "Did you mean 'std_mask'",
+        ),
+        ({"s": {"type": "streamlines", "files": "a", "dps_key": "m"}}, "Did you mean 'dps_keys'"),
+        ({"s": {"type": "stream", "files": "a"}}, "'volume' or 'streamlines'"),
+        ({"s": {"type": "streamlines"}}, "'files' is missing"),
+        ({"s": {"type": "streamlines", "files": [3]}}, "list of names"),
+        ({"v": {"type": "volume", "files": "a"}}, "'standardization' is None"),
+        ({"a/b": {"type": "streamlines", "files": "a"}}, "no name for a group"),
+        ({"s": {"type": "streamlines", "files": "a", "dpp_key": "m"}}, "Did you mean 'dpp_keys'"),
+        ({"s": {"type": "streamlines", "files": "a", "connectivity_matrx": "m"}}, "Did you mean 'connectivity_matrix'"),
+        ({"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m"}}, "exactly one of"),
+        ({"s": {"type": "streamlines", "files": "a", "connectivity_nb_blocs": 3}}, "exactly one of"),
+        (
+            {
+                "s": {
+                    "type": "streamlines",
+                    "files": "a",
+                    "connectivity_matrix": "m",
+                    "connectivity_nb_blocs": 3,
+                    "connectivity_labels": "l",
+                }
+            },
+            "exactly one of",
+        ),
+        (
+            {"s": {"type": "streamlines", "files": "a", "connectivity_matrix": ["m"], "connectivity_nb_blocs": 3}},
+            "one file name",
+        ),
+        (
+            {"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m", "connectivity_nb_blocs": [3, 3]}},
+            "one or three whole numbers",
+        ),
+        (
+            {"s": {"type": "streamlines", "files": "a", "connectivity_matrix": "m", "connectivity_nb_blocs": 0}},
+            "one or three whole numbers",
+        ),
+        ({"s": {"type": "streamlines", "files": "a", "enforce_files_presence": "no"}}, "true or false"),
+        ({"s": {"type": "streamlines", "files": "a", "groups": 3}}, "list of names"),
+        ({}, "no group"),
+    ],
+)
 def test_bad_config(bad, message):
     with pytest.raises(DataError, match=message):
         read_config(bad)
@@ -103,9 +136,15 @@ def test_a_name_twice_in_a_config_is_an_error(tmp_path, suffix, text):
 
 
 def test_yaml_may_share_settings(tmp_path):
-    (tmp_path / "c.yaml").write_text("one: &v {type: volume, files: a, standardization: none}\ntwo: {<<: *v, files: b, standardization: all}\n")
-    assert read_config(tmp_path / "c.yaml") == read_config({
-        "one": {"type": "volume", "files": "a", "standardization": "none"}, "two": {"type": "volume", "files": "b", "standardization": "all"}})
+    (tmp_path / "c.yaml").write_text(
+        "one: &v {type: volume, files: a, standardization: none}\ntwo: {<<: *v, files: b, standardization: all}\n"
+    )
+    assert read_config(tmp_path / "c.yaml") == read_config(
+        {
+            "one": {"type": "volume", "files": "a", "standardization": "none"},
+            "two": {"type": "volume", "files": "b", "standardization": "all"},
+        }
+    )
 
 
 def test_splits(tmp_path):
@@ -117,14 +156,23 @@ def test_splits(tmp_path):
     placed = read_splits([tmp_path / f"{s}.txt" for s in ("train", "valid", "test")], tmp_path)
     assert [e.name for e in placed["training"]] == ["a_training", "c d"] and placed["testing"] == []
     assert placed["validation"][0].part == (0.5, 1.0)
-    for splits, message in [({"training": ["a"], "validation": ["a"]}, "listed twice"), ({"training": ["a", "a"]}, "listed twice"),
-                            ({"training": ["a 0.7"], "testing": ["a 0.7"]}, "add up to 1.4"), ({"training": ["x"]}, "no such folder"),
-                            ({"training": ["a 0.7"], "testing": ["a"]}, "listed twice"), ({"training": ["a 2"]}, "share of 2"),
-                            ({"training": ["a 0.5"], "validation": ["a 0.5"], "testing": ["a 0.1"]}, "add up to 1.1"),
-                            ({"training": ["a"], "testing": ["a 0.1"]}, "listed twice"), ({"training": [" "]}, "no such folder"),
-                            ({"train": ["a"]}, "Did you mean 'training'"), ({}, "no subject"),
-                            ({"training": [3]}, "entry of the splits is 3"), ({"training": [("a", 0.5, 1)]}, "entry of the splits is \\('a', 0.5, 1"),
-                            ({"training": [("a", "0.5")]}, "entry of the splits is"), ({"training": [["a", None]], "testing": [(None, 0.5)]}, "splits is \\(None")]:
+    for splits, message in [
+        ({"training": ["a"], "validation": ["a"]}, "listed twice"),
+        ({"training": ["a", "a"]}, "listed twice"),
+        ({"training": ["a 0.7"], "testing": ["a 0.7"]}, "add up to 1.4"),
+        ({"training": ["x"]}, "no such folder"),
+        ({"training": ["a 0.7"], "testing": ["a"]}, "listed twice"),
+        ({"training": ["a 2"]}, "share of 2"),
+        ({"training": ["a 0.5"], "validation": ["a 0.5"], "testing": ["a 0.1"]}, "add up to 1.1"),
+        ({"training": ["a"], "testing": ["a 0.1"]}, "listed twice"),
+        ({"training": [" "]}, "no such folder"),
+        ({"train": ["a"]}, "Did you mean 'training'"),
+        ({}, "no subject"),
+        ({"training": [3]}, "entry of the splits is 3"),
+        ({"training": [("a", 0.5, 1)]}, "entry of the splits is \\('a', 0.5, 1"),
+        ({"training": [("a", "0.5")]}, "entry of the splits is"),
+        ({"training": [["a", None]], "testing": [(None, 0.5)]}, "splits is \\(None"),
+    ]:
         with pytest.raises(DataError, match=message):
             read_splits(splits, tmp_path)
     for splits in ("abc", ["a", "b"], None):
@@ -150,8 +198,18 @@ def values(root, files, **more):
 
 def test_names_of_files(tmp_path):
     """Plain and BIDS-like trees; the order is that of the patterns, then of the names."""
-    for k, name in enumerate(["a/x.nii.gz", "a/ses-1/dwi/a_ses-1_fa.nii.gz", "a/ses-2/dwi/a_ses-2_fa.nii.gz", "deriv/a/a_md.nii.gz",
-                              "deriv/b/b_md.nii.gz", "a/ses-2/.hidden_fa.nii.gz", "a/f1.nii", "a/f2.nii"]):
+    for k, name in enumerate(
+        [
+            "a/x.nii.gz",
+            "a/ses-1/dwi/a_ses-1_fa.nii.gz",
+            "a/ses-2/dwi/a_ses-2_fa.nii.gz",
+            "deriv/a/a_md.nii.gz",
+            "deriv/b/b_md.nii.gz",
+            "a/ses-2/.hidden_fa.nii.gz",
+            "a/f1.nii",
+            "a/f2.nii",
+        ]
+    ):
         numbered(tmp_path / name, k)
     assert values(tmp_path, "ses-*/dwi/{subject}_*_fa.nii.gz") == [1, 2]
     assert values(tmp_path, ["**/*_fa.nii.gz", "x.nii.gz"]) == [1, 2, 0]  # not the hidden one
@@ -185,13 +243,17 @@ def test_missing_files_are_skipped_when_asked_and_reported_once(tmp_path):
         find_sources(tmp_path, "a", read_config({"v": config["v"] | {"files": "xyz.nii.gz"}, "w": config["w"]}))
     one_group = config["w"] | {"enforce_files_presence": False}
     with pytest.warns(UserWarning, match="a/w goes without it"):
-        assert list(find_sources(tmp_path, "a", read_config({"v": config["v"] | {"files": "xyz.nii.gz"}, "w": one_group}))) == ["v"]
+        assert list(
+            find_sources(tmp_path, "a", read_config({"v": config["v"] | {"files": "xyz.nii.gz"}, "w": one_group}))
+        ) == ["v"]
 
 
 def test_what_a_file_needs_is_never_skipped(tmp_path):
     make_subject(tmp_path / "a", np.random.default_rng(0))
-    for config in ({"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "no.nii.gz"},
-                   {"type": "streamlines", "files": "lines.trk", "connectivity_matrix": "no.npy", "connectivity_nb_blocs": 2}):
+    for config in (
+        {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "no.nii.gz"},
+        {"type": "streamlines", "files": "lines.trk", "connectivity_matrix": "no.npy", "connectivity_nb_blocs": 2},
+    ):
         with pytest.raises(DataError, match="no such file"):
             one(tmp_path, config, enforce_files_presence=False)
 
@@ -200,8 +262,14 @@ def rich_subject(folder, rng, n=25):
     """A .trx with data per point and streamline and groups; its first point's value is at its first point."""
     folder.mkdir(parents=True)
     affine, s = random_affine(rng), random_lines(rng, n)
-    t = Tractogram(s, affine, SHAPE, dps={"id": np.arange(n), "w": rng.random((n, 3))},
-                   dpp={"x": s.points[:, 0], "xyz": s.points, "label": s.ids}, groups={"odd": np.arange(1, n, 2), "few": [4, 2]})
+    t = Tractogram(
+        s,
+        affine,
+        SHAPE,
+        dps={"id": np.arange(n), "w": rng.random((n, 3))},
+        dpp={"x": s.points[:, 0], "xyz": s.points, "label": s.ids},
+        groups={"odd": np.arange(1, n, 2), "few": [4, 2]},
+    )
     t.save(folder / "lines.trx")
     return t
 
@@ -217,10 +285,16 @@ def test_data_beside_streamlines(tmp_path):
     assert list(full.dps) == ["id"] and set(full.dpp) == {"x", "xyz"} and set(full.groups) == {"odd", "few"}
     few, _ = load_streamlines_group(one(tmp_path, config | {"groups": ["few"]}))
     assert list(few.groups) == ["few"] and sorted(few.groups["few"]) == [2, 4]
-    both, _ = load_streamlines_group(one(tmp_path, config | {"files": ["lines.trx", "more.trx", "bare.trx"], "groups": "odd", "dpp_keys": "*"}))
+    both, _ = load_streamlines_group(
+        one(tmp_path, config | {"files": ["lines.trx", "more.trx", "bare.trx"], "groups": "odd", "dpp_keys": "*"})
+    )
     assert len(both) == 36 and both.groups["odd"].tolist() == [*range(1, 25, 2), 26, 28, 30]
     assert np.allclose(both.dpp["xyz"], both.streamlines.points, atol=1e-4)
-    for keys, message in ({"dps_keys": "ID"}, "no data per streamline 'ID'. Did you mean 'id'"), ({"dpp_keys": "y"}, "no data per point 'y'"), ({"groups": ["od"]}, "no group 'od'. Did you mean 'odd'"):
+    for keys, message in (
+        ({"dps_keys": "ID"}, "no data per streamline 'ID'. Did you mean 'id'"),
+        ({"dpp_keys": "y"}, "no data per point 'y'"),
+        ({"groups": ["od"]}, "no group 'od'. Did you mean 'odd'"),
+    ):
         with pytest.raises(DataError, match=message) as e:
             load_streamlines_group(one(tmp_path, config | keys))
         assert e.value.file.endswith("a/lines.trx") and (e.value.subject, e.value.group) == ("a", "g")
@@ -245,16 +319,29 @@ def test_connectivity(tmp_path):
     for dtype in (bool, np.int32, np.float64):
         matrix = (rng.random((24, 24)) * 9).astype(dtype)
         arrays, attrs = load(matrix, connectivity_nb_blocs=[2, 3, 4])
-        assert arrays["connectivity_matrix"].dtype == dtype and np.array_equal(arrays["connectivity_matrix"], matrix)  # as given
-        assert attrs["connectivity_matrix_type"] == "from_blocs" and attrs["connectivity_nb_blocs"].tolist() == [2, 3, 4]
+        assert arrays["connectivity_matrix"].dtype == dtype and np.array_equal(
+            arrays["connectivity_matrix"], matrix
+        )  # as given
+        assert attrs["connectivity_matrix_type"] == "from_blocs" and attrs["connectivity_nb_blocs"].tolist() == [
+            2,
+            3,
+            4,
+        ]
     for n in (2, 3):  # without and with the background
         arrays, attrs = load(np.eye(n), connectivity_labels="labels.nii.gz")
-        assert attrs == {"connectivity_matrix_type": "from_labels"} and np.array_equal(arrays["connectivity_label_volume"], labels)
+        assert attrs == {"connectivity_matrix_type": "from_labels"} and np.array_equal(
+            arrays["connectivity_label_volume"], labels
+        )
         assert arrays["connectivity_label_volume"].dtype.kind == "i"
-    for matrix, how, message in [(np.eye(8), {"connectivity_nb_blocs": 3}, "8 rows do not fit 3 × 3 × 3 blocs"), (np.eye(5), {"connectivity_labels": "labels.nii.gz"}, "5 rows do not fit 2 labels"),
-                                 (np.ones((2, 3)), {"connectivity_nb_blocs": 1}, "no square matrix"), (np.full((1, 1), np.nan), {"connectivity_nb_blocs": 1}, "no square matrix of finite"),
-                                 (np.array([["a"]]), {"connectivity_nb_blocs": 1}, "no square matrix"), (np.eye(2), {"connectivity_labels": "elsewhere.nii.gz"}, "grid is not that of the streamlines"),
-                                 (np.eye(3), {"connectivity_labels": "xyz.nii.gz"}, "xyz.nii.gz: a/g: holds values that are no int32")]:
+    for matrix, how, message in [
+        (np.eye(8), {"connectivity_nb_blocs": 3}, "8 rows do not fit 3 × 3 × 3 blocs"),
+        (np.eye(5), {"connectivity_labels": "labels.nii.gz"}, "5 rows do not fit 2 labels"),
+        (np.ones((2, 3)), {"connectivity_nb_blocs": 1}, "no square matrix"),
+        (np.full((1, 1), np.nan), {"connectivity_nb_blocs": 1}, "no square matrix of finite"),
+        (np.array([["a"]]), {"connectivity_nb_blocs": 1}, "no square matrix"),
+        (np.eye(2), {"connectivity_labels": "elsewhere.nii.gz"}, "grid is not that of the streamlines"),
+        (np.eye(3), {"connectivity_labels": "xyz.nii.gz"}, "xyz.nii.gz: a/g: holds values that are no int32"),
+    ]:
         with pytest.raises(DataError, match=message):
             load(matrix, **how)
     (tmp_path / "a/m.npy").write_bytes(b"\x93NUMPY broken")
@@ -274,8 +361,12 @@ def test_standardize_in_place_and_without(tmp_path):
         inside = data[mask].astype(np.float64)
         expected = (data - inside.mean(0 if independent else None)) / inside.std(0 if independent else None)
         kept, before = data.copy(), data.copy()
-        assert np.allclose(standardize(kept, mask, independent=independent), expected, atol=2e-3) and np.array_equal(kept, before)
-        assert standardize(kept, mask, independent=independent, out=kept) is kept and np.allclose(kept, expected, atol=2e-3)
+        assert np.allclose(standardize(kept, mask, independent=independent), expected, atol=2e-3) and np.array_equal(
+            kept, before
+        )
+        assert standardize(kept, mask, independent=independent, out=kept) is kept and np.allclose(
+            kept, expected, atol=2e-3
+        )
         wide = np.zeros((9, 8, 7, 11), np.float32)
         wide[..., 3:8] = data
         standardize(wide[..., 3:8], mask, independent=independent, out=wide[..., 3:8])
@@ -285,12 +376,20 @@ def test_standardize_in_place_and_without(tmp_path):
 def test_provenance(tmp_path):
     t = make_subject(tmp_path / "a", np.random.default_rng(0))
     np.save(tmp_path / "a/m.npy", np.eye(8))
-    source = one(tmp_path, {"type": "streamlines", "files": "lines.trk", "connectivity_matrix": "m.npy", "connectivity_nb_blocs": 2})
+    source = one(
+        tmp_path,
+        {"type": "streamlines", "files": "lines.trk", "connectivity_matrix": "m.npy", "connectivity_nb_blocs": 2},
+    )
     record = source.provenance(tmp_path)
-    assert [r["file"] for r in record] == ["a/lines.trk", "a/m.npy"] and record[0]["size"] == (tmp_path / "a/lines.trk").stat().st_size
+    assert [r["file"] for r in record] == ["a/lines.trk", "a/m.npy"] and record[0]["size"] == (
+        tmp_path / "a/lines.trk"
+    ).stat().st_size
     assert record == source.provenance(tmp_path)
     t[::-1].save(tmp_path / "a/lines.trk")
-    assert source.provenance(tmp_path)[0]["blake2b"] != record[0]["blake2b"] and source.provenance(tmp_path)[1] == record[1]
+    assert (
+        source.provenance(tmp_path)[0]["blake2b"] != record[0]["blake2b"]
+        and source.provenance(tmp_path)[1] == record[1]
+    )
 
 
 @pytest.mark.parametrize("what", ["std_mask empty", "nan in the second file", "cut tractogram"])
@@ -302,9 +401,18 @@ def test_errors_name_the_place(tmp_path, what):
     nib_image(bad, t.affine, tmp_path / "a/bad.nii.gz")
     (tmp_path / "a/cut.trk").write_bytes((tmp_path / "a/lines.trk").read_bytes()[:-10])
     files, load, config = {
-        "std_mask empty": ("mask.nii.gz", load_volume_group, {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"}),
-        "nan in the second file": ("bad.nii.gz", load_volume_group, {"type": "volume", "files": ["xyz.nii.gz", "bad.nii.gz"], "standardization": "all"}),
-        "cut tractogram": ("cut.trk", load_streamlines_group, {"type": "streamlines", "files": "cut.trk"})}[what]
+        "std_mask empty": (
+            "mask.nii.gz",
+            load_volume_group,
+            {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"},
+        ),
+        "nan in the second file": (
+            "bad.nii.gz",
+            load_volume_group,
+            {"type": "volume", "files": ["xyz.nii.gz", "bad.nii.gz"], "standardization": "all"},
+        ),
+        "cut tractogram": ("cut.trk", load_streamlines_group, {"type": "streamlines", "files": "cut.trk"}),
+    }[what]
     with pytest.raises(DataError) as e:
         load(one(tmp_path, config))
     assert e.value.file.endswith(files) and (e.value.subject, e.value.group) == ("a", "g")
@@ -365,9 +473,14 @@ def test_what_dipy_reads(tmp_path):
     t = make_subject(tmp_path / "a", np.random.default_rng(0))
     from dipy.io.streamline import save_tractogram
     save_tractogram(t.to_sft(), str(tmp_path / "a/lines.dpy"), bbox_valid_check=False)
-    config = {"v": {"type": "volume", "files": "xyz.nii.gz", "standardization": "none"}, "g": {"type": "streamlines", "files": "lines.dpy"}}
+    config = {
+        "v": {"type": "volume", "files": "xyz.nii.gz", "standardization": "none"},
+        "g": {"type": "streamlines", "files": "lines.dpy"},
+    }
     read, _ = load_streamlines_group(find_sources(tmp_path, "a", read_config(config))["g"])
-    assert np.allclose(read.streamlines.points, t.streamlines.points, atol=1e-4) and np.array_equal(read.streamlines.offsets, t.streamlines.offsets)
+    assert np.allclose(read.streamlines.points, t.streamlines.points, atol=1e-4) and np.array_equal(
+        read.streamlines.offsets, t.streamlines.offsets
+    )
     with pytest.raises(DataError, match="has no grid of its own"):
         one(tmp_path, config["g"])
 
@@ -379,5 +492,7 @@ def test_a_mask_of_any_number_and_an_unzipped_trx(tmp_path):
     with zipfile.ZipFile(tmp_path / "a/lines.trx") as archive:
         archive.extractall(tmp_path / "a/open.trx")
     read, _ = load_streamlines_group(one(tmp_path, {"type": "streamlines", "files": "open*", "dps_keys": "id"}))
-    assert np.allclose(read.streamlines.points, t.streamlines.points, atol=1e-4) and read.dps["id"][:, 0].tolist() == list(range(len(t)))
+    assert np.allclose(read.streamlines.points, t.streamlines.points, atol=1e-4) and read.dps["id"][
+        :, 0
+    ].tolist() == list(range(len(t)))
     assert len(one(tmp_path, {"type": "streamlines", "files": "open.trx"}).provenance(tmp_path)) == 1

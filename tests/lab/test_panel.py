@@ -105,7 +105,9 @@ def until(condition, seconds=20.0):
 def test_only_buttons_that_make_sense_can_be_pressed(make_panel, phase, buttons):
     p = make_panel(Pretender(phase=phase, epoch=4 if phase == "finished" else 1))
     assert enabled(p) == buttons
-    assert all(b.button_style == ("primary" if v in buttons & {"start", "resume"} else "") for v, b in p.buttons.items())
+    assert all(
+        b.button_style == ("primary" if v in buttons & {"start", "resume"} else "") for v, b in p.buttons.items()
+    )
 
 
 def test_a_finished_trainer_that_was_given_more_epochs_can_start(make_panel):
@@ -161,7 +163,9 @@ def test_a_million_steps_cost_as_much_as_ten_thousand(make_panel):
         x = np.arange(1, n + 1)
         trainer.data = {"training": (x, 1 / x), "validation": (x[::10], 2 / x[::10])}
         sent = []
-        p.readout._send = lambda message, buffers=None, sent=sent: sent.append(len(str(message)) + sum(map(len, buffers or [])))
+        p.readout._send = lambda message, buffers=None, sent=sent: sent.append(
+            len(str(message)) + sum(map(len, buffers or []))
+        )
         trainer.set(batch=n % 7)
         p.refresh()
         assert len(sent) == 1  # one message
@@ -260,7 +264,9 @@ def test_the_buttons_drive_a_real_trainer(make_panel, tmp_path):
     until(lambda: trainer.status.global_step > step + 3)
     p.buttons["stop"].click()
     trainer.wait(20)
-    until(lambda: p.readout.readout["phase"] == "stopped" and enabled(p) == {"start", "step", "epoch", "rewind", "fork"})
+    until(
+        lambda: p.readout.readout["phase"] == "stopped" and enabled(p) == {"start", "step", "epoch", "rewind", "fork"}
+    )
     assert "saved in" in p.readout.readout["message"]
     stopped = trainer.status.global_step
     p.buttons["start"].click()
@@ -319,11 +325,21 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     p.buttons["stop"].click()
     trainer.wait()
     until(lambda: "rewind" in enabled(p))
-    assert [label for label, _ in p.checkpoint.options] == ["after epoch 2, the best", "after epoch 1", "step 2", "step 1", "the beginning"]
+    assert [label for label, _ in p.checkpoint.options] == [
+        "after epoch 2, the best",
+        "after epoch 1",
+        "step 2",
+        "step 1",
+        "the beginning",
+    ]
     assert p.checkpoint.index == 0  # there is one chosen
     p.checkpoint.value = 8
     click("rewind", "Set back: 1 epochs done (step 8)")
-    assert trainer.status.epoch == 1 and p.readout.readout["where"] == "epoch 2 of 5" and len(p.source.curves()["training"][0]) == 8
+    assert (
+        trainer.status.epoch == 1
+        and p.readout.readout["where"] == "epoch 2 of 5"
+        and len(p.source.curves()["training"][0]) == 8
+    )
     p.press("start")
     assert same_states(trainer.wait(), branch.trainer.state) == []  # the same in both folders
 
@@ -354,7 +370,9 @@ def test_two_panels_agree(make_panel, tmp_path):
     until(lambda: a.form.fields["learning_rate"].value == b.form.fields["learning_rate"].value == "0.002")
     a.refresh(), b.refresh()
     same = ("phase", "where", "losses", "measures", "messages", "done")
-    assert {k: a.readout.readout[k] for k in same} == {k: b.readout.readout[k] for k in same} and a.readout.curves == b.readout.curves
+    assert {k: a.readout.readout[k] for k in same} == {
+        k: b.readout.readout[k] for k in same
+    } and a.readout.curves == b.readout.curves
     panel_of(trainer).close()
     trainer.stop(wait=True)
 
@@ -380,7 +398,10 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     click("step", "One batch done; resting after batch")
     click("epoch", "Epoch ")
     p.set("learning_rate", .002)
-    assert p.readout.readout["message"] == "learning_rate: 0.01 -> 0.002, from the next batch." and trainer.learning_rate.value == .002
+    assert (
+        p.readout.readout["message"] == "learning_rate: 0.01 -> 0.002, from the next batch."
+        and trainer.learning_rate.value == 0.002
+    )
     at = trainer.state.global_step
     click("epoch", f"Epoch {at // 8 + 1} done; resting.")
     p.checkpoint.value = at
@@ -399,7 +420,9 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     until(lambda: enabled(p) == set() and "build the trainer as it was" in p.buttons["rewind"].tooltip)
     branch = fit(tmp_path, "run-fork", max_epochs=at // 8 + 1, learning_rate=.002)
     assert branch.train_and_validate().parent == trainer.state.run_id
-    Mailbox(trainer.folder).write_status(replace(trainer.status, phase="training"), resting=False, ended=False)  # as it stands after SIGKILL
+    Mailbox(trainer.folder).write_status(
+        replace(trainer.status, phase="training"), resting=False, ended=False
+    )  # as it stands after SIGKILL
     p.refresh()
     assert p.readout.readout["phase"] == "dead" and p.readout.readout["message"].startswith("Its process is gone.")
     assert find_runs(trainer.folder)[0].status == "dead"
@@ -411,7 +434,9 @@ def test_a_running_trainer_goes_back_and_ends_as_one_that_did_not(make_panel, tm
     trainer.step(9)
     p = make_panel(trainer)
     p.press("rewind", to=1)
-    assert (trainer.state.global_step, trainer.status.phase) == (6, "paused") and p.readout.readout["message"] == "Set back to step 6; resting."
+    assert (trainer.state.global_step, trainer.status.phase) == (6, "paused") and p.readout.readout[
+        "message"
+    ] == "Set back to step 6; resting."
     trainer.step(2)
     trainer.change(max_epochs=3)
     trainer.resume()
@@ -442,8 +467,13 @@ def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):
     data = make_file(tmp_path / "data", points=(5, 30))[0]
     trainer = streamline_trainer(data, tmp_path, policies=[])
     p = make_panel(trainer)
-    trainer.change(learning_rate={"class": "Exponential", "initial": .02, "multiplier": .5}, clip_grad=None, reverse_ratio=.25, batch_size_training=5,
-                   patience=None)
+    trainer.change(
+        learning_rate={"class": "Exponential", "initial": 0.02, "multiplier": 0.5},
+        clip_grad=None,
+        reverse_ratio=0.25,
+        batch_size_training=5,
+        patience=None,
+    )
     space = {"model": trainer.model}
     exec(p.code(), space)
     assert space["trainer"].config() == trainer.config()
@@ -468,11 +498,17 @@ def test_after_the_kernel_died_the_panel_is_as_it_was(make_panel, tmp_path):
     before.refresh()
 
     def facts(p):
-        return {k: p.readout.readout[k] for k in ("phase", "label", "losses", "name")} | {"where": p.readout.readout["where"].split(" of 8")[0]}
+        return {k: p.readout.readout[k] for k in ("phase", "label", "losses", "name")} | {
+            "where": p.readout.readout["where"].split(" of 8")[0]
+        }
 
     again = fit(tmp_path, keep_checkpoints=4)  # the same cells in a new kernel
     unasked = make_panel(again)
-    assert facts(unasked) == facts(before) and "Start goes on with it" in unasked.readout.readout["message"] and again.state is None
+    assert (
+        facts(unasked) == facts(before)
+        and "Start goes on with it" in unasked.readout.readout["message"]
+        and again.state is None
+    )
     loaded = make_panel(again, state=TrainerState.load(trainer.folder, model=fit(tmp_path, "x").model))
     assert facts(loaded) == facts(before) and loaded.readout.curves == before.readout.curves
     assert [x for x in loaded.checkpoint.options] == [x for x in before.checkpoint.options]
@@ -506,7 +542,9 @@ def test_a_run_in_another_process_is_driven_by_its_folder(make_panel, tmp_path):
     p.press("save")
     assert trainer.checkpoints.steps()[-1] == 6
     until(lambda: own.readout.readout["where"] == p.readout.readout["where"] == other.readout.readout["where"])
-    new = make_panel(far_fit(tmp_path, points=SlowPoints(), max_epochs=40))  # the notebook after a restart: it finds the process
+    new = make_panel(
+        far_fit(tmp_path, points=SlowPoints(), max_epochs=40)
+    )  # the notebook after a restart: it finds the process
     until(lambda: new.readout.readout["phase"] == "paused")
     assert new.trainer.learning_rate.value == .002 and new.trainer.settings.max_epochs == 3
     new.press("resume")
@@ -525,7 +563,12 @@ def test_the_table_says_what_the_picture_shows(make_panel, tmp_path):
     trainer = fit(tmp_path)
     trainer.train_and_validate()
     table = make_panel(trainer).table()
-    assert (table["status"], table["position"], table["learning_rate"], table["run"]) == ("finished", "3 of 3 epochs", "0.01", str(trainer.folder))
+    assert (table["status"], table["position"], table["learning_rate"], table["run"]) == (
+        "finished",
+        "3 of 3 epochs",
+        "0.01",
+        str(trainer.folder),
+    )
     assert {"train", "valid", "best", "gradient norm", "message"} <= set(table)
 
 
@@ -547,7 +590,12 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
     trainer.wait()
     preview.wait(30)
     epoch, score = preview.scores[-1]
-    assert epoch == 2 and 0 <= score <= 1 and len(preview.details[-1]) and len(preview.widget.latest) == 48 * len(preview.latest) < 20_000
+    assert (
+        epoch == 2
+        and 0 <= score <= 1
+        and len(preview.details[-1])
+        and len(preview.widget.latest) == 48 * len(preview.latest) < 20_000
+    )
     alone = preview_and_trainer(tmp_path / "alone")[1]
     assert same_states(alone.train_and_validate(), trainer.state) == []
     broken, again = preview_and_trainer(tmp_path / "broken", max_epochs=1)
@@ -570,7 +618,11 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
     by_folder = preview_and_trainer(tmp_path / "folder")[0]
     q = make_panel(trainer.folder, preview=by_folder)
     until(lambda: by_folder.scores)
-    assert by_folder.scores == preview.scores[-1:] and by_folder.widget.latest == preview.widget.latest and by_folder.widget in q.tabs.children
+    assert (
+        by_folder.scores == preview.scores[-1:]
+        and by_folder.widget.latest == preview.widget.latest
+        and by_folder.widget in q.tabs.children
+    )
     for x in (preview, broken, by_folder):
         x.close()
     assert again.listeners == []
@@ -597,11 +649,16 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
     import nbconvert
     import nbformat
 
-    cells = [FIT, f"import tractkit.lab.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
-             "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), time.monotonic() + 30\n"
-             "while 'finished' not in panel.saved.shows and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)"]
+    cells = [
+        FIT,
+        f"import tractkit.lab.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
+        "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), time.monotonic() + 30\n"
+        "while 'finished' not in panel.saved.shows and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)",
+    ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
-    nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}).execute()
+    nbclient.NotebookClient(
+        notebook, timeout=120, kernel_name="python3", resources={"metadata": {"path": str(Path.cwd())}}
+    ).execute()
     live, still = notebook.cells[1].outputs
     assert "application/vnd.jupyter.widget-view+json" in live["data"]
     assert still["data"]["text/html"].startswith('<div class="tractkit-still"><img alt=')

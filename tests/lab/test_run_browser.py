@@ -25,7 +25,12 @@ from tractkit.runs.lock import folder_busy, folder_lock
 from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status
 
-OTHER = {"env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}, "text": True, "stdout": subprocess.PIPE, "stdin": subprocess.PIPE}
+OTHER = {
+    "env": os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    "text": True,
+    "stdout": subprocess.PIPE,
+    "stdin": subprocess.PIPE,
+}
 
 
 def train(folder, name, **options):
@@ -63,7 +68,11 @@ def facts(folder, name) -> RunFacts:
 def test_each_run_stands_as_it_was_left(kept):
     found = {r.name: r for r in find_runs(kept)}
     assert {n: (r.status, r.epochs, r.max_epochs, r.step) for n, r in found.items()} == {
-        "done": ("finished", 3, 3, 18), "series/small": ("finished", 2, 2, 12), "broken": ("failed", 1, 3, 7), "stopped": ("stopped", 1, 3, 8)}
+        "done": ("finished", 3, 3, 18),
+        "series/small": ("finished", 2, 2, 12),
+        "broken": ("failed", 1, 3, 7),
+        "stopped": ("stopped", 1, 3, 8),
+    }
     assert found["broken"].note == "OSError: the disk is gone"
     assert found["stopped"].note == found["done"].note == ""
 
@@ -84,7 +93,9 @@ def test_a_failure_is_forgotten_when_the_run_goes_on(folder):
 
 def test_a_killed_run_says_how_much_is_lost(folder):
     log = folder / "stopped/log.jsonl"
-    records = [{"kind": "batch", "epoch": 1, "batch": b, "step": 7 + b, "loss": .1} for b in range(2, 6)] + [{"kind": "epoch", "epoch": 1, "step": 12, "train_loss": .1, "valid_loss": .001}]
+    records = [{"kind": "batch", "epoch": 1, "batch": b, "step": 7 + b, "loss": 0.1} for b in range(2, 6)] + [
+        {"kind": "epoch", "epoch": 1, "step": 12, "train_loss": 0.1, "valid_loss": 0.001}
+    ]
     with log.open("a") as f:
         f.writelines(json.dumps(r) + "\n" for r in records)
         f.write('{"kind": "epoch", "epoch": 2, "st')  # it was writing
@@ -100,7 +111,9 @@ def test_a_run_at_work_in_this_kernel(folder):
         for _ in range(3):
             assert facts(folder, "mine").status in ("running", "paused")
         code = f"from tractkit.runs.lock import folder_lock\nwith folder_lock({str(folder / 'mine')!r}): print('taken')"
-        assert "taken" not in subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, **OTHER).stdout  # looking took nothing away
+        assert (
+            "taken" not in subprocess.run([sys.executable, "-c", code], stderr=subprocess.PIPE, **OTHER).stdout
+        )  # looking took nothing away
         assert RunBrowser(folder).open("mine").trainer is trainer
     finally:
         trainer.stop(wait=True)
@@ -164,7 +177,11 @@ def test_whole_logs_and_weights_are_not_read(tmp_path, monkeypatch):
     """Of 400 records, those beyond the newest checkpoint; of the checkpoint, its header."""
     train(tmp_path, "long", points=Points(200, 1), max_epochs=2)
     lines, parsed = [], []
-    monkeypatch.setattr(listing, "_STEP", type("", (), {"search": lambda self, line: lines.append(line) or re.search(rb'"step": (\d+)', line)})())
+    monkeypatch.setattr(
+        listing,
+        "_STEP",
+        type("", (), {"search": lambda self, line: lines.append(line) or re.search(rb'"step": (\d+)', line)})(),
+    )
     monkeypatch.setattr("tractkit.runs.log._parse", lambda line: parsed.append(line) or json.loads(line))
     run = facts(tmp_path, "long")
     assert (run.epochs, run.step, run.status) == (2, 400, "finished")
@@ -176,7 +193,10 @@ def test_whole_logs_and_weights_are_not_read(tmp_path, monkeypatch):
         path.unlink()
     lines.clear()
     parsed.clear()
-    assert (facts(tmp_path, "long").epochs, len(parsed)) == (2, 2)  # without a checkpoint: all lines are looked at, those of epochs are read
+    assert (facts(tmp_path, "long").epochs, len(parsed)) == (
+        2,
+        2,
+    )  # without a checkpoint: all lines are looked at, those of epochs are read
 
 
 def test_a_glance_at_a_checkpoint_is_what_loading_it_gives(kept):
@@ -189,19 +209,36 @@ def test_a_glance_at_a_checkpoint_is_what_loading_it_gives(kept):
 # ---- damaged, foreign ----------------------------------------------------------------------------------------
 
 
-DAMAGE = [b"", b"\x00" * 64, b"\xff" * 9, b"[1, 2", b"{}", b'{"kind": 3}\n', b"a: [*x]\n", b"- 1\n", b"\x80\x81: \n", b'{"status": {"x": 1}}', b"8" * 70]
+DAMAGE = [
+    b"",
+    b"\x00" * 64,
+    b"\xff" * 9,
+    b"[1, 2",
+    b"{}",
+    b'{"kind": 3}\n',
+    b"a: [*x]\n",
+    b"- 1\n",
+    b"\x80\x81: \n",
+    b'{"status": {"x": 1}}',
+    b"8" * 70,
+]
 
 
 @pytest.mark.parametrize("content", DAMAGE, ids=range(len(DAMAGE)))
 def test_a_damaged_folder_is_one_row(folder, content):
     """Each file in turn holds something else, then all together, then they are folders."""
     at = folder / "stopped"
-    files = [at / name for name in ("log.jsonl", "config.yaml", "checkpoints/step-00000008.ckpt", "process/status.json", "failed.txt")]
+    files = [
+        at / name
+        for name in ("log.jsonl", "config.yaml", "checkpoints/step-00000008.ckpt", "process/status.json", "failed.txt")
+    ]
     (at / "process").mkdir(exist_ok=True)
 
     def look():
         found = find_runs(folder)
-        assert [r.name for r in found] == ["broken", "done", "series/small", "stopped"] and found[1].status == "finished"
+        assert [r.name for r in found] == ["broken", "done", "series/small", "stopped"] and found[
+            1
+        ].status == "finished"
         return found[3]
 
     for path in files:
@@ -262,7 +299,10 @@ def test_a_folder_that_may_not_be_read(folder, monkeypatch):
         return real(path, *args)
 
     monkeypatch.setattr(os, "listdir", refuse)
-    assert (facts(folder, "done").status, facts(folder, "done").note.partition(":")[0]) == ("damaged", "PermissionError")
+    assert (facts(folder, "done").status, facts(folder, "done").note.partition(":")[0]) == (
+        "damaged",
+        "PermissionError",
+    )
     found = {r.name: r.status for r in find_runs(folder)}
     assert found["done"] == "damaged" and found["stopped"] == "stopped"
 
@@ -272,17 +312,33 @@ def test_a_folder_that_may_not_be_read(folder, monkeypatch):
 
 def test_settings_that_differ(kept):
     found = [r for r in find_runs(kept) if r.name in ("done", "series/small")]
-    assert differing_settings(found) == {"learning_rate": {"done": .01, "series/small": .003}, "max_epochs": {"done": 3, "series/small": 2}}
+    assert differing_settings(found) == {
+        "learning_rate": {"done": 0.01, "series/small": 0.003},
+        "max_epochs": {"done": 3, "series/small": 2},
+    }
     assert differing_settings(found[:1]) == {}
-    assert differing_settings(find_runs(kept))["trainer"] == {"broken": "FitBreaks", "done": "Fit", "series/small": "Fit", "stopped": "Fit"}
+    assert differing_settings(find_runs(kept))["trainer"] == {
+        "broken": "FitBreaks",
+        "done": "Fit",
+        "series/small": "Fit",
+        "stopped": "Fit",
+    }
 
 
 def test_names_of_settings_stay_apart():
     def made(name, **settings):
         return RunFacts(name, Path(name), "finished", settings=settings)
 
-    found = [made("a", **{"loader.rng": 1, "sampler.rng": 1, "model.size": [1, 2]}), made("b", **{"loader.rng": 2, "sampler.rng": 3, "model.size": [1, 3]}), made("c")]
-    assert differing_settings(found) == {"loader.rng": {"a": 1, "b": 2}, "sampler.rng": {"a": 1, "b": 3}, "size": {"a": [1, 2], "b": [1, 3]}}
+    found = [
+        made("a", **{"loader.rng": 1, "sampler.rng": 1, "model.size": [1, 2]}),
+        made("b", **{"loader.rng": 2, "sampler.rng": 3, "model.size": [1, 3]}),
+        made("c"),
+    ]
+    assert differing_settings(found) == {
+        "loader.rng": {"a": 1, "b": 2},
+        "sampler.rng": {"a": 1, "b": 3},
+        "size": {"a": [1, 2], "b": [1, 3]},
+    }
 
 
 # ---- the browser ---------------------------------------------------------------------------------------------
@@ -290,9 +346,30 @@ def test_names_of_settings_stay_apart():
 
 def pretend(monkeypatch, n, name="run-{}"):
     """`n` runs without folders."""
-    epochs = {"epoch": np.arange(30.), "step": np.arange(30.) * 10, "valid_loss": 1 / np.arange(1., 31.), "train_loss": 1 / np.arange(1., 31.)}
-    found = [RunFacts(name.format(i), Path(f"runs/{i}"), "finished", "", 30, 30, 300, i / n, 30, 60., 0., {"trainer.rate": i, **{f"m.s{k}": i for k in range(20)}},
-                      {"epoch": epochs}) for i in range(n)]
+    epochs = {
+        "epoch": np.arange(30.0),
+        "step": np.arange(30.0) * 10,
+        "valid_loss": 1 / np.arange(1.0, 31.0),
+        "train_loss": 1 / np.arange(1.0, 31.0),
+    }
+    found = [
+        RunFacts(
+            name.format(i),
+            Path(f"runs/{i}"),
+            "finished",
+            "",
+            30,
+            30,
+            300,
+            i / n,
+            30,
+            60.0,
+            0.0,
+            {"trainer.rate": i, **{f"m.s{k}": i for k in range(20)}},
+            {"epoch": epochs},
+        )
+        for i in range(n)
+    ]
     monkeypatch.setattr(runs, "find_runs", lambda folder: found)
     return found
 

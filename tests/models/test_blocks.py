@@ -61,7 +61,10 @@ def test_pyramid_pooling(levels, height, width):
 
 def test_pooling_in_other_dimensions_and_what_it_refuses():
     assert PyramidPooling(nn.functional.avg_pool1d, 2)(draws(2, 3, 5)).shape == (2, 9)
-    assert PyramidPooling(nn.functional.avg_pool3d, 2)(draws(2, 3, 4, 5, 6)).shape == (2, PyramidPooling.get_out_features(3, 2, 3))
+    assert PyramidPooling(nn.functional.avg_pool3d, 2)(draws(2, 3, 4, 5, 6)).shape == (
+        2,
+        PyramidPooling.get_out_features(3, 2, 3),
+    )
     for x in (draws(2, 3, 1), draws(2, 3)):
         with pytest.raises(ValueError, match="along each axis"):
             PyramidPooling(nn.functional.avg_pool1d, 2)(x)
@@ -74,7 +77,9 @@ def test_shapes():
     np.testing.assert_array_equal(Reshape("0", "1", -1)(x), x.reshape(2, 3, 48))
     np.testing.assert_array_equal(MoveAxis([1, 2], [3, 1])(x), np.moveaxis(x.numpy(), [1, 2], [3, 1]))
     np.testing.assert_allclose(Softmax(1)(x), x.softmax(1), rtol=1e-5)
-    np.testing.assert_allclose(Softmax((1, 3))(x), x.movedim(2, 1).flatten(2).softmax(-1).view(2, 6, 3, 8).movedim(1, 2), rtol=1e-5)
+    np.testing.assert_allclose(
+        Softmax((1, 3))(x), x.movedim(2, 1).flatten(2).softmax(-1).view(2, 6, 3, 8).movedim(1, 2), rtol=1e-5
+    )
     assert torch.isfinite(Softmax((2, 3))(x * 1e3)).all()
     np.testing.assert_array_equal(CenteredCrop([1, 0])(x), x[:, :, 1:-1])
     np.testing.assert_array_equal(CenteredCrop(2)(x), x[:, :, 2:-2, 2:-2])
@@ -89,7 +94,9 @@ def test_interpolation_to_the_input(mode):
     x = draws(2, 3, 7, 9)
     y = InterpolateToInput(nn.AvgPool2d(2), mode)(x)
     smooth = {"align_corners": False} if mode.startswith("bi") else {}
-    np.testing.assert_array_equal(y, nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), size=(7, 9), mode=mode, **smooth))
+    np.testing.assert_array_equal(
+        y, nn.functional.interpolate(nn.functional.avg_pool2d(x, 2), size=(7, 9), mode=mode, **smooth)
+    )
     assert InterpolateToInput(nn.AvgPool2d(2), mode, axis=0)(x).shape == (2, 3, 7, 4)
     assert torch.equal(InterpolateToInput(nn.Identity())(x), x)
 
@@ -100,12 +107,17 @@ def test_paths():
     np.testing.assert_array_equal(SplitAdd(nn.Identity(), double, add)(x), 4 * x + 1)
     assert torch.equal(x, draws(2, 3, 4))  # not added in place
     np.testing.assert_array_equal(SplitCat(double, add, axis=2)(x), torch.cat([2 * x, x + 1], 2))
-    assert [len(Split(double, add)(x)), SplitReduce(lambda ys: max(y.sum() for y in ys), double, add)(x)] == [2, max(2 * x.sum(), (x + 1).sum())]
+    assert [len(Split(double, add)(x)), SplitReduce(lambda ys: max(y.sum() for y in ys), double, add)(x)] == [
+        2,
+        max(2 * x.sum(), (x + 1).sum()),
+    ]
 
 
 @pytest.mark.parametrize("kind, order", [(PreActivation, "bal"), (PostActivation, "lba"), (MidActivation, "lab")])
 def test_orders(kind, order):
-    block = kind(3, 5, layer_module=nn.Conv2d, kernel_size=3, batch_norm_module=nn.BatchNorm2d, activation_module=nn.ELU).eval()
+    block = kind(
+        3, 5, layer_module=nn.Conv2d, kernel_size=3, batch_norm_module=nn.BatchNorm2d, activation_module=nn.ELU
+    ).eval()
     nn.init.constant_(block.bn.running_mean, .5)
     x = draws(2, 3, 6, 6)
     y = x
@@ -133,7 +145,9 @@ def test_residual_blocks(path_type):
     np.testing.assert_array_equal(block(x).detach(), (block.conv_path(x) + x[..., 2:-2, 2:-2]).detach())
     strided = ResBlock3d(3, 5, kernel_size=3, stride=2, padding=1, path_type=path_type).eval()
     volume = draws(1, 3, 6, 7, 8)
-    np.testing.assert_array_equal(strided(volume).detach(), (strided.conv_path(volume) + strided.shortcut(volume)).detach())
+    np.testing.assert_array_equal(
+        strided(volume).detach(), (strided.conv_path(volume) + strided.shortcut(volume)).detach()
+    )
     assert ResBlock1d(3, 3, kernel_size=3, padding=2, dilation=2, stride=(2,))(draws(2, 3, 9)).shape == (2, 3, 5)
     with pytest.raises(ValueError, match="lower its padding"):
         ResBlock2d(3, 3, kernel_size=1, padding=1)(x)
@@ -144,7 +158,16 @@ def test_residual_blocks(path_type):
 def test_feature_pyramids():
     structure = [[[2, 3], [3, 2]], [[3, 4], [4, 3]], [[4, 5, 4]]]
     def build(structure, **options):
-        return FPN(nn.Conv2d, nn.MaxPool2d(2), lambda: nn.Upsample(scale_factor=2), torch.add, structure, kernel_size=1, **options)
+        return FPN(
+            nn.Conv2d,
+            nn.MaxPool2d(2),
+            lambda: nn.Upsample(scale_factor=2),
+            torch.add,
+            structure,
+            kernel_size=1,
+            **options,
+        )
+
     net, x = build(structure, last_level=False), draws(1, 2, 8, 12)
     a = net.down_path[0](x)
     b = net.down_path[1](nn.functional.max_pool2d(a, 2))

@@ -101,7 +101,9 @@ def test_blocks_equal_a_packed_sequence():
     x = draws("x", shape=(int(offsets[-1]), 4))
     buckets = pad_buckets(offsets)
     ours = buckets.pack([rnn(b)[0] for b in buckets.pad(x)])
-    packed = nn.utils.rnn.pack_sequence([x[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)], enforce_sorted=False)
+    packed = nn.utils.rnn.pack_sequence(
+        [x[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)], enforce_sorted=False
+    )
     theirs = nn.utils.rnn.unpack_sequence(rnn.layers[0](packed)[0])
     assert torch.allclose(ours, torch.cat(theirs), atol=1e-6)
 
@@ -203,8 +205,13 @@ def test_loss_against_a_plain_loop_and_its_gradient():
 
 # -- Learn2Track
 
-VARIANTS = [dict(), dict(rnn_key="gru"), dict(use_skip_connection=True, use_layer_normalization=True), dict(nb_previous_dirs=0),
-            dict(rnn_layer_sizes=[9])]
+VARIANTS = [
+    dict(),
+    dict(rnn_key="gru"),
+    dict(use_skip_connection=True, use_layer_normalization=True),
+    dict(nb_previous_dirs=0),
+    dict(rnn_layer_sizes=[9]),
+]
 
 
 @pytest.mark.parametrize("options", VARIANTS)
@@ -237,9 +244,16 @@ def test_outputs_depend_on_the_past_only_and_on_no_neighbour(options):
         batch.points[15:] += 3   # streamline 1 from its 6th point on, and streamline 2
         inputs[15:] -= 1
         after = model(inputs, batch)
-        assert torch.allclose(before[:15], after[:15], atol=1e-6) and not torch.allclose(before[16:], after[16:], atol=1e-3)
-        alone = SimpleNamespace(points=batch.points[:9], offsets=torch.tensor([0, 9]), first_known=batch.first_known[:1],
-                                previous=batch.previous[:1], voxel_sizes=batch.voxel_sizes[:1])
+        assert torch.allclose(before[:15], after[:15], atol=1e-6) and not torch.allclose(
+            before[16:], after[16:], atol=1e-3
+        )
+        alone = SimpleNamespace(
+            points=batch.points[:9],
+            offsets=torch.tensor([0, 9]),
+            first_known=batch.first_known[:1],
+            previous=batch.previous[:1],
+            voxel_sizes=batch.voxel_sizes[:1],
+        )
         assert torch.allclose(model(inputs[:9], alone), after[:9], atol=1e-6)
 
 
@@ -252,7 +266,11 @@ def test_unknown_starts_are_undirected():
 
 
 def test_settings_that_do_not_exist_are_refused():
-    for options, text in ((dict(dg_key="gaussian"), "dg_key"), (dict(nb_previous_dirs=3), "nb_previous_dirs"), (dict(rnn_key="x"), "rnn_key")):
+    for options, text in (
+        (dict(dg_key="gaussian"), "dg_key"),
+        (dict(nb_previous_dirs=3), "nb_previous_dirs"),
+        (dict(rnn_key="x"), "rnn_key"),
+    ):
         with pytest.raises(ValueError, match=text):
             Learn2Track(3, **options)
 
@@ -318,7 +336,9 @@ def test_damaged_models_are_reported(tmp_path):
 
 
 def test_a_misspelt_setting_is_refused_and_a_child_may_have_its_own():
-    with pytest.raises(TypeError, match="Learn2Track has no setting 'neighborhod_type'; did you mean neighborhood_type"):
+    with pytest.raises(
+        TypeError, match="Learn2Track has no setting 'neighborhod_type'; did you mean neighborhood_type"
+    ):
         Learn2Track(3, neighborhod_type="axes")
     with pytest.raises(TypeError, match="Learn2Track has no setting 'zzz'$"):
         Learn2Track(3, zzz=1)

@@ -24,15 +24,22 @@ keys = st.text(max_size=4) | st.integers() | st.booleans() | st.none() | st.tupl
     | st.sampled_from(["tuple", "dict", "tensor", "float", "array", "a/b", "0"])
 tensors = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.bool, torch.bfloat16, torch.uint8]).flatmap(
     lambda d: st.lists(st.integers(0, 3), max_size=3).map(lambda shape: torch.ones(shape).to(d)))
-trees = st.recursive(scalars | tensors | tensors.map(lambda t: t.float().numpy()),
-                     lambda t: st.lists(t, max_size=3) | st.tuples(t, t) | st.dictionaries(keys, t, max_size=3), max_leaves=12)
+trees = st.recursive(
+    scalars | tensors | tensors.map(lambda t: t.float().numpy()),
+    lambda t: st.lists(t, max_size=3) | st.tuples(t, t) | st.dictionaries(keys, t, max_size=3),
+    max_leaves=12,
+)
 
 
 def same(a, b):
     if type(a) is not type(b):
         return False
     if isinstance(a, dict):
-        return list(a) == list(b) and all(type(x) is type(y) for x, y in zip(a, b, strict=True)) and all(same(a[k], b[k]) for k in a)
+        return (
+            list(a) == list(b)
+            and all(type(x) is type(y) for x, y in zip(a, b, strict=True))
+            and all(same(a[k], b[k]) for k in a)
+        )
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(map(same, a, b))
     if isinstance(a, torch.Tensor):
@@ -139,7 +146,9 @@ def test_a_full_disk_leaves_the_old_one(tmp_path, monkeypatch, where):
             m.setattr(checkpoint.Path, "write_bytes", half)
         else:
             m.setattr(files.os, {"fsync": "fsync", "rename": "replace"}[where], full)
-        with pytest.raises(OSError, match=r"No space.*was not written, earlier ones are as they were.*step-00000002.ckpt") as told:
+        with pytest.raises(
+            OSError, match=r"No space.*was not written, earlier ones are as they were.*step-00000002.ckpt"
+        ) as told:
             saved.save(2, {"x": 2})
         assert told.value.errno == errno.ENOSPC
     assert saved.newest()[0] == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["step-00000001.ckpt"]
@@ -189,7 +198,10 @@ def test_saving_in_the_background_takes_the_tree_as_it_was(tmp_path, monkeypatch
         return write(path, data)
 
     monkeypatch.setattr(checkpoint.Path, "write_bytes", slow)
-    saved, tree = Checkpoints(tmp_path, keep=9, background=True), {"w": torch.zeros(4), "losses": [0.0], "n": np.zeros(2)}
+    saved, tree = (
+        Checkpoints(tmp_path, keep=9, background=True),
+        {"w": torch.zeros(4), "losses": [0.0], "n": np.zeros(2)},
+    )
     path = saved.save(1, tree)
     assert begun.wait(10) and not path.exists()  # and yet save has returned
     tree["w"] += 1
@@ -213,8 +225,13 @@ def test_what_goes_wrong_in_the_background_is_raised_once(tmp_path, monkeypatch,
         m.setattr(checkpoint.Path, "write_bytes", full)
         saved.save(1, {})
         with pytest.raises(OSError, match="No space"):
-            {"wait": saved.wait, "save": lambda: saved.save(2, {}), "newest": saved.newest, "drop_after": lambda: saved.drop_after(0),
-             "pickle": lambda: pickle.dumps(saved)}[then]()
+            {
+                "wait": saved.wait,
+                "save": lambda: saved.save(2, {}),
+                "newest": saved.newest,
+                "drop_after": lambda: saved.drop_after(0),
+                "pickle": lambda: pickle.dumps(saved),
+            }[then]()
     saved.wait()
     saved.save(3, {"x": 3})
     assert pickle.loads(pickle.dumps(saved)).newest()[0] == {"x": 3}

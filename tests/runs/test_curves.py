@@ -18,10 +18,26 @@ def pretend(folder, scale=1.0, epochs=5, n=30, **more):
     log, noise = RunLog(folder), normal(3, np.arange(epochs * n))
     for step in range(1, epochs * n + 1):
         epoch, value = (step - 1) // n, scale * float(np.exp(-step / 40) + .1 + .02 * noise[step - 1])
-        log.append("batch", epoch=epoch, batch=(step - 1) % n, step=step, loss=value, grad_norm=value, learning_rate=.01, time={"seconds": 2.0})
+        log.append(
+            "batch",
+            epoch=epoch,
+            batch=(step - 1) % n,
+            step=step,
+            loss=value,
+            grad_norm=value,
+            learning_rate=0.01,
+            time={"seconds": 2.0},
+        )
         if step % n == 0:
-            log.append("epoch", epoch=epoch, step=step, train_loss=value, valid_loss=value * 1.1 + .001 * epoch**2, **more,
-                       time={"training": 2.0 * step, "validation": 6.0 * (epoch + 1)})
+            log.append(
+                "epoch",
+                epoch=epoch,
+                step=step,
+                train_loss=value,
+                valid_loss=value * 1.1 + 0.001 * epoch**2,
+                **more,
+                time={"training": 2.0 * step, "validation": 6.0 * (epoch + 1)},
+            )
     log.close()
     return folder
 
@@ -49,7 +65,9 @@ def test_smoothing_refuses_other_weights():
 def test_where_records_are(tmp_path):
     run = read_run(pretend(tmp_path / "a"))
     assert run.along("batch", "step")[[0, -1]].tolist() == [1, 150]
-    assert np.allclose(run.along("batch", "epoch"), np.arange(1, 151) / 30) and run.along("epoch", "epoch").tolist() == [1, 2, 3, 4, 5]
+    assert np.allclose(run.along("batch", "epoch"), np.arange(1, 151) / 30) and run.along(
+        "epoch", "epoch"
+    ).tolist() == [1, 2, 3, 4, 5]
     assert np.allclose(run.along("epoch", "hours"), np.arange(1, 6) * 60 / 3600)
     assert np.allclose(run.find("training_minutes")[1], 1.0) and np.allclose(run.find("validation_minutes")[1], 0.1)
     RunLog(tmp_path / "a").truncate(75, 2)
@@ -75,7 +93,11 @@ def overlaps(figure):
     figure.array()
     renderer = figure.canvas.get_renderer()
     boxes = [(t.get_text(), t.get_window_extent(renderer)) for t in figure.texts]
-    wrong = [f"{name} is not inside" for name, b in boxes if b.x0 < 0 or b.y0 < 0 or b.x1 > figure.bbox.x1 or b.y1 > figure.bbox.y1]
+    wrong = [
+        f"{name} is not inside"
+        for name, b in boxes
+        if b.x0 < 0 or b.y0 < 0 or b.x1 > figure.bbox.x1 or b.y1 > figure.bbox.y1
+    ]
     wrong += [f"{name} covers a graph" for name, b in boxes for ax in figure.axes if b.overlaps(ax.bbox)]
     wrong += [f"{a} covers {b}" for i, (a, x) in enumerate(boxes) for b, y in boxes[:i] if x.overlaps(y)]
     return wrong + [f"text inside of {ax}" for ax in figure.axes if ax.texts or ax.get_legend()]
@@ -97,12 +119,28 @@ def test_nothing_covers_a_curve(tmp_path, many, dark):
 def test_scales_limits_and_the_best(tmp_path):
     run = pretend(tmp_path / "a")
     loss, norm, rate, minutes = plot_runs(run).axes
-    assert (loss.get_yscale(), norm.get_yscale(), rate.get_yscale(), minutes.get_yscale()) == ("log", "log", "linear", "linear")
+    assert (loss.get_yscale(), norm.get_yscale(), rate.get_yscale(), minutes.get_yscale()) == (
+        "log",
+        "log",
+        "linear",
+        "linear",
+    )
     valid = read_run(run).find("valid_loss")[1]
     ring = [line for line in loss.lines if line.get_marker() == "o" and len(line.get_xdata()) == 1]
     assert ring[0].get_ydata()[0] == valid.min() and ring[0].get_xdata()[0] == 30 * (valid.argmin() + 1)
-    figure = plot_runs(run, {"l": ("train_loss", "valid_loss"), "g": "valid_loss - train_loss"}, x="epoch", xlim=(0, 9), ylims={"l": (.01, 5)}, log={"l": False})
-    assert figure.axes[0].get_xlim() == (0, 9) and figure.axes[0].get_ylim() == (.01, 5) and figure.axes[0].get_yscale() == "linear"
+    figure = plot_runs(
+        run,
+        {"l": ("train_loss", "valid_loss"), "g": "valid_loss - train_loss"},
+        x="epoch",
+        xlim=(0, 9),
+        ylims={"l": (0.01, 5)},
+        log={"l": False},
+    )
+    assert (
+        figure.axes[0].get_xlim() == (0, 9)
+        and figure.axes[0].get_ylim() == (0.01, 5)
+        and figure.axes[0].get_yscale() == "linear"
+    )
     (_, spike), = [(0, RunLog(tmp_path / "a"))]
     spike.append("batch", epoch=5, batch=0, step=151, loss=1e6, grad_norm=1e6, learning_rate=.01, time={"seconds": 2.0})
     assert plot_runs(run).axes[0].get_ylim()[1] > 1e6 > 10 > plot_runs(run, remove_outliers=True).axes[0].get_ylim()[1]

@@ -15,13 +15,23 @@ def write(folder, steps, per_epoch=4):
     log = RunLog(folder)
     for step in range(1, steps + 1):
         epoch = (step - 1) // per_epoch
-        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=1 / step, n=step, time={"seconds": 0.5, "at": 1e9})
+        log.append(
+            "batch",
+            epoch=epoch,
+            batch=(step - 1) % per_epoch,
+            step=step,
+            loss=1 / step,
+            n=step,
+            time={"seconds": 0.5, "at": 1e9},
+        )
         if step % per_epoch == 0:
             log.append("epoch", epoch=epoch, step=step, train_loss=1.0)
     return log
 
 
-@given(st.integers(0, 23), st.integers(0, 23), st.integers(1, 200), st.binary(max_size=30).filter(lambda b: b"\n" not in b))
+@given(
+    st.integers(0, 23), st.integers(0, 23), st.integers(1, 200), st.binary(max_size=30).filter(lambda b: b"\n" not in b)
+)
 @settings(max_examples=80, deadline=None)
 def test_truncating_equals_writing_less(tmp_path_factory, steps, kept, block, torn):
     a, b = tmp_path_factory.mktemp("a"), tmp_path_factory.mktemp("b")
@@ -35,7 +45,9 @@ def test_truncating_equals_writing_less(tmp_path_factory, steps, kept, block, to
         log.truncate(kept, kept // 4)
     finally:
         runlog._lines_backwards = whole
-    assert (log.path.read_bytes() if log.path.exists() else b"") == (expected.path.read_bytes() if expected.path.exists() else b"")
+    assert (log.path.read_bytes() if log.path.exists() else b"") == (
+        expected.path.read_bytes() if expected.path.exists() else b""
+    )
     log.append("batch", epoch=9, batch=0, step=99, loss=0.0)
     assert log.records()[-1]["step"] == 99
 

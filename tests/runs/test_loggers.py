@@ -40,7 +40,9 @@ def no_key(monkeypatch, tmp_path):
 
 
 def reader(folder, purge=True):  # purge: as TensorBoard does, forget what a later file says is void
-    return event_accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=purge)
+    return event_accumulator.EventAccumulator(
+        str(folder), size_guidance={"scalars": 0, "images": 0}, purge_orphaned_data=purge
+    )
 
 
 def scalars(read):
@@ -70,15 +72,31 @@ def told_by(log):
 def write(log, first, last, per_epoch=4, value=None):
     for step in range(first, last + 1):
         epoch = (step - 1) // per_epoch
-        log.append("batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=value or 1 / step, time={"seconds": 0.5})
+        log.append(
+            "batch", epoch=epoch, batch=(step - 1) % per_epoch, step=step, loss=value or 1 / step, time={"seconds": 0.5}
+        )
         if step % per_epoch == 0:
-            log.append("epoch", epoch=epoch, step=step, train_loss=value or 1.0, valid_loss=2.0, time={"training": step, "validation": step})
+            log.append(
+                "epoch",
+                epoch=epoch,
+                step=step,
+                train_loss=value or 1.0,
+                valid_loss=2.0,
+                time={"training": step, "validation": step},
+            )
 
 
 # ---- TensorBoard ---------------------------------------------------------------------------------------------
 
 
-@given(st.lists(st.tuples(st.sampled_from(["write", "cut", "update", "leftover", "shorten", "lose", "spoil"]), st.integers(1, 14)), max_size=14))
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["write", "cut", "update", "leftover", "shorten", "lose", "spoil"]), st.integers(1, 14)
+        ),
+        max_size=14,
+    )
+)
 @settings(max_examples=60, deadline=None)
 def test_the_files_say_what_the_log_says(tmp_path_factory, deeds):
     folder = tmp_path_factory.mktemp("run")
@@ -173,7 +191,9 @@ def test_without_the_package_the_start_says_what_to_install(tmp_path, monkeypatc
     assert make_loggers() == [] and len(make_loggers(tensorboard=True)) == 1
     trainer, said = fit(tmp_path, tensorboard=True), []
     trainer.listeners.append(lambda event, t: said.append((event, len(t.loggers))))
-    with pytest.warns(UserWarning, match=r"the logger FileLogger\('tensorboard'\) was removed.*pip install 'tractkit\[tensorboard\]'"):
+    with pytest.warns(
+        UserWarning, match=r"the logger FileLogger\('tensorboard'\) was removed.*pip install 'tractkit\[tensorboard\]'"
+    ):
         trainer.train_and_validate()
     assert trainer.state.finished and said[0] == ("started", 0)
 
@@ -228,13 +248,22 @@ def child(tmp_path):
     here = Path(__file__).parent.parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
     with open(tmp_path / "errors.txt", "w+") as errors:
-        parent = subprocess.Popen([sys.executable, str(here / "loggers_child.py")], env=env, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors)
+        parent = subprocess.Popen(
+            [sys.executable, str(here / "loggers_child.py")],
+            env=env,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
 
         def run(folder, **job):
             parent.stdin.write(json.dumps({"folder": str(folder), **job}) + "\n")
             parent.stdin.flush()
             pid, status = parent.stdout.readline(), parent.stdout.readline()
-            assert pid and os.waitstatus_to_exitcode(int(status)) == (-signal.SIGKILL if job.get("kill") else 0), (tmp_path / "errors.txt").read_text()[-2000:]
+            assert pid and os.waitstatus_to_exitcode(int(status)) == (-signal.SIGKILL if job.get("kill") else 0), (
+                tmp_path / "errors.txt"
+            ).read_text()[-2000:]
 
         yield run
         parent.stdin.close()
@@ -251,8 +280,13 @@ def archived(folder):
     return [m for m in found if m[0] != "process duration"]
 
 
-@pytest.mark.parametrize("kills", [[(3, "training"), (9, "training"), (12, "validating")],
-                                   pytest.param([(k, p) for k in (1, 6, 7, 13) for p in ("training", "validating")], marks=pytest.mark.full)])
+@pytest.mark.parametrize(
+    "kills",
+    [
+        [(3, "training"), (9, "training"), (12, "validating")],
+        pytest.param([(k, p) for k in (1, 6, 7, 13) for p in ("training", "validating")], marks=pytest.mark.full),
+    ],
+)
 def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, child, kills):
     whole = fit(tmp_path, "whole")
     whole.train_and_validate()
@@ -264,7 +298,11 @@ def test_killed_and_gone_on_with_each_step_is_there_once(tmp_path, child, kills)
     assert log_without_time(RunLog(run)) == log_without_time(whole.log)
     found = scalars(reader(run / "tensorboard"))
     assert found == told_by(RunLog(run))
-    assert [s for s, _ in found["batch/loss"]] == list(range(1, 19)) and [s for s, _ in found["epoch/valid_loss"]] == [6, 12, 18]
+    assert [s for s, _ in found["batch/loss"]] == list(range(1, 19)) and [s for s, _ in found["epoch/valid_loss"]] == [
+        6,
+        12,
+        18,
+    ]
     for name, key in (("train_loss", "train_loss"), ("valid_local_loss", "valid_loss")):
         assert np.load(run / f"logs/{name}_monitor_per_epoch.npy").tolist() == whole.state.history[key].tolist()
     metrics = archived(run)
@@ -306,7 +344,10 @@ def test_a_fork_has_the_past_of_both(tmp_path):
     branch = fit(tmp_path, "branch", npy_logs=True)
     branch.train_and_validate(first.fork())
     assert [s for s, _ in scalars(reader(branch.folder / "tensorboard"))["batch/loss"]] == list(range(1, 19))
-    losses, spent = (np.load(branch.folder / f"logs/{n}.npy") for n in ("train_loss_monitor_per_epoch", "validation_time_monitor_duration"))
+    losses, spent = (
+        np.load(branch.folder / f"logs/{n}.npy")
+        for n in ("train_loss_monitor_per_epoch", "validation_time_monitor_duration")
+    )
     assert np.array_equal(losses, branch.state.history["train_loss"]) and len(losses) == 3 and np.isfinite(spent).all()
 
 
@@ -314,8 +355,14 @@ def test_the_gradient_norm_before_and_after_clipping(tmp_path):
     trainer = fit(tmp_path, clip_grad=0.2, npy_logs=True)
     trainer.train_and_validate()
     norms = trainer.log.batches()["grad_norm"].reshape(3, 6)
-    before, after = (np.load(trainer.folder / f"logs/{n}_monitor_per_epoch.npy") for n in ("unclipped_grad_norm", "grad_norm"))
-    assert np.allclose(before, norms.mean(1)) and np.allclose(after, np.minimum(norms, 0.2).mean(1)) and (after < before).any()
+    before, after = (
+        np.load(trainer.folder / f"logs/{n}_monitor_per_epoch.npy") for n in ("unclipped_grad_norm", "grad_norm")
+    )
+    assert (
+        np.allclose(before, norms.mean(1))
+        and np.allclose(after, np.minimum(norms, 0.2).mean(1))
+        and (after < before).any()
+    )
     minutes = np.load(trainer.folder / "logs/training_time_monitor_duration.npy")
     assert np.isclose(minutes.sum() * 60, trainer.state.time["training"])
 
@@ -339,7 +386,11 @@ def test_train_model_writes_where_its_log_is(tmp_path):
 def test_without_comet_the_error_names_the_extra(tmp_path, monkeypatch):
     find = comet.importlib.util.find_spec
     monkeypatch.setattr(comet.importlib.util, "find_spec", lambda name: None if name == "comet_ml" else find(name))
-    for call in (lambda: fit(tmp_path, comet_project="p"), lambda: make_loggers(comet="offline"), lambda: export_comet(tmp_path)):
+    for call in (
+        lambda: fit(tmp_path, comet_project="p"),
+        lambda: make_loggers(comet="offline"),
+        lambda: export_comet(tmp_path),
+    ):
         with pytest.raises(ImportError, match=r"pip install 'tractkit\[comet\]'"):
             call()
     assert len(make_loggers()) == 1
@@ -371,9 +422,13 @@ class Server:
                 Path(offline_directory).mkdir(parents=True)
                 zipfile.ZipFile(Path(offline_directory) / "x.zip", "w").close()
 
-        return types.SimpleNamespace(log_metric=lambda name, value, step, epoch: got.append((name, step)), set_name=lambda name: None,
-                                     log_parameters=lambda p: got.append(("parameters", p["trainer/max_epochs"])) if p else None,
-                                     log_image=lambda path, name, step: got.append((name, step)), end=end)
+        return types.SimpleNamespace(
+            log_metric=lambda name, value, step, epoch: got.append((name, step)),
+            set_name=lambda name: None,
+            log_parameters=lambda p: got.append(("parameters", p["trainer/max_epochs"])) if p else None,
+            log_image=lambda path, name, step: got.append((name, step)),
+            end=end,
+        )
 
 
 @pytest.fixture
@@ -385,7 +440,15 @@ def server(monkeypatch):
 
 
 def online(folder, **options):
-    trainer = fit(folder, comet="online", comet_workspace="me", comet_project="p", checkpoint_every_batches=4, points=Points(20), **options)
+    trainer = fit(
+        folder,
+        comet="online",
+        comet_workspace="me",
+        comet_project="p",
+        checkpoint_every_batches=4,
+        points=Points(20),
+        **options,
+    )
     trainer.loggers[-1].every = 0.0
     return trainer
 
@@ -412,7 +475,9 @@ def test_online_only_what_a_checkpoint_stands_behind_is_sent(tmp_path, server):
     got, = server.metrics.values()
     assert all(ahead) and len(ahead) > 50
     assert got[0] == ("parameters", 3) and len(got) == len(set(got))
-    assert [s for name, s in got if name == "valid_loss"] == [20, 40, 60] and [s for name, s in got if name == "batch/loss"] == [10, 20, 30, 40, 50, 60]
+    assert [s for name, s in got if name == "valid_loss"] == [20, 40, 60] and [
+        s for name, s in got if name == "batch/loss"
+    ] == [10, 20, 30, 40, 50, 60]
 
 
 @pytest.mark.parametrize("step", [10, 20, 21, 47])
@@ -462,7 +527,9 @@ def test_what_was_on_its_way_is_not_sent_again_but_told(tmp_path, server):
     with pytest.warns(UserWarning, match="may be missing"):
         later.update(log, 20, done=True)
     got, = server.metrics.values()
-    assert [s for name, s in got if name == "batch/loss"] == [20] and [s for name, s in got if name == "valid_loss"] == [12, 16, 20]
+    assert [s for name, s in got if name == "batch/loss"] == [20] and [
+        s for name, s in got if name == "valid_loss"
+    ] == [12, 16, 20]
 
 
 def test_without_network_the_log_becomes_an_archive(tmp_path, server):
@@ -479,7 +546,11 @@ def test_upload_sends_each_archive_once(tmp_path, monkeypatch):
     import comet_ml.offline
 
     taken = []
-    monkeypatch.setattr(comet_ml.offline, "upload_single_offline_experiment", lambda path, key, force_upload: taken.append((Path(path).name, key)) or key != "bad")
+    monkeypatch.setattr(
+        comet_ml.offline,
+        "upload_single_offline_experiment",
+        lambda path, key, force_upload: taken.append((Path(path).name, key)) or key != "bad",
+    )
     log = RunLog(tmp_path)
     write(log, 1, 12)
     with pytest.raises(ValueError, match="COMET_API_KEY"):

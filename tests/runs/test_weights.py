@@ -27,7 +27,9 @@ def net(seed):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    trainer = fit(tmp_path_factory.mktemp("run"), max_epochs=6, learning_rate=[.01, .01, 1., 1., 1., 1.])  # it gets worse
+    trainer = fit(
+        tmp_path_factory.mktemp("run"), max_epochs=6, learning_rate=[0.01, 0.01, 1.0, 1.0, 1.0, 1.0]
+    )  # it gets worse
     trainer.train_and_validate()
     assert trainer.state.best["epoch"] < 4
     return trainer
@@ -61,7 +63,9 @@ def test_back_to_the_best(run):
     assert same(state.model, load_model(run.folder / "best_model", toy_model()))
 
 
-@pytest.mark.parametrize("steps, numbers", [((0, 1, 2), (0, 1, 2)), ((1, 2, 3), (1, 2, 3)), ((50, 100, 150), (1, 2, 3))])
+@pytest.mark.parametrize(
+    "steps, numbers", [((0, 1, 2), (0, 1, 2)), ((1, 2, 3), (1, 2, 3)), ((50, 100, 150), (1, 2, 3))]
+)
 def test_of_other_programs_with_tensorboard(tmp_path, steps, numbers):
     """Scores at epochs or at iterations; weights numbered by epoch."""
     with SummaryWriter(tmp_path / "tensorboard") as writer:
@@ -73,7 +77,9 @@ def test_of_other_programs_with_tensorboard(tmp_path, steps, numbers):
     assert [(n, s) for n, s, _ in read_scalars(events) if n == "validation"] == [("validation", s) for s in steps]
     model = nn.Linear(2, 2)
     where = tmp_path / "{model_name}_{epoch}.pth"
-    assert load_best_val(tmp_path / "tensorboard", where, model).name == f"unet_{numbers[1]}.pth" and same(model, net(numbers[1]))
+    assert load_best_val(tmp_path / "tensorboard", where, model).name == f"unet_{numbers[1]}.pth" and same(
+        model, net(numbers[1])
+    )
     assert load_best_val(tmp_path / "tensorboard", where, model, low_is_best=False).name == f"unet_{numbers[2]}.pth"
     assert load_latest(where, model).name == f"unet_{numbers[2]}.pth" and same(model, net(numbers[2]))
     if steps == numbers:
@@ -122,15 +128,26 @@ def test_tied_weights(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pkl", "a.pt", "a.safetensors", "a.ckpt", "step-00000001.ckpt"])
-@pytest.mark.parametrize("write", [lambda o, p: torch.save({"state_dict": o}, p), lambda o, p: p.write_bytes(pickle.dumps(o)),
-                                   lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False)])
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda o, p: torch.save({"state_dict": o}, p),
+        lambda o, p: p.write_bytes(pickle.dumps(o)),
+        lambda o, p: torch.save(o, p, _use_new_zipfile_serialization=False),
+    ],
+)
 def test_no_code_runs(tmp_path, name, write):
     class Evil:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "owned"),)
 
     write(Evil(), tmp_path / name)
-    for read in (read_weights, lambda p: load_weights(p, net(0)), lambda p: TrainerState.load(p, net(0)), lambda p: load_model(p, net(0))):
+    for read in (
+        read_weights,
+        lambda p: load_weights(p, net(0)),
+        lambda p: TrainerState.load(p, net(0)),
+        lambda p: load_model(p, net(0)),
+    ):
         with pytest.raises(DataError):
             read(tmp_path / name)
     with pytest.warns(UserWarning):

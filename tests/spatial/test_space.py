@@ -103,7 +103,9 @@ def test_every_conversion_is_dipys(affine):
             sft.to_space(DipySpace(target[0].value))
             sft.to_origin(DipyOrigin(target[1].value))
             ours = convert_points(line, affine, source=source, target=target)
-            np.testing.assert_allclose(ours, sft.streamlines[0], atol=2e-3 if Space.RASMM in (source[0], target[0]) else 1e-4)
+            np.testing.assert_allclose(
+                ours, sft.streamlines[0], atol=2e-3 if Space.RASMM in (source[0], target[0]) else 1e-4
+            )
 
 
 def test_half_a_voxel_is_exact():
@@ -118,11 +120,19 @@ def test_half_a_voxel_is_exact():
         convert_points(points, affine, source=("world", "center"), target=("vox", "center"))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("bad, says", [
-    (np.eye(3), "shape (3, 3)"), (np.zeros((4, 4)), "last row"), (np.diag([1, 1, 0, 1]), "cannot be inverted"),
-    (np.diag([1, np.nan, 1, 1]), "NaN"), (np.diag([1, 1, 1, 2]), "last row"), ("nonsense", "no matrix"), (None, "shape ()"),
-    ([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "cannot be inverted"),
-])
+@pytest.mark.parametrize(
+    "bad, says",
+    [
+        (np.eye(3), "shape (3, 3)"),
+        (np.zeros((4, 4)), "last row"),
+        (np.diag([1, 1, 0, 1]), "cannot be inverted"),
+        (np.diag([1, np.nan, 1, 1]), "NaN"),
+        (np.diag([1, 1, 1, 2]), "last row"),
+        ("nonsense", "no matrix"),
+        (None, "shape ()"),
+        ([[1, 1, 0, 0], [1, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]], "cannot be inverted"),
+    ],
+)
 def test_bad_affines_name_the_file(bad, says):
     with pytest.raises(DataError) as e:
         check_affine(bad, file="b0.nii.gz", subject="sub-02", group="dwi")

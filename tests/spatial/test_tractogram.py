@@ -573,8 +573,13 @@ def test_real_tck(real_data):
 
 
 @pytest.mark.real
-@pytest.mark.parametrize("name", ["human_atlas/bundles.trx",
-                                  "stanford_bundles/sub-01_ses-01_dwi_space-RASMM_model-probCSD_algo-AFQ_tractography.trx"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "human_atlas/bundles.trx",
+        "stanford_bundles/sub-01_ses-01_dwi_space-RASMM_model-probCSD_algo-AFQ_tractography.trx",
+    ],
+)
 def test_real_trx(real_data, tmp_path, name):
     theirs = tmm.load(str(real_data / name))
     t = Tractogram.load(real_data / name)

@@ -60,8 +60,16 @@ def test_trilinear_is_scipys_for_any_number_of_features(features):
     assert (guarded[[0, -1]] == -7).all()
 
 
-@pytest.mark.parametrize("dtype, point_type", [
-    (bool, np.float32), (np.int16, np.float32), (np.float32, np.float32), (np.float32, np.float64), (np.float32, np.int64)])
+@pytest.mark.parametrize(
+    "dtype, point_type",
+    [
+        (bool, np.float32),
+        (np.int16, np.float32),
+        (np.float32, np.float32),
+        (np.float32, np.float64),
+        (np.float32, np.int64),
+    ],
+)
 def test_number_types(dtype, point_type):
     volume = volume_of((6, 5, 7), dtype)
     assert volume.data.dtype == dtype
@@ -143,8 +151,15 @@ def test_memory_beyond_the_output():
 def test_wrong_arguments():
     volume = volume_of((5, 4, 3, 2))
     points = np.zeros((4, 3), np.float32)
-    for kwargs in ({"interpolation": "cubic"}, {"outside": "wrap"}, {"out": np.empty((4, 3), np.float32)},
-                   {"out": np.empty((4, 2))}, {"out": np.empty((2, 4), np.float32).T}, {"neighborhood": np.zeros(3)}, {"neighborhood": np.zeros((0, 3))}):
+    for kwargs in (
+        {"interpolation": "cubic"},
+        {"outside": "wrap"},
+        {"out": np.empty((4, 3), np.float32)},
+        {"out": np.empty((4, 2))},
+        {"out": np.empty((2, 4), np.float32).T},
+        {"neighborhood": np.zeros(3)},
+        {"neighborhood": np.zeros((0, 3))},
+    ):
         with pytest.raises(ValueError, match="choose|out is|neighborhood"):
             volume.sample(points, **kwargs)
     for bad in (points[0], points[:, :2], np.zeros((2, 3), complex), [["a", "b", "c"]]):
@@ -170,7 +185,9 @@ def test_neighbourhoods(how, kind, radius, count):
         volume.sample([[0, 0, 0]], outside="error", neighborhood=vectors * 2)
 
 
-@pytest.mark.parametrize("args", [("cube", 1, 1.0), ("axes", 0, 1.0), ("grid", 1.5, 1.0), ("grid", 1, 0.0), ("axes", 1, np.nan)])
+@pytest.mark.parametrize(
+    "args", [("cube", 1, 1.0), ("axes", 0, 1.0), ("grid", 1.5, 1.0), ("grid", 1, 0.0), ("axes", 1, np.nan)]
+)
 def test_bad_neighbourhoods(args):
     with pytest.raises(ValueError, match="radius a positive integer"):
         neighborhood_vectors(*args)
@@ -184,7 +201,12 @@ def test_volume_checks_itself():
     assert Volume(data.astype(np.float64), np.eye(4)).data.dtype == np.float32
     assert Volume(data.astype(">i2"), np.eye(4)).data.dtype == np.dtype("=i2")
     assert Volume(data.T, np.eye(4)).data.flags.c_contiguous
-    for bad, says in ((data[0, 0], "shape"), (data[None], "shape"), (data[:0], "shape"), (data.astype(complex), "complex")):
+    for bad, says in (
+        (data[0, 0], "shape"),
+        (data[None], "shape"),
+        (data[:0], "shape"),
+        (data.astype(complex), "complex"),
+    ):
         with pytest.raises(DataError, match=f"a.nii.gz: .*{says}"):
             Volume(bad, np.eye(4), file="a.nii.gz")
     with pytest.raises(DataError, match="a.nii.gz: affine cannot be inverted"):
@@ -218,7 +240,9 @@ def test_same_grid():
 @settings(max_examples=15, deadline=None)
 def test_round_trip(tmp_path_factory, affine, suffix, dtype):
     path = tmp_path_factory.mktemp("v") / f"v{suffix}"
-    volume = Volume((volume_of((4, 3, 5, 2)).data > 50) if dtype is bool else volume_of((4, 3, 5, 2), dtype).data, affine)
+    volume = Volume(
+        (volume_of((4, 3, 5, 2)).data > 50) if dtype is bool else volume_of((4, 3, 5, 2), dtype).data, affine
+    )
     assert volume.save(path) == path
     assert [p.name for p in path.parent.iterdir()] == [path.name]  # nothing half-written beside it
     back = Volume.load(path, dtype=dtype)
@@ -250,7 +274,17 @@ def test_qform_and_sform_survive(tmp_path, q, s, kind):
     a, b = nib.load(tmp_path / "a.nii.gz"), nib.load(tmp_path / "b.nii.gz")
     assert isinstance(b, kind)
     np.testing.assert_array_equal(a.affine, b.affine)
-    for name in ("qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "srow_x", "srow_z", "xyzt_units"):
+    for name in (
+        "qform_code",
+        "sform_code",
+        "quatern_b",
+        "quatern_c",
+        "quatern_d",
+        "qoffset_x",
+        "srow_x",
+        "srow_z",
+        "xyzt_units",
+    ):
         np.testing.assert_array_equal(a.header[name], b.header[name])
     assert b.header["cal_max"] == 0
     moved = Volume(volume.data, np.diag([3, 3, 3, 1]), header=volume.header)  # its affine rules, not the old header
@@ -313,12 +347,24 @@ def damaged(folder):
     flat.header["qform_code"] = 0
     with open(folder / "flat.nii", "wb") as f:
         f.write(flat.header.binaryblock + bytes(4) + bytes(32))
-    return [("none.nii.gz", "no such file"), ("cut.nii.gz", "truncated"), ("cut_header.nii.gz", "cannot be read"),
-            ("cut.nii", "truncated"), ("cut_header.nii", "cannot be read"), ("flipped.nii.gz", "damaged"),
-            ("empty.nii.gz", "cannot be read"), ("text.nii.gz", "cannot be read"), ("text.txt", "cannot be read"),
-            ("other.mgz", "not NIfTI"), ("five.nii", "5 dimensions (2, 2, 2, 1, 3)"), ("two.nii", "2 dimensions"),
-            ("complex.nii", "not real numbers"), ("rgb.nii", "not real numbers"), ("flat.nii", "affine cannot be inverted"),
-            ("", "no such file")]
+    return [
+        ("none.nii.gz", "no such file"),
+        ("cut.nii.gz", "truncated"),
+        ("cut_header.nii.gz", "cannot be read"),
+        ("cut.nii", "truncated"),
+        ("cut_header.nii", "cannot be read"),
+        ("flipped.nii.gz", "damaged"),
+        ("empty.nii.gz", "cannot be read"),
+        ("text.nii.gz", "cannot be read"),
+        ("text.txt", "cannot be read"),
+        ("other.mgz", "not NIfTI"),
+        ("five.nii", "5 dimensions (2, 2, 2, 1, 3)"),
+        ("two.nii", "2 dimensions"),
+        ("complex.nii", "not real numbers"),
+        ("rgb.nii", "not real numbers"),
+        ("flat.nii", "affine cannot be inverted"),
+        ("", "no such file"),
+    ]
 
 
 def test_damaged_files(tmp_path):
@@ -366,14 +412,22 @@ def test_gzip_of_floats_as_nibabel_reads_it(tmp_path, shape):
     data = np.random.default_rng(0).normal(size=shape).astype(np.float32)
     nib.save(nib.Nifti1Image(data, np.eye(4)), tmp_path / "a.nii.gz")
     raw = gzip.decompress((tmp_path / "a.nii.gz").read_bytes())
-    (tmp_path / "parts.nii.gz").write_bytes(b"".join(gzip.compress(raw[a:a + len(raw) // 3 + 1]) for a in range(0, len(raw), len(raw) // 3 + 1)))
+    (tmp_path / "parts.nii.gz").write_bytes(
+        b"".join(gzip.compress(raw[a : a + len(raw) // 3 + 1]) for a in range(0, len(raw), len(raw) // 3 + 1))
+    )
     (tmp_path / "zeros.nii.gz").write_bytes((tmp_path / "a.nii.gz").read_bytes() + bytes(2**19))
     nib.save(nib.Nifti1Image(data.astype(">f4"), np.eye(4), nib.Nifti1Header(endianness=">")), tmp_path / "big.nii.gz")
     for name in ("a", "parts", "zeros", "big"):
         v = Volume.load(tmp_path / f"{name}.nii.gz")
         assert v.data.flags.c_contiguous and v.data.dtype == np.float32 and np.array_equal(v.data, data), name
     whole = (tmp_path / "a.nii.gz").read_bytes()
-    for bad in (whole[:-4], whole[:-9], whole[:len(whole) // 2], whole[:-8] + bytes(4) + whole[-4:], gzip.compress(raw[:-5])):
+    for bad in (
+        whole[:-4],
+        whole[:-9],
+        whole[: len(whole) // 2],
+        whole[:-8] + bytes(4) + whole[-4:],
+        gzip.compress(raw[:-5]),
+    ):
         (tmp_path / "bad.nii.gz").write_bytes(bad)
         with pytest.raises(DataError, match="bad.nii.gz: (its data cannot be read|cannot be read as NIfTI)"):
             Volume.load(tmp_path / "bad.nii.gz")

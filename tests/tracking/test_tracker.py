@@ -110,13 +110,19 @@ def reference(field, mask, seed, sizes, step, theta, max_length):
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 10**6), st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 1.5, 2.5)]), st.sampled_from([20.0, 60.0, 90.0]),
-       st.floats(3, 30))
+@given(
+    st.integers(0, 10**6),
+    st.sampled_from([(1, 1, 1), (2, 2, 2), (1, 1.5, 2.5)]),
+    st.sampled_from([20.0, 60.0, 90.0]),
+    st.floats(3, 30),
+)
 def test_equals_a_plain_reference(seed, sizes, theta, max_length):
     field, sizes = smooth_field(seed), np.array(sizes, float)
     mask = Volume(uniform(fold("mask", seed), np.arange(16 * 14 * 12).reshape(16, 14, 12)) < 0.97, np.diag([*sizes, 1]))
     seeds = seeds_from_mask(mask, seed=seed)[::211]
-    tracker = Tracker(Follow(), Volume(field, mask.affine), mask, theta=theta, min_length=0, max_length=max_length, batch_size=5)
+    tracker = Tracker(
+        Follow(), Volume(field, mask.affine), mask, theta=theta, min_length=0, max_length=max_length, batch_size=5
+    )
     t = tracker.track(seeds, save_seeds=True, progress=False)
     found = {tuple(s): line for s, line in zip(t.dps["seeds"], t.streamlines, strict=True)}
     ends = []
@@ -133,11 +139,15 @@ def test_equals_a_plain_reference(seed, sizes, theta, max_length):
     assert tracker.report.kept + tracker.report.too_short == len(seeds)
 
 
-@pytest.mark.parametrize("step, limit, expected", [(1, 20, 20), (1, 21, 21), (0.5, 20.2, 20), (0.3, 20, 19.8), (7, 20, 14)])
+@pytest.mark.parametrize(
+    "step, limit, expected", [(1, 20, 20), (1, 21, 21), (0.5, 20.2, 20), (0.3, 20, 19.8), (7, 20, 14)]
+)
 @pytest.mark.parametrize("x", [5, 60, 117])
 def test_max_length_holds_for_both_halves_together(step, limit, expected, x):
     shape = (120, 3, 3)
-    t = Tracker(Follow(), along_x(shape), box(shape), step_size=step, min_length=0, max_length=limit).track([[x, 1, 1]], progress=False)
+    t = Tracker(Follow(), along_x(shape), box(shape), step_size=step, min_length=0, max_length=limit).track(
+        [[x, 1, 1]], progress=False
+    )
     np.testing.assert_allclose(t.lengths_mm, [expected], rtol=1e-4)
 
 
@@ -147,8 +157,14 @@ def test_lengths_and_steps_are_mm_on_any_voxels():
     affine[:3, :3] = turn @ np.diag([3, 1, 2])
     affine[:3, 3] = [-20, 7, 3]
     shape = (20, 16, 12)
-    t = Tracker(Follow(), Volume(smooth_field(3, shape), affine), box(shape, affine), step_size=0.7, min_length=5, max_length=12,
-                ).track(seeds_from_mask(box(shape, affine))[::97], progress=False)
+    t = Tracker(
+        Follow(),
+        Volume(smooth_field(3, shape), affine),
+        box(shape, affine),
+        step_size=0.7,
+        min_length=5,
+        max_length=12,
+    ).track(seeds_from_mask(box(shape, affine))[::97], progress=False)
     world = t.rasmm()
     steps = np.concatenate([np.linalg.norm(np.diff(line, axis=0), axis=1) for line in world])
     np.testing.assert_allclose(steps, 0.7, rtol=2e-4)
@@ -182,7 +198,9 @@ def test_the_two_halves_do_not_form_a_kink_at_the_seed():
             c, s = np.cos(np.radians(50)), np.sin(np.radians(50))
             first = torch.tensor([1.0, 0, 0]).expand_as(inputs)
             bent = torch.stack([previous[:, 0] * c, torch.full_like(previous[:, 0], s), previous[:, 2]], 1)
-            out = torch.where(state[:, None] == 0, torch.where((previous == 0).all(1, keepdim=True), first, bent), previous)
+            out = torch.where(
+                state[:, None] == 0, torch.where((previous == 0).all(1, keepdim=True), first, bent), previous
+            )
             return out, state + 1
 
     shape = (60, 60, 3)
@@ -200,7 +218,9 @@ def test_every_point_is_in_the_mask():
 
 
 def lines_of(model, batch_size, seeds, **limits):
-    tracker = Tracker(model, Volume(smooth_field(7), np.eye(4)), box(), batch_size=batch_size, min_length=3, max_length=40, **limits)
+    tracker = Tracker(
+        model, Volume(smooth_field(7), np.eye(4)), box(), batch_size=batch_size, min_length=3, max_length=40, **limits
+    )
     return tracker.track(seeds, progress=False)
 
 
@@ -276,12 +296,18 @@ def test_an_interrupt_returns_what_is_finished(when):
     seeds = seeds_from_mask(box())[::83]
     whole = lines_of(Follow(), 8, seeds, theta=20)
     known = {line.tobytes() for line in whole.streamlines}
-    tracker = Tracker(Interrupted(), Volume(smooth_field(7), np.eye(4)), box(), batch_size=8, min_length=3, max_length=40, theta=20)
+    tracker = Tracker(
+        Interrupted(), Volume(smooth_field(7), np.eye(4)), box(), batch_size=8, min_length=3, max_length=40, theta=20
+    )
     with pytest.warns(UserWarning, match="interrupted"):
         some = tracker.track(seeds, progress=False)
     r = tracker.report
     assert all(line.tobytes() in known for line in some.streamlines) and len(some) < len(whole)
-    assert r.kept == len(some) and r.interrupted > 0 and r.kept + r.too_short + r.no_direction + r.interrupted == len(seeds)
+    assert (
+        r.kept == len(some)
+        and r.interrupted > 0
+        and r.kept + r.too_short + r.no_direction + r.interrupted == len(seeds)
+    )
     if when == 25:
         assert len(some)
 
@@ -310,7 +336,9 @@ def test_a_zero_direction_ends_and_nan_is_an_error():
 
 def test_seeds_are_kept_beside_their_streamlines():
     seeds = seeds_from_mask(box())[::83]
-    t = Tracker(Follow(), Volume(smooth_field(7), np.eye(4)), box(), min_length=6, batch_size=10).track(seeds, save_seeds=True, progress=False)
+    t = Tracker(Follow(), Volume(smooth_field(7), np.eye(4)), box(), min_length=6, batch_size=10).track(
+        seeds, save_seeds=True, progress=False
+    )
     for line, seed in zip(t.streamlines, t.dps["seeds"], strict=True):
         assert np.abs(line - seed).sum(1).min() == 0
     assert "seeds" not in Tracker(Follow(), Volume(smooth_field(7), np.eye(4)), box()).track(seeds, progress=False).dps

@@ -172,14 +172,21 @@ def test_the_printed_methods_can_be_interrupted_and_gone_on_with(data, plain, tm
 
     cut = script(data, tmp_path, "cut", Stopping)
     assert cut.status.phase == "stopped" and cut.state.global_step < plain.state.global_step
-    again = Printed(cut.model, tmp_path, "cut", cut.batch_sampler, cut.batch_loader, progress=False, device="cpu", num_threads=1)
+    again = Printed(
+        cut.model, tmp_path, "cut", cut.batch_sampler, cut.batch_loader, progress=False, device="cpu", num_threads=1
+    )
     again.train_and_validate(nb_epochs=2 - cut.state.epoch)
     assert same_states(again.state, plain.state) == []
 
 
 def test_in_the_background_too(data, plain, tmp_path):
-    trainer = quiet(Printed)(model=myModel(args), experiments_path=tmp_path, experiment_name="behind", batch_sampler=plain.batch_sampler,
-                             batch_loader=plain.batch_loader)
+    trainer = quiet(Printed)(
+        model=myModel(args),
+        experiments_path=tmp_path,
+        experiment_name="behind",
+        batch_sampler=plain.batch_sampler,
+        batch_loader=plain.batch_loader,
+    )
     trainer.start()
     trainer.wait()
     assert same_states(trainer.state, plain.state) == []

@@ -28,8 +28,17 @@ from tractkit.training.run_folder import RunFolder
 from tractkit.training.state import TrainerState
 from tractkit.training.trainer import Trainer
 
-CHANGES = {"learning_rate": .002, "max_epochs": 4, "patience": 3, "clip_grad": .5, "batch_size_training": 5, "reverse_ratio": .9,
-           "split_ratio": .6, "noise_gaussian_size_forward": .2, "noise_gaussian_size_loss": 0.}
+CHANGES = {
+    "learning_rate": 0.002,
+    "max_epochs": 4,
+    "patience": 3,
+    "clip_grad": 0.5,
+    "batch_size_training": 5,
+    "reverse_ratio": 0.9,
+    "split_ratio": 0.6,
+    "noise_gaussian_size_forward": 0.2,
+    "noise_gaussian_size_loss": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +48,9 @@ def data(tmp_path_factory):
 
 def changed(run: Trainer, at: int, **settings) -> Trainer:
     """Train a trainer to the end, with a change after a step."""
-    run.policies.append(Callback(train_step_finished=lambda *_: run.change(**settings) if run.state.global_step == at else None))
+    run.policies.append(
+        Callback(train_step_finished=lambda *_: run.change(**settings) if run.state.global_step == at else None)
+    )
     run.train_and_validate()
     return run
 
@@ -52,7 +63,9 @@ def killed(run: Trainer, name: str, last: int | None = None) -> None:
             (run.folder.parent / name / "checkpoints" / run.checkpoints.path(step).name).unlink()
 
 
-@pytest.mark.parametrize("settings", [CHANGES] + [{k: v} for k, v in CHANGES.items()], ids=lambda s: "all" if len(s) > 1 else next(iter(s)))
+@pytest.mark.parametrize(
+    "settings", [CHANGES] + [{k: v} for k, v in CHANGES.items()], ids=lambda s: "all" if len(s) > 1 else next(iter(s))
+)
 def test_a_changed_run_that_is_killed_ends_as_one_that_is_not(data, tmp_path, settings):
     """Changed in the second epoch; killed three steps later, with no checkpoint but that of the change; gone on with by the cell as it was."""
     whole = streamline_trainer(data, tmp_path, "whole")
@@ -73,12 +86,16 @@ def test_a_changed_run_that_is_killed_ends_as_one_that_is_not(data, tmp_path, se
     assert same_states(again.state, whole.state) == []
     assert log_without_time(again.log) == log_without_time(whole.log)
     records = log_without_time(whole.log)
-    assert [(r["name"], r["step"], r["to"]) for r in records if r["kind"] == "change"] == [(k, at, v) for k, v in settings.items()]
+    assert [(r["name"], r["step"], r["to"]) for r in records if r["kind"] == "change"] == [
+        (k, at, v) for k, v in settings.items()
+    ]
 
     plain = streamline_trainer(data, tmp_path, "plain")
     plain.train_and_validate()
     assert "patience" in settings or same_states(plain.state, whole.state)  # it made a difference
-    before, after = ([r for r in log_without_time(t.log) if r["kind"] == "batch" and r["step"] <= at] for t in (plain, whole))
+    before, after = (
+        [r for r in log_without_time(t.log) if r["kind"] == "batch" and r["step"] <= at] for t in (plain, whole)
+    )
     assert before == after  # from then on
 
 
@@ -97,14 +114,24 @@ def test_it_is_told_everywhere(tmp_path):
         "step": 8, "epoch": 1, "batch": 2, "name": "learning_rate", "from": .01, "to": [.02, .02, .005]}
     config = yaml.safe_load((run.folder / "config.yaml").read_text())["trainer"]
     assert (config["learning_rate"], config["clip_grad"], config["max_epochs"]) == ([.02, .02, .005], 1., 4)
-    assert run.status.message == ("learning_rate: 0.01 -> [0.02, 0.02, 0.005], from the next batch; clip_grad: None -> 1.0, from the next batch; "
-                                  "max_epochs: 3 -> 4.") and run.messages[-1] == run.status.message
+    assert (
+        run.status.message
+        == (
+            "learning_rate: 0.01 -> [0.02, 0.02, 0.005], from the next batch; clip_grad: None -> 1.0, from the next batch; "
+            "max_epochs: 3 -> 4."
+        )
+        and run.messages[-1] == run.status.message
+    )
     assert run.status.max_epochs == 4
     run.change(clip_grad=1.)  # as it is: no change
     assert len(run.log.records("change")) == 3
     run.resume()
     state = run.wait()
-    assert state.epoch == 4 and {r["epoch"]: r["learning_rate"] for r in run.log.records("batch") if r["step"] > 8} == {1: .02, 2: .005, 3: .005}
+    assert state.epoch == 4 and {r["epoch"]: r["learning_rate"] for r in run.log.records("batch") if r["step"] > 8} == {
+        1: 0.02,
+        2: 0.005,
+        3: 0.005,
+    }
     assert state.history["train_loss"].shape == (4,) and len(state.history.batches["loss"]) == 24
     assert read_run(run.folder).columns["batch"]["loss"].shape == (24,)
     assert TrainerState.load(run.folder, model=toy_model()).fingerprints["changes"]["clip_grad"] == [None, 1.]
@@ -202,13 +229,24 @@ def test_patience_can_come_go_and_be_changed(tmp_path):
         own.change(patience=None)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"learning_rate": -1.}, "finite and not negative"), ({"learning_rate": "fast"}, "cannot read 'fast'"), ({"learning_rate": None}, "learning rate"),
-    ({"max_epochs": 2.5}, "whole number"), ({"patience": 0}, "positive whole number or None"), ({"clip_grad": float("nan")}, "positive number or None"),
-    ({"batch_size_training": None}, "positive number"), ({"reverse_ratio": 1.5}, r"must be in \[0, 1\]"),
-    ({"noise_gaussian_size_loss": -.1}, "cannot be negative"), ({"noise_gaussian_size_forward_mm": .1}, "give only one of"),
-    ({"optimizer": "SGD"}, "stop it, and give it to a new trainer"), ({"step_size": 1.}, "stop it, and give it to a new trainer"),
-    ({"learning_rte": .1}, "did you mean learning_rate")])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"learning_rate": -1.0}, "finite and not negative"),
+        ({"learning_rate": "fast"}, "cannot read 'fast'"),
+        ({"learning_rate": None}, "learning rate"),
+        ({"max_epochs": 2.5}, "whole number"),
+        ({"patience": 0}, "positive whole number or None"),
+        ({"clip_grad": float("nan")}, "positive number or None"),
+        ({"batch_size_training": None}, "positive number"),
+        ({"reverse_ratio": 1.5}, r"must be in \[0, 1\]"),
+        ({"noise_gaussian_size_loss": -0.1}, "cannot be negative"),
+        ({"noise_gaussian_size_forward_mm": 0.1}, "give only one of"),
+        ({"optimizer": "SGD"}, "stop it, and give it to a new trainer"),
+        ({"step_size": 1.0}, "stop it, and give it to a new trainer"),
+        ({"learning_rte": 0.1}, "did you mean learning_rate"),
+    ],
+)
 def test_what_cannot_be_is_refused_as_a_whole(data, tmp_path, settings, message):
     run = streamline_trainer(data, tmp_path)
     before = run.config()
@@ -240,7 +278,9 @@ def test_many_threads_may_change_at_once(tmp_path):
         t.join()
     run.stop(wait=True)
     records = run.log.records("change")
-    assert sorted(r["to"] for r in records) == list(range(1, 9)) and all(a["to"] == b["from"] for a, b in zip(records, records[1:], strict=False))
+    assert sorted(r["to"] for r in records) == list(range(1, 9)) and all(
+        a["to"] == b["from"] for a, b in zip(records, records[1:], strict=False)
+    )
 
 
 # -- the verbs beside it
@@ -276,13 +316,27 @@ def test_a_fork_is_a_trainer_of_its_own(data, tmp_path):
     run.step(3)
     run.change(learning_rate=.005, reverse_ratio=0.)
     branch = run.fork()
-    assert branch.folder == tmp_path / "run-fork" and branch.state.parent == run.state.run_id and branch.status.global_step == 3
+    assert (
+        branch.folder == tmp_path / "run-fork"
+        and branch.state.parent == run.state.run_id
+        and branch.status.global_step == 3
+    )
     branch.change(learning_rate=.1, reverse_ratio=1., batch_size_training=3)
-    assert (run.learning_rate.value, run.batch_loader.reverse_ratio, run.batch_sampler.batch_size_training) == (.005, 0., 8)
+    assert (run.learning_rate.value, run.batch_loader.reverse_ratio, run.batch_sampler.batch_size_training) == (
+        0.005,
+        0.0,
+        8,
+    )
     branch.train_and_validate()
     run.resume()
     run.wait()
-    assert [(r["step"], r["to"]) for r in branch.log.records("change")] == [(3, .005), (3, 0.), (3, .1), (3, 1.), (3, 3)]
+    assert [(r["step"], r["to"]) for r in branch.log.records("change")] == [
+        (3, 0.005),
+        (3, 0.0),
+        (3, 0.1),
+        (3, 1.0),
+        (3, 3),
+    ]
     alone = streamline_trainer(data, tmp_path, "alone")
     alone.step(3)
     alone.change(learning_rate=.005, reverse_ratio=0.)
@@ -334,7 +388,9 @@ def test_an_error_says_of_which_batch(tmp_path):
     with pytest.raises(OSError, match="cannot be read") as e:
         run.train_and_validate()
     batch = next(i for i, ids in enumerate(run.batch_sampler.plan(1, "training")) if 3 in ids)
-    assert e.value.__notes__ == [f"It happened in epoch 2, batch {batch} ({str(run.batch_sampler.plan(1, 'training')[batch])})."]
+    assert e.value.__notes__ == [
+        f"It happened in epoch 2, batch {batch} ({str(run.batch_sampler.plan(1, 'training')[batch])})."
+    ]
     assert run.status.message == f"OSError: cannot be read {e.value.__notes__[0]}" and run.status.phase == "failed"
     run.batch_loader = Points()  # after a fix
     whole = fit(tmp_path, "whole")

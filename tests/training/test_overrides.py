@@ -24,8 +24,16 @@ def test_every_step_can_be_overridden(tmp_path, where):
     trainer = fit(tmp_path, kind=FitOverrides, max_epochs=2)
     state = train(trainer, where)
     called = Counter((tmp_path / "run.called").read_text().split())
-    assert called == {"train_and_validate": 1, "train_one_epoch": 2, "validate_one_epoch": 2, "run_one_batch": 16, "compute_batch_loss": 16,
-                      "back_propagation": 12, "fix_parameters": 12, "save_best_model": called["save_best_model"]}
+    assert called == {
+        "train_and_validate": 1,
+        "train_one_epoch": 2,
+        "validate_one_epoch": 2,
+        "run_one_batch": 16,
+        "compute_batch_loss": 16,
+        "back_propagation": 12,
+        "fix_parameters": 12,
+        "save_best_model": called["save_best_model"],
+    }
     assert called["save_best_model"] >= 1
     assert same_states(state, fit(tmp_path, "plain", max_epochs=2).train_and_validate()) == []
 

@@ -76,7 +76,9 @@ def plateau(losses, initial, multiplier, patience, rtol, atol):
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.lists(st.floats(0, 10), max_size=25), st.integers(0, 3), st.floats(0, .5), st.floats(0, 2), st.integers(0, 25))
+@given(
+    st.lists(st.floats(0, 10), max_size=25), st.integers(0, 3), st.floats(0, 0.5), st.floats(0, 2), st.integers(0, 25)
+)
 def test_decreasing_on_plateau(losses, patience, rtol, atol, cut):
     options = dict(initial=1.0, multiplier=.5, patience=patience, rtol=rtol, atol=atol)
     policy, seen = DecreasingOnPlateau(**options), []
@@ -92,14 +94,26 @@ def test_decreasing_on_plateau(losses, patience, rtol, atol, cut):
 def stopped_at(policy, losses):
     for epoch, loss in enumerate(losses):
         try:
-            policy.epoch_finished(epoch, train_losses=loss if isinstance(loss, list) else [loss], metrics={"train_loss": loss})
+            policy.epoch_finished(
+                epoch, train_losses=loss if isinstance(loss, list) else [loss], metrics={"train_loss": loss}
+            )
         except EarlyStopping:
             return epoch
     return None
 
 
-@pytest.mark.parametrize("losses, epoch", [
-    ([1, 3, 3.1], 2), ([2, 1, 2.9, .9, 2.8], 4), ([1, 2, 3, 3, 3], None), ([2, [1, 3], [5, 8]], 2), ([1, math.nan], 1), ([math.nan], 0), ([1, math.inf], 1)])
+@pytest.mark.parametrize(
+    "losses, epoch",
+    [
+        ([1, 3, 3.1], 2),
+        ([2, 1, 2.9, 0.9, 2.8], 4),
+        ([1, 2, 3, 3, 3], None),
+        ([2, [1, 3], [5, 8]], 2),
+        ([1, math.nan], 1),
+        ([math.nan], 0),
+        ([1, math.inf], 1),
+    ],
+)
 def test_loss_stop(losses, epoch):
     assert stopped_at(LossStop(), losses) == epoch
     first = LossStop()

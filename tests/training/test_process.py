@@ -102,7 +102,13 @@ time.sleep(600)
 
 def kernel(folder, process=True):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    return subprocess.Popen([sys.executable, "-c", KERNEL, str(folder), str(process)], stdout=subprocess.PIPE, text=True, env=env, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", KERNEL, str(folder), str(process)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=env,
+        start_new_session=True,
+    )
 
 
 def test_it_outlives_its_kernel_and_another_takes_over(whole, tmp_path):
@@ -148,7 +154,11 @@ def test_a_thread_of_another_kernel_is_told_what_to_do_and_found_dead(whole, tmp
     branch = slow(tmp_path, run.fork("branch").name)
     os.killpg(other.pid, signal.SIGKILL)
     other.wait()
-    assert not run.running and read_facts(tmp_path / "run").status == "dead" and FolderRun(tmp_path / "run").status.phase == "dead"
+    assert (
+        not run.running
+        and read_facts(tmp_path / "run").status == "dead"
+        and FolderRun(tmp_path / "run").status.phase == "dead"
+    )
     again = slow(tmp_path)
     for trainer in (again, branch):
         trainer.train_and_validate()
@@ -193,9 +203,12 @@ def test_what_cannot_be_imported_is_named_and_nothing_is_started(tmp_path, monke
         pass
 
     cell = type("FitOfACell", (Fit,), {"__module__": "__main__"})
-    for name, options, text in (("a", dict(kind=Local), "Local.*inside a function"), ("b", dict(kind=cell), "FitOfACell is defined in this notebook.*writefile"),
-                                ("c", dict(optimizer=lambda p: torch.optim.SGD(p, lr=1)), "lambda.*inside a function"),
-                                ("d", dict(policies=[Unsendable()]), "cannot be sent")):
+    for name, options, text in (
+        ("a", dict(kind=Local), "Local.*inside a function"),
+        ("b", dict(kind=cell), "FitOfACell is defined in this notebook.*writefile"),
+        ("c", dict(optimizer=lambda p: torch.optim.SGD(p, lr=1)), "lambda.*inside a function"),
+        ("d", dict(policies=[Unsendable()]), "cannot be sent"),
+    ):
         trainer = fit(tmp_path, name, **options)
         with pytest.raises(ValueError, match=text):
             trainer.start(process=True)
@@ -258,7 +271,9 @@ def test_one_process_lives_in_a_folder(tmp_path):
     mailbox.clear()
     code = "import sys; from tractkit.runs.mailbox import Mailbox\nwith Mailbox(sys.argv[1]).hold(): print('in', flush=True); sys.stdin.read()"
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    one = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    one = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+    )
     assert one.stdout.readline() == "in\n" and mailbox.is_running()
     with pytest.raises(RuntimeError, match="another training process"):
         with mailbox.hold():

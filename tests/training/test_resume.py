@@ -39,14 +39,27 @@ class Children:
     def __init__(self, data: Path, root: Path):
         self.data, self.root = data, root
         here = Path(__file__).parent.parent
-        env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")])}
+        env = {
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "PYTHONPATH": os.pathsep.join([str(here.parent), str(here), os.environ.get("PYTHONPATH", "")]),
+        }
         self.errors = root / "errors.txt"
         with open(self.errors, "w") as errors:
-            self.process = subprocess.Popen([sys.executable, str(here / "resume_child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=errors, text=True, env=env, cwd=root)
+            self.process = subprocess.Popen(
+                [sys.executable, str(here / "resume_child.py")],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=env,
+                cwd=root,
+            )
 
     def start(self, name: str, **job) -> int:
-        self.process.stdin.write(json.dumps({"data": str(self.data), "folder": str(self.root), "name": name, **job}) + "\n")
+        self.process.stdin.write(
+            json.dumps({"data": str(self.data), "folder": str(self.root), "name": name, **job}) + "\n"
+        )
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
@@ -89,7 +102,13 @@ class Children:
 def children(tmp_path_factory):
     root = tmp_path_factory.mktemp("resume")
     make_phantom(root / "phantom", 2, n_streamlines=7, n_directions=6, progress=False)
-    data = create_hdf5(root / "phantom", root / "data.hdf5", config=CONFIG, splits={"training": ["sub-01"], "validation": ["sub-02"]}, progress=False)
+    data = create_hdf5(
+        root / "phantom",
+        root / "data.hdf5",
+        config=CONFIG,
+        splits={"training": ["sub-01"], "validation": ["sub-02"]},
+        progress=False,
+    )
     made = Children(data, root)
     assert made.run("whole") == 0
     assert made.step("whole") == STEPS and len(made.batches("whole")) == STEPS
@@ -103,7 +122,13 @@ def load(children, name: str) -> TrainerState:
     if not (folder / "logs").exists():
         return TrainerState.load(folder)
     tree = Checkpoints(folder / "checkpoints").newest()[0]
-    return TrainerState.load(folder / "checkpoints", Core(build_model("Learn2Track", inner_model(children))), torch.optim.Adam) if tree else None
+    return (
+        TrainerState.load(
+            folder / "checkpoints", Core(build_model("Learn2Track", inner_model(children))), torch.optim.Adam
+        )
+        if tree
+        else None
+    )
 
 
 def inner_model(children) -> dict:
@@ -112,8 +137,16 @@ def inner_model(children) -> dict:
 
 def differences(children, name: str, whole: str = "whole") -> list[str]:
     found = same_states(load(children, name), load(children, whole))
-    logs, best, batches = ([f(n) for n in (name, whole)] for f in (lambda n: log_without_time(children.log(n)), children.best, children.batches))
-    return found + ["log"] * (logs[0] != logs[1]) + ["best model"] * (best[0] != best[1]) + ["batches"] * (batches[0] != batches[1])
+    logs, best, batches = (
+        [f(n) for n in (name, whole)]
+        for f in (lambda n: log_without_time(children.log(n)), children.best, children.batches)
+    )
+    return (
+        found
+        + ["log"] * (logs[0] != logs[1])
+        + ["best model"] * (best[0] != best[1])
+        + ["batches"] * (batches[0] != batches[1])
+    )
 
 
 def finish(children, name: str, whole: str = "whole", **job) -> None:
@@ -130,7 +163,9 @@ def kill_at_random(children, name: str, rng, **job) -> None:
     children.end()
 
 
-def kill_many(children, title: str, kills: int, seed: int, whole: str = "whole", points=tuple(POINTS), **job) -> list[str]:
+def kill_many(
+    children, title: str, kills: int, seed: int, whole: str = "whole", points=tuple(POINTS), **job
+) -> list[str]:
     """At random moments, and at named points in more than a third; each run is gone on with until it is far enough to be finished."""
     rng = random.Random(seed)
     named = (kills + 2) * 2 // 5 if kills > 1 else 1
@@ -142,7 +177,9 @@ def kill_many(children, title: str, kills: int, seed: int, whole: str = "whole",
         if what == "random":
             kill_at_random(children, name, rng, **job)
         else:
-            assert children.run(name, point=what, count=rng.randint(1, 3), **job) == -signal.SIGKILL, f"{what} was not reached"
+            assert children.run(name, point=what, count=rng.randint(1, 3), **job) == -signal.SIGKILL, (
+                f"{what} was not reached"
+            )
         step = children.step(name)
         torn = " with a torn file" if list((children.root / name).glob("checkpoints/.step-*")) else ""
         hit.append(f"{what}, epoch {step // BATCHES} batch {step % BATCHES}{torn}")
@@ -211,7 +248,11 @@ def test_killed_in_its_first_moments(children):
 # -- what must not be forgotten
 
 # float16 (which torch's LSTM on a CPU lacks), a first validation cut short by time, a best epoch that is not the last: so that each field matters
-EVERYTHING = dict(rnn="gru", slow=.25, options={"amp": "fp16", "validation_time_limit": .2, "learning_rate": [.01, 1., .5], "keep_checkpoints": 1})
+EVERYTHING = dict(
+    rnn="gru",
+    slow=0.25,
+    options={"amp": "fp16", "validation_time_limit": 0.2, "learning_rate": [0.01, 1.0, 0.5], "keep_checkpoints": 1},
+)
 OF_NO_MATTER = {"time", "run_id", "parent", "log_path", "finished"}  # `finished` has a test of its own
 
 
@@ -240,12 +281,18 @@ def changed(children, new: str, change, name: str = "killed") -> bool:
         TrainerState.load(path)
     except DataError:
         return True
-    return children.run(new, **EVERYTHING) != 0 or "result may differ" in children.said or differences(children, new, "everything") != []
+    return (
+        children.run(new, **EVERYTHING) != 0
+        or "result may differ" in children.said
+        or differences(children, new, "everything") != []
+    )
 
 
 def paths_of(tree, above=()):
     """The way to each entry of each dict in a tree."""
-    for key, value in tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ():
+    for key, value in (
+        tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, (list, tuple)) else ()
+    ):
         if isinstance(tree, dict):
             yield (*above, key)
         yield from paths_of(value, (*above, key))
@@ -254,7 +301,11 @@ def paths_of(tree, above=()):
 def matters(path) -> bool:
     """Whether what is one level further down decides on anything: options of an optimizer are completed by torch, and its
     rate is set in each step; of sampler and settings, a difference is only told."""
-    return path[:2] not in (("fingerprints", "sampler"), ("fingerprints", "config")) and path[2:4] != ("param_groups", 0) or len(path) <= 2
+    return (
+        path[:2] not in (("fingerprints", "sampler"), ("fingerprints", "config"))
+        and path[2:4] != ("param_groups", 0)
+        or len(path) <= 2
+    )
 
 
 def remove(tree, path) -> None:
@@ -280,11 +331,21 @@ def test_nothing_may_be_missing(everything):
 def test_nothing_may_be_forgotten(everything):
     """Each field in turn is as in a new state: the end must be another."""
     tree = killed_tree(everything)
-    fresh = TrainerState.create(build_model("Learn2Track", {**inner_model(everything), "rnn_key": "gru"}), seed=0).state_dict()
-    names = sorted(set(tree) - OF_NO_MATTER - {"format"}) if FULL else ["optimizer", "loss_sum", "curve", "best", "policies"]
+    fresh = TrainerState.create(
+        build_model("Learn2Track", {**inner_model(everything), "rnn_key": "gru"}), seed=0
+    ).state_dict()
+    names = (
+        sorted(set(tree) - OF_NO_MATTER - {"format"})
+        if FULL
+        else ["optimizer", "loss_sum", "curve", "best", "policies"]
+    )
     dead = [name for name in names if name not in ("model", "optimizer") and leaves(tree[name]) == leaves(fresh[name])]
     assert dead == []
-    forgotten = [name for name in names if not changed(everything, f"forgets-{name}", lambda t, k=name: t.__setitem__(k, fresh[k]))]
+    forgotten = [
+        name
+        for name in names
+        if not changed(everything, f"forgets-{name}", lambda t, k=name: t.__setitem__(k, fresh[k]))
+    ]
     assert forgotten == []
 
 
@@ -317,8 +378,15 @@ def test_a_damaged_newest_one_costs_only_what_came_after_the_one_before(children
     data = bytearray(newest.read_bytes())
     data[len(data) // 2] ^= 4
     owned = children.root / f"{name}-owned"
-    newest.write_bytes({"truncated": newest.read_bytes()[:-40], "flipped": bytes(data), "half deleted": data[:len(data) // 2], "empty": b"",
-                        "pickle": b"cposix\nsystem\n(S'touch " + str(owned).encode() + b"'\ntR."}[damage])
+    newest.write_bytes(
+        {
+            "truncated": newest.read_bytes()[:-40],
+            "flipped": bytes(data),
+            "half deleted": data[: len(data) // 2],
+            "empty": b"",
+            "pickle": b"cposix\nsystem\n(S'touch " + str(owned).encode() + b"'\ntR.",
+        }[damage]
+    )
     finish(children, name)
     assert newest.name in children.said and "Going back to an earlier checkpoint" in children.said
     assert not owned.exists()
@@ -376,12 +444,33 @@ def small_disk(tmp_path_factory):
     disk.mkdir()
     here = Path(__file__).parent.parent
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(here.parent), str(here)])}
-    return subprocess.run(["unshare", "-Urm", "sh", "-c", 'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"', "sh", disk,
-                           sys.executable, "-c", ON_A_SMALL_DISK, disk, root], capture_output=True, text=True, env=env, timeout=300)
+    return subprocess.run(
+        [
+            "unshare",
+            "-Urm",
+            "sh",
+            "-c",
+            'mount -t tmpfs -o size=400k tmpfs "$1" && shift && exec "$@"',
+            "sh",
+            disk,
+            sys.executable,
+            "-c",
+            ON_A_SMALL_DISK,
+            disk,
+            root,
+        ],
+        capture_output=True,
+        text=True,
+        env=env,
+        timeout=300,
+    )
 
 
 @pytest.mark.namespaces
 @pytest.mark.parametrize("how", ["in turn", "background"])
 def test_a_disk_that_becomes_full(small_disk, how):
     print(small_disk.stdout, small_disk.stderr)
-    assert small_disk.stdout.count(f"told: {how} ") == 3 == small_disk.stdout.count(f"equal: {how}\n") and small_disk.returncode == 0
+    assert (
+        small_disk.stdout.count(f"told: {how} ") == 3 == small_disk.stdout.count(f"equal: {how}\n")
+        and small_disk.returncode == 0
+    )

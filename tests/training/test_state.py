@@ -153,7 +153,11 @@ def test_history_is_that_of_the_state_not_of_the_log(tmp_path):
     trainer = fit(tmp_path, max_epochs=3)
     trainer.train_and_validate()
     history = trainer.state.history
-    assert list(history) == list(history.epochs) and history["epoch"].tolist() == [0, 1, 2] and isinstance(history["valid_loss"], np.ndarray)
+    assert (
+        list(history) == list(history.epochs)
+        and history["epoch"].tolist() == [0, 1, 2]
+        and isinstance(history["valid_loss"], np.ndarray)
+    )
     assert history.batches["step"].tolist() == list(range(1, 19)) and (history.batches["seconds"] >= 0).all()
     assert history.batches["loss"].tolist() == [r["loss"] for r in trainer.log.records("batch")]
     early = TrainerState.load(trainer.checkpoints.path(12), toy_model())  # the log is ahead of it
@@ -247,7 +251,10 @@ def test_evaluation_of_the_live_model_leaves_no_trace(tmp_path):
     trainer.resume()
     x, modes = torch.ones(5, 1), set()
     while trainer.running:
-        values = [trainer.state.evaluate(lambda m: (modes.add((m.training, torch.is_grad_enabled())), m(x))[1]) for _ in range(2)]
+        values = [
+            trainer.state.evaluate(lambda m: (modes.add((m.training, torch.is_grad_enabled())), m(x))[1])
+            for _ in range(2)
+        ]
         assert not values[0].requires_grad
     trainer.wait()
     assert modes == {(False, False)} and same_states(trainer.state, whole) == []
@@ -267,7 +274,9 @@ def test_what_fits_can_be_taken_over_by_name(tmp_path):
     own = wider[3].weight.clone()
     with pytest.raises(DataError, match=r"3.weight: \[1, 16\] -> \[2, 16\].*accept=\['model'\]"):
         TrainerState.load(tmp_path / "run", wider)
-    with pytest.warns(UserWarning, match="2 of 4 weights are taken over, not 3.bias, 3.weight; the optimizer starts anew"):
+    with pytest.warns(
+        UserWarning, match="2 of 4 weights are taken over, not 3.bias, 3.weight; the optimizer starts anew"
+    ):
         state = TrainerState.load(tmp_path / "run", wider, accept=["model"])
     stored = load_checkpoint(tmp_path / "run/checkpoints/step-00000006.ckpt")
     assert torch.equal(wider[0].weight, stored["model"]["weights"]["0.weight"]) and torch.equal(wider[3].weight, own)
@@ -275,7 +284,10 @@ def test_what_fits_can_be_taken_over_by_name(tmp_path):
     with pytest.raises(DataError, match="optimizer: Adam -> SGD"):
         TrainerState.load(tmp_path / "run", toy_model(), "SGD")
     with pytest.warns(UserWarning, match="4 of 4 weights are taken over; the optimizer starts anew"):
-        assert type(TrainerState.load(tmp_path / "run", toy_model(), "SGD", accept=["optimizer"]).optimizer) is torch.optim.SGD
+        assert (
+            type(TrainerState.load(tmp_path / "run", toy_model(), "SGD", accept=["optimizer"]).optimizer)
+            is torch.optim.SGD
+        )
 
 
 def test_other_hyperparameters_with_equal_weights_keep_the_optimizer(tmp_path):
@@ -293,7 +305,9 @@ def test_a_trainer_accepts_them_too(tmp_path):
     trainer.train_and_validate()
     wider = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Identity(), nn.Linear(16, 1, bias=False))
     with pytest.warns(UserWarning, match="3 of 3 weights"):
-        state = fit(tmp_path, "wider", model=wider, accept=["model", "optimizer"], optimizer="SGD").train_and_validate(trainer.state.fork())
+        state = fit(tmp_path, "wider", model=wider, accept=["model", "optimizer"], optimizer="SGD").train_and_validate(
+            trainer.state.fork()
+        )
     assert state.model is wider and state.epoch == 3
     with pytest.warns(UserWarning, match="the optimizer starts anew"):
         assert fit(tmp_path, accept=["optimizer"], optimizer="SGD").train_and_validate().epoch == 3

@@ -39,15 +39,28 @@ def together(root):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    both = [subprocess.Popen([sys.executable, str(CHILD), str(root)], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE, text=True) for r in range(2)]
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    both = [
+        subprocess.Popen(
+            [sys.executable, str(CHILD), str(root)], env={**env, "RANK": str(r)}, stderr=subprocess.PIPE, text=True
+        )
+        for r in range(2)
+    ]
     errors = [p.communicate(timeout=120)[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], "\n".join(errors)
     return root
 
 
 def weights(folder):
-    return TrainerState.load(folder, toy_model(0) if "Learn2Track" not in (folder / "config.yaml").read_text() else None).model.state_dict()
+    return TrainerState.load(
+        folder, toy_model(0) if "Learn2Track" not in (folder / "config.yaml").read_text() else None
+    ).model.state_dict()
 
 
 def furthest(a, b) -> float:
@@ -59,26 +72,39 @@ def test_two_processes_end_where_one_does(together, name):
     one = CASES[name](together, f"{name}-1")
     one.train_and_validate()
     a, b = one.log.records(), RunLog(together / f"{name}-2").records()
-    assert [(r["kind"], r["step"], r.get("n"), r.get("left_out", "")) for r in a] == [(r["kind"], r["step"], r.get("n"), r.get("left_out", "")) for r in b]
+    assert [(r["kind"], r["step"], r.get("n"), r.get("left_out", "")) for r in a] == [
+        (r["kind"], r["step"], r.get("n"), r.get("left_out", "")) for r in b
+    ]
     for key in ("loss", "grad_norm", "train_loss", "valid_loss", "learning_rate", "twice"):
         x, y = ([np.nan if r.get(key) is None else r[key] for r in records if key in r] for records in (a, b))
         np.testing.assert_allclose(x, y, rtol=2e-5, atol=1e-6, err_msg=key)
     tree = TrainerState.load(together / f"{name}-2", CASES[name](together, "as it was").model)
     assert furthest(one.state.model.state_dict(), tree.model.state_dict()) < 1e-5
-    assert tree.epoch == one.state.epoch and tree.finished == one.state.finished and tree.fingerprints["plan"] == one.state.fingerprints["plan"]
+    assert (
+        tree.epoch == one.state.epoch
+        and tree.finished == one.state.finished
+        and tree.fingerprints["plan"] == one.state.fingerprints["plan"]
+    )
 
 
 def test_what_the_first_rank_is_told_all_do(together):
     changes = RunLog(together / "changed-2").records("change")
     assert [(r["step"], r["name"], r["to"]) for r in changes] == [
-        (4, "learning_rate", .02), (4, "clip_grad", .5), (4, "max_epochs", 2), (4, "reverse_ratio", 0.), (4, "batch_size_training", 6)]
+        (4, "learning_rate", 0.02),
+        (4, "clip_grad", 0.5),
+        (4, "max_epochs", 2),
+        (4, "reverse_ratio", 0.0),
+        (4, "batch_size_training", 6),
+    ]
 
 
 def test_one_rank_writes(together):
     for name in CASES | TOGETHER:
         steps = [r["step"] for r in RunLog(together / f"{name}-2").records("batch")]
         assert steps == list(range(1, len(steps) + 1)), name
-        assert (together / f"{name}-2/config.yaml").exists() and (together / f"{name}-2/best_model/model.safetensors").exists()
+        assert (together / f"{name}-2/config.yaml").exists() and (
+            together / f"{name}-2/best_model/model.safetensors"
+        ).exists()
 
 
 def test_a_rank_without_points_counts_for_nothing(together):
@@ -93,7 +119,13 @@ def test_the_limit_of_the_validation_is_one_for_all(together):
 
 def test_parts_are_the_batch():
     lengths = np.random.default_rng(0).integers(1, 500, 64).astype(float)
-    plan = Plan(["a", "b"], np.array([0, 40, 64]), np.random.default_rng(1).permutation(64), np.array([0, 1, 3, 20, 64]), sizes=lengths)
+    plan = Plan(
+        ["a", "b"],
+        np.array([0, 40, 64]),
+        np.random.default_rng(1).permutation(64),
+        np.array([0, 1, 3, 20, 64]),
+        sizes=lengths,
+    )
     sampler = SimpleNamespace(plan=lambda epoch, subset: plan)
     for size in (1, 2, 3, 5):
         parts = [RankSampler(sampler, r, size).plan(0, "training") for r in range(size)]
@@ -150,7 +182,9 @@ def workers(run) -> list[int]:
 
 
 def slow(folder, name, **options):
-    return fit(folder, name, points=SlowPoints(), **dict(max_epochs=4, prefetch=0, checkpoint_every_batches=2) | options)
+    return fit(
+        folder, name, points=SlowPoints(), **dict(max_epochs=4, prefetch=0, checkpoint_every_batches=2) | options
+    )
 
 
 @pytest.mark.full
@@ -207,7 +241,13 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         until(lambda: p.readout.readout["message"].startswith(said), 20)
 
     try:
-        until(lambda: step() >= 2 and p.readout.readout["measures"].get("step", "0") >= "2" and len(p.source.curves()["training"][0]) >= 2)
+        until(
+            lambda: (
+                step() >= 2
+                and p.readout.readout["measures"].get("step", "0") >= "2"
+                and len(p.source.curves()["training"][0]) >= 2
+            )
+        )
         wish("pause", "Paused after batch")
         at = step()
         wish("step", "One batch done; resting after batch")
@@ -222,7 +262,11 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         wish("epoch", f"Epoch {p.trainer.status.epoch + 1} done; resting.")
         kept = p.trainer.checkpoints.steps()[0]
         p.press("rewind", to=p.trainer.checkpoints.path(kept))
-        assert p.readout.readout["message"] == f"Set back to step {kept}; resting." and step() == kept and p.readout.readout["phase"] == "paused"
+        assert (
+            p.readout.readout["message"] == f"Set back to step {kept}; resting."
+            and step() == kept
+            and p.readout.readout["phase"] == "paused"
+        )
         wish("step", "One batch done; resting after batch")
         wish("fork", f"A branch of step {kept + 1}, for")
         wish("resume", "Going on.")
@@ -257,8 +301,11 @@ def test_an_error_is_told_and_not_repeated(tmp_path):
 
 def test_what_cannot_be_launched_is_said(tmp_path):
     trainer = fit(tmp_path)
-    for options, text in ((dict(nproc_per_node=0), "at least 1"), (dict(nnodes=2), "host:port"),
-                          (dict(nnodes=2, rdzv_endpoint="a:1"), r"tractkit train .*config.yaml --nnodes 2 --rdzv-endpoint a:1")):
+    for options, text in (
+        (dict(nproc_per_node=0), "at least 1"),
+        (dict(nnodes=2), "host:port"),
+        (dict(nnodes=2, rdzv_endpoint="a:1"), r"tractkit train .*config.yaml --nnodes 2 --rdzv-endpoint a:1"),
+    ):
         with pytest.raises(ValueError, match=text):
             launch(trainer, **options)
     trainer = fit(tmp_path, kind=type("FitOfACell", (type(trainer),), {"__module__": "__main__"}))
@@ -297,9 +344,18 @@ def test_classes_of_cells_become_a_module(tmp_path, monkeypatch):
     linecache.cache["<cell>"] = (len(CELLS), None, CELLS.splitlines(True), "<cell>")
     exec(compile(CELLS, "<cell>", "exec"), vars(cells))
     module = write_module(tmp_path / "mine_written.py", cells.Model)
-    assert module.Model is not cells.Model and module.Model().scale == cells.Model().scale and module.__name__ == "mine_written"
+    assert (
+        module.Model is not cells.Model
+        and module.Model().scale == cells.Model().scale
+        and module.__name__ == "mine_written"
+    )
     code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pickle; print(pickle.loads(pickle.dumps(__import__('mine_written').Model())).scale)"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})
+    out = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
     assert float(out.stdout) == cells.Model().scale, out.stderr
     write_module(tmp_path / "mine_written.py", cells.double)
     with pytest.raises(ValueError, match="Bad uses table, a ndarray"):
@@ -311,8 +367,17 @@ def test_classes_of_cells_become_a_module(tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 def test_gradients_are_summed_by_nccl(tmp_path):
-    code = ("import torch; from tractkit.training.ranks import Ranks; r = Ranks.join(); r.size = 2  # so that it asks the others, who are none\n"
-            "p = torch.nn.Parameter(torch.ones(3, device='cuda')); p.grad = torch.arange(3., device='cuda'); q = torch.nn.Parameter(p.detach().clone())\n"
-            "r.sum_gradients([p, q]); assert p.grad.tolist() == [0, 1, 2] and q.grad is None and r.mean(.5, 4) == (.5, 4); r.leave(); print('good')")
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29533"}
+    code = (
+        "import torch; from tractkit.training.ranks import Ranks; r = Ranks.join(); r.size = 2  # so that it asks the others, who are none\n"
+        "p = torch.nn.Parameter(torch.ones(3, device='cuda')); p.grad = torch.arange(3., device='cuda'); q = torch.nn.Parameter(p.detach().clone())\n"
+        "r.sum_gradients([p, q]); assert p.grad.tolist() == [0, 1, 2] and q.grad is None and r.mean(.5, 4) == (.5, 4); r.leave(); print('good')"
+    )
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        "RANK": "0",
+        "WORLD_SIZE": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "29533",
+    }
     assert subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True).stdout == "good\n"

@@ -79,7 +79,11 @@ def test_the_global_generator_is_left_alone(tmp_path):
 
 
 def test_workers_and_turns_give_the_same(whole, tmp_path):
-    for name, options in {"workers": dict(num_workers=2), "turns": dict(prefetch=0), "far ahead": dict(prefetch=20)}.items():
+    for name, options in {
+        "workers": dict(num_workers=2),
+        "turns": dict(prefetch=0),
+        "far ahead": dict(prefetch=20),
+    }.items():
         other = fit(tmp_path, name, **options)
         other.train_and_validate()
         assert_equal_runs(other, whole)
@@ -97,13 +101,19 @@ def test_limits_and_missing_validation(tmp_path):
         fit(tmp_path, max_epochs=0)
     with pytest.raises(TypeError, match="load_batch_inputs"):
         TrainerOneInput(toy_model(), tmp_path, "x", Points(), Points())
-    with pytest.raises(NotImplementedError, match="compute_batch_loss"):  # the base alone: it has no run_one_batch of its own either
+    with pytest.raises(
+        NotImplementedError, match="compute_batch_loss"
+    ):  # the base alone: it has no run_one_batch of its own either
         fit(tmp_path, "abstract", kind=Fit.__mro__[1]).train_and_validate()
 
 
 def test_learning_rates(tmp_path):
-    for name, rate, expected in (("number", 0.02, [0.02] * 3), ("list", [0.1, 0.01], [0.1, 0.01, 0.01]), ("text", "0.1*2 0.05", [0.1, 0.1, 0.05]),
-                                 ("policy", Exponential(1.0, 0.5), [1, 0.5, 0.25])):
+    for name, rate, expected in (
+        ("number", 0.02, [0.02] * 3),
+        ("list", [0.1, 0.01], [0.1, 0.01, 0.01]),
+        ("text", "0.1*2 0.05", [0.1, 0.1, 0.05]),
+        ("policy", Exponential(1.0, 0.5), [1, 0.5, 0.25]),
+    ):
         trainer = fit(tmp_path, name, learning_rate=rate)
         trainer.train_and_validate()
         assert trainer.log.epochs()["learning_rate"].tolist() == expected
@@ -111,10 +121,21 @@ def test_learning_rates(tmp_path):
 
 
 def test_clipping_bounds_the_step(tmp_path):
-    trainer = fit(tmp_path, optimizer="SGD", learning_rate=1.0, weight_decay=0.0, clip_grad=1e-3, max_batches_per_epoch_training=1, max_epochs=1)
+    trainer = fit(
+        tmp_path,
+        optimizer="SGD",
+        learning_rate=1.0,
+        weight_decay=0.0,
+        clip_grad=1e-3,
+        max_batches_per_epoch_training=1,
+        max_epochs=1,
+    )
     before = [p.detach().clone() for p in trainer.model.parameters()]
     trainer.train_and_validate()
-    moved = sum(float((p.detach() - b).square().sum()) for p, b in zip(trainer.model.parameters(), before, strict=True)) ** 0.5
+    moved = (
+        sum(float((p.detach() - b).square().sum()) for p, b in zip(trainer.model.parameters(), before, strict=True))
+        ** 0.5
+    )
     assert moved == pytest.approx(1e-3, rel=1e-2)
     assert trainer.log.batches()["grad_norm"][0] > 1e-2  # logged as it was before clipping
 
@@ -185,7 +206,9 @@ def test_best_is_the_best_and_nan_never_is(tmp_path):
 
     trainer = fit(tmp_path, kind=Nan, max_epochs=5)
     at_best = {}
-    trainer.listeners.append(lambda event, t: at_best.update({t.state.epoch: t.state.snapshot()}) if event == "epoch" else None)
+    trainer.listeners.append(
+        lambda event, t: at_best.update({t.state.epoch: t.state.snapshot()}) if event == "epoch" else None
+    )
     state = trainer.train_and_validate()
     assert state.best == {"epoch": 2, "loss": 2.0}
     best = load_model(trainer.folder / "best_model", toy_model())
@@ -229,7 +252,13 @@ def test_policies_of_ones_own(tmp_path):
                 raise EarlyStopping("enough")
 
         def epoch_finished(self, epoch, *, train_losses, metrics):
-            told.append((len(train_losses), round(float(np.mean(train_losses)), 6) == round(metrics["train_loss"], 6), set(metrics)))
+            told.append(
+                (
+                    len(train_losses),
+                    round(float(np.mean(train_losses)), 6) == round(metrics["train_loss"], 6),
+                    set(metrics),
+                )
+            )
 
     trainer = fit(tmp_path, policies=[Watch()])
     state = trainer.train_and_validate()
@@ -308,7 +337,12 @@ def test_other_batches_wait_for_the_next_epoch(tmp_path, capsys):
     assert state.global_step == 10 and state.fingerprints["sampler"] == {"n": 6}
     state = fit(tmp_path, points=Settings(4), progress=True).train_and_validate()
     said = capsys.readouterr().out
-    assert said.count("The sampler has changed: n: 6 -> 4. This epoch is finished with its batches as they were; the new ones begin with epoch 3.") == 2
+    assert (
+        said.count(
+            "The sampler has changed: n: 6 -> 4. This epoch is finished with its batches as they were; the new ones begin with epoch 3."
+        )
+        == 2
+    )
     assert [r["step"] for r in state.epochs] == [6, 12, 16] and state.fingerprints["sampler"] == {"n": 4}
     assert state.epochs[:2] == whole.epochs
 
@@ -321,7 +355,10 @@ def test_another_batch_size_waits_for_the_next_epoch(tmp_path):
     n = [len(trainer.batch_sampler.plan(epoch, "training")) for epoch in range(2)]
     trainer.batch_sampler.batch_size_training = 20
     state = trainer.train_and_validate()
-    assert state.epochs[0]["step"] == n[0] and state.epochs[1]["step"] - n[0] == len(trainer.batch_sampler.plan(1, "training")) < n[1]
+    assert (
+        state.epochs[0]["step"] == n[0]
+        and state.epochs[1]["step"] - n[0] == len(trainer.batch_sampler.plan(1, "training")) < n[1]
+    )
 
 
 def test_other_batches_are_refused_within_an_epoch_and_said_between(tmp_path, capsys):
@@ -345,7 +382,13 @@ def test_what_may_change_the_bits_is_said(tmp_path):
 def test_setting_a_run_back(whole, tmp_path):
     trainer = fit(tmp_path, keep_checkpoints=9)
     early = []
-    trainer.listeners.append(lambda event, t: early.append(t.state.snapshot()) if event == "batch" and t.state.global_step == 5 and t.state.batch == 5 else None)
+    trainer.listeners.append(
+        lambda event, t: (
+            early.append(t.state.snapshot())
+            if event == "batch" and t.state.global_step == 5 and t.state.batch == 5
+            else None
+        )
+    )
     trainer.train_and_validate()
     back = fit(tmp_path)
     back.listeners.append(lambda event, t: t.stop() if event == "started" else None)
@@ -373,7 +416,15 @@ def test_a_damaged_newest_checkpoint_costs_little(whole, tmp_path):
 def test_settings_are_written_down(whole):
     config = yaml.safe_load((whole.folder / "config.yaml").read_text())["trainer"]
     assert config["max_epochs"] == 3 and config["learning_rate"] == .01 and config["class"] == "Fit"
-    assert sorted(p.name for p in whole.folder.iterdir()) == [".lock", "best_model", "checkpoints", "config.yaml", "log.jsonl", "process", "tensorboard"]
+    assert sorted(p.name for p in whole.folder.iterdir()) == [
+        ".lock",
+        "best_model",
+        "checkpoints",
+        "config.yaml",
+        "log.jsonl",
+        "process",
+        "tensorboard",
+    ]
 
 
 def test_a_checkpoint_exists_before_the_first_batch(tmp_path):
@@ -401,7 +452,9 @@ def test_checkpoints_by_number_and_time(tmp_path):
 
 def test_an_interrupt_ends_after_the_batch_and_returns(whole, tmp_path, capsys):
     trainer = fit(tmp_path, progress=True)
-    trainer.listeners.append(lambda event, t: os.kill(os.getpid(), signal.SIGINT) if event == "batch" and t.state.global_step == 8 else None)
+    trainer.listeners.append(
+        lambda event, t: os.kill(os.getpid(), signal.SIGINT) if event == "batch" and t.state.global_step == 8 else None
+    )
     handler = signal.getsignal(signal.SIGINT)
     state = trainer.train_and_validate()
     assert state.global_step == 8 and trainer.status.phase == "stopped" and signal.getsignal(signal.SIGINT) is handler
@@ -415,7 +468,11 @@ def test_an_interrupt_ends_after_the_batch_and_returns(whole, tmp_path, capsys):
 
 def test_an_interrupt_in_validation_repeats_the_validation(whole, tmp_path):
     trainer = fit(tmp_path)
-    trainer.listeners.append(lambda event, t: t.stop() if t.status.phase == "validating" and t.status.batch == 1 and t.state.epoch == 1 else None)
+    trainer.listeners.append(
+        lambda event, t: (
+            t.stop() if t.status.phase == "validating" and t.status.batch == 1 and t.state.epoch == 1 else None
+        )
+    )
     trainer.train_and_validate()
     assert trainer.status.phase == "stopped" and (trainer.state.epoch, trainer.state.batch) == (1, 6)
     again = fit(tmp_path)
@@ -520,13 +577,19 @@ def test_numbers_that_are_not_finite_stop_before_the_weights(tmp_path):
                 mean = mean * float("nan") if self.bad == "loss" else mean + 0 * (self.model[0].weight * 0).sqrt().sum()
             return mean, n
 
-    for name, text in (("loss", "the loss is nan in epoch 1, batch 4"), ("gradient", "norm of the gradient is nan in epoch 1, batch 4")):
+    for name, text in (
+        ("loss", "the loss is nan in epoch 1, batch 4"),
+        ("gradient", "norm of the gradient is nan in epoch 1, batch 4"),
+    ):
         trainer = fit(tmp_path, name, kind=Explodes)
         trainer.bad = name
         with pytest.raises(FloatingPointError, match=text):
             trainer.train_and_validate()
         assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
-        assert same_states(TrainerState.load(trainer.folder, model=toy_model()), trainer.state) == [] and trainer.state.global_step == 4
+        assert (
+            same_states(TrainerState.load(trainer.folder, model=toy_model()), trainer.state) == []
+            and trainer.state.global_step == 4
+        )
 
 
 def test_a_half_done_update_is_not_saved(whole, tmp_path):

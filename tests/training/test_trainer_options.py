@@ -36,8 +36,11 @@ def cut_and_gone_on_with(folder, steps, make):
 
 # -- optimizers and rates
 
-@pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW", "RAdam", torch.optim.Adagrad, lambda p: torch.optim.NAdam(p, lr=.02),
-                                       "instance"], ids=["SGD", "Adam", "AdamW", "RAdam", "a class", "a function", "an instance"])
+@pytest.mark.parametrize(
+    "optimizer",
+    ["SGD", "Adam", "AdamW", "RAdam", torch.optim.Adagrad, lambda p: torch.optim.NAdam(p, lr=0.02), "instance"],
+    ids=["SGD", "Adam", "AdamW", "RAdam", "a class", "a function", "an instance"],
+)
 def test_any_optimizer(tmp_path, optimizer):
     def make(folder, name):
         model = toy_model()
@@ -66,14 +69,23 @@ def test_a_list_of_rates_reaches_an_optimizer_of_ones_own(tmp_path):
 
 
 SCHEDULERS = {
-    "cosine": lambda: TorchSchedule(partial(lr_scheduler.CosineAnnealingLR, T_max=5), .02),
-    "milestones": lambda: TorchSchedule(partial(lr_scheduler.MultiStepLR, milestones=[3, 9, 9]), .02, every="step"),
-    "one cycle": lambda: TorchSchedule(partial(lr_scheduler.OneCycleLR, max_lr=.05, total_steps=24), .02, every="step"),
-    "plateau": lambda: TorchSchedule(partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=.99), .02),
-    "lambda": lambda: TorchSchedule(lambda o: lr_scheduler.LambdaLR(o, lambda e: .5**e), .02),
-    "sequence": lambda: TorchSchedule(lambda o: lr_scheduler.SequentialLR(
-        o, [lr_scheduler.LinearLR(o, total_iters=3), lr_scheduler.ExponentialLR(o, .9)], milestones=[3]), .02, every="step"),
-    "warm restarts": lambda: TorchSchedule(partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3), .02, every="step"),
+    "cosine": lambda: TorchSchedule(partial(lr_scheduler.CosineAnnealingLR, T_max=5), 0.02),
+    "milestones": lambda: TorchSchedule(partial(lr_scheduler.MultiStepLR, milestones=[3, 9, 9]), 0.02, every="step"),
+    "one cycle": lambda: TorchSchedule(
+        partial(lr_scheduler.OneCycleLR, max_lr=0.05, total_steps=24), 0.02, every="step"
+    ),
+    "plateau": lambda: TorchSchedule(partial(lr_scheduler.ReduceLROnPlateau, patience=0, threshold=0.99), 0.02),
+    "lambda": lambda: TorchSchedule(lambda o: lr_scheduler.LambdaLR(o, lambda e: 0.5**e), 0.02),
+    "sequence": lambda: TorchSchedule(
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.LinearLR(o, total_iters=3), lr_scheduler.ExponentialLR(o, 0.9)], milestones=[3]
+        ),
+        0.02,
+        every="step",
+    ),
+    "warm restarts": lambda: TorchSchedule(
+        partial(lr_scheduler.CosineAnnealingWarmRestarts, T_0=3), 0.02, every="step"
+    ),
 }
 
 
@@ -125,7 +137,9 @@ def test_accumulation_is_the_gradient_of_the_mean_over_all_points(tmp_path, accu
             optimizer.step()
     trainer = fit(tmp_path, model=toy_model(0.0).double(), points=points, accumulate=accumulate, max_epochs=2)
     state = trainer.train_and_validate()
-    assert state.global_step == 2 * -(-6 // accumulate) and trainer.log.batches()["n"][:1] == sum(map(len, points.plan(0, "training")[:accumulate]))
+    assert state.global_step == 2 * -(-6 // accumulate) and trainer.log.batches()["n"][:1] == sum(
+        map(len, points.plan(0, "training")[:accumulate])
+    )
     for a, b in zip(trainer.model.parameters(), model.parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
 
@@ -199,7 +213,10 @@ def test_precision_the_device_has_not(tmp_path):
 
 
 def test_compiled_on_request(tmp_path):
-    plain, compiled = fit(tmp_path, "plain", max_epochs=1), fit(tmp_path, "compiled", max_epochs=1, compile={"backend": "eager"})
+    plain, compiled = (
+        fit(tmp_path, "plain", max_epochs=1),
+        fit(tmp_path, "compiled", max_epochs=1, compile={"backend": "eager"}),
+    )
     plain.train_and_validate()
     compiled.train_and_validate()
     assert compiled.model._compiled_call_impl is not None and plain.model._compiled_call_impl is None
@@ -244,7 +261,9 @@ def test_a_limit_of_seconds_is_turned_into_batches_once(tmp_path):
             return super().compute_batch_loss(batch)
 
     def make(limit=.1):
-        return fit(tmp_path, kind=Slow, points=Points(n_valid=40), validation_time_limit=limit, max_epochs=4, prefetch=0)
+        return fit(
+            tmp_path, kind=Slow, points=Points(n_valid=40), validation_time_limit=limit, max_epochs=4, prefetch=0
+        )
 
     counts, last = [], [0]
 
@@ -283,14 +302,36 @@ class Remembers(Policy):
 
 def test_hooks_are_told_in_order_and_remembered(tmp_path):
     order, policy = [], Remembers()
-    callbacks = [Callback(**{name: lambda *a, k=k, name=name, **kw: order.append((name, k)) for name in map(str.lower, Event.__members__)}) for k in (0, 1)]
-    trainer = fit(tmp_path, policies=[callbacks[0], policy, callbacks[1]], max_epochs=1, max_batches_per_epoch_training=1)
+    callbacks = [
+        Callback(
+            **{
+                name: lambda *a, k=k, name=name, **kw: order.append((name, k))
+                for name in map(str.lower, Event.__members__)
+            }
+        )
+        for k in (0, 1)
+    ]
+    trainer = fit(
+        tmp_path, policies=[callbacks[0], policy, callbacks[1]], max_epochs=1, max_batches_per_epoch_training=1
+    )
     trainer.train_and_validate()
     step = ["train_step_started", "gradient_ready", "train_step_finished"]
-    names = ["training_started", "checkpoint_saved", "epoch_started", *step, "validation_started", "epoch_finished", "checkpoint_saved",
-             "training_ended", "checkpoint_saved"]
+    names = [
+        "training_started",
+        "checkpoint_saved",
+        "epoch_started",
+        *step,
+        "validation_started",
+        "epoch_finished",
+        "checkpoint_saved",
+        "training_ended",
+        "checkpoint_saved",
+    ]
     assert order == [(name, k) for name in names for k in (0, 1)]
-    assert policy.told == names and TrainerState.load(trainer.folder, model=toy_model()).policies["2 Remembers"]["told"] == names[:-1]
+    assert (
+        policy.told == names
+        and TrainerState.load(trainer.folder, model=toy_model()).policies["2 Remembers"]["told"] == names[:-1]
+    )
     with pytest.raises(TypeError, match="no event epoch_begun; there are training_started"):
         Callback(epoch_begun=print)
 
@@ -311,7 +352,9 @@ def test_a_callback_with_a_state(tmp_path):
         def load_state_dict(self, state):
             self.n = state["n"]
 
-    cut = cut_and_gone_on_with(tmp_path, 8, lambda folder, name: fit(folder, name, policies=[Callback(train_step_finished=Count())]))
+    cut = cut_and_gone_on_with(
+        tmp_path, 8, lambda folder, name: fit(folder, name, policies=[Callback(train_step_finished=Count())])
+    )
     assert cut.state.global_step == 15 and cut.state.finished["message"] == "enough"
 
 
@@ -366,7 +409,9 @@ def test_it_stops_with_the_data_named_and_the_state_before_it(tmp_path, bad):
     clean = fit(tmp_path, "clean", model=with_buffers())
     clean.step(4)
     trainer = fit(tmp_path, kind=Bad, model=with_buffers())
-    with pytest.raises(FloatingPointError, match=rf"{'loss' if bad == 'loss' else 'norm of the gradient'} .*nan in epoch 1, batch 4 \("):
+    with pytest.raises(
+        FloatingPointError, match=rf"{'loss' if bad == 'loss' else 'norm of the gradient'} .*nan in epoch 1, batch 4 \("
+    ):
         trainer.train_and_validate()
     assert same_states(TrainerState.load(trainer.folder, model=with_buffers()), clean.state) == []
     clean.stop(wait=True)
@@ -394,7 +439,9 @@ def test_a_policy_leaves_it_out(tmp_path, bad, accumulate):
     Bad.bad, Bad.at, Bad.part = bad, (2, 3, 4) if accumulate == 1 else (1,), accumulate - 1
 
     def make(folder, name):
-        return fit(folder, name, kind=Bad, policies=[OnNonFinite(factor=.5)], accumulate=accumulate, model=with_buffers())
+        return fit(
+            folder, name, kind=Bad, policies=[OnNonFinite(factor=0.5)], accumulate=accumulate, model=with_buffers()
+        )
 
     whole = make(tmp_path, "whole")
     state = whole.train_and_validate()
@@ -420,8 +467,10 @@ def test_but_not_without_end(tmp_path):
 
 
 def test_the_rate_of_an_optimizer_of_ones_own_is_lowered_too(tmp_path):
-    for name, options in {"own": dict(optimizer=lambda p: torch.optim.SGD(p, lr=.04)),
-                          "schedule": dict(learning_rate=TorchSchedule(partial(lr_scheduler.LambdaLR, lr_lambda=lambda e: 1.), .04))}.items():
+    for name, options in {
+        "own": dict(optimizer=lambda p: torch.optim.SGD(p, lr=0.04)),
+        "schedule": dict(learning_rate=TorchSchedule(partial(lr_scheduler.LambdaLR, lr_lambda=lambda e: 1.0), 0.04)),
+    }.items():
         trainer = fit(tmp_path, name, kind=Explodes, policies=[OnNonFinite(factor=.5)], **options)
         trainer.train_and_validate()
         assert trainer.log.batches()["learning_rate"][[3, -1]].tolist() == [.04, .01]
@@ -435,8 +484,13 @@ def test_too_little_memory_says_what_to_lower_and_saves(tmp_path):
     whole.train_and_validate()
     trainer = streamline_trainer(data, tmp_path)
     forward, lack = trainer.model.forward, [torch.OutOfMemoryError("tried to allocate 20.00 GiB")]
-    trainer.model.forward = lambda *a: (_ for _ in ()).throw(lack[0]) if trainer.state.global_step == 2 and lack else forward(*a)
-    with pytest.raises(OutOfMemory, match=r"in epoch 1, batch 2 \(streamlines of .*lower batch_size_training \(now 8 nb_streamlines\).*accumulate.*20.00 GiB"):
+    trainer.model.forward = lambda *a: (
+        (_ for _ in ()).throw(lack[0]) if trainer.state.global_step == 2 and lack else forward(*a)
+    )
+    with pytest.raises(
+        OutOfMemory,
+        match=r"in epoch 1, batch 2 \(streamlines of .*lower batch_size_training \(now 8 nb_streamlines\).*accumulate.*20.00 GiB",
+    ):
         trainer.train_and_validate()
     assert trainer.checkpoints.steps()[-1] == 2 and trainer.status.phase == "failed"
     lack.clear()

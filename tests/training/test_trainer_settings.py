@@ -10,9 +10,20 @@ from tractkit.training.policy import Exponential, Patience
 from tractkit.training.settings import TrainerSettings
 
 
-@pytest.mark.parametrize("name", [
-    "max_epochs", "clip_grad", "num_threads", "max_batches_per_epoch_training", "max_batches_per_epoch_validation", "accumulate",
-    "iterations_per_epoch", "validation_time_limit", "checkpoint_every_batches"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "max_epochs",
+        "clip_grad",
+        "num_threads",
+        "max_batches_per_epoch_training",
+        "max_batches_per_epoch_validation",
+        "accumulate",
+        "iterations_per_epoch",
+        "validation_time_limit",
+        "checkpoint_every_batches",
+    ],
+)
 def test_numbers_that_must_be_positive(name):
     for wrong in (0, -1):
         for make in (lambda: TrainerSettings(**{name: wrong}), lambda: replace(TrainerSettings(), **{name: wrong})):  # noqa: B023
@@ -32,7 +43,9 @@ def test_settings_that_contradict_each_other():
 
 def test_objects_are_taken_as_they_are():
     rate, patience = Exponential(.01, .5), Patience(3)
-    made = TrainerSettings(rate, optimizer=torch.optim.SGD, device=torch.device("cpu"), policies=[patience], compile={"mode": "default"})
+    made = TrainerSettings(
+        rate, optimizer=torch.optim.SGD, device=torch.device("cpu"), policies=[patience], compile={"mode": "default"}
+    )
     assert made.learning_rate is rate and made.policies == [patience] and made.optimizer is torch.optim.SGD
     assert TrainerSettings(patience=0).patience == 0  # files written before say it so
     with pytest.raises(FrozenInstanceError):

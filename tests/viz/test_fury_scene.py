@@ -47,14 +47,21 @@ def test_an_opaque_slice_hides_no_streamline_in_a_flat_view():
     solid = Volume(np.ones(SHAPE, np.float32), affine)
     for depth in (2, 17):  # below and above the slice, which stands in the middle
         line = Tractogram(Streamlines.from_list([np.array([[5, 5, depth], [25, 20, depth]])]), affine, SHAPE)
-        rgb = snapshot(line, solid, view="axial", colors="red", letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
+        rgb = (
+            snapshot(line, solid, view="axial", colors="red", letters=False, size=(SIDE, SIDE))
+            .array[..., :3]
+            .astype(int)
+        )
         assert (rgb[..., 0] - rgb[..., 1] > 60).sum() > 100
 
 
 @pytest.mark.vulkan
 def test_the_frame_does_not_depend_on_the_streamlines():
     background = Volume(np.ones(SHAPE, np.float32), AFFINES["LAS anisotropic"])
-    a, b = (snapshot(t, background, view=v, colors=None, size=(200, 160)).array for t, v in ((wavy(1), "3d"), (wavy(30), "3d")))
+    a, b = (
+        snapshot(t, background, view=v, colors=None, size=(200, 160)).array
+        for t, v in ((wavy(1), "3d"), (wavy(30), "3d"))
+    )
     assert np.array_equal(a[:30], b[:30]) and (a != b).any()
 
 
@@ -69,7 +76,11 @@ def test_everything_in_the_outline_is_in_the_picture():
     for which in ("3d", "axial", "coronal", "sagittal"):
         for size in ((300, 150), (150, 300)):
             for k in range(8):
-                rgb = snapshot(t[[k]], view=which, frame=box, colors="red", letters=False, size=size).array[..., :3].astype(int)
+                rgb = (
+                    snapshot(t[[k]], view=which, frame=box, colors="red", letters=False, size=size)
+                    .array[..., :3]
+                    .astype(int)
+                )
                 assert (rgb[..., 0] - rgb[..., 1] > 40).any(), (which, size, k)
 
 
@@ -79,7 +90,9 @@ def test_colors_are_those_asked_for():
     t = Tractogram(Streamlines.from_list(rows), np.eye(4), (40, 20, 1))
     one = snapshot(t, view="axial", colors=(0.7, 0.5, 0.2), letters=False, size=(160, 120)).array[60, 80, :3]
     np.testing.assert_allclose(one, np.array([0.7, 0.5, 0.2]) * 255, atol=6)
-    each = snapshot(t, view="axial", colors=np.tile([[0.1, 0.6, 0.9]], (len(t), 1)), letters=False, size=(160, 120)).array[60, 80, :3]
+    each = snapshot(
+        t, view="axial", colors=np.tile([[0.1, 0.6, 0.9]], (len(t), 1)), letters=False, size=(160, 120)
+    ).array[60, 80, :3]
     np.testing.assert_allclose(each, np.array([0.1, 0.6, 0.9]) * 255, atol=6)
     by_direction = snapshot(t, view="axial", letters=False, size=(160, 120)).array[60, 80, :3]
     np.testing.assert_allclose(by_direction, [255, 0, 0], atol=6)
@@ -89,7 +102,12 @@ def test_colors_are_those_asked_for():
 
 @pytest.mark.vulkan
 def test_ragged_empty_and_lone_streamlines_are_drawn_without_joining():
-    parts = [np.array([[0, 0, 0], [10, 0, 0]]), np.empty((0, 3)), np.array([[5.0, 5, 0]]), np.array([[0, 10, 0], [5, 10, 0], [10, 10, 0]])]
+    parts = [
+        np.array([[0, 0, 0], [10, 0, 0]]),
+        np.empty((0, 3)),
+        np.array([[5.0, 5, 0]]),
+        np.array([[0, 10, 0], [5, 10, 0], [10, 10, 0]]),
+    ]
     t = Tractogram(Streamlines.from_list(parts), np.eye(4), (11, 11, 1))
     rgb = snapshot(t, view="axial", colors="red", letters=False, size=(200, 200)).array[..., :3].astype(int)
     red = rgb[..., 0] - rgb[..., 1] > 40
@@ -124,7 +142,11 @@ def test_wgpus_types_are_the_same_when_fewer_names_are_read():
 
     vulkan_available()
     assert "_parse" in vars(ffi._parser), "cffi or wgpu has changed, and the first view of a process takes 1.5 s longer"
-    asked = [kind for kind in ffi._parsed_types if "WGPU" in kind][::9] + ["WGPUColor[3]", "struct WGPUExtent3D const *", "uint8_t[]"]
+    asked = [kind for kind in ffi._parsed_types if "WGPU" in kind][::9] + [
+        "WGPUColor[3]",
+        "struct WGPUExtent3D const *",
+        "uint8_t[]",
+    ]
     assert len(asked) > 6
     quick = [ffi._parser.parse_type(kind) for kind in asked]
     with patch.object(ffi._parser, "_parse", type(ffi._parser)._parse.__get__(ffi._parser)):
@@ -137,7 +159,11 @@ def test_wgpus_types_are_the_same_when_fewer_names_are_read():
     c = cparser._get_parser()
     with patch("cffi.cparser._get_parser", return_value=c), patch.object(c, "parse", wraps=c.parse) as read:
         assert other.sizeof("Pairs[2]") == 2 * other.sizeof("void *") and other.new("Pair *", dict(a=3)).a == 3
-    assert [("Pair;" in call.args[0], "Far;" in call.args[0]) for call in read.call_args_list] == [(False, False), (False, False), (True, False)]
+    assert [("Pair;" in call.args[0], "Far;" in call.args[0]) for call in read.call_args_list] == [
+        (False, False),
+        (False, False),
+        (True, False),
+    ]
 
 
 @pytest.mark.vulkan
@@ -182,7 +208,10 @@ t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye
     nbclient.NotebookClient(notebook, timeout=120, kernel_name="python3").execute()
     _, made, again, still = (c.outputs for c in notebook.cells)
     for outputs in (made, again):
-        assert [set(o["data"]) - {"text/plain"} for o in outputs] == [{"application/vnd.jupyter.widget-view+json"}, {"image/png"}]
+        assert [set(o["data"]) - {"text/plain"} for o in outputs] == [
+            {"application/vnd.jupyter.widget-view+json"},
+            {"image/png"},
+        ]
         assert outputs[0]["data"]["text/plain"] == "View(1 of 1 streamlines, live)"
     assert [set(o["data"]) for o in still] == [{"image/png", "text/plain"}]
     assert " at 0x" not in str(notebook)
@@ -190,8 +219,10 @@ t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye
 
 # --- without a driver
 
-ERRORS = ("Request adapter failed (3): Validation Error\n\nCaused by: no suitable adapter",
-          "Request device failed (3): Validation Error  Caused by: Unsupported features were requested: FLOAT32_FILTERABLE")
+ERRORS = (
+    "Request adapter failed (3): Validation Error\n\nCaused by: no suitable adapter",
+    "Request device failed (3): Validation Error  Caused by: Unsupported features were requested: FLOAT32_FILTERABLE",
+)
 
 
 @pytest.fixture
@@ -211,13 +242,24 @@ def test_without_a_driver_one_sentence_and_a_still(message, capsys, fresh_answer
         assert view(background, view="coronal").still.array.std() > 0
         assert isinstance(snapshot(wavy(3), view="sagittal"), Still)
     assert tried.call_count == 1  # a second window would fail in another way
-    assert all(word in NO_VULKAN for word in ("apt install mesa-vulkan-drivers", "dnf install mesa-vulkan-drivers", "macOS",
-                                              "VK_DRIVER_FILES", "VK_ICD_FILENAMES"))
+    assert all(
+        word in NO_VULKAN
+        for word in (
+            "apt install mesa-vulkan-drivers",
+            "dnf install mesa-vulkan-drivers",
+            "macOS",
+            "VK_DRIVER_FILES",
+            "VK_ICD_FILENAMES",
+        )
+    )
     assert NO_VULKAN.count(". ") == 0  # one sentence
 
 
 def test_other_errors_are_not_hidden(fresh_answer):
-    with patch.object(window.ShowManager, "__init__", side_effect=RuntimeError("disk on fire")), pytest.raises(RuntimeError, match="fire"):
+    with (
+        patch.object(window.ShowManager, "__init__", side_effect=RuntimeError("disk on fire")),
+        pytest.raises(RuntimeError, match="fire"),
+    ):
         snapshot(wavy(1))
 
 
@@ -239,7 +281,9 @@ t = Tractogram(Streamlines.from_list([np.array([[0, 0, 0], [9, 9, 3]])]), np.eye
 snapshot(t, path={str(tmp_path / "a.png")!r}, size=(200, 150))
 snapshot(t, size=(50, 50))
 """
-    nothing = dict(VK_DRIVER_FILES="/nonexistent", VK_ICD_FILENAMES="/nonexistent", __EGL_VENDOR_LIBRARY_FILENAMES="/nonexistent")
+    nothing = dict(
+        VK_DRIVER_FILES="/nonexistent", VK_ICD_FILENAMES="/nonexistent", __EGL_VENDOR_LIBRARY_FILENAMES="/nonexistent"
+    )
     done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **nothing}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(NO_VULKAN) == 1  # once a process

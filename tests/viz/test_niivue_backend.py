@@ -34,7 +34,10 @@ def points_of(mesh) -> tuple[np.ndarray, np.ndarray]:
     """Points and offsets of a TRX; points and faces of an MZ3, as their formats say."""
     if mesh.name.endswith(".trx"):
         z = zipfile.ZipFile(io.BytesIO(mesh.data))
-        return (np.frombuffer(z.read("positions.3.float32"), "<f4").reshape(-1, 3), np.frombuffer(z.read("offsets.uint32"), "<u4"))
+        return (
+            np.frombuffer(z.read("positions.3.float32"), "<f4").reshape(-1, 3),
+            np.frombuffer(z.read("offsets.uint32"), "<u4"),
+        )
     magic, attributes = np.frombuffer(mesh.data, "<u2", 2)
     faces, corners, skip = np.frombuffer(mesh.data, "<u4", 3, 4)
     assert magic == 0x5A4D and skip == 0 and attributes in (3, 7)
@@ -64,7 +67,10 @@ def test_colors_switches_and_grey_values_are_those_of_the_other_backend(niivue_v
     t = grouped()
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), t.affine)
     v = niivue_view({"t": t, "back": background}, colors="groups", tubes=0.4, window=(0.1, 0.7))
-    assert not v.scene.widget.opts.is_radiological_convention and "left of the head is on the left" in v.controls["message"].value
+    assert (
+        not v.scene.widget.opts.is_radiological_convention
+        and "left of the head is on the left" in v.controls["message"].value
+    )
     assert isinstance(v, NiivueView) and v.shown == v.total == 40
     for name, color in zip(("t: left", "t: right"), palette(2), strict=True):
         mesh, = v.scene.meshes[name]
@@ -73,7 +79,11 @@ def test_colors_switches_and_grey_values_are_those_of_the_other_backend(niivue_v
     left = v.composition.parts[0]
     np.testing.assert_allclose(points_of(v.scene.meshes["t: left"][0])[0], left.drawn(None)[0].points, atol=1e-4)
     v.controls["show t: left"].value = False
-    assert not v.scene.meshes["t: left"][0].visible and v.scene.meshes["t: left"][0].fiber_length > 1e6 and v.shown == 40 - len(left.ids)
+    assert (
+        not v.scene.meshes["t: left"][0].visible
+        and v.scene.meshes["t: left"][0].fiber_length > 1e6
+        and v.shown == 40 - len(left.ids)
+    )
     assert (v.scene.volumes[0].cal_min, v.scene.volumes[0].cal_max) == (0.1, 0.7)
     v.controls["window"].value = (0.2, 0.6)
     assert v.scene.volumes[0].cal_max == pytest.approx(0.6, abs=0.01)
@@ -111,7 +121,9 @@ def test_the_slices_stand_and_move_where_the_sliders_say(niivue_view):
 
         def place(v=v, affine=affine):
             turned = nib.as_closest_canonical(nib.Nifti1Image.from_bytes(v.scene.volumes[0].data))
-            return apply_affine(turned.affine, np.array(v.scene.widget.scene.crosshair_pos)[None] * turned.shape - 0.5)[0]
+            return apply_affine(turned.affine, np.array(v.scene.widget.scene.crosshair_pos)[None] * turned.shape - 0.5)[
+                0
+            ]
 
         np.testing.assert_allclose(place(), there, atol=1e-3)
         low, high = v.controls["x"].min, v.controls["x"].max
@@ -120,10 +132,16 @@ def test_the_slices_stand_and_move_where_the_sliders_say(niivue_view):
         v.move(z=there[2] + 1)
         np.testing.assert_allclose(place(), [v.controls["x"].value, there[1], there[2] + 1], atol=1e-3)
         before, to = place(), (v.controls[n].min * 0.7 + v.controls[n].max * 0.3 for n in "xyz")
-        v.scene.widget._handle_custom_msg({"event": "location_change", "data": {"mm": [*to, 1.0]}}, [])  # a click in the browser
-        assert all(c.value == pytest.approx(0.7 * c.min + 0.3 * c.max, abs=c.step) for c in (v.controls[n] for n in "xyz"))
+        v.scene.widget._handle_custom_msg(
+            {"event": "location_change", "data": {"mm": [*to, 1.0]}}, []
+        )  # a click in the browser
+        assert all(
+            c.value == pytest.approx(0.7 * c.min + 0.3 * c.max, abs=c.step) for c in (v.controls[n] for n in "xyz")
+        )
         np.testing.assert_array_equal(place(), before)  # which has moved the planes itself
-    np.testing.assert_allclose(niivue_view(grid).scene.widget.scene.crosshair_pos, 0.5, atol=0.1)  # not at the far sides, as FURY's three
+    np.testing.assert_allclose(
+        niivue_view(grid).scene.widget.scene.crosshair_pos, 0.5, atol=0.1
+    )  # not at the far sides, as FURY's three
     lines = niivue_view(grouped())
     assert "x" not in lines.controls
     with pytest.raises(ValueError, match="no slices to move"):
@@ -141,7 +159,9 @@ def test_views_of_niivue_follow_each_other_and_only_each_other(niivue_view):
         volume.set_trait("frac2mm_ortho", np.eye(4))
     other._canvas_attached = True
     with patch.object(other, "mm2frac", side_effect=lambda mm: mm[:3]):
-        one.set_state({"scene": {"renderAzimuth": 77.0, "renderElevation": -5.0, "crosshairPos": [0.2, 0.3, 0.4]}})  # turned by a person
+        one.set_state(
+            {"scene": {"renderAzimuth": 77.0, "renderElevation": -5.0, "crosshairPos": [0.2, 0.3, 0.4]}}
+        )  # turned by a person
     assert b.camera == a.camera == dict(render_azimuth=77.0, render_elevation=-5.0, vol_scale_multiplier=1.0)
     assert other.scene.crosshair_pos == [0.2, 0.3, 0.4]
     b.camera = {**a.camera, "render_azimuth": 10.0}
@@ -165,7 +185,10 @@ def other_backend(like: View) -> View:
 
 
 def test_without_the_package_one_sentence_says_what_to_do():
-    with patch("importlib.util.find_spec", return_value=None), pytest.raises(ImportError, match=r"pip install ipyniivue, or tractkit\[niivue\]"):
+    with (
+        patch("importlib.util.find_spec", return_value=None),
+        pytest.raises(ImportError, match=r"pip install ipyniivue, or tractkit\[niivue\]"),
+    ):
         view(grouped(), backend="niivue")
     with pytest.raises(ValueError, match="backend 'vtk' is neither"):
         view(grouped(), backend="vtk")

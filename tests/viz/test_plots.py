@@ -240,7 +240,9 @@ def test_lobes_point_along_the_fibre_in_the_world():
 
     sphere = get_sphere(name="repulsion724")
     fibre, bvecs = np.array([0.8, 0.6, 0.0]), np.concatenate([np.zeros((2, 3)), sphere.vertices[:60]])
-    coefficients = sf_to_sh(np.abs(sphere.vertices @ fibre) ** 20, sphere, sh_order_max=8, basis_type="descoteaux07", legacy=True)
+    coefficients = sf_to_sh(
+        np.abs(sphere.vertices @ fibre) ** 20, sphere, sh_order_max=8, basis_type="descoteaux07", legacy=True
+    )
     series = np.tile(1000 - 900 * (bvecs @ fibre) ** 2, (2, 2, 2, 1)).astype(np.float32)
     for affine in (np.eye(4), np.diag([-2, 2, 3, 1.0]), turned(40, 2, (2, 3, 1))):
         dwi = DWI(Volume(series, affine), np.repeat([0, 2000.0], [2, 60]), bvecs, np.ones((2, 2, 2)))
@@ -255,7 +257,11 @@ def test_lobes_point_along_the_fibre_in_the_world():
             across, up = next(line.get_xydata()[1] for line in ax.lines if line.get_linestyle() == "--")
             np.testing.assert_allclose([across, up], 1.08 * expected, atol=1e-6)
         assert radii[0] < 0.5 and radii[1] == 1  # the signal is small along the fibre, the fODF large
-    for odd, voxel in ((fodf, (2, 0, 0)), (Volume(fodf.data[..., :14], affine), (0, 0, 0)), (Volume(fodf.data[:1], affine), (0, 0, 0))):
+    for odd, voxel in (
+        (fodf, (2, 0, 0)),
+        (Volume(fodf.data[..., :14], affine), (0, 0, 0)),
+        (Volume(fodf.data[:1], affine), (0, 0, 0)),
+    ):
         with pytest.raises(ValueError, match="not on both grids|are no fODF"):
             plot_signal_and_fodf(dwi, odd, voxel)
 
@@ -294,7 +300,11 @@ def test_a_small_png_keeps_few_colors_exactly_and_many_nearly():
 def test_color_ball_has_the_colors_of_its_plane():
     for plane, (across, up, normal) in PLANES.items():
         ball = color_ball(plane, 101)
-        assert ball[50, 50, :3].argmax() == normal and ball[50, 96, :3].argmax() == across and ball[96, 50, :3].argmax() == up
+        assert (
+            ball[50, 50, :3].argmax() == normal
+            and ball[50, 96, :3].argmax() == across
+            and ball[96, 50, :3].argmax() == up
+        )
         assert ball[0, 0, 3] == 0 and ball[50, 50, 3] == 1
 
 

@@ -65,9 +65,19 @@ def test_volumes_are_what_their_numbers_say(tmp_path):
     fodf, info = one_fodf(affine), ShInfo("fodf", 8)
     save_sh(fodf, tmp_path / "fodf.nii.gz", info)
     save_sh(fodf, tmp_path / "sh.nii.gz", ShInfo("signal", 8))
-    asked = [lit_mask(affine), Volume(np.ones(SHAPE, np.float32), affine), Volume(np.zeros(SHAPE, np.float32), affine), Volume(unit, affine),
-             Volume(unit * 2, affine), fodf, (fodf, info), Volume.load(tmp_path / "fodf.nii.gz"), Volume.load(tmp_path / "sh.nii.gz"),
-             Volume(lit_mask(affine).data[..., None].astype(np.uint8), affine), Slices(lit_mask(affine))]
+    asked = [
+        lit_mask(affine),
+        Volume(np.ones(SHAPE, np.float32), affine),
+        Volume(np.zeros(SHAPE, np.float32), affine),
+        Volume(unit, affine),
+        Volume(unit * 2, affine),
+        fodf,
+        (fodf, info),
+        Volume.load(tmp_path / "fodf.nii.gz"),
+        Volume.load(tmp_path / "sh.nii.gz"),
+        Volume(lit_mask(affine).data[..., None].astype(np.uint8), affine),
+        Slices(lit_mask(affine)),
+    ]
     kinds = [type(d) for d in things_to_draw(asked)]
     assert kinds == [Contour, Slices, Slices, Peaks, Slices, Slices, Glyphs, Glyphs, Slices, Contour, Slices]
     with pytest.raises(ValueError, match="descoteaux07 basis, not 'tournier07'"):
@@ -94,11 +104,15 @@ def test_a_subject_and_a_batch_say_what_there_is_to_see(tmp_path):
     assert len([d for d in things_to_draw(two_volumes()) if isinstance(d, Slices)]) == 1
     loader = StreamlinesBatchLoader(dataset, None, "streamlines")
     names = [s.name for s in dataset.training_set]
-    batch = loader.load_batch_streamlines([(name, np.arange(4) + k) for k, name in enumerate(names)], epoch=0, training=False)
+    batch = loader.load_batch_streamlines(
+        [(name, np.arange(4) + k) for k, name in enumerate(names)], epoch=0, training=False
+    )
     parts = things_to_draw(batch)
     assert [p.name for p in parts] == names
     for k, p in enumerate(parts):
-        np.testing.assert_allclose(p.tractogram.rasmm().points, sources[names[k]][np.arange(4) + k].rasmm().points, atol=1e-3)
+        np.testing.assert_allclose(
+            p.tractogram.rasmm().points, sources[names[k]][np.arange(4) + k].rasmm().points, atol=1e-3
+        )
 
 
 def two_volumes():
@@ -143,12 +157,20 @@ def test_what_lies_on_a_plane_is_seen_where_the_affine_says(kind, driver):
         affine = AFFINES[name]
         peaks = np.zeros((*SHAPE, 3), np.float32)
         peaks[tuple(LIT)] = [0.6, 0.48, 0.64]
-        thing = {"contour": Contour(lit_mask(affine)), "glyphs": Glyphs(one_fodf(affine)), "peaks": Peaks(Volume(peaks, affine))}[kind]
+        thing = {
+            "contour": Contour(lit_mask(affine)),
+            "glyphs": Glyphs(one_fodf(affine)),
+            "peaks": Peaks(Volume(peaks, affine)),
+        }[kind]
         there = apply_affine(affine, LIT[None].astype(float))[0]
         box = cube_around(world_box(thing.volume))
         for plane, (across, up, normal) in PLANES.items():
             with patch("tractkit.viz.stills.vulkan_available", return_value=driver == "FURY"):
-                rgb = snapshot(thing, view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE)).array[..., :3].astype(int)
+                rgb = (
+                    snapshot(thing, view=plane, position=there[normal], frame=box, letters=False, size=(SIDE, SIDE))
+                    .array[..., :3]
+                    .astype(int)
+                )
             bright = rgb.max(-1) > 70
             if driver == "matplotlib":  # it has letters, and a margin of its own
                 bright[:30], bright[-70:], bright[:, :30], bright[:, -70:] = False, False, False, False
@@ -183,7 +205,12 @@ def test_each_first_part_of_the_order_is_spread_over_all():
 
 
 def test_the_first_streamlines_are_shown_by_moving_one_number():
-    parts = [np.array([[0.0, 0, 0], [1, 0, 0]]), np.empty((0, 3)), np.array([[5.0, 5, 0]]), np.array([[0.0, 1, 0], [1, 1, 0], [2, 1, 0]])]
+    parts = [
+        np.array([[0.0, 0, 0], [1, 0, 0]]),
+        np.empty((0, 3)),
+        np.array([[5.0, 5, 0]]),
+        np.array([[0.0, 1, 0], [1, 1, 0], [2, 1, 0]]),
+    ]
     s = Streamlines.from_list(parts)
     for tubes, per in ((None, 2), (0.3, 12)):
         actor = LineActor(s, np.ones((len(s.points), 3), np.float32), tubes)
@@ -203,7 +230,11 @@ def test_many_streamlines_are_several_objects():
     lines = LineBlocks(s, np.ones((30, 3), np.float32), None, most=9)
     assert [len(o.geometry.positions.data) for o in lines.objects] == [12, 12, 12, 4]
     lines.show_first(4)
-    assert [(o.visible, o.geometry.positions.draw_range[1]) for o in lines.objects][:3] == [(True, 12), (True, 4), (False, 1)]
+    assert [(o.visible, o.geometry.positions.draw_range[1]) for o in lines.objects][:3] == [
+        (True, 12),
+        (True, 4),
+        (False, 1),
+    ]
     assert LineBlocks(s[[]], np.ones((0, 3), np.float32), None).objects == []
     assert len(LineBlocks(s, np.ones((30, 3), np.float32), None, most=1).objects) == 10  # a long one is alone
 
@@ -219,9 +250,14 @@ def test_tubes_are_round_and_not_wrung():
 
 def grouped(n: int = 40) -> Tractogram:
     t = wavy(n)
-    return Tractogram(t.streamlines, t.affine, t.dimensions, dps={"bundle": np.arange(n)[:, None] % 2, "score": np.linspace(0, 1, n)[:, None]},
-                      dpp={"height": np.arange(len(t.streamlines.points), dtype=float)[:, None]},
-                      groups={"left": np.arange(n // 2), "right": np.arange(n // 2 - 3, n - 4)})
+    return Tractogram(
+        t.streamlines,
+        t.affine,
+        t.dimensions,
+        dps={"bundle": np.arange(n)[:, None] % 2, "score": np.linspace(0, 1, n)[:, None]},
+        dpp={"height": np.arange(len(t.streamlines.points), dtype=float)[:, None]},
+        groups={"left": np.arange(n // 2), "right": np.arange(n // 2 - 3, n - 4)},
+    )
 
 
 def test_colors_by_what_is_stored_or_given():
@@ -236,7 +272,9 @@ def test_colors_by_what_is_stored_or_given():
     np.testing.assert_allclose(rgb("groups")[first], palette(2)[[0, 1, 0]], atol=1e-6)
     np.testing.assert_allclose(rgb("bundle")[first], palette(2)[[1, 0, 0]], atol=1e-6)
     own = np.random.default_rng(0).random((points, 3)).astype(np.float32)
-    np.testing.assert_allclose(rgb(own), np.concatenate([own[t.streamlines.offsets[i]:t.streamlines.offsets[i + 1]] for i in ids]))
+    np.testing.assert_allclose(
+        rgb(own), np.concatenate([own[t.streamlines.offsets[i] : t.streamlines.offsets[i + 1]] for i in ids])
+    )
     by_height, by_array = rgb("height"), rgb(np.arange(points))
     np.testing.assert_allclose(by_height, by_array)
     loss = np.linspace(0, 1, len(t))
@@ -245,7 +283,10 @@ def test_colors_by_what_is_stored_or_given():
     assert np.ptp(with_nan[first[0]]) < 0.1 and np.ptp(with_nan[first[1]]) > 0.2  # none: grey
     assert color_streamlines(t, "score", label="how good").legend.title == "how good"
     assert color_streamlines(t, "score", limits=(0, 2)).legend.limits == (0, 2)
-    for wrong, message in (("los", "neither a color nor one of direction, groups, bundle, score, height"), (np.zeros(7), "one color a streamline")):
+    for wrong, message in (
+        ("los", "neither a color nor one of direction, groups, bundle, score, height"),
+        (np.zeros(7), "one color a streamline"),
+    ):
         with pytest.raises(ValueError, match=message):
             color_streamlines(t, wrong)
     with pytest.raises(ValueError, match="no groups"):
@@ -269,7 +310,11 @@ def test_every_kind_together_makes_a_picture(driver):
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
     things = {"lines": grouped(), "back": background, "mask": lit_mask(affine), "f": Glyphs(one_fodf(affine))}
     with patch("tractkit.viz.stills.vulkan_available", return_value=driver == "FURY"):
-        for options in (dict(view="3d", colors="groups", tubes=0.4), dict(view="coronal", colors="score"), dict(view="axial", colors="height")):
+        for options in (
+            dict(view="3d", colors="groups", tubes=0.4),
+            dict(view="coronal", colors="score"),
+            dict(view="axial", colors="height"),
+        ):
             picture = snapshot(things, size=(240, 200), **options).array
             assert picture.shape == (200, 240, 4)
             assert (snapshot(things, size=(240, 200), letters=False, **options).array != picture).any()
@@ -316,9 +361,15 @@ def live_view():
     views = []
 
     def make(*things, **options):
-        with (patch.object(window.ShowManager, "__init__", offscreen), patch("tractkit.viz.viewer._in_notebook", return_value=True),
-              patch("tractkit.viz.viewer.display"),
-              patch("tractkit.viz.viewer.put_together", lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]))):
+        with (
+            patch.object(window.ShowManager, "__init__", offscreen),
+            patch("tractkit.viz.viewer._in_notebook", return_value=True),
+            patch("tractkit.viz.viewer.display"),
+            patch(
+                "tractkit.viz.viewer.put_together",
+                lambda *rows: ipywidgets.VBox([w for w in rows if isinstance(w, ipywidgets.Widget)]),
+            ),
+        ):
             views.append(view(*things, **options))
         return views[-1]
 
@@ -331,7 +382,12 @@ def live_view():
 def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
     affine = AFFINES["LAS anisotropic"]
     background = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
-    v = live_view({"lines": grouped(), "back": background, "mask": lit_mask(affine)}, colors="groups", max_streamlines=30, size=(200, 160))
+    v = live_view(
+        {"lines": grouped(), "back": background, "mask": lit_mask(affine)},
+        colors="groups",
+        max_streamlines=30,
+        size=(200, 160),
+    )
     c, stage = v.controls, v._stage
     assert c["counted"].value == "30 of 40 streamlines" == f"{v.shown} of {v.total} streamlines"
     before = v.screenshot().array

@@ -115,7 +115,9 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     (source / "_static").mkdir()
     shutil.copy(root / "tools" / "docs" / "conf.py", source)
     shutil.copy(root / "tools" / "docs" / "wide.css", source / "_static")
-    notebooks = {p.relative_to(root).as_posix(): p for p in sorted((root / "nbs").rglob("*.ipynb")) if p.stem != "index"}
+    notebooks = {
+        p.relative_to(root).as_posix(): p for p in sorted((root / "nbs").rglob("*.ipynb")) if p.stem != "index"
+    }
     for name, path in notebooks.items():
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(page_of_notebook(path), encoding="utf-8")
@@ -131,7 +133,10 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
         toctree("Tutorials", [name for name in notebooks if name.startswith("nbs/tutorials/")]),
         toctree("The project", TEXTS),
         *(toctree(package, [name for name in notebooks if name.startswith(f"nbs/{package}/")]) for package in PACKAGES),
-        *(toctree(f"API: {package}", [f"api/{name}.md" for name in modules if name.startswith(f"{package}.")]) for package in PACKAGES),
+        *(
+            toctree(f"API: {package}", [f"api/{name}.md" for name in modules if name.startswith(f"{package}.")])
+            for package in PACKAGES
+        ),
     ]
     readme = (root / "README.md").read_text(encoding="utf-8")
     (source / "index.md").write_text("\n\n".join([readme, *filter(None, trees)]) + "\n", encoding="utf-8")
@@ -180,7 +185,9 @@ def make_site(source: Path = SOURCE, html: Path = HTML) -> int:
     """Write all pages into `html`. Not 0 if a page cannot be made, or a link leads nowhere."""
     gather(source)
     shutil.rmtree(html, ignore_errors=True)
-    code = subprocess.run([sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", str(source), str(html)]).returncode
+    code = subprocess.run(
+        [sys.executable, "-m", "sphinx", "-q", "-j", "2", "-b", "html", str(source), str(html)]
+    ).returncode
     if code:
         return code
     if (source / "nbs" / "images").is_dir():  # the README shows them by HTML, of which sphinx takes no notice
@@ -188,7 +195,10 @@ def make_site(source: Path = SOURCE, html: Path = HTML) -> int:
     problems = broken_links(html)
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"{len(list(html.rglob('*.html')))} pages in {html}" + (f"; {len(problems)} links BROKEN" if problems else "; all links lead somewhere"))
+    print(
+        f"{len(list(html.rglob('*.html')))} pages in {html}"
+        + (f"; {len(problems)} links BROKEN" if problems else "; all links lead somewhere")
+    )
     return 1 if problems else 0
 
 

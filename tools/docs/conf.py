@@ -25,10 +25,15 @@ def _drawn(tex: str, size: float = 15) -> str:
     path = TextPath((0, 0), f"${tex}$", size=size)
     left, bottom, width, height = path.get_extents().padded(0.5).bounds
     pen = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
-    steps = (pen[code] + " ".join(f"{v:.1f}" for v in points if code != 79) for points, code in path.iter_segments(simplify=False))
-    return (f'<svg class="formula" role="img" aria-label="{escape(tex)}" width="{width:.1f}" height="{height:.1f}" '
-            f'viewBox="{left:.1f} {-bottom - height:.1f} {width:.1f} {height:.1f}" style="vertical-align: {bottom:.1f}px">'
-            f'<path transform="scale(1 -1)" fill="currentColor" d="{"".join(steps)}"/></svg>')
+    steps = (
+        pen[code] + " ".join(f"{v:.1f}" for v in points if code != 79)
+        for points, code in path.iter_segments(simplify=False)
+    )
+    return (
+        f'<svg class="formula" role="img" aria-label="{escape(tex)}" width="{width:.1f}" height="{height:.1f}" '
+        f'viewBox="{left:.1f} {-bottom - height:.1f} {width:.1f} {height:.1f}" style="vertical-align: {bottom:.1f}px">'
+        f'<path transform="scale(1 -1)" fill="currentColor" d="{"".join(steps)}"/></svg>'
+    )
 
 
 def _inline(page, node):
