@@ -14,7 +14,7 @@ from dataclasses import fields
 from datetime import datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import nn
@@ -25,6 +25,7 @@ from ..runs.checkpoint import Checkpoints
 from ..runs.loggers import make_loggers
 from ..runs.status import Status
 from . import loop
+from .attributes import read_attribute, refuse_hidden_parts, set_attribute
 from .callbacks import Policies
 from .commands import change, rewind, save
 from .epoch_plan import Batch, Described
@@ -167,8 +168,12 @@ class Trainer:
         self.listeners, self.loggers, self.messages = shown.listeners, shown.loggers, shown.messages
         self.control = self.runner.control
 
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
+    if not TYPE_CHECKING:  # a type checker is to find attributes that do not exist
+        __getattr__, __setattr__ = read_attribute, set_attribute
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        refuse_hidden_parts(cls)
         complete_overrides(cls)
 
     def __getstate__(self) -> StateDict:
@@ -318,13 +323,7 @@ class Trainer:
             self.use_folder(SilentFolder(self.folder), [])
             self.policies = self.policies.without((TQDM, TimeProfiler, LoggerPolicy))
 
-    def curves(self) -> Curves:
-        """Return name to (steps, losses) of the run so far, of bounded length. Readable while training."""
-        return curves_of(self)
-
-    def config(self) -> Record:
-        """Return all settings of the run as plain values: the content of `config.yaml`, for `build_trainer`."""
-        return config_of(self)
+    curves, config = curves_of, config_of  # both can be called while it trains
 
 # %% ../../nbs/training/20_trainer.ipynb #822e5662
 class TrainerOneInput(Trainer):
