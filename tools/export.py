@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE_NOTEBOOKS = {"__init__.py", "__main__.py", "_names.py", "_moved.py", "_modidx.py"}  # no notebook exports them
+BESIDE_NOTEBOOKS = {"__init__.py", "__main__.py", "_names.py", "_moved.py", "_before.py", "_modidx.py"}  # no notebook exports them
 # From the ground up: a package imports only from packages before it, and within itself only from lower numbers.
 PACKAGES = (
     "core",

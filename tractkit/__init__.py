@@ -6,8 +6,10 @@ from its module, as in `from tractkit.runs.checkpoint import Checkpoints`.
 """
 
 import os as _os
+import sys as _sys
 from importlib import import_module as _import_module
 
+from ._moved import OldModules as _OldModules
 from ._names import NAMES as _NAMES
 
 # By hand, at most 120 (tests/test_public_names.py). tools/export.py writes __init__.pyi from it.
@@ -76,6 +78,7 @@ def _give_numba_a_place() -> None:
 
 
 _give_numba_a_place()
+_sys.meta_path.append(_OldModules())  # last: for `from tractkit.trainer import Trainer` and the like, written before the packages
 
 
 def __getattr__(name: str):

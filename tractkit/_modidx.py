@@ -37,6 +37,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
             'tractkit.cli.train': { 'tractkit.cli.train.RunSettings': ('cli/train.html#runsettings', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train._add_machines': ('cli/train.html#_add_machines', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train._add_setting': ('cli/train.html#_add_setting', 'tractkit/cli/train.py'),
+                                    'tractkit.cli.train._import_problem': ('cli/train.html#_import_problem', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train._is_config': ('cli/train.html#_is_config', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train._launch': ('cli/train.html#_launch', 'tractkit/cli/train.py'),
                                     'tractkit.cli.train._put': ('cli/train.html#_put', 'tractkit/cli/train.py'),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,6 +288,27 @@ def test_classes_of_ones_own_come_from_a_file_that_is_named(data, tmp_path, caps
     assert main([*argv, "--import", str(tmp_path / "mine_cli.py")]) == 0
     assert main(["resume", str(tmp_path / "run"), "--import", str(tmp_path / "mine_cli.py"), "--max-epochs", "2"]) == 0
     assert type(TrainerState.load(tmp_path / "run").model).__name__ == "MyTrack"
+
+
+@pytest.mark.parametrize("source, problem", [
+    ("import no_such_package", "line 2: No module named 'no_such_package'. Install the package that it needs, or correct"),
+    ("from json import nonsense", "line 2: cannot import name 'nonsense' from 'json'"),
+    ("from tractkit.hooks import HOOKS", "line 2: tractkit.hooks.HOOKS is gone: write `from tractkit.training.callbacks"),
+])
+def test_a_file_whose_import_fails_is_named_in_one_line(whole, tmp_path, capsys, source, problem):
+    file = tmp_path / "mine_fails.py"
+    file.write_text(f"import os\n{source}\n")
+    for _ in range(2):  # the file is not taken for imported the second time
+        text = complaint(capsys, "resume", whole, "--import", file)
+        assert text.startswith(f"tractkit: {file}: {problem}") and text.endswith("orrect the import")
+
+
+def test_a_package_that_is_missing_is_named_in_one_line(whole, tmp_path, capsys, monkeypatch):
+    shutil.copytree(whole, tmp_path / "run")
+    text = "tractkit: Weights & Biases needs the package wandb: pip install 'tractkit[wandb]', or leave out"
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name, *a: None)
+    assert complaint(capsys, "resume", tmp_path / "run", "--wandb", "offline", "--max-epochs", 4).startswith(text)
 
 
 def test_help_lists_the_settings(capsys):

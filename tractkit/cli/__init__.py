@@ -1,1 +1,5 @@
 """The command line."""
+
+from tractkit._moved import answer_old_names
+
+answer_old_names(__name__)  # those of the module that had the package's name

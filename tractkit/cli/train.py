@@ -9,11 +9,13 @@ __all__ = ['PARTS', 'RunSettings', 'settings_of_part', 'run_settings', 'add_run_
 # %% ../../nbs/cli/00_train.ipynb #69883daf
 import argparse
 import functools
+import os
 import shlex
 import signal
 import sys
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -202,6 +204,8 @@ def run_command(args: argparse.Namespace) -> int:
             again += f" --nnodes {args.nnodes} --rdzv-endpoint {args.rdzv_endpoint}" if args.nnodes > 1 else ""
     except (ValueError, ArithmeticError, OSError, OutOfMemory) as e:
         raise e if isinstance(e, DataError) else DataError(str(e), file=file) from e
+    except ImportError as e:
+        raise _import_problem(e, args.imports) from e
     except RuntimeError as e:
         if "at work in" not in str(e) and not str(e).startswith("the training process"):
             raise
@@ -210,6 +214,18 @@ def run_command(args: argparse.Namespace) -> int:
         print(f"To go on:\n  {again}", file=sys.stderr)
         return 130
     return 0
+
+# %% ../../nbs/cli/00_train.ipynb #5d0b7c3e
+def _import_problem(error: ImportError, imports: Sequence[str]) -> DataError:
+    """Return the error of a failed import in one line; it names the file of --import whose line failed, if one did."""
+    own = {os.path.realpath(path): path for path in imports}
+    problem, missing = " ".join(str(error).split()), isinstance(error, ModuleNotFoundError)
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if file := own.get(os.path.realpath(frame.filename)):
+            fix = "Install the package that it needs, or correct the import" if missing else "Correct the import"
+            return DataError(f"line {frame.lineno}: {problem}", file=file, fix=fix)
+    fix = "Install the package that is missing" if missing else "Install tractkit and what it needs anew"
+    return DataError(problem, fix=None if "pip install" in problem else fix)
 
 # %% ../../nbs/cli/00_train.ipynb #6495893b
 def _launch(config: Config, args: argparse.Namespace, folder: Path) -> str:

@@ -7,6 +7,8 @@ Each name is imported from its module when it is first used."""
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from tractkit._moved import answer_old_names
+
 if TYPE_CHECKING:
     from tractkit.functional.batch_iter import BatchIter, Infinite, as_batch_iter
     from tractkit.functional.pipeline import ExpirationPool, Iterator, Loky, Threads
@@ -41,3 +43,6 @@ def __getattr__(name: str) -> Any:
 def __dir__() -> list[str]:
     """Return the public names, for completion."""
     return sorted({*globals(), *__all__})
+
+
+answer_old_names(__name__)  # those of the module that had the package's name
