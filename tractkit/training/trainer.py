@@ -35,7 +35,7 @@ from .optimizers import GivenOptimizer
 from .overrides import complete_overrides
 from .policy import (
     TQDM, LoggerPolicy, Patience, SettingValue, TimeProfiler, ValuePolicy, as_value_policy)
-from .process import Curves, ProcessRun
+from .process import ProcessRun
 from .ranks import Ranks
 from .reporter import Listener, Reporter
 from .resume import find_state, show_position
