@@ -8,6 +8,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tractkit.cli.commands.add_own_data': ('cli/commands.html#add_own_data', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.copy_tutorials': ( 'cli/commands.html#copy_tutorials',
                                                                                  'tractkit/cli/commands.py'),
+                                       'tractkit.cli.commands.keeping_interrupts': ( 'cli/commands.html#keeping_interrupts',
+                                                                                     'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.main': ('cli/commands.html#main', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.parser': ('cli/commands.html#parser', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.print_version': ( 'cli/commands.html#print_version',

@@ -481,3 +481,26 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
         with pytest.raises(Exception, match="a real error"):
             report.write_tutorial(run, print)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("keeps", [True, False])
+def test_ctrl_c_in_a_function_that_c_code_has_called_is_not_lost(keeps):
+    """A demo went on to the end: Ctrl-C had come while a compiler called Python. `keeps`: and without the mend it is lost."""
+    code = (
+        "import contextlib, ctypes, os, signal, time\n"
+        "from tractkit.cli.commands import keeping_interrupts\n"
+        "def called():\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    for _ in range(1000): pass\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n"
+        f"    with keeping_interrupts() if {keeps} else contextlib.nullcontext():\n"
+        "        ctypes.CFUNCTYPE(None)(called)()\n"
+        "        time.sleep(3)\n"
+        "    print('lost')\n"
+        "except KeyboardInterrupt:\n"
+        "    print('kept')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == ("kept" if keeps else "lost"), done.stderr
+    assert ("ignored" in done.stderr) is not keeps

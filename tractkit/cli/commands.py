@@ -6,10 +6,12 @@
 __all__ = ['parser', 'main']
 
 # %% ../../nbs/cli/02_commands.ipynb #26946931
+import _thread
 import argparse
 import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -170,6 +172,26 @@ def run_command(args: argparse.Namespace) -> int:
     run_demo_command(args)
     return 0
 
+# %% ../../nbs/cli/02_commands.ipynb #c7aa1002
+@contextmanager
+def keeping_interrupts() -> Iterator[None]:
+    """Repeat a Ctrl-C that would be lost in a function that C code has called."""
+    before = sys.unraisablehook
+
+    def repeat(lost: "sys.UnraisableHookArgs") -> None:
+        if lost.exc_type is KeyboardInterrupt:  # not raised at once: C code has called this, too
+            timer = threading.Timer(0.05, _thread.interrupt_main)
+            timer.daemon = True
+            timer.start()
+        else:
+            before(lost)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
+
 # %% ../../nbs/cli/02_commands.ipynb #0d89e2ac
 def main(
     argv: Sequence[str] | None = None,  # the arguments after `tractkit`; None: those of this process
@@ -185,7 +207,8 @@ def main(
         parser().print_help()
         return 0
     try:
-        return run_command(args)
+        with keeping_interrupts():
+            return run_command(args)
     except DataError as error:
         print(f"tractkit: {error}", file=sys.stderr)
         return 2
