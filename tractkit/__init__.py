@@ -78,7 +78,7 @@ def _give_numba_a_place() -> None:
 
 
 _give_numba_a_place()
-_sys.meta_path.append(_OldModules())  # last: for `from tractkit.trainer import Trainer` and the like, written before the packages
+_sys.meta_path.append(_OldModules())  # last: for `from tractkit.trainer import Trainer`, written before the packages
 
 
 def __getattr__(name: str):

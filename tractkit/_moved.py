@@ -1,7 +1,7 @@
 """Where names of before are now: the line that imports each, and the modules that tractkit had before its packages.
 
-Scripts and model files written then import from modules that are gone (`from tractkit.trainer import Trainer`), and pickles name
-them. `OldModules` makes such a module when it is imported; its names are loaded from where they are now."""
+Scripts and model files written then import from modules that are gone (`from tractkit.trainer import Trainer`),
+and pickles name them. `OldModules` makes such a module when it is imported; its names are loaded from where they are now."""
 
 import sys
 from collections.abc import Sequence
@@ -138,5 +138,6 @@ def _no_such_name(module: str, name: str) -> str:
     if "__path__" in vars(sys.modules[module]) or name.startswith("__"):
         return f"module {module!r} has no attribute {name!r}"
     parts, line = modules_now(module), import_line(name)
-    where = f"write `{line}`" if line else f"its parts are in {', '.join(parts)}" if parts else "nothing of it is public"
+    found = f"its parts are in {', '.join(parts)}" if parts else "nothing of it is public"
+    where = f"write `{line}`" if line else found
     return f"{module} has no {name!r}: the module is gone; {where}"
