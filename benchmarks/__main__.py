@@ -5,7 +5,8 @@
     python -m benchmarks --dry           # print only
 
 A benchmark is a file bench_NAME.py with a docstring that says what is compared, and `rows()`, which yields
-`benchmarks.pairs.Ratio`, or, where nothing is timed, `table()`, which returns Markdown. Its section of RESULTS.md stands between two comments; text outside them is kept."""
+`benchmarks.pairs.Ratio`, or, where nothing is timed, `table()`, which returns Markdown. Its section of RESULTS.md
+stands between two comments; text outside them is kept."""
 
 import argparse
 import datetime

@@ -2,7 +2,8 @@
 
     python -m benchmarks.against OTHER_ROOT    # a checkout of the other version, as `git worktree add` makes it
 
-Each version runs in a process of its own, and they take turns. Learn2Track (28 features, LSTM 128-128) trains on batches of
+Each version runs in a process of its own, and they take turns. Learn2Track (28 features, LSTM 128-128) trains on
+batches of
 256 streamlines with its loader and prefetch thread; the toy, a line through points, has next to nothing to compute, so
 its time is that of the trainer around a batch. An update of the panel is `TrainerPanel.refresh` after 200 more batches,
 with the messages made, counted and dropped; its time is that of its thread."""
@@ -136,7 +137,8 @@ def main() -> int:
     commit = subprocess.run(
         ["git", "-C", args.other, "log", "-1", "--format=%h %s"], capture_output=True, text=True, check=True
     ).stdout.strip()
-    text = f"## against\n\n{(__doc__ or '').strip()}\n\nThe version before: {commit}.\n\n{as_table(list(rows(args.other.resolve())))}\n\n{machine()}."
+    text = (f"## against\n\n{(__doc__ or '').strip()}\n\nThe version before: "
+            f"{commit}.\n\n{as_table(list(rows(args.other.resolve())))}\n\n{machine()}.")
     print(text)
     if not args.dry:
         RESULTS.write_text(put(RESULTS.read_text(encoding="utf-8"), "against", text), encoding="utf-8")

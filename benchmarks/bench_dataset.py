@@ -1,4 +1,5 @@
-"""Reading streamlines of a subject of 20,000, from the file and from memory, beside what NumPy and h5py make of the same data.
+"""Reading streamlines of a subject of 20,000, from the file and from memory, beside what NumPy and h5py make of the
+same data.
 
 A batch is 1,024 streamlines at random, other ones in each pair. *Fancy-indexing* is `points[rows]` on the points in
 memory, with the rows worked out beforehand. *h5py* opens the file once and reads offset, length and points of each

@@ -1,7 +1,10 @@
 """Making one HDF5 file of 4 subjects of 20,000 streamlines: against merely reading the same files with nibabel
-(`np.asarray(image.dataobj)`, `nib.streamlines.load`), warm page cache, ours with all that it adds: checks, standardizing, lengths,
-checksums, writing, flushing to disk. Must be within 1.5. Then, from a process of its own: the peak memory that making the file
-takes beyond importing (must be under one subject's data and 200 MB); and the size of a streamlines group against that of
+(`np.asarray(image.dataobj)`, `nib.streamlines.load`), warm page cache, ours with all that it adds: checks,
+standardizing, lengths,
+checksums, writing, flushing to disk. Must be within 1.5. Then, from a process of its own: the peak memory that making
+the file
+takes beyond importing (must be under one subject's data and 200 MB); and the size of a streamlines group against that
+of
 dwi_ml, whose points are float64 (must be at most 0.55)."""
 
 import subprocess

@@ -1,11 +1,17 @@
 """Training with the panel open beside training without it, and what an update of the panel costs.
 
-Learn2Track (28 features, LSTM 64-64) on one batch of 8 streamlines again and again, so that all batches take equally long, in a
-thread, as the panel starts it, in the kernel of a real JupyterLab with chromium in front of it (on the same cores). Stretches
-with the panel open in the page and with it closed take turns, in the other order each time; compared are seconds per batch.
-The bytes are those that the page receives. Then a toy of a thousand batches a second, which is as much to follow as there can be,
-without a page: the messages that widgets send are made (JSON and binary), counted and dropped. Where there is no chromium, so are
-those of Learn2Track. The time of an update is that of the thread that makes it, against the 5 ms it may take; its bytes against
+Learn2Track (28 features, LSTM 64-64) on one batch of 8 streamlines again and again, so that all batches take equally
+long, in a
+thread, as the panel starts it, in the kernel of a real JupyterLab with chromium in front of it (on the same cores).
+Stretches
+with the panel open in the page and with it closed take turns, in the other order each time; compared are seconds per
+batch.
+The bytes are those that the page receives. Then a toy of a thousand batches a second, which is as much to follow as
+there can be,
+without a page: the messages that widgets send are made (JSON and binary), counted and dropped. Where there is no
+chromium, so are
+those of Learn2Track. The time of an update is that of the thread that makes it, against the 5 ms it may take; its bytes
+against
 20 kB (in the columns of ms: kB)."""
 
 import json

@@ -1,4 +1,5 @@
-"""The default demo on phantom subjects that nobody trained or chose on: 12 subjects train, 2 validate, sub-15 and sub-16
+"""The default demo on phantom subjects that nobody trained or chose on: 12 subjects train, 2 validate, sub-15 and
+sub-16
 test. For each seed of training and each test subject: this model beside DIPY's deterministic tracking, from the same
 fODF, seeds, mask and length limits, DIPY with its best settings on a validation subject. About 10 minutes a seed on two
 cores; the environment variable TRACTKIT_SEEDS chooses the seeds (default: 0,1,2)."""
@@ -38,11 +39,13 @@ class Outcome:
             == 7,
             f"valid share above DIPY's: {model.share('valid'):.3f}, {dipy.share('valid'):.3f}": model.share("valid")
             > dipy.share("valid"),
-            f"invalid connections below DIPY's: {model.share('invalid_connections'):.3f}, {dipy.share('invalid_connections'):.3f}": model.share(
+            f"invalid connections below DIPY's: {model.share('invalid_connections'):.3f}, "
+            f"{dipy.share('invalid_connections'):.3f}": model.share(
                 "invalid_connections"
             )
             < dipy.share("invalid_connections"),
-            f"with the signal shuffled, valid share below DIPY's: {shuffled.share('valid'):.3f}, {dipy.share('valid'):.3f}": shuffled.share(
+            f"with the signal shuffled, valid share below DIPY's: {shuffled.share('valid'):.3f}, "
+            f"{dipy.share('valid'):.3f}": shuffled.share(
                 "valid"
             )
             < dipy.share("valid"),

@@ -1,4 +1,5 @@
-"""The plan of an epoch of 1 M streamlines in every mode, beside NumPy's random permutation of 1 M numbers, the least that
+"""The plan of an epoch of 1 M streamlines in every mode, beside NumPy's random permutation of 1 M numbers, the least
+that
 any shuffle costs; and 1,000 look-ups of a batch of 100 streamlines, beside slices of an array. One thread."""
 
 import warnings

@@ -1,4 +1,5 @@
-"""Training Learn2Track (28 features, LSTM 128-128, dropout) on batches of 256 streamlines at 1 mm, splits, reversal and noise on.
+"""Training Learn2Track (28 features, LSTM 128-128, dropout) on batches of 256 streamlines at 1 mm, splits, reversal and
+noise on.
 
 The trainer (lazy data, default prefetch thread, log and status written) beside forward + backward + optimizer alone on
 the same batches, loaded beforehand, in turns of four batches; a turn of the trainer ends only when the batches that it

@@ -1,9 +1,14 @@
-"""The live view in a real JupyterLab, with Debian's chromium in front of it (both on the same cores, and the driver's software
-rendering too). How long a view of 100,000 streamlines (60 points each, over a volume) takes, its still with it, from running the
+"""The live view in a real JupyterLab, with Debian's chromium in front of it (both on the same cores, and the driver's
+software
+rendering too). How long a view of 100,000 streamlines (60 points each, over a volume) takes, its still with it, from
+running the
 cell `v = tk.view(many, volume)` to a painted canvas: in fresh kernels that have done `import tractkit as tk` and
-`tk.Tractogram.load` and nothing else, so that the import of FURY counts (the very first of them in a new home folder, where
-matplotlib and the driver have no caches yet), and again in the last of these kernels. How fast 2,000 streamlines turn under the
-mouse (then a thousand of them are drawn, with fewer points) beside the rate at which the same scene is redrawn offscreen, in turns; and what an open view costs a kernel that does
+`tk.Tractogram.load` and nothing else, so that the import of FURY counts (the very first of them in a new home folder,
+where
+matplotlib and the driver have no caches yet), and again in the last of these kernels. How fast 2,000 streamlines turn
+under the
+mouse (then a thousand of them are drawn, with fewer points) beside the rate at which the same scene is redrawn
+offscreen, in turns; and what an open view costs a kernel that does
 nothing. Needs chromium and the packages of the dev extra."""
 
 import os
@@ -29,11 +34,13 @@ def made(n, points=60):
     bend = normal(fold("bend", 1), np.arange(n * 3).reshape(n, 1, 3)) * 12
     t = np.linspace(0, 1, points)[:, None]
     lines = ends[:, :1] + (ends[:, 1:] - ends[:, :1]) * t + bend * np.sin(np.pi * t)
-    return tk.Tractogram(tk.Streamlines(lines.reshape(-1, 3).astype(np.float32), np.arange(n + 1) * points), np.diag([-2, 2, 2, 1.]), (100, 120, 80))
+    packed = tk.Streamlines(lines.reshape(-1, 3).astype(np.float32), np.arange(n + 1) * points)
+    return tk.Tractogram(packed, np.diag([-2, 2, 2, 1.]), (100, 120, 80))
 
 if not os.path.exists("many.trk"): made(100_000).save("many.trk")
 many, few = tk.Tractogram.load("many.trk"), made(2_000)
-volume = tk.Volume((60 - np.linalg.norm((np.indices((100, 120, 80)).T - [50, 60, 40]) * [1, .9, 1.3], axis=-1).T).clip(0).astype(np.float32),
+far = np.linalg.norm((np.indices((100, 120, 80)).T - [50, 60, 40]) * [1, .9, 1.3], axis=-1).T
+volume = tk.Volume((60 - far).clip(0).astype(np.float32),
                    np.diag([-2, 2, 2, 1.]))
 
 def redraw_rate(seconds):
@@ -116,20 +123,24 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
         [
             "| what | measured | promised |",
             "| --- | --- | --- |",
-            f"| 100,000 streamlines, from running the cell to a painted canvas, {words}: in a fresh kernel and a new home folder | "
+            f"| 100,000 streamlines, from running the cell to a painted canvas, {words}: in a fresh kernel and a new "
+            f"home folder | "
             f"{_seconds(first[:1])} | |",
             f"| the same in {kernels - 1} fresh kernels, median | {_seconds(first[1:])} | under 5 s |",
             f"| the same, {opens} times more in one of these kernels, median | {_seconds(later)} | under 5 s |",
             f"| 2,000 streamlines dragged in the browser beside redrawn offscreen, {pairs} pairs of {SECONDS:g} s | "
-            f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio {median(ratios):.2f} "
+            f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio "
+            f"{median(ratios):.2f} "
             f"({low:.2f} – {high:.2f}) | at least 0.6 |",
-            f"| an open view at rest for {idle:g} s, the kernel's processor time | {100 * share:.1f} % of a core | under 2 % |",
+            f"| an open view at rest for {idle:g} s, the kernel's processor time | {100 * share:.1f} % of a core | "
+            f"under 2 % |",
         ]
     )
 
 
 def _seconds(opened: list[tuple[float, float]]) -> str:
-    return f"{median(wall for wall, _ in opened):.1f} s (the kernel's processor time {median(cpu for _, cpu in opened):.1f} s)"
+    return (f"{median(wall for wall, _ in opened):.1f} s (the kernel's processor time "
+            f"{median(cpu for _, cpu in opened):.1f} s)")
 
 
 def _drag_rate(page, shown, kernel) -> float:

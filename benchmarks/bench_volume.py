@@ -1,4 +1,5 @@
-"""Trilinear sampling on the CPU, 28 features of 96 x 96 x 60 voxels in memory, beside torch's grid_sample in both of its
+"""Trilinear sampling on the CPU, 28 features of 96 x 96 x 60 voxels in memory, beside torch's grid_sample in both of
+its
 layouts and SciPy's map_coordinates; points along streamlines, half a voxel apart, and at random places.
 
 Equal threads on both sides; each writes a new output. SciPy has no threads, so it gets a pool, one feature a task. A

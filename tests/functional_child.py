@@ -1,4 +1,5 @@
-"""Runs trainings of `train_model` that are to be killed: one process forked off for each line of JSON on the standard input."""
+"""Runs trainings of `train_model` that are to be killed: one process forked off for each line of JSON on the standard
+input."""
 
 import os
 import signal

@@ -1,4 +1,5 @@
-"""Training processes that tests kill: forked from one that has everything imported, and killed after a step drawn at random."""
+"""Training processes that tests kill: forked from one that has everything imported, and killed after a step drawn at
+random."""
 
 import json
 import os
@@ -14,7 +15,8 @@ from tqdm import tqdm
 
 
 def fork_for_each_line(work: Callable[[dict], None], warm_up: Callable[[dict], None]) -> None:
-    """A child for each job (a line of JSON on stdin): prints its pid, then how it ended. `warm_up` gets the first job."""
+    """A child for each job (a line of JSON on stdin): prints its pid, then how it ended. `warm_up` gets the first
+    job."""
     tqdm.monitor_interval = 0  # its thread could hold a lock at the moment of a fork
     tqdm.set_lock(threading.RLock())  # the default one is shared by all forks, and not given back by one that is killed
     for i, line in enumerate(sys.stdin):

@@ -1,11 +1,13 @@
-"""What worker processes of a DataLoader load while a thread of this process reads. A worker imports this module: keep that quick."""
+"""What worker processes of a DataLoader load while a thread of this process reads. A worker imports this module: keep
+that quick."""
 
 import threading
 from collections.abc import Callable
 
 
 class Collate:
-    """Reads in whichever process is asked: the points of some streamlines and, if a volume is named, the sum over it."""
+    """Reads in whichever process is asked: the points of some streamlines and, if a volume is named, the sum over
+    it."""
 
     def __init__(self, dataset, volume: str | None = None):
         self.dataset, self.volume = dataset, volume

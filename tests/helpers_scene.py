@@ -1,4 +1,5 @@
-"""What test_plots.py, test_scene.py, test_viewer.py and test_niivue.py draw: grids of any orientation, a voxel to find again, lines."""
+"""What test_plots.py, test_scene.py, test_viewer.py and test_niivue.py draw: grids of any orientation, a voxel to find
+again, lines."""
 
 import numpy as np
 

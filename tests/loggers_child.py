@@ -1,4 +1,5 @@
-"""Toy trainings that keep their loggers up to date all the time, and kill themselves at a step: see runs/test_loggers.py."""
+"""Toy trainings that keep their loggers up to date all the time, and kill themselves at a step: see
+runs/test_loggers.py."""
 
 import os
 import signal

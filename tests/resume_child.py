@@ -298,7 +298,8 @@ def child(job: dict) -> None:
 def draw_for_ever():
     """What another cell may do."""
     while True:
-        drawn = [torch.rand(50), torch.randn(3, 3) @ torch.randn(3, 3), np.random.rand(9), random.random()]  # noqa: NPY002
+        by_numpy = np.random.rand(9)  # noqa: NPY002
+        drawn = [torch.rand(50), torch.randn(3, 3) @ torch.randn(3, 3), by_numpy, random.random()]
         torch.manual_seed(len(drawn) + random.randrange(2**31))
         time.sleep(0.0005)
 

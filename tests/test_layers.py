@@ -102,7 +102,8 @@ ALLOWED = {
     (
         "tractkit.models.base",
         COMPUTED,
-    ): "a checkpoint names its model's class; the module that registers it is loaded, from a list of our own models only",
+    ): "a checkpoint names its model's class; the module that registers it is loaded, from a list of our own models "
+       "only",
 }
 used_allowances = set()
 
@@ -173,7 +174,8 @@ def test_an_upward_import_is_seen(code, monkeypatch):
 
 def test_a_downward_import_is_allowed():
     notebooks = {"tractkit.core.files": "core/00_files", "tractkit.models.me": "models/20_me"}
-    code = "from ..core.files import DataError\nfrom tractkit.core.files import DataError\nimport numpy.linalg\nfrom ..core import files"
+    code = ("from ..core.files import DataError\nfrom tractkit.core.files import DataError\nimport numpy.linalg\nfrom "
+            "..core import files")
     assert upward_imports(ast.parse(code), "tractkit.models.me", notebooks) == []
 
 

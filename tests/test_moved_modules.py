@@ -1,6 +1,7 @@
 """The modules that tractkit had before its packages: scripts, model files and pickles of then still work.
 
-`tests/data/before_redraw/objects.pkl.gz` was written by the version before (make_objects.py beside it), and so was the text of
+`tests/data/before_redraw/objects.pkl.gz` was written by the version before (make_objects.py beside it), and so was the
+text of
 MODEL_FILE, by `write_module`."""
 
 import gzip
@@ -124,7 +125,8 @@ def test_a_name_that_an_old_module_had_for_itself_says_where_its_parts_are():
     parts = "its parts are in tractkit.training.resume, tractkit.training.trainer"
     with pytest.raises(AttributeError, match=rf"^tractkit.trainer has no '_scale': the module is gone; {parts}$"):
         old._scale  # noqa: B018
-    with pytest.raises(ImportError, match=rf"^cannot import name '_scale' from 'tractkit.trainer' \(<gone; {parts}>\)$"):
+    with pytest.raises(ImportError, match=rf"^cannot import name '_scale' from 'tractkit.trainer' \(<gone; "
+                                          rf"{parts}>\)$"):
         exec("from tractkit.trainer import _scale")
     with pytest.raises(AttributeError, match="write `from tractkit.runs.checkpoint import Checkpoints`"):
         old.Checkpoints  # noqa: B018
@@ -214,7 +216,9 @@ def test_old_pickles_load():
     assert np.array_equal(old["Volume"].affine, np.diag([2.0, 2.0, 2.0, 1.0]))
     assert [len(line) for line in old["Streamlines"]] == [2, 3] and old["Streamlines"].points[1].tolist() == [3, 4, 5]
     assert old["PhantomSettings"] == tk.PhantomSettings(snr=7)
-    assert repr(old["Constant"]) == repr(tk.Constant(0.5)) and repr(old["Exponential"]) == repr(tk.Exponential(1.0, 0.5))
+    assert repr(old["Constant"]) == repr(tk.Constant(0.5)) and repr(old["Exponential"]) == repr(
+        tk.Exponential(1.0, 0.5)
+    )
     assert old["Space"] is tk.Space.VOX
 
 

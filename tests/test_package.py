@@ -85,7 +85,8 @@ before = warnings.filters[:]
 for module in pkgutil.walk_packages(tractkit.__path__, "tractkit."):
     if not module.name.endswith("__main__"):
         importlib.import_module(module.name)
-print([f for f in warnings.filters if f not in before and f[0] == "ignore" and f[1] is f[3] is None and f[2] in (Warning, UserWarning)])
+new = [f for f in warnings.filters if f not in before]
+print([f for f in new if f[0] == "ignore" and f[1] is f[3] is None and f[2] in (Warning, UserWarning)])
 """
     assert python(code) == "[]\n"
 
@@ -232,7 +233,8 @@ import sys
 class NotInstalled:
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in {blocked!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}} (blocked: a person's environment has it not)", name=name)
+            raise ModuleNotFoundError(
+                f"No module named {{name!r}} (blocked: a person's environment has it not)", name=name)
 
 
 sys.meta_path.insert(0, NotInstalled())

@@ -260,7 +260,8 @@ def test_docs_load_nothing_from_elsewhere_and_link_to_what_is_there(tmp_path):
     (
         tmp_path / "a.html"
     ).write_text("""<link rel="stylesheet" href="own.css"><a href="https://example.org">may be read elsewhere</a>
-        <script src="https://example.org/math.js"></script><img src="data:image/png;base64,AA"><a href="#no">x</a><a href="b.html">y</a>""")
+        <script src="https://example.org/math.js"></script><img src="data:image/png;base64,AA">
+        <a href="#no">x</a><a href="b.html">y</a>""")
     (tmp_path / "own.css").write_text("")
     assert docs.broken_links(tmp_path) == ["a.html: #no: the page has no such place", "a.html: b.html is not there",
                                            "a.html: https://example.org/math.js comes from elsewhere"]

@@ -1,4 +1,5 @@
-"""The tutorials as they are stored: small, with their pictures, and as HTML without being run; and the site made of them."""
+"""The tutorials as they are stored: small, with their pictures, and as HTML without being run; and the site made of
+them."""
 
 import json
 import re

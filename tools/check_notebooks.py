@@ -11,7 +11,8 @@ file by file, byte by byte.
 and text exactly, other outputs by their mime types (pictures may differ by a pixel between machines). Cells marked
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
 the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
-last bit: only the kinds of their outputs are compared, warnings apart. `#| real` marks cells that need the data folder and are left out
+last bit: only the kinds of their outputs are compared, warnings apart. `#| real` marks cells that need the data folder
+and are left out
 where TRACTKIT_DATA is not set. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
 """
 
@@ -159,7 +160,8 @@ def cell_difference(stored: list, now: list, kinds_only: bool = False) -> str:
 
 
 def dies_with_its_kernel(output) -> bool:
-    """Is an output a live view or panel, or tqdm's widget? A stored one is an error message where it is opened; the still stays."""
+    """Is an output a live view or panel, or tqdm's widget? A stored one is an error message where it is opened; the
+    still stays."""
     data = output.get("data", {})
     text = as_text(data.get("text/plain", ""))
     return any("widget-view" in mime for mime in data) and \
@@ -237,7 +239,8 @@ def isolated_environment(folder: str) -> dict[str, str]:
 
 @contextmanager
 def warm_kernels():
-    """A server of kernels that have the heavy libraries in memory: its socket, or None where the system has no such thing."""
+    """A server of kernels that have the heavy libraries in memory: its socket, or None where the system has no such
+    thing."""
     if not warm_kernel.AVAILABLE:
         yield None
         return
@@ -315,7 +318,8 @@ def check_run(notebooks: list[Path], store: bool = False) -> int:
             notes = [f"over {SLOW_NOTEBOOK} s"] if seconds > SLOW_NOTEBOOK else []
             notes += [f"{size:.0f} KB, over {LARGE_NOTEBOOK}"] if size > LARGE_NOTEBOOK else []
             print(
-                f"  {'FAIL' if problems else 'ok  '} {seconds:5.1f} s  {path.relative_to(ROOT / 'nbs') if path.is_relative_to(ROOT / 'nbs') else path.name}"
+                f"  {'FAIL' if problems else 'ok  '} {seconds:5.1f} s  "
+                f"{path.relative_to(ROOT / 'nbs') if path.is_relative_to(ROOT / 'nbs') else path.name}"
                 + (f"  (note: {'; '.join(notes)})" if notes else ""),
                 flush=True,
             )

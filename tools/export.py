@@ -17,7 +17,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BESIDE_NOTEBOOKS = {"__init__.py", "__main__.py", "_names.py", "_moved.py", "_before.py", "_modidx.py"}  # no notebook exports them
+# no notebook exports them
+BESIDE_NOTEBOOKS = {"__init__.py", "__main__.py", "_names.py", "_moved.py", "_before.py", "_modidx.py"}
 # From the ground up: a package imports only from packages before it, and within itself only from lower numbers.
 PACKAGES = (
     "core",
@@ -63,7 +64,8 @@ def public_names(path: Path) -> list[str]:
 
 
 def write_names(root: Path) -> None:
-    """Write `_names.py` and `__init__.pyi`; stop if two modules export one name, or none exports one of the top level."""
+    """Write `_names.py` and `__init__.pyi`; stop if two modules export one name, or none exports one of the top
+    level."""
     names: dict[str, str] = {}
     package = root / "tractkit"
     for path in generated_modules(root):
@@ -75,7 +77,8 @@ def write_names(root: Path) -> None:
     top = public_names(package / "__init__.py")
     if lost := [name for name in top if name not in names]:
         raise SystemExit(
-            f"no module exports {', '.join(lost)}: follow in `__all__` of tractkit/__init__.py and in tractkit/_moved.py"
+            f"no module exports {', '.join(lost)}: follow in `__all__` of tractkit/__init__.py and in "
+            f"tractkit/_moved.py"
         )
     body = "".join(f'    "{n}": "{m}",\n' for n, m in sorted(names.items()))
     (package / "_names.py").write_text(

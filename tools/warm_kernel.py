@@ -1,4 +1,5 @@
-"""Kernels that begin with the heavy libraries already imported: what importing them costs is paid once, not per notebook.
+"""Kernels that begin with the heavy libraries already imported: what importing them costs is paid once, not per
+notebook.
 
     python tools/warm_kernel.py --serve SOCKET      # import, then listen
     python tools/warm_kernel.py SOCKET -f CONNECTION  # one kernel, in a process of its own, forked from that server

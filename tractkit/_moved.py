@@ -1,7 +1,8 @@
 """Where names of before are now: the line that imports each, and the modules that tractkit had before its packages.
 
 Scripts and model files written then import from modules that are gone (`from tractkit.trainer import Trainer`),
-and pickles name them. `OldModules` makes such a module when it is imported; its names are loaded from where they are now."""
+and pickles name them. `OldModules` makes such a module when it is imported; its names are loaded from where they are
+now."""
 
 import sys
 from collections.abc import Sequence

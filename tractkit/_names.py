@@ -309,7 +309,7 @@ NAMES = {
     "W": "training.reporter",
     "WRONG_PATH": "evaluation.scoring",
     "WandbLogger": "runs.wandb",
-    "Watched": "training.reporter",
+    "Watched": "runs.loggers",
     "Watcher": "lab.live_widget",
     "Wholes": "data.augment",
     "accepts_loss": "training.errors",

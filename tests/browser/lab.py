@@ -183,11 +183,14 @@ class Lab:
         return page.evaluate(
             """async text => {
             const notebook = window.jupyterapp.shell.currentWidget.content, found = [];
-            notebook.widgets.forEach((w, k) => { if (w.model.type === 'code' && w.model.sharedModel.getSource().includes(text)) found.push(k); });
+            notebook.widgets.forEach((w, k) => {
+                if (w.model.type === 'code' && w.model.sharedModel.getSource().includes(text)) found.push(k);
+            });
             if (found.length !== 1) throw new Error(`${found.length} cells have in them: ${text}`);
             notebook.activeCellIndex = found[0];
             await window.jupyterapp.commands.execute('notebook:run-cell');
-            return notebook.widgets[found[0]].model.sharedModel.getOutputs().map(o => o.text ? [o.text].flat().join('') : String(o.data?.['text/plain'] ?? o.evalue));
+            return notebook.widgets[found[0]].model.sharedModel.getOutputs().map(o =>
+                o.text ? [o.text].flat().join('') : String(o.data?.['text/plain'] ?? o.evalue));
         }""",
             text,
         )
@@ -273,12 +276,14 @@ class Panel:
     def painted(self) -> int:
         """How many pixels of its curves are drawn on."""
         return self.readout.locator("canvas").evaluate(
-            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v > 0).length"
+            "c => c.getContext('2d').getImageData(0, 0, c.width, c.height).data.filter((v, i) => i % 4 == 3 && v > "
+            "0).length"
         )
 
 
 class Wire:
-    """What the kernels send to a page, of the messages that come after this was made and the page was opened (again)."""
+    """What the kernels send to a page, of the messages that come after this was made and the page was opened
+    (again)."""
 
     def __init__(self, page: Page):
         self.seen: list[tuple[float, str, int]] = []  # when it was sent, what kind of message, bytes with its buffers

@@ -1,4 +1,5 @@
-"""The panel of a small trainer in a real JupyterLab, with a mouse and a keyboard; the tutorial's is in test_tutorial_browser.py.
+"""The panel of a small trainer in a real JupyterLab, with a mouse and a keyboard; the tutorial's is in
+test_tutorial_browser.py.
 
 One notebook, one story: the second test goes on where the first left the page; the third has a panel of its own."""
 
@@ -20,7 +21,8 @@ import tractkit.lab.panel
 trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
     "trainer",
     "import time; time.sleep(5); print('awake')",
-    "step = trainer.log.batches()['step'].tolist(); print(step == list(range(1, len(step) + 1)), len(step), trainer.learning_rate.value)",
+    "step = trainer.log.batches()['step'].tolist(); print(step == list(range(1, len(step) + 1)), len(step), "
+    "trainer.learning_rate.value)",
     *(
         f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
         for batches in (1_000, 10_000)
@@ -144,8 +146,10 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     updates, seconds = [x for x in sent if x[1] > 3_000], sent[-1][0] - began
     fifths = [[size for when, size in updates if k <= 5 * (when - began) / seconds <= k + 1] for k in range(5)]
     note = (
-        f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, {end['rss'] / 2**20:.1f} MiB at the end; "
-        f"updates in each fifth {[len(f) for f in fifths]} of {[sum(f) // 1000 for f in fifths]} kB, {len(sent) - len(updates)} other messages; "
+        f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, "
+        f"{end['rss'] / 2**20:.1f} MiB at the end; "
+        f"updates in each fifth {[len(f) for f in fifths]} of {[sum(f) // 1000 for f in fifths]} kB, "
+        f"{len(sent) - len(updates)} other messages; "
         f"notebook {tenth['file']} and {end['file']} bytes, page {tenth['elements']} and {end['elements']} elements"
     )
     (PICTURES / f"flat-{batches}.txt").write_text(note + "\n")

@@ -9,7 +9,8 @@ from tractkit.lab.run_browser import _Table
 
 pytestmark = pytest.mark.browser
 
-PAGE = """<!DOCTYPE html><html><head><style>%s body { margin: 0 } </style></head><body><div id="here"></div><script type="module">
+PAGE = """<!DOCTYPE html><html><head><style>%s body { margin: 0 } </style></head><body>
+<div id="here"></div><script type="module">
 %s
 const listeners = {}, state = %s;
 window.sent = [];
@@ -106,7 +107,68 @@ def test_names_are_text_and_buttons_send_what_they_say(page):
 def test_the_theme_of_the_page_is_told(page):
     page.screenshot(path=PICTURES / "runs-light.png")
     page.evaluate(
-        "document.body.style.cssText = '--jp-layout-color0: #111; --jp-ui-font-color1: #ddd; --jp-ui-font-color2: #aaa; background: #111'"
+        "document.body.style.cssText = '--jp-layout-color0: #111; --jp-ui-font-color1: #ddd; "
+        "--jp-ui-font-color2: #aaa; "
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        ""
+        "background: #111'"
     )
     page.wait_for_function("model.get('dark') === true")
     page.screenshot(path=PICTURES / "runs-dark.png")

@@ -55,7 +55,8 @@ def test_a_person_clicks_through_it(lab, page, panel):
     until(lambda: batch_records(lab)[-1]["time"]["at"] > answered)  # it was trained before, meanwhile and after
     at = np.array([r["time"]["at"] for r in batch_records(lab)])
     meanwhile = int(((at > asked) & (at < answered)).sum())
-    note = f"another cell: answered after {answered - asked:.2f} s, while {meanwhile} batches of {np.diff(at).mean():.3f} s were trained"
+    note = (f"another cell: answered after {answered - asked:.2f} s, while {meanwhile} batches of "
+            f"{np.diff(at).mean():.3f} s were trained")
     (PICTURES / "another-cell.txt").write_text(note + "\n")
     print(note)
     assert meanwhile < 300  # of 12,000: it did not wait for the training, however busy the machine

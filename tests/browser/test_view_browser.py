@@ -22,10 +22,13 @@ from tractkit.spatial.tractogram import Tractogram
 from tractkit.viz.viewer import link_views, view
 from tractkit.spatial.volume import Volume
 x = np.linspace(-1, 1, 30)
-lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1) for a in range(-8, 9, 2) for b in range(-6, 7, 2)]
+lines = [np.stack([20 + 15 * x, 20 + a + 8 * x**2, 10 + b + 0 * x], 1)
+         for a in range(-8, 9, 2) for b in range(-6, 7, 2)]
 affine, n = np.diag([-2, 2, 3, 1.]), len(lines)
-t = Tractogram(Streamlines.from_list(lines), affine, (40, 40, 20), groups={"front": np.arange(n // 2, n), "back": np.arange(n // 2)})
-ball = Volume((17 - np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T).clip(0).astype(np.float32), affine)""",
+t = Tractogram(Streamlines.from_list(lines), affine, (40, 40, 20),
+               groups={"front": np.arange(n // 2, n), "back": np.arange(n // 2)})
+far = np.linalg.norm(np.indices((40, 40, 20)).T - [20, 20, 10], axis=-1).T
+ball = Volume((17 - far).clip(0).astype(np.float32), affine)""",
     "v = view(t, ball, colors='groups', size=(400, 300))",
     "import time; time.sleep(2.5)",
     "a, b = (view(each, ball, size=(300, 220), show=False) for each in (t[:n // 2], t[n // 2:]))\nlink_views(a, b)",
@@ -66,9 +69,12 @@ def look(page, k=0) -> np.ndarray:
         canvas(page, k)
         .locator("img")
         .evaluate("""async e => {
-        for (let k = 0; k < 250 && !(e.complete && e.naturalWidth > 1); k++) await new Promise(r => setTimeout(r, 20));  // between frames
+        for (let k = 0; k < 250 && !(e.complete && e.naturalWidth > 1); k++)  // between frames
+            await new Promise(r => setTimeout(r, 20));
         const c = document.createElement('canvas');
-        [c.width, c.height] = [e.naturalWidth, e.naturalHeight]; c.getContext('2d').drawImage(e, 0, 0); return c.toDataURL(); }""")
+        [c.width, c.height] = [e.naturalWidth, e.naturalHeight];
+        c.getContext('2d').drawImage(e, 0, 0);
+        return c.toDataURL(); }""")
     )
     return np.asarray(Image.open(io.BytesIO(b64decode(url.partition(",")[2]))).convert("RGB")).astype(int)
 

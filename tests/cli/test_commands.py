@@ -485,7 +485,8 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
 
 @pytest.mark.parametrize("keeps", [True, False])
 def test_ctrl_c_in_a_function_that_c_code_has_called_is_not_lost(keeps):
-    """A demo went on to the end: Ctrl-C had come while a compiler called Python. `keeps`: and without the mend it is lost."""
+    """A demo went on to the end: Ctrl-C had come while a compiler called Python. `keeps`: and without the mend it is
+    lost."""
     code = (
         "import contextlib, ctypes, os, signal, time\n"
         "from tractkit.cli.commands import keeping_interrupts\n"

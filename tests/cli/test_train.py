@@ -291,9 +291,11 @@ def test_classes_of_ones_own_come_from_a_file_that_is_named(data, tmp_path, caps
 
 
 @pytest.mark.parametrize("source, problem", [
-    ("import no_such_package", "line 2: No module named 'no_such_package'. Install the package that it needs, or correct"),
+    ("import no_such_package", "line 2: No module named 'no_such_package'. Install the package that it needs, or "
+                               "correct"),
     ("from json import nonsense", "line 2: cannot import name 'nonsense' from 'json'"),
-    ("from tractkit.hooks import HOOKS", "line 2: tractkit.hooks.HOOKS is gone: write `from tractkit.training.callbacks"),
+    ("from tractkit.hooks import HOOKS", "line 2: tractkit.hooks.HOOKS is gone: write `from "
+                                         "tractkit.training.callbacks"),
 ])
 def test_a_file_whose_import_fails_is_named_in_one_line(whole, tmp_path, capsys, source, problem):
     file = tmp_path / "mine_fails.py"

@@ -660,7 +660,8 @@ def points(name):
 
 for workers in (0, 2):
     found = {name: points(name) for name in names}
-    loaded = [x for batch in DataLoader(names, batch_size=7, num_workers=workers, collate_fn=lambda b: [points(n) for n in b]) for x in batch]
+    batches = DataLoader(names, batch_size=7, num_workers=workers, collate_fn=lambda b: [points(n) for n in b])
+    loaded = [x for batch in batches for x in batch]
     assert loaded == [found[n] for n in names]
 print(len(found), len(set(found.values())))
 """
@@ -775,7 +776,8 @@ def test_memory_of_a_pass_does_not_grow_with_the_file(tmp_path):
 
 @pytest.mark.parametrize("symlink", [False, True])
 def test_a_subject_is_added_under_an_open_dataset(tmp_path, symlink):
-    """A file for each subject, as `create_hdf5` and `add_subject` write them; the master is replaced, the subjects are not."""
+    """A file for each subject, as `create_hdf5` and `add_subject` write them; the master is replaced, the subjects are
+    not."""
     path, sources = make_file(tmp_path, one_file_per_subject=True)
     dataset = MultiSubjectDataset(path, lazy=True).load_data()
     new = make_subject(tmp_path / "sub-9", np.random.default_rng(9))

@@ -798,7 +798,9 @@ def test_dwi_ml_2_splits_delete_nothing_and_validation_is_as_stored(tmp_path):
         dps={"bundle": np.zeros(4)},
     )
     t.save(tmp_path / "a/lines.trk")
-    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
+    dataset = MultiSubjectDataset(
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
+    ).load_data()
     loader = StreamlinesBatchLoader(dataset, None, "streamlines", split_ratio=1, reverse_ratio=1)
     batch = loader.load_batch_streamlines([("a", np.arange(4))])
     assert np.bincount(batch.streamline_ids, weights=batch.nb_points - (batch.parts == 2).long()).tolist() == [
@@ -859,7 +861,8 @@ def test_dwi_ml_19_voxels_need_not_be_cubes(tmp_path, sizes):
     world_volume(affine).save(tmp_path / "a/xyz.nii.gz")
     line = np.float32([[1, 1, 1]]) + np.linspace(0, 1, 40)[:, None] * np.float32([8, 6, 4])
     Tractogram(Streamlines.from_list([line]), affine, SHAPE, dps={"bundle": np.zeros(1)}).save(tmp_path / "a/lines.trk")
-    dataset = MultiSubjectDataset(create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)).load_data()
+    path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, progress=False)
+    dataset = MultiSubjectDataset(path).load_data()
     loader = BatchLoaderOneInput(
         dataset,
         None,

@@ -310,7 +310,8 @@ def test_processes_make_the_same(root, tmp_path):
 
 @pytest.mark.full
 def test_a_kill_leaves_whole_subjects(root, tmp_path):
-    code = f"from tractkit.dwi.phantom import make_phantom; print(1, flush=True); make_phantom({str(tmp_path)!r}, 2, progress=False)"
+    code = (f"from tractkit.dwi.phantom import make_phantom; print(1, flush=True); make_phantom({str(tmp_path)!r}, 2, "
+            f"progress=False)")
     for wait in (0.5, 1.0, 1.5, 2.0):
         with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as p:
             p.stdout.readline()

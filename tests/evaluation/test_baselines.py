@@ -1,4 +1,5 @@
-"""The baselines: where DIPY's streamlines lie under any affine, equal limits for all trackers, the oracle, the guess of going on."""
+"""The baselines: where DIPY's streamlines lie under any affine, equal limits for all trackers, the oracle, the guess of
+going on."""
 
 import numpy as np
 import pytest

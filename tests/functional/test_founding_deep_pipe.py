@@ -1,4 +1,5 @@
-"""The text that users of deep_pipe know, with its imports renamed, its data from scikit-learn and 20 iterations an epoch."""
+"""The text that users of deep_pipe know, with its imports renamed, its data from scikit-learn and 20 iterations an
+epoch."""
 
 import warnings
 

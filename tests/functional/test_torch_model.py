@@ -1,4 +1,5 @@
-"""train_model, TorchModel and batch iterators: against plain torch, against themselves after a kill, and against what they must refuse."""
+"""train_model, TorchModel and batch iterators: against plain torch, against themselves after a kill, and against what
+they must refuse."""
 
 import itertools
 import json
@@ -542,7 +543,8 @@ def test_a_loss_that_is_no_number_leaves_the_weights(tmp_path):
 
 
 def test_accumulation_is_the_mean_over_all_points(tmp_path):
-    """Five batches of unequal size, two to a step: three steps an epoch, the last of one batch. Also for a child's step."""
+    """Five batches of unequal size, two to a step: three steps an epoch, the last of one batch. Also for a child's
+    step."""
     sizes = [4, 1, 2, 3, 2]
     data = [(X[a:b], X[a:b] ** 2) for a, b in itertools.pairwise(np.cumsum([0, *sizes]))]
 

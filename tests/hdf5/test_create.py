@@ -221,8 +221,10 @@ from tractkit.hdf5.create import add_subject, create_hdf5
 from helpers_data import CONFIG
 if __name__ == "__main__":
     how, root = sys.argv[1], sys.argv[2]
-    options = {"add": {"one_file_per_subject": True}, "one": {}, "each": {"one_file_per_subject": True}, "children": {"processes": 2}}[how]
-    create = lambda: create_hdf5(root, root + "/x.hdf5", CONFIG, {"training": ["sub-0"]}, progress=False, overwrite=True, **options)
+    each = {"one_file_per_subject": True}
+    options = {"add": each, "one": {}, "each": each, "children": {"processes": 2}}[how]
+    options = {"progress": False, "overwrite": True, **options}
+    create = lambda: create_hdf5(root, root + "/x.hdf5", CONFIG, {"training": ["sub-0"]}, **options)
     if how == "add":
         create()
     resource.setrlimit(resource.RLIMIT_FSIZE, (90_000, resource.RLIM_INFINITY))

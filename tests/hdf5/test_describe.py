@@ -1,4 +1,5 @@
-"""validate, describe, extract: every kind of damage is found where it is, nothing good is called bad, and what comes out is what went in."""
+"""validate, describe, extract: every kind of damage is found where it is, nothing good is called bad, and what comes
+out is what went in."""
 
 import hashlib
 import json
@@ -192,7 +193,8 @@ def test_memory_does_not_grow_with_the_file(tmp_path):
                 data[i] = np.full(data.shape[1:], i, np.float32)
             h5["sub-0/input"].attrs.update({"nb_features": 10, "tractkit_checksum": group_checksum(h5["sub-0/input"])})
         code = (
-            f"import resource; from tractkit.hdf5.validate import validate_hdf5; r = validate_hdf5({str(path)!r}, progress=False);"
+            f"import resource; from tractkit.hdf5.validate import validate_hdf5; r = validate_hdf5({str(path)!r}, "
+            f"progress=False);"
             "assert r.ok, r; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
         )
         peaks.append(

@@ -83,7 +83,8 @@ def errors_of(result: dict) -> list[list[str]]:
 
 
 def ask(server, folder: Path, **job) -> dict:
-    """What a child says of a file; that it lives to say it, says nothing but DataError, and leaves the file as it was."""
+    """What a child says of a file; that it lives to say it, says nothing but DataError, and leaves the file as it
+    was."""
     before = digest_of(folder)
     result = server.ask(**job)
     assert "fate" not in result, result

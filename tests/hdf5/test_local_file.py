@@ -1,4 +1,5 @@
-"""storage: bytes come as they are in the file, from any process and thread; what is kept is bounded; a file that changed is an error."""
+"""storage: bytes come as they are in the file, from any process and thread; what is kept is bounded; a file that
+changed is an error."""
 
 import multiprocessing as mp
 import os

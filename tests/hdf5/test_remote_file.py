@@ -1,4 +1,5 @@
-"""A dataset at a URL: from a real S3 API and a web server on this machine, what is read is what is in the file, from any process and thread."""
+"""A dataset at a URL: from a real S3 API and a web server on this machine, what is read is what is in the file, from
+any process and thread."""
 
 import hashlib
 import http.server

@@ -35,7 +35,8 @@ from tractkit.training.trainer import Trainer
 
 class Points:
     def __init__(self, pause=0.0): self.pause = pause
-    def plan(self, epoch, subset): return permutation(fold(1, epoch, subset), 128).reshape(8, 16)[:8 if subset == "training" else 2]
+    def plan(self, epoch, subset):
+        return permutation(fold(1, epoch, subset), 128).reshape(8, 16)[:8 if subset == "training" else 2]
     def load_batch_streamlines(self, ids, *, epoch, training):
         import time; time.sleep(self.pause)
         x = torch.from_numpy(np.linspace(-1, 1, 128, dtype=np.float32)[ids, None])
@@ -49,7 +50,8 @@ class Fit(Trainer):
 def fit(folder, name="run", pause=0.0, **options):
     torch.manual_seed(0)
     model, points = nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Linear(16, 1)), Points(pause)
-    return Fit(model, folder, name, points, points, **dict(max_epochs=3, learning_rate=.01, progress=False, num_threads=1) | options)
+    options = dict(max_epochs=3, learning_rate=.01, progress=False, num_threads=1) | options
+    return Fit(model, folder, name, points, points, **options)
 '''
 _space: dict = {}
 exec(FIT, _space)
@@ -652,7 +654,8 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
     cells = [
         FIT,
         f"import tractkit.lab.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
-        "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), time.monotonic() + 30\n"
+        "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), "
+        "time.monotonic() + 30\n"
         "while 'finished' not in panel.saved.shows and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])

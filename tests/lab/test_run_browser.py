@@ -1,4 +1,5 @@
-"""The list of runs against real trainings, and against every way in which a folder can be damaged; the browser without a page."""
+"""The list of runs against real trainings, and against every way in which a folder can be damaged; the browser without
+a page."""
 
 import json
 import math
@@ -134,7 +135,8 @@ mailbox = Mailbox({str(at)!r}); mailbox.clear()
 with mailbox.hold():
     mailbox.write_status(Status("paused", epoch=1), resting=True, ended=False)
     print("resting", flush=True); sys.stdin.readline()
-    mailbox.write_status(Status("failed"), ended=True, error={{"type": "MemoryError", "message": "too much\\nfor it", "trace": ""}})
+    mailbox.write_status(Status("failed"), ended=True,
+                         error={{"type": "MemoryError", "message": "too much\\nfor it", "trace": ""}})
 """
     other = subprocess.Popen([sys.executable, "-c", code], **OTHER)
     said = []

@@ -577,7 +577,8 @@ def test_a_folder_without_a_run():
 # -- Weights & Biases
 
 def wandb_records(path):
-    """The messages of a .wandb file: blocks of 32 KiB after a header of 7 bytes, each message in one part or several."""
+    """The messages of a .wandb file: blocks of 32 KiB after a header of 7 bytes, each message in one part or
+    several."""
     data, at, whole = path.read_bytes(), 7, b""
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:

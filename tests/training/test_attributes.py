@@ -41,7 +41,9 @@ def test_a_setting_that_cannot_change_names_the_constructor(tmp_path, name):
     assert getattr(trainer, name) == before == getattr(trainer.settings, name)
 
 
-@pytest.mark.parametrize("name", ["runner", "live", "reporter", "session", "run_folder", "settings", "use", "use_folder"])
+@pytest.mark.parametrize(
+    "name", ["runner", "live", "reporter", "session", "run_folder", "settings", "use", "use_folder"]
+)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_an_attribute_of_a_child_cannot_take_the_place_of_a_part(tmp_path, name, when):
     class Own(Fit):
@@ -86,7 +88,11 @@ def test_other_attributes_are_free_and_go_along(tmp_path):
 
 def test_names_of_the_version_before_and_misspelt_ones_say_where_it_is(tmp_path):
     trainer = fit(tmp_path)
-    for name, message in [("views", "it is `loggers` now"), ("max_epoch", "did you mean max_epochs"), ("zzz", "'zzz'$")]:
+    for name, message in [
+        ("views", "it is `loggers` now"),
+        ("max_epoch", "did you mean max_epochs"),
+        ("zzz", "'zzz'$"),
+    ]:
         with pytest.raises(AttributeError, match=message):
             getattr(trainer, name)
     assert not hasattr(trainer, "_repr_png_")

@@ -1,6 +1,7 @@
 """A script written for dwi_ml, and its methods of a trainer written out as overrides, run as they are printed.
 
-Names have lost the prefix `DWIML`, signatures are completed, and what the text leaves out with `...` is filled in; those
+Names have lost the prefix `DWIML`, signatures are completed, and what the text leaves out with `...` is filled in;
+those
 places are marked. Every other line, comments and line breaks included, is as it stands there."""
 
 # ruff: noqa: B007

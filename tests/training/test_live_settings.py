@@ -56,7 +56,8 @@ def changed(run: Trainer, at: int, **settings) -> Trainer:
 
 
 def killed(run: Trainer, name: str, last: int | None = None) -> None:
-    """The folder of a run as a SIGKILL at this moment would leave it, as that of another run; with no checkpoint after the `last`."""
+    """The folder of a run as a SIGKILL at this moment would leave it, as that of another run; with no checkpoint after
+    the `last`."""
     shutil.copytree(run.folder, run.folder.parent / name, ignore=shutil.ignore_patterns(".lock"))
     for step in run.checkpoints.steps():
         if last is not None and step > last:
@@ -67,7 +68,8 @@ def killed(run: Trainer, name: str, last: int | None = None) -> None:
     "settings", [CHANGES] + [{k: v} for k, v in CHANGES.items()], ids=lambda s: "all" if len(s) > 1 else next(iter(s))
 )
 def test_a_changed_run_that_is_killed_ends_as_one_that_is_not(data, tmp_path, settings):
-    """Changed in the second epoch; killed three steps later, with no checkpoint but that of the change; gone on with by the cell as it was."""
+    """Changed in the second epoch; killed three steps later, with no checkpoint but that of the change; gone on with by
+    the cell as it was."""
     whole = streamline_trainer(data, tmp_path, "whole")
     at = len(whole.batch_sampler.plan(0, "training")) + 2
     whole.step(at)
@@ -117,7 +119,8 @@ def test_it_is_told_everywhere(tmp_path):
     assert (
         run.status.message
         == (
-            "learning_rate: 0.01 -> [0.02, 0.02, 0.005], from the next batch; clip_grad: None -> 1.0, from the next batch; "
+            "learning_rate: 0.01 -> [0.02, 0.02, 0.005], from the next batch; clip_grad: None -> 1.0, from the next "
+            "batch; "
             "max_epochs: 3 -> 4."
         )
         and run.messages[-1] == run.status.message

@@ -1,4 +1,5 @@
-"""What a child class overrides is called wherever it trains; and little of ours lies between a user's call and her loss."""
+"""What a child class overrides is called wherever it trains; and little of ours lies between a user's call and her
+loss."""
 
 from collections import Counter
 

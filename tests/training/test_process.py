@@ -1,4 +1,5 @@
-"""A training in a process of its own: the same bits, controlled the same way, outliving the kernel, alone in its folder."""
+"""A training in a process of its own: the same bits, controlled the same way, outliving the kernel, alone in its
+folder."""
 
 import io
 import json
@@ -269,7 +270,8 @@ def test_commands_are_obeyed_in_order(tmp_path):
 def test_one_process_lives_in_a_folder(tmp_path):
     mailbox = Mailbox(tmp_path)
     mailbox.clear()
-    code = "import sys; from tractkit.runs.mailbox import Mailbox\nwith Mailbox(sys.argv[1]).hold(): print('in', flush=True); sys.stdin.read()"
+    code = ("import sys; from tractkit.runs.mailbox import Mailbox\nwith Mailbox(sys.argv[1]).hold(): print('in', "
+            "flush=True); sys.stdin.read()")
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     one = subprocess.Popen(
         [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env

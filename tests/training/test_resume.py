@@ -166,7 +166,8 @@ def kill_at_random(children, name: str, rng, **job) -> None:
 def kill_many(
     children, title: str, kills: int, seed: int, whole: str = "whole", points=tuple(POINTS), **job
 ) -> list[str]:
-    """At random moments, and at named points in more than a third; each run is gone on with until it is far enough to be finished."""
+    """At random moments, and at named points in more than a third; each run is gone on with until it is far enough to
+    be finished."""
     rng = random.Random(seed)
     named = (kills + 2) * 2 // 5 if kills > 1 else 1
     plan = [points[(i + seed) % len(points)] for i in range(named)] + ["random"] * (kills - named)
@@ -247,7 +248,8 @@ def test_killed_in_its_first_moments(children):
 
 # -- what must not be forgotten
 
-# float16 (which torch's LSTM on a CPU lacks), a first validation cut short by time, a best epoch that is not the last: so that each field matters
+# float16 (which torch's LSTM on a CPU lacks), a first validation cut short by time, a best epoch that is not the last:
+# so that each field matters
 EVERYTHING = dict(
     rnn="gru",
     slow=0.25,
@@ -299,7 +301,8 @@ def paths_of(tree, above=()):
 
 
 def matters(path) -> bool:
-    """Whether what is one level further down decides on anything: options of an optimizer are completed by torch, and its
+    """Whether what is one level further down decides on anything: options of an optimizer are completed by torch, and
+    its
     rate is set in each step; of sampler and settings, a difference is only told."""
     return (
         path[:2] not in (("fingerprints", "sampler"), ("fingerprints", "config"))
@@ -438,7 +441,8 @@ for how, left in [(how, left) for how in ("in turn", "background") for left in (
 
 @pytest.fixture(scope="module")
 def small_disk(tmp_path_factory):
-    """What is said on a small tmpfs in a mount namespace of its own, with little or nothing left from step 7 on; one process for all."""
+    """What is said on a small tmpfs in a mount namespace of its own, with little or nothing left from step 7 on; one
+    process for all."""
     root = tmp_path_factory.mktemp("small")
     disk = root / "disk"
     disk.mkdir()

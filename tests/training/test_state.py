@@ -350,7 +350,8 @@ def advanced(trainer, n):
 
 
 def test_neither_size_nor_work_grows_with_batches(tmp_path, monkeypatch):
-    """Nothing is replayed: as many batches are loaded, and lines of the log read, after 10,000 batches as after 1,000."""
+    """Nothing is replayed: as many batches are loaded, and lines of the log read, after 10,000 batches as after
+    1,000."""
     sizes, loads, lines, parse = [], [], [], runlog._parse
     for n in (1000, 10_000):
         trainer = fit(tmp_path, f"after-{n}", points=Many(), max_epochs=1, tensorboard=False)

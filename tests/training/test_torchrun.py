@@ -1,4 +1,5 @@
-"""Several processes end where one does; one that is killed is started again; and they are told apart from nothing but their speed."""
+"""Several processes end where one does; one that is killed is started again; and they are told apart from nothing but
+their speed."""
 
 import os
 import signal
@@ -189,7 +190,8 @@ def slow(folder, name, **options):
 
 @pytest.mark.full
 def test_killed_it_is_started_again_and_finishes(tmp_path):
-    """SIGKILL to one of two: all go on from the last checkpoint, and end where one process does; the notebook follows."""
+    """SIGKILL to one of two: all go on from the last checkpoint, and end where one process does; the notebook
+    follows."""
     options = dict(model=toy_model(0), optimizer="SGD", learning_rate=.1)
     trainer = slow(tmp_path, "two", **options)
     run = launch(trainer, 2)
@@ -228,7 +230,8 @@ def test_killed_the_same_bits(tmp_path):
 
 @pytest.mark.full
 def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
-    """Each wish comes true on both, and is confirmed; the ranks compare their bits and their rates before each batch."""
+    """Each wish comes true on both, and is confirmed; the ranks compare their bits and their rates before each
+    batch."""
     launch(slow(tmp_path, "run", kind=FitAgrees, max_epochs=500), 2)
     until((tmp_path / "run/process/status.json").exists)
     p = TrainerPanel(tmp_path / "run")
@@ -349,7 +352,8 @@ def test_classes_of_cells_become_a_module(tmp_path, monkeypatch):
         and module.Model().scale == cells.Model().scale
         and module.__name__ == "mine_written"
     )
-    code = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pickle; print(pickle.loads(pickle.dumps(__import__('mine_written').Model())).scale)"
+    code = (f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import pickle; "
+            f"print(pickle.loads(pickle.dumps(__import__('mine_written').Model())).scale)")
     out = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,
@@ -368,9 +372,12 @@ def test_classes_of_cells_become_a_module(tmp_path, monkeypatch):
 @pytest.mark.gpu
 def test_gradients_are_summed_by_nccl(tmp_path):
     code = (
-        "import torch; from tractkit.training.ranks import Ranks; r = Ranks.join(); r.size = 2  # so that it asks the others, who are none\n"
-        "p = torch.nn.Parameter(torch.ones(3, device='cuda')); p.grad = torch.arange(3., device='cuda'); q = torch.nn.Parameter(p.detach().clone())\n"
-        "r.sum_gradients([p, q]); assert p.grad.tolist() == [0, 1, 2] and q.grad is None and r.mean(.5, 4) == (.5, 4); r.leave(); print('good')"
+        "import torch; from tractkit.training.ranks import Ranks; r = Ranks.join(); r.size = 2  # so that it asks the "
+        "others, who are none\n"
+        "p = torch.nn.Parameter(torch.ones(3, device='cuda')); p.grad = torch.arange(3., device='cuda'); q = "
+        "torch.nn.Parameter(p.detach().clone())\n"
+        "r.sum_gradients([p, q]); assert p.grad.tolist() == [0, 1, 2] and q.grad is None and r.mean(.5, 4) == (.5, 4); "
+        "r.leave(); print('good')"
     )
     env = {
         **os.environ,

@@ -339,7 +339,8 @@ def test_other_batches_wait_for_the_next_epoch(tmp_path, capsys):
     said = capsys.readouterr().out
     assert (
         said.count(
-            "The sampler has changed: n: 6 -> 4. This epoch is finished with its batches as they were; the new ones begin with epoch 3."
+            "The sampler has changed: n: 6 -> 4. This epoch is finished with its batches as they were; the new ones "
+            "begin with epoch 3."
         )
         == 2
     )

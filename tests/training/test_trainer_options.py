@@ -1,5 +1,6 @@
 """What a trainer may be told beyond a learning rate: schedulers, accumulation, mixed precision, limits, hooks, and what
-to do about numbers that are not finite and about too little memory. Whatever is new must resume in the same bits too."""
+to do about numbers that are not finite and about too little memory. Whatever is new must resume in the same bits
+too."""
 
 import time
 from functools import partial
@@ -489,7 +490,8 @@ def test_too_little_memory_says_what_to_lower_and_saves(tmp_path):
     )
     with pytest.raises(
         OutOfMemory,
-        match=r"in epoch 1, batch 2 \(streamlines of .*lower batch_size_training \(now 8 nb_streamlines\).*accumulate.*20.00 GiB",
+        match=r"in epoch 1, batch 2 \(streamlines of .*lower batch_size_training \(now 8 "
+              r"nb_streamlines\).*accumulate.*20.00 GiB",
     ):
         trainer.train_and_validate()
     assert trainer.checkpoints.steps()[-1] == 2 and trainer.status.phase == "failed"

@@ -26,7 +26,8 @@ from tractkit.training.settings import TrainerSettings
 )
 def test_numbers_that_must_be_positive(name):
     for wrong in (0, -1):
-        for make in (lambda: TrainerSettings(**{name: wrong}), lambda: replace(TrainerSettings(), **{name: wrong})):  # noqa: B023
+        values = {name: wrong}
+        for make in (lambda v=values: TrainerSettings(**v), lambda v=values: replace(TrainerSettings(), **v)):
             with pytest.raises(ValueError, match=f"{name} must be positive, not {wrong}"):
                 make()
     assert getattr(TrainerSettings(**{name: 3}), name) == 3

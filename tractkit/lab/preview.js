@@ -104,7 +104,8 @@ function makeParts(root) {
 }
 
 function lookOf(root) {
-  // colors and font that fit the page around
+  // Colors and font that fit the page around. readout.js has some of these lines, too: each file reaches the browser
+  // as a text of its own, from which no file beside it can be imported.
   const style = getComputedStyle(root);
   const rgb = style
     .getPropertyValue("background-color")

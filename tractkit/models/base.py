@@ -86,6 +86,7 @@ class TractographyModel(nn.Module):
 
     def forward(self, inputs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Map (P, C) features under the points of `batch` to (P, ...) outputs."""
+        # Not abstract: a model that only tracks has none, and is made all the same.
         raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no forward(inputs, batch)")
 
     def compute_loss(
@@ -95,6 +96,7 @@ class TractographyModel(nn.Module):
         average_results: bool = True,
     ) -> tuple[torch.Tensor, int]:
         """Return the mean loss, and the number of points it is the mean of."""
+        # Likewise: a model that only tracks has none.
         raise NotImplementedError(f"{type(self).__name__} cannot be trained: it has no compute_loss(outputs, targets)")
 
     def targets(self, batch: PackedBatch) -> Targets:
@@ -109,12 +111,14 @@ class TractographyModel(nn.Module):
 
     def init_state(self, n: int, device: torch.device | str | None = None) -> State:
         """Return the state of `n` streamlines before their first point."""
+        # Not abstract: a model that is only trained has none.
         raise NotImplementedError(f"{type(self).__name__} cannot track: it has no init_state(n, device)")
 
     def step(self, inputs: torch.Tensor, previous: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Return (n, 3) unit directions and the next state.
 
         Takes (n, C) features and (n, 3) previous directions or zeros."""
+        # Likewise: a model that is only trained has none.
         raise NotImplementedError(f"{type(self).__name__} cannot track: it has no step(inputs, previous, state)")
 
     def select_state(self, state: State, keep: torch.Tensor) -> State:

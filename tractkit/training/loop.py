@@ -107,8 +107,9 @@ def back_propagation(self: Trainable, loss: torch.Tensor | None = None) -> float
 # %% ../../nbs/training/14_loop.ipynb #89b165bb
 def compute_batch_loss(self: Trainable, batch: Batch) -> Loss:
     """Return the mean loss of a batch, and how many points (pixels, rows) it is the mean of."""
+    # Not abstract: a trainer with a run_one_batch of its own needs none.
     raise NotImplementedError(f"{type(self).__name__} needs compute_batch_loss(batch) -> (mean loss, n), "
-                              "or a run_one_batch of its own")  # one with its own needs none
+                              "or a run_one_batch of its own")
 
 
 def fix_parameters(self: Trainable) -> None:
