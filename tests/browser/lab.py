@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,6 @@ SETTINGS = {  # no question asked before a cell can run
 }
 ROOT = Path(__file__).resolve().parents[2]
 PICTURES = ROOT / "results" / "browser"  # kept, for a person to look at
-
-
-def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
-    """Wait, as a person would, until it has come to that."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.05)
 
 
 def free_port() -> int:

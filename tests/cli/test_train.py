@@ -115,7 +115,7 @@ def test_interrupted_it_says_how_to_go_on(data, whole, tmp_path, capsys):
     log = RunLog(tmp_path / "run")
 
     def interrupt():
-        end = time.monotonic() + 60
+        end = time.monotonic() + 240
         while len(log.records("batch")) < 6 and time.monotonic() < end:
             time.sleep(0.001)
         os.kill(os.getpid(), signal.SIGINT)
@@ -345,16 +345,16 @@ def test_several_processes_from_the_command_line(data, tmp_path):
         env=env,
         start_new_session=True,
     )
-    log, end = RunLog(tmp_path / "two"), time.monotonic() + 60
+    log, end = RunLog(tmp_path / "two"), time.monotonic() + 240
     while len(log.records("batch")) < 5 and time.monotonic() < end:
         time.sleep(0.01)
     both.send_signal(signal.SIGINT)
     assert main(words(data, tmp_path, "one", **same)) == 0
-    out, err = both.communicate(timeout=60)
+    out, err = both.communicate(timeout=240)
     assert both.returncode == 130, out + err
     again = err.strip().splitlines()[-1].split()
     assert again == ["tractkit", "resume", str(tmp_path / "two"), "--nproc-per-node", "2"]
-    done = subprocess.run([*command, *again[1:]], capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run([*command, *again[1:]], capture_output=True, text=True, env=env, timeout=240)
     assert done.returncode == 0 and "Finished" in done.stdout, done.stdout + done.stderr
     a, b = (TrainerState.load(tmp_path / n) for n in ("one", "two"))
     assert a.global_step == b.global_step and json.dumps(a.finished) == json.dumps(b.finished)

@@ -145,7 +145,7 @@ def test_in_another_process(made, lazy, method):
     queue = context.Queue()
     process = context.Process(target=_read, args=(dataset, ids, queue))
     process.start()
-    there, total = queue.get(timeout=60)
+    there, total = queue.get(timeout=240)
     process.join(60)
     assert process.exitcode == 0 and np.array_equal(here, there)
     assert total == float(dataset.training_set[0].volumes["input"].volume.data.sum())
@@ -186,7 +186,7 @@ def test_forked_while_another_thread_reads(made):
             queue = mp.get_context("fork").Queue()
             process = mp.get_context("fork").Process(target=_read, args=(dataset, [3, 1], queue))
             process.start()
-            points, total = queue.get(timeout=60)
+            points, total = queue.get(timeout=240)
             process.join(60)
             expected = points if expected is None else expected
             assert process.exitcode == 0 and np.array_equal(points, expected)

@@ -221,13 +221,13 @@ def test_ctrl_c_while_the_phantom_is_made(tmp_path, monkeypatch, seconds):
     wait_for(process, (tmp_path / "out" / "demo.json").exists)
     time.sleep(seconds)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 130 and "Traceback" not in err, err[-3000:]
     assert err.strip().endswith("tractkit demo --quick --no-html --epochs 1 --out out")
     process = start(["demo", "--quick", "--no-html", "--epochs", "1", "--out", "out"], tmp_path)
     wait_for(process, lambda: nb_batches(tmp_path / "out") > 0)
     os.killpg(process.pid, signal.SIGINT)
-    process.communicate(timeout=60)
+    process.communicate(timeout=240)
     assert process.returncode == 130
 
 

@@ -696,7 +696,7 @@ if __name__ == "__main__":
         time.sleep(0.01)  # until a child has begun to write
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=240)
     assert process.returncode and "KeyboardInterrupt" in err
     assert {p.name for p in tmp_path.iterdir()} == {"s0", "s1", "s2", "s3", "run.py"}
     deadline = time.monotonic() + 30

@@ -303,7 +303,7 @@ def test_in_another_process(made, method):
             queue = context.Queue()
             process = context.Process(target=_child, args=(file, place, queue))
             process.start()
-            assert np.array_equal(queue.get(timeout=60), made[1][7:20])
+            assert np.array_equal(queue.get(timeout=240), made[1][7:20])
             process.join(60)
             assert process.exitcode == 0
     finally:

@@ -12,6 +12,7 @@ import pytest
 from helpers_data import make_file
 from helpers_training import SlowPoints, same_states, streamline_trainer
 from helpers_training import fit as far_fit
+from helpers_waiting import until
 
 from tractkit.core.files import DataError
 from tractkit.evaluation.scoring import GroundTruth
@@ -92,13 +93,6 @@ def make_panel():
 
 def enabled(p) -> set[str]:
     return {verb for verb, button in p.buttons.items() if not button.disabled}
-
-
-def until(condition, seconds=20.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 @pytest.mark.parametrize("phase, buttons", [
@@ -454,7 +448,7 @@ def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, 
     until(lambda: trainer.status.phase == "paused")
     p.form.fields["learning_rate"].value = "0.003*2 0.001"
     until(lambda: p.readout.readout["message"] == "learning_rate: 0.01 -> [0.003, 0.003, 0.001], from the next batch.")
-    assert p.form.fields["learning_rate"].value == "0.003 0.003 0.001"
+    until(lambda: p.form.fields["learning_rate"].value == "0.003 0.003 0.001")  # a moment after the message
     p.form.fields["clip_grad"].value = "a lot"
     until(lambda: "clip_grad must be a positive number or None, not 'a lot'" in p.readout.readout["message"])
     until(lambda: p.form.fields["clip_grad"].value == "")

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from helpers_training import FitBreaks, Points, fit
+from helpers_waiting import until
 
 from tractkit.core.files import DataError
 from tractkit.lab import run_browser as runs
@@ -406,13 +407,6 @@ def test_the_picture_has_a_line_for_each_run(kept):
     assert len(browser.curves(["done"], {"rate": "batch/learning_rate"}, x="step").axes) == 1
     with pytest.raises(KeyError, match="no run 'x'"):
         browser.curves(["x"])
-
-
-def until(condition, seconds=10.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it did not come to that"
-        time.sleep(0.02)
 
 
 def test_the_folder_is_read_again_only_while_somebody_is_at_work(folder, monkeypatch):

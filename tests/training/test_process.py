@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_training import Fit, FitBreaks, SlowPoints, fit, log_without_time, same_states
+from helpers_waiting import until
 
 from tractkit.lab.folder_run import FolderRun
 from tractkit.runs.listing import read_facts
@@ -36,13 +37,6 @@ def whole(tmp_path_factory):
 def assert_equal_runs(a, b):
     assert same_states(a.state, b.state) == []
     assert log_without_time(a.log) == log_without_time(b.log)
-
-
-def until(true, seconds=60):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def slow(folder, name="run", **options):
@@ -92,6 +86,7 @@ KERNEL = """
 import sys, time
 from pathlib import Path
 from helpers_training import SlowPoints, fit
+from helpers_waiting import until
 trainer = fit(Path(sys.argv[1]), "run", points=SlowPoints(), max_epochs=4, prefetch=0)
 trainer.start(process=sys.argv[2] == "True")
 while trainer.status.global_step < 2:

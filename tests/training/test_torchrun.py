@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers_data import make_file
 from helpers_training import FitBreaks, SlowPoints, fit, log_without_time, same_states, toy_model
+from helpers_waiting import until
 from ranks_child import CASES, TOGETHER, FitAgrees
 
 from tractkit.data.plan import Plan
@@ -160,13 +161,6 @@ def test_a_step_of_ones_own_is_refused_in_several_processes(tmp_path):
     trainer.ranks = Pair(0, 2)
     with pytest.raises(TypeError, match=r"Own must call super\(\).back_propagation"):
         trainer.train_and_validate()
-
-
-def until(true, seconds=90):
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def workers(run) -> list[int]:
