@@ -15,6 +15,7 @@ from collections.abc import Iterator
 import torch
 
 from ..core.text import Record, StateDict
+from ..models.layers import DRAWS_RULE
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
 from .epoch_plan import BatchPlan, plan_mark, sampler_settings
@@ -99,9 +100,9 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
         if changed := differences(before["config"], config):
             announce(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    changes = {"changes": before["changes"]} if before.get("changes") else {}
+    kept = {k: before[k] for k in ("changes", "draws") if before.get(k)} if before else {"draws": DRAWS_RULE}
     state.note(fingerprints={"data": data, "sampler": begun, "config": config, "environment": environment,
-                             "plan": before.get("plan", ""), **changes})
+                             "plan": before.get("plan", ""), **kept})
 
 
 def check_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None:
