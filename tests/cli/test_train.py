@@ -407,7 +407,9 @@ def test_runs_without_a_name_have_a_folder_each(data, tmp_path, monkeypatch, nb_
 
     def build(config, *args, **kwargs):
         t = config["trainer"]
-        found.append(fit(t["experiments_path"], t.get("experiment_name")))
+        found.append(fit(t["experiments_path"], t.get("experiment_name")).folder)
+        found[-1].mkdir(exist_ok=True)
+        (found[-1] / "log.jsonl").touch()
         raise ValueError("enough")
 
     options = words(data, tmp_path) + ["--nproc-per-node", str(nb_processes)]
@@ -417,4 +419,4 @@ def test_runs_without_a_name_have_a_folder_each(data, tmp_path, monkeypatch, nb_
     monkeypatch.setattr("tractkit.training.torchrun.launch", build)
     for _ in range(5):
         main(options)
-    assert len({trainer.folder for trainer in found}) == 5
+    assert len(set(found)) == 5

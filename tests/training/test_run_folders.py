@@ -1,15 +1,13 @@
 """Each run has a folder of its own: default names, names that are given, branches, and the current folder."""
 
 import gc
-import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
-from helpers_training import Fit, Points, fit, same_states, toy_model
+from helpers_training import fit
 
 from tractkit.runs.listing import find_runs
 
