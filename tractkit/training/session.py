@@ -163,6 +163,12 @@ class Validation:
         points = sum(n for _, n in self.losses)
         self.noted = sum(mean * n for mean, n in self.losses) / points if points else math.nan
 
+    def check_points(self) -> None:
+        """Raise ValueError if there were batches and no batch had a point: no epoch could be compared with another."""
+        if self.losses and not any(n for _, n in self.losses):
+            raise ValueError(f"the validation set has no points to compute a loss from: n is 0 in its "
+                             f"{len(self.losses)} batches. Give it streamlines of two points or more, or leave it out")
+
     @property
     def loss(self) -> float:
         """The mean loss: over all ranks, when it is settled."""
