@@ -2236,6 +2236,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tractkit.models.layers._add_time': ('models/layers.html#_add_time', 'tractkit/models/layers.py'),
                                         'tractkit.models.layers._cut_by_cost': ( 'models/layers.html#_cut_by_cost',
                                                                                  'tractkit/models/layers.py'),
+                                        'tractkit.models.layers.bound_kept_shapes': ( 'models/layers.html#bound_kept_shapes',
+                                                                                      'tractkit/models/layers.py'),
                                         'tractkit.models.layers.draws_from_torch': ( 'models/layers.html#draws_from_torch',
                                                                                      'tractkit/models/layers.py'),
                                         'tractkit.models.layers.initialize_weights': ( 'models/layers.html#initialize_weights',

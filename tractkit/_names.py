@@ -346,6 +346,7 @@ NAMES = {
     "begin_epoch": "training.bookkeeping",
     "begin_process": "training.process",
     "begin_step": "training.bookkeeping",
+    "bound_kept_shapes": "models.layers",
     "box_corners": "viz.planes",
     "box_of": "viz.drawables",
     "build_model": "models.base",

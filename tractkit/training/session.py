@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core.text import StateDict
 from ..data.prefetch import Feeder
-from ..models.layers import StepNoise
+from ..models.layers import StepNoise, bound_kept_shapes
 from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
 from .progress import Pace
 from .ranks import Ranks
@@ -229,6 +229,7 @@ class Session:
         load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
         self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda")
         self.noise = StepNoise(state.model, state.seed, recipe.device)
+        bound_kept_shapes(state.model)
         self.plans, self.pace, self.clock = Plans(recipe, state), Pace(), Clock()
         self.step, self.validation = Step(), Validation()
         self.batch: Batch = None                            # at hand
