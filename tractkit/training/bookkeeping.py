@@ -193,6 +193,7 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
     session.begin_validation()
     with add_place_to_errors(trainer), session.enter("validation"):
         yield session
+        session.validation.check_points()
     session.end_validation()
     if trained:
         end_epoch(trainer, losses)

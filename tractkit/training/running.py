@@ -24,7 +24,8 @@ from .resume import check_fit, find_state, nothing_left, share_state, show_posit
 from .runner import GOING_BACK
 from .session import Session
 from .state import TrainerState
-from .trainable import Body, announce, at_work, call_policies, show, write_checkpoint
+from .trainable import (
+    Body, announce, at_work, call_policies, keep_best_model, show, write_checkpoint)
 
 # %% ../../nbs/training/18_running.ipynb #499f5884
 @dataclass
@@ -98,6 +99,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
             announce(trainer, f"Going on with the change of this run: {text}.")
         if not task.is_own and (done := nothing_left(trainer, state)):
+            keep_best_model(trainer)
             announce(trainer, f"Nothing left to train in {trainer.run_folder.path}: {done}.", "ended", phase="finished")
             yield False
             return
@@ -120,10 +122,14 @@ def begin(trainer: Commanded) -> None:
     trainer.policies.restore(state, state.optimizer)
     trainer.run_folder.write_config(trainer.config())
     trainer.run_folder.clear_error()
+    before = state.checkpoints  # of the run that this one branches off
     state.settle(trainer.run_folder.log, trainer.run_folder.checkpoints)
     write_changes(trainer)
     call_policies(trainer, Event.TRAINING_STARTED, trainer)
     write_checkpoint(trainer)
+    if not keep_best_model(trainer, before) and state.best is not None:
+        announce(trainer, f"best_model/ has not the weights of the best epoch, epoch {state.best['epoch'] + 1}: "
+                          "the checkpoint of that epoch is gone. A better epoch will replace them.")
     last = state.epochs[-1] if state.epochs else {}
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..core.text import StateDict
 from ..data.prefetch import Feeder
-from ..models.layers import StepNoise
+from ..models.layers import StepNoise, bound_kept_shapes
 from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
 from .progress import Pace
 from .ranks import Ranks
@@ -182,6 +182,12 @@ class Validation:
         points = sum(n for _, n in self.losses)
         self.noted = sum(mean * n for mean, n in self.losses) / points if points else math.nan
 
+    def check_points(self) -> None:
+        """Raise ValueError if there were batches and no batch had a point: no epoch could be compared with another."""
+        if self.losses and not any(n for _, n in self.losses):
+            raise ValueError(f"the validation set has no points to compute a loss from: n is 0 in its "
+                             f"{len(self.losses)} batches. Give it streamlines of two points or more, or leave it out")
+
     @property
     def loss(self) -> float:
         """The mean loss: over all ranks, when it is settled."""
@@ -242,6 +248,7 @@ class Session:
         load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
         self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda")
         self.noise = StepNoise(state.model, state.seed, recipe.device)
+        bound_kept_shapes(state.model)
         self.plans, self.pace, self.clock = Plans(recipe, state), Pace(), Clock()
         self.step, self.validation = Step(), Validation()
         self.batch: Batch = None                            # at hand
