@@ -91,7 +91,7 @@ def moments_of(
                         "or pass accept=['optimizer'] to keep what fits")
     if other and fitted is not None:
         flat = [name for group in groups for name in group]
-        anew = [name for name in flat if name not in names]
+        anew = [name for name in flat if name not in known["parameters"]]
         warnings.warn(f"the optimizer keeps what it has of {len(flat) - len(anew)} of {len(flat)} parameters"
                       + (f", and starts anew for {', '.join(anew)}" if anew else ""), stacklevel=5)
     return fitted
