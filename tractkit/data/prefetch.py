@@ -42,7 +42,8 @@ class _Job(Generic[_R]):
 
     def __init__(self, call: Callable[[], _R]):
         self._call: Callable[[], _R] | None = call
-        self.done, self._value, self._error = threading.Event(), deque[_R](), None
+        self.done, self._value = threading.Event(), deque[_R]()
+        self._error: BaseException | None = None
 
     def run(self, is_wanted: bool) -> None:
         try:
@@ -290,9 +291,13 @@ class Feeder(Generic[_B]):
             yield (self._make_alone(items, k) for k in range(len(items)))
             return
         thread = _Thread()
-        made = self._from_workers if self.num_workers else self._ahead if draws is None else self._watched
         try:
-            yield made(items, thread, on_wait)
+            if self.num_workers:
+                yield self._from_workers(items, thread, on_wait)
+            elif draws is None:
+                yield self._ahead(items, thread, on_wait)
+            else:
+                yield self._watched(items, draws, thread, on_wait)
         finally:
             thread.close()
             if draws is not None:
@@ -334,10 +339,11 @@ class Feeder(Generic[_B]):
                 generator=torch.Generator(), worker_init_fn=_start_worker, multiprocessing_context=self.context)
         return iter(self._loader)
 
-    def _watched(self, items: _PlanItems, thread: _Thread, on_wait: Callable[[float], None]) -> Iterator[_B]:
+    def _watched(
+        self, items: _PlanItems, draws: LoadDraws, thread: _Thread, on_wait: Callable[[float], None]
+    ) -> Iterator[_B]:
         """Give batches that a thread makes ahead, those in doubt made again; or all of them made between steps."""
-        made: deque[_Job[_Made[_B]]] = deque()
-        draws = items.draws
+        made: deque[_Job[_Made[_B] | None]] = deque()
         first = draws.generators.nb_changes
         for k in range(len(items)):
             batch = _result(made.popleft(), on_wait) if made else None
@@ -347,18 +353,18 @@ class Feeder(Generic[_B]):
                 draws.generators.watch()
             if draws.may_load_ahead(first):
                 while len(made) <= self.prefetch and k + 1 + len(made) < len(items):
-                    made.append(thread.do(partial(self._make_watched, items, k + 1 + len(made))))
+                    made.append(thread.do(partial(self._make_watched, items, draws, k + 1 + len(made))))
             yield batch.value
 
-    def _make_watched(self, items: _PlanItems, k: int) -> "_Made[_B]":
-        """Make a batch while a step may be computed."""
-        generators = items.draws.generators
+    def _make_watched(self, items: _PlanItems, draws: LoadDraws, k: int) -> "_Made[_B] | None":
+        """Make a batch while a step may be computed. None if it would draw from torch's generator."""
+        generators = draws.generators
         at = generators.nb_changes  # read before `changed`, which is written before it
         try:
             with _RefuseTorchDraws() if "torch" in generators.changed else nullcontext():
                 return _Made(self._make_here(items, k), at)
         except _Draws:
-            return _Made(None, -1)
+            return None
 
     def close(self) -> None:
         """End the worker processes. They start again when needed."""

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DRAWS_RULE', 'PadBuckets', 'pad_buckets', 'KeyedDropout', 'use_generator', 'seed_globally', 'generator_names',
-           'GlobalGenerators', 'draws_from_torch', 'StepNoise', 'initialize_weights', 'StackedRNN']
+           'GlobalGenerators', 'draws_from_torch', 'StepNoise', 'initialize_weights', 'bound_kept_shapes', 'StackedRNN']
 
 # %% ../../nbs/models/01_layers.ipynb #2feac3de
 import contextlib
 import ctypes
+import os
 import random
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -141,8 +142,8 @@ _FRESH = (624, 0x80000000, None)  # the mark of Python's generator that was seed
 def seed_globally(seed: int) -> None:
     """Seed the global generators of torch on a CPU, of NumPy and of Python."""
     torch.default_generator.manual_seed(seed)
-    if type(np.random.get_bit_generator()) is not np.random.MT19937:  # the only one that can be seeded again
-        np.random.set_bit_generator(np.random.MT19937(0))
+    if type(np.random.mtrand.get_bit_generator()) is not np.random.MT19937:  # the only one that can be seeded again
+        np.random.mtrand.set_bit_generator(np.random.MT19937(0))
     np.random.seed(seed & 0xFFFFFFFF)
     random.seed(seed)
 
@@ -163,8 +164,8 @@ def _of_device(device: torch.device) -> list[torch.Generator]:
 
 def _use_bits(bits: np.random.BitGenerator) -> None:
     """Have NumPy's global functions draw from `bits`, when no thread is in the midst of a draw."""
-    with np.random.get_bit_generator().lock:
-        np.random.set_bit_generator(bits)
+    with np.random.mtrand.get_bit_generator().lock:
+        np.random.mtrand.set_bit_generator(bits)
 
 # %% ../../nbs/models/01_layers.ipynb #5d1e7a40
 class GlobalGenerators:
@@ -203,15 +204,15 @@ class GlobalGenerators:
             if drawn and not ask:
                 self.note(drawn)
 
-    def _take(self, seed: int) -> list[Callable[[], None]]:
+    def _take(self, seed: int) -> list[Callable[[], object]]:
         """Seed the generators. Return what puts them back."""
-        back: list[Callable[[], None]] = []
+        back: list[Callable[[], object]] = []
         if "torch" in self.kinds:
             back += [partial(g.set_state, g.get_state()) for g in self._torch]
             for g in self._torch:
                 g.manual_seed(seed)
         if "numpy" in self.kinds:
-            numbers, outer = random.getstate(), np.random.get_bit_generator()
+            numbers, outer = random.getstate(), np.random.mtrand.get_bit_generator()
             if self.watching:
                 self._look({**self._marks(is_fresh=True), "random": _mark_of(numbers)})
             own = self._spare.pop() if self._spare else np.random.MT19937(0)
@@ -246,7 +247,7 @@ class GlobalGenerators:
 
     def _marks(self, is_fresh: bool = False) -> dict[str, Hashable]:
         """Return what changes in each generator when something is drawn from it."""
-        bits = np.random.get_bit_generator()
+        bits = np.random.mtrand.get_bit_generator()
         is_twister = type(bits) is np.random.MT19937
         numpy = ctypes.string_at(bits.ctypes.state_address, _MT_BYTES) if is_twister else repr(bits.state)
         return {"torch": b"".join(g.get_state().numpy().tobytes() for g in self._torch), "numpy": numpy,
@@ -343,6 +344,17 @@ def initialize_weights(
         elif own:
             raise TypeError(f"initialize_weights does not know {type(layer).__name__} ({name}): fill it in the model")
 
+# %% ../../nbs/models/01_layers.ipynb #2234b553
+def bound_kept_shapes(
+    model: nn.Module,
+) -> None:
+    """For a model with an LSTM, let oneDNN keep what it has compiled for 32 shapes; for 1,024 if it computed before.
+
+    It is for this process and those that it starts. Nothing changes where the environment variable
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY is set, nor for other models: deep ones use more than 32 kinds of layers."""
+    if any(isinstance(layer, nn.LSTM) for layer in model.modules()):
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 # %% ../../nbs/models/01_layers.ipynb #dc3880c6
 class StackedRNN(nn.Module):
     """Single-layer LSTMs or GRUs one above the other, with dropout between them.
@@ -372,6 +384,7 @@ class StackedRNN(nn.Module):
         self.dropout = KeyedDropout(dropout)
         self.use_skip_connection = use_skip_connection
         self.output_size = sum(layer_sizes) if use_skip_connection else layer_sizes[-1]
+        bound_kept_shapes(self)
 
     def forward(self, x: torch.Tensor, state: tuple | None = None) -> tuple[torch.Tensor, tuple]:
         """Map (T, n, input_size) to (T, n, output_size), and return the state after the last time, too."""
