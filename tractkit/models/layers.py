@@ -9,6 +9,7 @@ __all__ = ['DRAWS_RULE', 'PadBuckets', 'pad_buckets', 'KeyedDropout', 'use_gener
 # %% ../../nbs/models/01_layers.ipynb #2feac3de
 import contextlib
 import ctypes
+import operator
 import os
 import random
 import warnings
@@ -162,12 +163,35 @@ def _of_device(device: torch.device) -> list[torch.Generator]:
     return [torch.mps._get_default_mps_generator()] if device.type == "mps" else []
 
 
-def _use_bits(bits: np.random.BitGenerator) -> None:
-    """Have NumPy's global functions draw from `bits`, when no thread is in the midst of a draw."""
-    with np.random.mtrand.get_bit_generator().lock:
+def _use_bits(bits: np.random.BitGenerator) -> np.random.BitGenerator:
+    """Have NumPy's global functions draw from `bits`, when no thread is in the midst of a draw. Return the former."""
+    before = np.random.mtrand.get_bit_generator()
+    with before.lock:
         np.random.mtrand.set_bit_generator(bits)
+    return before
 
 # %% ../../nbs/models/01_layers.ipynb #5d1e7a40
+_PYTHON = random._inst  # the generator behind the functions of `random`
+_READ, _SEED, _WRITE = (getattr(super(random.Random, _PYTHON), name) for name in ("getstate", "seed", "setstate"))
+
+
+def _at_once(*calls: Callable) -> list:
+    """Make calls of compiled functions, with no turn of another thread between them: its draw would be overlooked."""
+    return list(map(operator.call, calls))
+
+
+@dataclass
+class _Outer:
+    """What the global generators were before a block, and the marks of those that were seeded for it."""
+
+    tensors: list[torch.Tensor]
+    fresh: dict[str, Hashable]
+    words: tuple = ()
+    gauss: float | None = None
+    bits: np.random.BitGenerator | None = None
+    own: np.random.RandomState | None = None
+
+
 class GlobalGenerators:
     """Seed the global generators of torch, NumPy and Python for blocks of code, and put them back."""
 
@@ -176,8 +200,9 @@ class GlobalGenerators:
         device: torch.device | str = "cpu",        # that is trained on
         kinds: Sequence[str] = tuple(_GENERATORS),  # those that are seeded
     ):
-        self.kinds, self._torch = set(kinds), [torch.default_generator, *_of_device(torch.device(device))]
-        self._spare: list[np.random.MT19937] = []
+        self._torch = [torch.default_generator, *_of_device(torch.device(device))] if "torch" in kinds else []
+        self._others = "numpy" in kinds
+        self._spare: list[np.random.RandomState] = []
         self.watching = False
         self.changed: set[str] = set()  # those that were drawn from while it watched, by whatever code
         self.nb_changes = 0             # how often that was seen
@@ -192,35 +217,46 @@ class GlobalGenerators:
     ) -> Iterator[set[str]]:
         """Seed the generators for the block. After it, if asked, the set that is yielded has those drawn from."""
         drawn: set[str] = set()
-        back = self._take(seed)
-        fresh = self._marks(is_fresh=True) if ask or self.watching else {}
+        outer = self._seed(seed)
         try:
             yield drawn
         finally:
-            if fresh:
-                drawn |= _differing(fresh, self._marks())
-            for put_back in back:
-                put_back()
-            if drawn and not ask:
+            drawn |= self._put_back(outer)
+            if drawn and self.watching and not ask:
                 self.note(drawn)
 
-    def _take(self, seed: int) -> list[Callable[[], object]]:
-        """Seed the generators. Return what puts them back."""
-        back: list[Callable[[], object]] = []
-        if "torch" in self.kinds:
-            back += [partial(g.set_state, g.get_state()) for g in self._torch]
-            for g in self._torch:
-                g.manual_seed(seed)
-        if "numpy" in self.kinds:
-            numbers, outer = random.getstate(), np.random.mtrand.get_bit_generator()
+    def _seed(self, seed: int) -> _Outer:
+        """Seed the generators. Return what they were."""
+        n, reads = len(self._torch), [g.get_state for g in self._torch]
+        states = _at_once(*reads, *(partial(g.manual_seed, seed) for g in self._torch), *reads)
+        outer = _Outer(states[:n], {"torch": _bytes_of(states[2 * n:])})
+        if self._others:
+            outer.own = self._spare.pop() if self._spare else np.random.RandomState(np.random.MT19937(0))
+            outer.own.seed(seed & 0xFFFFFFFF)
+            outer.fresh |= {"numpy": _mark_of_bits(outer.own._bit_generator), "random": _FRESH}
+            outer.bits = _use_bits(outer.own._bit_generator)
+            outer.words, outer.gauss, *_ = _at_once(
+                _READ, partial(getattr, _PYTHON, "gauss_next"), partial(_SEED, seed),
+                partial(setattr, _PYTHON, "gauss_next", None))
             if self.watching:
-                self._look({**self._marks(is_fresh=True), "random": _mark_of(numbers)})
-            own = self._spare.pop() if self._spare else np.random.MT19937(0)
-            _use_bits(own)
-            np.random.seed(seed & 0xFFFFFFFF)
-            random.seed(seed)
-            back += [partial(_use_bits, outer), partial(self._spare.append, own), partial(random.setstate, numbers)]
-        return back
+                self._look({"torch": _bytes_of(outer.tensors), "numpy": _mark_of_bits(outer.bits),
+                            "random": _mark_of(outer.words, outer.gauss)})
+        return outer
+
+    def _put_back(self, outer: _Outer) -> set[str]:
+        """Put the generators back. Return which were drawn from meanwhile."""
+        n = len(self._torch)
+        states = _at_once(*(g.get_state for g in self._torch), *(
+            partial(g.set_state, state) for g, state in zip(self._torch, outer.tensors, strict=True)))
+        marks: dict[str, Hashable] = {"torch": _bytes_of(states[:n])}
+        if outer.own is not None and outer.bits is not None:
+            marks["numpy"] = _mark_of_bits(_use_bits(outer.bits))
+            words, gauss, *_ = _at_once(
+                _READ, partial(getattr, _PYTHON, "gauss_next"), partial(_WRITE, outer.words),
+                partial(setattr, _PYTHON, "gauss_next", outer.gauss))
+            marks["random"] = _mark_of(words, gauss)
+            self._spare.append(outer.own)
+        return _differing(outer.fresh, marks)
 
     def watch(self) -> None:
         """Begin to look for draws."""
@@ -235,7 +271,7 @@ class GlobalGenerators:
         self._look(self._marks())
 
     def note(self, drawn: set[str]) -> None:
-        """Note what was drawn. Where that is torch's, it is noted once."""
+        """Note what was drawn. Where that is torch's alone, it is noted once."""
         count = bool(drawn - ({"torch"} & self.changed))
         self.changed |= drawn  # before the count: another thread reads them in the opposite order
         self.nb_changes += count
@@ -245,13 +281,11 @@ class GlobalGenerators:
             self.note(drawn)
         self._left = marks
 
-    def _marks(self, is_fresh: bool = False) -> dict[str, Hashable]:
+    def _marks(self) -> dict[str, Hashable]:
         """Return what changes in each generator when something is drawn from it."""
-        bits = np.random.mtrand.get_bit_generator()
-        is_twister = type(bits) is np.random.MT19937
-        numpy = ctypes.string_at(bits.ctypes.state_address, _MT_BYTES) if is_twister else repr(bits.state)
-        return {"torch": b"".join(g.get_state().numpy().tobytes() for g in self._torch), "numpy": numpy,
-                "random": _FRESH if is_fresh else _mark_of(random.getstate())}
+        return {"torch": _bytes_of([g.get_state() for g in self._torch]),
+                "numpy": _mark_of_bits(np.random.mtrand.get_bit_generator()),
+                "random": _mark_of(_READ(), _PYTHON.gauss_next)}
 
     def close(self) -> None:
         """Put back a normal number that NumPy had drawn ahead: it is lost where its generator is replaced."""
@@ -260,9 +294,19 @@ class GlobalGenerators:
             np.random.set_state(before)
 
 
-def _mark_of(state: tuple) -> Hashable:
+def _bytes_of(states: list[torch.Tensor]) -> bytes:
+    return b"".join(state.numpy().tobytes() for state in states)
+
+
+def _mark_of_bits(bits: np.random.BitGenerator) -> Hashable:
+    """Return the state of a generator of NumPy; of its usual one, from memory, in a microsecond."""
+    is_twister = type(bits) is np.random.MT19937
+    return ctypes.string_at(bits.ctypes.state_address, _MT_BYTES) if is_twister else repr(bits.state)
+
+
+def _mark_of(words: tuple, gauss: float | None) -> Hashable:
     """Return the place of Python's generator, its first word and the normal number drawn ahead."""
-    return state[1][-1], state[1][0], state[2]
+    return words[-1], words[0], gauss
 
 
 def _differing(before: dict[str, Hashable], now: dict[str, Hashable]) -> set[str]:
