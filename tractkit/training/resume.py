@@ -27,6 +27,8 @@ def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool 
     """Return the state to train; `going_back`: it may be behind the state in the folder.
 
     ValueError if the folder holds another run than the state's."""
+    if trainer.ranks.first:  # the others are given its state
+        _go_back_if_half_done(trainer, trainer.state if given is None else given)
     newest = trainer.run_folder.checkpoints.newest()
     stored: StateDict = newest[0] if newest else {}
     own, accept = trainer.state, trainer.settings.accept
@@ -47,6 +49,20 @@ def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool 
             f"{trainer.run_folder.path} is set back from step {stored['global_step']} to {given.global_step}",
             stacklevel=6)
     return _fitting(trainer, given)
+
+
+def _go_back_if_half_done(trainer: Trainable, state: TrainerState | None) -> None:
+    """Take a state whose last step did not end from its last checkpoint. RuntimeError if there is none."""
+    if state is None or not state.gate.half_done:
+        return
+    newest, step = state.checkpoints.newest() if state.checkpoints else None, state.global_step
+    if newest is None or newest[0]["run_id"] != state.run_id:
+        raise RuntimeError(f"a step at step {step} of this state did not end, and there is no checkpoint of the run to "
+                           "go back to: begin it again with a new trainer and a new model")
+    with state.gate.own():
+        state.go_back(newest[0])
+    announce(trainer, f"The last step did not end: going back from step {step} to the last checkpoint, "
+                      f"of step {state.global_step}.")
 
 
 def _is_ahead(own: TrainerState, stored: StateDict) -> bool:
