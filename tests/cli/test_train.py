@@ -398,3 +398,25 @@ def test_options_are_the_keywords_of_the_classes():
             assert set(taken) == set(options), section
             assert {k: p.default for k, p in taken.items() if p.default is not p.empty} == {
                 k: s.default for k, s in options.items() if not s.required}, section
+
+
+@pytest.mark.parametrize("nb_processes", [1, 2])
+def test_runs_without_a_name_have_a_folder_each(data, tmp_path, monkeypatch, nb_processes):
+    """Jobs of an array that begin in one second; none goes on with the run of another."""
+    found = []
+
+    def build(config, *args, **kwargs):
+        t = config["trainer"]
+        found.append(fit(t["experiments_path"], t.get("experiment_name")).folder)
+        found[-1].mkdir(exist_ok=True)
+        (found[-1] / "log.jsonl").touch()
+        raise ValueError("enough")
+
+    options = words(data, tmp_path) + ["--nproc-per-node", str(nb_processes)]
+    at = options.index("--experiment_name")
+    del options[at:at + 2]
+    monkeypatch.setattr("tractkit.training.config.build_trainer", build)
+    monkeypatch.setattr("tractkit.training.torchrun.launch", build)
+    for _ in range(5):
+        main(options)
+    assert len(set(found)) == 5

@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,6 +25,7 @@ from ..core.settings import Setting, check_value, setting, settings_of
 from ..core.text import Json, Record, parse_yaml
 from ..data.settings import DatasetSettings, OneInputLoaderSettings, SamplerSettings
 from ..models.settings import Learn2TrackSettings
+from ..runs.lock import claim_folder, dated_names, remove_unused
 from ..training.settings import TrainerSettings
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ class RunSettings:
     """Where a run is kept."""
 
     experiments_path: str | None = setting(None, help="folder of all runs; default: runs")
-    experiment_name: str | None = setting(None, help="folder of this run in it; default: date and time")
+    experiment_name: str | None = setting(None, help="folder of this run in it; default: date and time, never that of another run")
 
 
 PARTS: dict[str, tuple[type, ...]] = {
@@ -178,10 +178,8 @@ def config_of_options(args: argparse.Namespace) -> tuple[Config, Path | None]:
             raise DataError(f"--set {text} is not SECTION.KEY=VALUE", fix="Such as --set trainer.max_epochs=20")
         _put(config, section, **{key: parse_yaml(value)})
     _put(config, "trainer")
-    if not config["trainer"].get("experiment_name"):
-        if args.nnodes > 1:
-            raise DataError("--experiment-name is missing", fix="All machines must name the same run")
-        config["trainer"]["experiment_name"] = f"{datetime.now():%Y%m%d-%H%M%S}"
+    if args.nnodes > 1 and not config["trainer"].get("experiment_name"):
+        raise DataError("--experiment-name is missing", fix="All machines must name the same run")
     return config, file
 
 # %% ../../nbs/cli/00_train.ipynb #544b091f
@@ -192,16 +190,9 @@ def run_command(args: argparse.Namespace) -> int:
     config, file = config_of_options(args)
     from tractkit.training.errors import OutOfMemory
 
-    trainer = config["trainer"]
-    folder = Path(str(trainer.get("experiments_path") or "runs")) / str(trainer["experiment_name"])
-    again = shlex.join(["tractkit", "resume", str(folder), *(w for x in args.imports for w in ("--import", x))])
     try:
-        if args.nproc_per_node == args.nnodes == 1:
-            phase = _train_here(config, args.imports, file)
-        else:
-            phase = _launch(config, args, folder)
-            again += f" --nproc-per-node {args.nproc_per_node}"
-            again += f" --nnodes {args.nnodes} --rdzv-endpoint {args.rdzv_endpoint}" if args.nnodes > 1 else ""
+        alone = args.nproc_per_node == args.nnodes == 1
+        phase, folder = _train_here(config, args.imports, file) if alone else _launch(config, args)
     except (ValueError, ArithmeticError, OSError, OutOfMemory) as e:
         raise e if isinstance(e, DataError) else DataError(str(e), file=file) from e
     except ImportError as e:
@@ -211,9 +202,19 @@ def run_command(args: argparse.Namespace) -> int:
             raise
         raise DataError(str(e).split("\n\n")[0]) from e
     if phase == "stopped":
-        print(f"To go on:\n  {again}", file=sys.stderr)
+        print(f"To go on:\n  {_resume_command(args, folder)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _resume_command(args: argparse.Namespace, folder: Path) -> str:
+    """Return the command that goes on with a run."""
+    again = ["tractkit", "resume", str(folder), *(w for x in args.imports for w in ("--import", x))]
+    if args.nproc_per_node > 1 or args.nnodes > 1:
+        again += ["--nproc-per-node", str(args.nproc_per_node)]
+    if args.nnodes > 1:
+        again += ["--nnodes", str(args.nnodes), "--rdzv-endpoint", str(args.rdzv_endpoint)]
+    return shlex.join(again)
 
 # %% ../../nbs/cli/00_train.ipynb #5d0b7c3e
 def _import_problem(error: ImportError, imports: Sequence[str]) -> DataError:
@@ -228,9 +229,14 @@ def _import_problem(error: ImportError, imports: Sequence[str]) -> DataError:
     return DataError(problem, fix=None if "pip install" in problem else fix)
 
 # %% ../../nbs/cli/00_train.ipynb #6495893b
-def _launch(config: Config, args: argparse.Namespace, folder: Path) -> str:
-    """Train in several processes; return the phase in which the training ended."""
+def _launch(config: Config, args: argparse.Namespace) -> tuple[str, Path]:
+    """Train in several processes; return the phase in which the training ended, and the folder of the run."""
     from tractkit.training.torchrun import launch
+
+    if not config["trainer"].get("experiment_name"):  # all processes are to work on one folder
+        folder = claim_folder(config["trainer"].get("experiments_path") or "runs", dated_names())
+        remove_unused(folder, args)
+        _put(config, "trainer", experiment_name=folder.name)
 
     run = launch(
         config,
@@ -241,11 +247,11 @@ def _launch(config: Config, args: argparse.Namespace, folder: Path) -> str:
         max_restarts=args.max_restarts,
         imports=tuple(args.imports),
     )
-    return _watch(run, args.nnodes, folder)
+    return _watch(run, args.nnodes), run.folder
 
 
-def _train_here(config: Config, imports: list[str], file: Path | None) -> str:
-    """Train in this process; return the phase in which the training ended."""
+def _train_here(config: Config, imports: list[str], file: Path | None) -> tuple[str, Path]:
+    """Train in this process; return the phase in which the training ended, and the folder of the run."""
     from tractkit.training.config import build_trainer
 
     trainer = build_trainer(config, imports, file)
@@ -256,12 +262,13 @@ def _train_here(config: Config, imports: list[str], file: Path | None) -> str:
         signal.signal(signal.SIGTERM, before)
     if not trainer.settings.progress:
         print(trainer.status.message)
-    return trainer.status.phase
+    return trainer.status.phase, trainer.folder
 
 
-def _watch(run: "ProcessRun", nnodes: int, folder: Path) -> str:
+def _watch(run: "ProcessRun", nnodes: int) -> str:
     """Print the status of a run until it ends; return the phase."""
     printed: tuple[str, int] | None = None
+    folder = run.folder
     print(f"training in {folder}, in processes of their own", flush=True)
     try:
         while run.running:

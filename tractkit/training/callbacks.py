@@ -111,7 +111,8 @@ class Policies(list[Policy]):
     def call_all(self, state: Memories, event: Event, *args: EventArgument,
                  **kwargs: EventArgument) -> tuple[bool, Exception | None]:
         """Like `call`, but return the first error of a policy in place of raising it."""
-        answer, error = False, None
+        answer = False
+        error: Exception | None = None
         for i, policy in enumerate(self):
             method = getattr(policy, event.value, None)
             if method is None:

@@ -17,6 +17,7 @@ import torch
 from ..core.text import Record, StateDict
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
+from .data_check import compare_data
 from .epoch_plan import BatchPlan, plan_mark, sampler_settings
 from .serialize import policy_name
 from .state import TrainerState
@@ -93,15 +94,11 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
 # %% ../../nbs/training/11_resume.ipynb #158ddb44
 def check_fit(trainer: Trainable, state: TrainerState) -> None:
     """Refuse what cannot be resumed, report what changes, and note in the state what this run uses."""
-    dataset = getattr(trainer.batch_loader, "dataset", None)
-    data = dataset.fingerprint() if dataset is not None and hasattr(dataset, "fingerprint") else None
+    data = compare_data(trainer, state)
     sampler, config = sampler_settings(trainer.batch_sampler), describe_settings(trainer)
     environment = describe_environment(trainer.device, torch.get_num_threads())
     before = state.fingerprints
     if before:
-        if before["data"] != data and "data" not in trainer.settings.accept:
-            raise ValueError(f"the state was trained on other data (fingerprint {before['data']}, now {data}): "
-                             "give the trainer that data, or another experiment_name, or accept=['data']")
         if changed := differences(before["environment"], environment):
             warnings.warn(
                 "the result may differ in its last bits from that of an uninterrupted run: " + "; ".join(changed),
@@ -116,7 +113,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
             announce(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
     changes = {"changes": before["changes"]} if before.get("changes") else {}
-    state.note(fingerprints={"data": data, "sampler": begun, "config": config, "environment": environment,
+    state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **changes})
 
 

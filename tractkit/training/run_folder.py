@@ -9,7 +9,7 @@ __all__ = ['RunFolder', 'SilentFolder']
 import contextlib
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ import yaml
 from ..core.files import atomic_path
 from ..core.text import Json, Record, StateDict
 from ..runs.checkpoint import Checkpoints
+from ..runs.lock import claim_folder, remove_unused
 from ..runs.log import RunLog
 
 # %% ../../nbs/training/07_run_folder.ipynb #1e4f2482
@@ -31,14 +32,22 @@ class RunFolder:
         self.log = log or RunLog(self.path)
         self.checkpoints = checkpoints or Checkpoints(self.path / "checkpoints")
 
+    @classmethod
+    def claim(cls, parent: str | os.PathLike, names: Iterable[str], kept: Checkpoints) -> "RunFolder":
+        """Make a folder that nobody has made; it is removed again if nothing is written into it. `kept` says how many
+        checkpoints it has, and how they are written. FileExistsError if all names are taken."""
+        path = claim_folder(parent, names)
+        run = cls(path, checkpoints=Checkpoints(path / "checkpoints", kept.keep, kept.background))
+        remove_unused(path, run)
+        return run
+
     def branch(self, name: str | None = None) -> "RunFolder":
-        """Return a folder beside this one for a branch of the run. ValueError if there is one of that name already."""
-        names = (f"{self.path.name}-fork{n or ''}" for n in (0, *range(2, 1000)))
-        path = self.path.parent / (name or next(n for n in names if not (self.path.parent / n).exists()))
-        if path.exists():
-            raise ValueError(f"{path} is there already: give the fork another name")
-        kept = self.checkpoints
-        return RunFolder(path, checkpoints=Checkpoints(path / "checkpoints", kept.keep, kept.background))
+        """Make a folder beside this one for a branch of the run. ValueError if there is one of that name already."""
+        names = (f"{self.path.name}-fork{n or ''}" for n in (0, *range(2, 1000))) if name is None else [name]
+        try:
+            return self.claim(self.path.parent, names, self.checkpoints)
+        except FileExistsError as e:
+            raise ValueError(f"{e}: give the fork another name") from None
 
     def write_config(self, config: Record) -> None:
         """Write `config.yaml`."""

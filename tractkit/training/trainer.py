@@ -11,7 +11,6 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
-from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -22,6 +21,7 @@ from torch import nn
 from ..core.text import Json, Record, StateDict
 from ..models.base import TractographyModel
 from ..runs.checkpoint import Checkpoints
+from ..runs.lock import dated_names
 from ..runs.loggers import make_loggers
 from ..runs.status import Status
 from . import loop
@@ -74,10 +74,15 @@ def policies_of(settings: TrainerSettings) -> Policies:
 
 
 def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSettings) -> RunFolder:
-    """Return the folder of a run; by default `runs/` and the date and time."""
-    folder = Path(path or "runs") / (name or f"{datetime.now():%Y%m%d-%H%M%S}")
-    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints, settings.save_in_background)
-    return RunFolder(folder, checkpoints=checkpoints)
+    """Return the folder of a run; by default a new one in `runs/`, named by the date and time."""
+    parent = Path(path or "runs")
+    kept = Checkpoints(parent / (name or "") / "checkpoints", settings.keep_checkpoints, settings.save_in_background)
+    if name is not None:
+        return RunFolder(parent / name, checkpoints=kept)
+    try:
+        return RunFolder.claim(parent, dated_names(), kept)
+    except OSError as e:
+        raise OSError(e.errno, f"{e.strerror}: no folder for a run can be made in experiments_path", str(parent)) from e
 
 
 def loggers_of(settings: TrainerSettings) -> "Sequence[Listener[Trainer]]":
@@ -143,7 +148,7 @@ class Trainer:
         self,
         model: nn.Module,
         experiments_path: str | Path | None = None,  # default: runs
-        experiment_name: str | None = None,          # default: date and time
+        experiment_name: str | None = None,          # default: date and time, never that of another run
         batch_sampler: Any = None,                   # plan(epoch, subset) -> what makes each batch
         batch_loader: Any = None,                    # a function, or load_batch_streamlines(ids, epoch=, training=)
         *args: Any, **settings: Any,                 # those of `TrainerSettings`, in their order or by name
@@ -317,10 +322,10 @@ class Trainer:
 
     def join(self, ranks: Ranks, device: torch.device) -> None:
         """Be one of several processes that train together; the first one alone writes."""
-        self.ranks, self.device = ranks, device
+        self.ranks, self.device, folder = ranks, device, ranks.share(self.folder)  # without a name each has its own
         self.replace_settings(progress=False)
         if not ranks.first:
-            self.use_folder(SilentFolder(self.folder), [])
+            self.use_folder(SilentFolder(folder), [])
             self.policies = self.policies.without((TQDM, TimeProfiler, LoggerPolicy))
 
     curves, config = curves_of, config_of  # both can be called while it trains
