@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputOptions', 'TractographyModel', 'model_card', 'register_model', 'model_class', 'build_model', 'save_model',
-           'load_model']
+           'saved_step', 'load_model']
 
 # %% ../../nbs/models/03_base.ipynb #174192bf
 import inspect
@@ -204,13 +204,25 @@ def build_model(
 def save_model(
     model: nn.Module,
     folder: str | os.PathLike,  # made if needed
+    step: int | None = None,    # of a training, at whose end the model had these weights
 ) -> None:
     """Write `model.safetensors` and `model.json` to the folder. An interrupted call leaves the old ones whole."""
     card = {"format": 1, "model": type(model).__name__, "hyperparameters": getattr(model, "hyperparameters", None)}
+    card |= {} if step is None else {"step": step}
     with atomic_path(Path(folder) / "model.safetensors") as path:
         safetensors.torch.save_model(model, str(path), {"tractkit": json.dumps(card)})
     with atomic_path(Path(folder) / "model.json") as path:
         path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def saved_step(
+    folder: str | os.PathLike,  # of `save_model`
+) -> int | None:
+    """Return the step that a model was saved with; None if it was saved without one, or is not there."""
+    try:
+        return json.loads((Path(folder) / "model.json").read_bytes()).get("step")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def load_model(

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['PadBuckets', 'pad_buckets', 'KeyedDropout', 'use_generator', 'draws_from_torch', 'StepNoise', 'initialize_weights',
-           'StackedRNN']
+           'bound_kept_shapes', 'StackedRNN']
 
 # %% ../../nbs/models/01_layers.ipynb #2feac3de
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -186,6 +187,17 @@ def initialize_weights(
         elif own:
             raise TypeError(f"initialize_weights does not know {type(layer).__name__} ({name}): fill it in the model")
 
+# %% ../../nbs/models/01_layers.ipynb #2234b553
+def bound_kept_shapes(
+    model: nn.Module,
+) -> None:
+    """For a model with an LSTM, let oneDNN keep what it has compiled for 32 shapes; for 1,024 if it computed before.
+
+    It is for this process and those that it starts. Nothing changes where the environment variable
+    ONEDNN_PRIMITIVE_CACHE_CAPACITY is set, nor for other models: deep ones use more than 32 kinds of layers."""
+    if any(isinstance(layer, nn.LSTM) for layer in model.modules()):
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+
 # %% ../../nbs/models/01_layers.ipynb #dc3880c6
 class StackedRNN(nn.Module):
     """Single-layer LSTMs or GRUs one above the other, with dropout between them.
@@ -215,6 +227,7 @@ class StackedRNN(nn.Module):
         self.dropout = KeyedDropout(dropout)
         self.use_skip_connection = use_skip_connection
         self.output_size = sum(layer_sizes) if use_skip_connection else layer_sizes[-1]
+        bound_kept_shapes(self)
 
     def forward(self, x: torch.Tensor, state: tuple | None = None) -> tuple[torch.Tensor, tuple]:
         """Map (T, n, input_size) to (T, n, output_size), and return the state after the last time, too."""

@@ -48,7 +48,8 @@ def is_best(self: Trainable) -> bool:
 def save_best_model(self: Trainable) -> None:
     """Write the weights to `best_model/`, which `load_model` reads."""
     if self.ranks.first:
-        save_model(self.model, self.run_folder.path / "best_model")
+        step = known_state(self).global_step if self.is_best else None  # see `keep_best_model`
+        save_model(self.model, self.run_folder.path / "best_model", step)
 
 # %% ../../nbs/training/14_loop.ipynb #7a3532bb
 def train_one_epoch(self: Trainable) -> float:

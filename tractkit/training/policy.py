@@ -277,7 +277,9 @@ class Patience(Policy):
         else:
             self.bad_epochs += 1
         if self.bad_epochs >= self.patience:
-            raise EarlyStopping(f"no better loss than {self.best:.4g} for {self.bad_epochs} epochs")
+            raise EarlyStopping(
+                f"no better loss than {self.best:.4g} for {self.bad_epochs} epochs" if math.isfinite(self.best)
+                else f"the loss was not finite in any of {self.bad_epochs} epochs")
 
     def __repr__(self) -> str:
         return f"Patience({self.patience}, delta={self.delta:g})"
@@ -294,6 +296,8 @@ class LossStop(Policy):
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         loss = float(np.mean(train_losses))
         self.least = min(self.least, loss) if math.isfinite(loss) else self.least
+        if not math.isfinite(loss):
+            raise EarlyStopping(f"the mean loss is not finite: {loss}")
         if not loss <= self.max_ratio * self.least:
             raise EarlyStopping(
                 f"the mean loss is {loss:.4g}, more than {self.max_ratio:g} times the least, {self.least:.4g}")

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..runs.lock import folder_lock
-from .bookkeeping import report_epoch, write_changes
+from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event
 from .commands import Commanded
 from .control import Stopped
+from .data_check import begin_content_check
 from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
@@ -23,7 +24,8 @@ from .resume import check_fit, find_state, nothing_left, share_state, show_posit
 from .runner import GOING_BACK
 from .session import Session
 from .state import TrainerState
-from .trainable import Body, announce, at_work, call_policies, show, write_checkpoint
+from .trainable import (
+    Body, announce, at_work, call_policies, keep_best_model, show, write_checkpoint)
 
 # %% ../../nbs/training/18_running.ipynb #499f5884
 @dataclass
@@ -97,6 +99,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
             announce(trainer, f"Going on with the change of this run: {text}.")
         if not task.is_own and (done := nothing_left(trainer, state)):
+            keep_best_model(trainer)
             announce(trainer, f"Nothing left to train in {trainer.run_folder.path}: {done}.", "ended", phase="finished")
             yield False
             return
@@ -106,6 +109,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         stack.callback(session.close)
         stack.callback(trainer.use)  # no session
         trainer.use(session=session)
+        begin_content_check(trainer)
         begin(trainer)
         with ending(trainer, task):
             yield True
@@ -118,10 +122,14 @@ def begin(trainer: Commanded) -> None:
     trainer.policies.restore(state, state.optimizer)
     trainer.run_folder.write_config(trainer.config())
     trainer.run_folder.clear_error()
+    before = state.checkpoints  # of the run that this one branches off
     state.settle(trainer.run_folder.log, trainer.run_folder.checkpoints)
     write_changes(trainer)
     call_policies(trainer, Event.TRAINING_STARTED, trainer)
     write_checkpoint(trainer)
+    if not keep_best_model(trainer, before) and state.best is not None:
+        announce(trainer, f"best_model/ has not the weights of the best epoch, epoch {state.best['epoch'] + 1}: "
+                          "the checkpoint of that epoch is gone. A better epoch will replace them.")
     last = state.epochs[-1] if state.epochs else {}
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
@@ -137,6 +145,7 @@ def ending(trainer: Commanded, task: Task) -> Iterator[None]:
     try:
         try:
             yield
+            finish_content_check(trainer, wait=not task.is_part)
             report_epoch(trainer)
         except EarlyStopping as e:
             state.note(finished={"why": "early stopping", "by": e.by, "message": str(e)})

@@ -29,7 +29,8 @@ from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
 from ..runs.log import Curve, History, RunLog
 from .control import Gate
-from .optimizers import GivenOptimizer, make_optimizer, optimizer_name
+from .optimizers import (
+    GivenOptimizer, describe_optimizer, make_optimizer, moments_of, optimizer_name)
 
 _T = TypeVar("_T")
 
@@ -85,25 +86,25 @@ class TrainerState:
     def state_dict(self) -> StateDict:
         """Return the state as a tree of plain values and tensors (the live ones)."""
         return {"format": 1, "model": {**describe_model(self.model), "weights": self.model.state_dict()},
-                "optimizer": {"name": self.optimizer_name, "state": self.optimizer.state_dict()},
+                "optimizer": describe_optimizer(self.model, self.optimizer, self.optimizer_name),
                 **{name: getattr(self, name) for name in _PLAIN}, "curve": self.curve.state_dict()}
 
     def load_state_dict(self, tree: StateDict, accept: Sequence[str] = ()) -> None:
         """Take over a tree of `state_dict`. ValueError, with the differences, if it is of another model or optimizer.
 
-        With "model" in `accept`, the weights that fit by name and shape are taken over; with "optimizer", the optimizer
-        starts anew."""
-        other_optimizer = _check_tree(tree, self.model, self.optimizer_name, accept)
+        With "model" in `accept`, the weights that fit by name and shape are taken over, and the optimizer starts anew;
+        with "optimizer", it keeps what fits, and another optimizer starts anew."""
+        is_other = _check_tree(tree, self.model, self.optimizer_name, accept)
         own, stored = self.model.state_dict(), tree["model"]["weights"]
         fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+        moments = None if is_other or own.keys() - fits.keys() else moments_of(
+            tree["optimizer"], self.model, self.optimizer, "optimizer" in accept)
         self.model.load_state_dict(fits, strict="model" not in accept)
-        if (anew := sorted(own.keys() - fits.keys())) or other_optimizer:
-            self.optimizer.state.clear()
-            warnings.warn(
-                f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
-                + "; the optimizer starts anew", stacklevel=3)
+        if moments is not None:
+            self.optimizer.load_state_dict(moments)
         else:
-            self.optimizer.load_state_dict(tree["optimizer"]["state"])
+            self.optimizer.state.clear()
+            _warn_of_new_start(own, fits)
         self.take_values(tree)
 
     def take_values(self, tree: StateDict) -> None:
@@ -247,6 +248,14 @@ class TrainerState:
 _PLAIN = (
     "seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
     "finished", "scaler", "validation", "run_id", "parent", "time", "log_path")
+
+
+def _warn_of_new_start(own: StateDict, fits: StateDict) -> None:
+    """Warn that the optimizer starts anew, and name the weights that were not taken over."""
+    anew = sorted(own.keys() - fits.keys())
+    warnings.warn(
+        f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
+        + "; the optimizer starts anew", stacklevel=4)
 
 
 def _copy_of(state: TrainerState) -> TrainerState:

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['Body', 'Trainable', 'at_work', 'known_state', 'is_training_here', 'run_alone', 'call_policies', 'show', 'announce',
-           'write_checkpoint']
+           'keep_best_model', 'write_checkpoint']
 
 # %% ../../nbs/training/10_trainable.ipynb #e8ed5895
+import contextlib
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +18,10 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import nn
 
+from ..core.files import DataError
 from ..core.text import Record
+from ..models.base import save_model, saved_step
+from ..runs.checkpoint import Checkpoints, load_checkpoint
 from .callbacks import Event, EventArgument, Policies
 from .control import Control
 from .epoch_plan import Batch, Sampler
@@ -130,6 +135,28 @@ def announce(trainer: Trainable, text: str, event: str = "", **changes: float | 
     """Show a message."""
     trainer.reporter.announce(text, trainer.state, event, **changes)
 
+# %% ../../nbs/training/10_trainable.ipynb #ae856109
+def keep_best_model(
+    trainer: Trainable,
+    *others: Checkpoints | None,  # where the checkpoint of the best epoch may be beside the run's own
+) -> bool:                        # False: it is of another epoch, and the checkpoint of the best is gone
+    """Write `best_model/` again where it should have the weights of the best epoch and has not."""
+    state, folder, saved = known_state(trainer), trainer.run_folder.path / "best_model", trainer.run_folder.checkpoints
+    best, kept, there = state.best_step, saved_step(folder), (folder / "model.safetensors").is_file()
+    own = type(trainer).save_best_model.__module__.partition(".")[0] != __name__.partition(".")[0]
+    if best is None or not trainer.ranks.first or (kept in (None, best) if there else own):
+        return True
+    if best == state.global_step and saved.steps():
+        save_model(state.model, folder, best)
+        return True
+    for path in [c.path(best) for c in (saved, *others) if c is not None]:
+        with contextlib.suppress(DataError):  # absent or damaged
+            tree, model = load_checkpoint(path), copy.deepcopy(state.model)
+            model.load_state_dict(tree["model"]["weights"])
+            save_model(model, folder, best)
+            return True
+    return not there
+
 # %% ../../nbs/training/10_trainable.ipynb #dfd87b39
 def write_checkpoint(trainer: Trainable, wait: bool = True) -> Path:
     """Write a checkpoint of the state between two batches. Without `wait`, it may be on the disk only later."""
@@ -143,4 +170,5 @@ def write_checkpoint(trainer: Trainable, wait: bool = True) -> Path:
     if session is not None:
         session.saves.note(state.global_step)
         call_policies(trainer, Event.CHECKPOINT_SAVED, path)
+    keep_best_model(trainer)
     return path
