@@ -56,6 +56,22 @@ def _is_ahead(own: TrainerState, stored: StateDict) -> bool:
     return stored["run_id"] == own.run_id and (own.rewound or stored["global_step"] <= own.global_step)
 
 
+def _thawed(trainer: Trainable, given: TrainerState) -> list[str]:
+    """Return the names of parameters that are trainable now and not in the optimizer that was made of those before."""
+    if not isinstance(trainer.optimizer, (str, type)):  # one that is made by the user has what the user gave it
+        return []
+    known = {id(p) for group in given.optimizer.param_groups for p in group["params"]}
+    return [name for name, p in given.model.named_parameters() if p.requires_grad and id(p) not in known]
+
+
+def _with_new_optimizer(trainer: Trainable, given: TrainerState) -> TrainerState:
+    """Return a state with an optimizer of all parameters that are trainable now, and what the one before has kept."""
+    state = TrainerState.from_tree(
+        given.state_dict(), given.model, trainer.optimizer, trainer.device, accept=trainer.settings.accept)
+    state.log, state.checkpoints, state.rewound = given.log, given.checkpoints, given.rewound
+    return state
+
+
 def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
     """Return a given state, or, where another model or optimizer is accepted, one with what fits of it."""
     accept = trainer.settings.accept
@@ -66,6 +82,11 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
                 f"{given.optimizer_name} -> {trainer.optimizer}; accept=['optimizer'] begins it anew")
         return TrainerState.from_tree(
             given.state_dict(), trainer.model, trainer.optimizer, trainer.device, accept=accept)
+    if given.model is trainer.model and (thawed := _thawed(trainer, given)):
+        if "optimizer" not in accept:
+            raise ValueError(f"{', '.join(thawed)} can be trained now, and the optimizer does not have them: freeze "
+                             "them as they were, or give the trainer accept=['optimizer'], with which they start anew")
+        return _with_new_optimizer(trainer, given)
     if given.model is not trainer.model:
         if other := differences(describe_model(given.model), describe_model(trainer.model)):
             if "model" not in accept:
