@@ -24,7 +24,7 @@ from torch import nn
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, sparkline
 from ..core.text import Json, Record, StateDict, format_bytes, format_duration
-from ..models.base import build_model
+from ..models.base import build_model, give_buffers_memory
 from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
 from ..runs.log import Curve, History, RunLog
@@ -50,6 +50,7 @@ class TrainerState:
     thread meanwhile, and wait for the end of the current batch."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, optimizer_name: str, seed: int):
+        give_buffers_memory(model)
         self.model, self.optimizer, self.optimizer_name, self.seed = model, optimizer, optimizer_name, seed
         self.epoch, self.batch, self.global_step = 0, 0, 0   # epochs finished, batches of this one, steps of all
         self.loss_sum, self.loss_points = 0.0, 0             # of this epoch so far
@@ -96,7 +97,7 @@ class TrainerState:
         with "optimizer", it keeps what fits, and another optimizer starts anew."""
         is_other = _check_tree(tree, self.model, self.optimizer_name, accept)
         own, stored = self.model.state_dict(), tree["model"]["weights"]
-        fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+        fits = {k: v for k, v in stored.items() if k in own and _shape(own[k]) == _shape(v)}
         moments = None if is_other or own.keys() - fits.keys() else moments_of(
             tree["optimizer"], self.model, self.optimizer, "optimizer" in accept)
         self.gate.begin("step")  # until all is taken over
@@ -266,6 +267,11 @@ def _copy_of(state: TrainerState) -> TrainerState:
     other.take_values({name: getattr(state, name) for name in _PLAIN} | {"curve": state.curve.state_dict()})
     other.log, other.checkpoints = state.log, state.checkpoints
     return other
+
+
+def _shape(value: "Json | torch.Tensor") -> torch.Size | None:
+    """Return the shape of a weight; None for what a layer keeps beside its weights."""
+    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _build(stored: Record) -> nn.Module:
