@@ -319,6 +319,7 @@ NAMES = {
     "Watched": "runs.loggers",
     "Watcher": "lab.live_widget",
     "Wholes": "data.augment",
+    "absolute_path": "core.files",
     "accepts_loss": "training.errors",
     "add_gradient": "training.gradient",
     "add_hdf5_options": "cli.data_files",

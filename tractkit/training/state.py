@@ -340,7 +340,7 @@ def read_tree(
     path: str | os.PathLike,      # a run's folder (its newest good checkpoint), a folder of checkpoints, or one of them
 ) -> tuple[StateDict, Path]:      # the tree, and the file it was read from
     """Read a checkpoint. DataError if there is none or it is damaged."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         return load_checkpoint(path), path
     found = Checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path).newest()
@@ -357,7 +357,7 @@ def _log_of(folder: Path, log_path: str) -> RunLog | None:
 
 def earlier_tree(state: TrainerState, to: int | str | os.PathLike) -> StateDict:
     """Return the content of a checkpoint that `rewind` can go to. DataError if there is none."""
-    path = _checkpoint_of(state, to) if isinstance(to, int) else Path(to)
+    path = _checkpoint_of(state, to) if isinstance(to, int) else Path(os.path.expanduser(to))
     tree = load_checkpoint(path)
     if tree.get("run_id") not in (state.run_id, state.parent):
         raise DataError("a checkpoint of another run", file=path, fix="TrainerState.load reads it")
