@@ -128,6 +128,8 @@ def begin(trainer: Commanded) -> None:
     if not keep_best_model(trainer, before) and state.best is not None:
         announce(trainer, f"best_model/ has not the weights of the best epoch, epoch {state.best['epoch'] + 1}: "
                           "the checkpoint of that epoch is gone. A better epoch will replace them.")
+    for text in getattr(trainer.batch_loader, "explain_caches", lambda _: [])(trainer.device):
+        announce(trainer, text)
     last = state.epochs[-1] if state.epochs else {}
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
