@@ -11,7 +11,7 @@ import html
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TypeVar, Unpack
+from typing import NamedTuple, TypeVar, Unpack
 
 import h5py
 import numpy as np
@@ -22,6 +22,7 @@ from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent, Vol
 from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
 from ..hdf5.config import SPLITS
+from ..hdf5.content import DataContent, GroupContent, describe_content
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
 from ..core.text import Record
@@ -171,6 +172,13 @@ _Chosen = dict[str, set[str] | None]  # "volume" or "streamlines" → the groups
 _Content = tuple[Rows, np.ndarray] | StreamlinesContent  # of a volume, or of streamlines
 
 
+class _Found(NamedTuple):
+    """A group of a subject."""
+
+    content: _Content
+    identity: GroupContent
+
+
 def _link(group: h5py.Group, name: str) -> ExternalLink | None:
     """Return what `name` links to in another file; None if it is no such link. Raises KeyError if it is not there."""
     if not name.strip("/"):
@@ -186,19 +194,19 @@ def _type_of(group: h5py.Group | h5py.Dataset) -> str | None:
     return kind if isinstance(kind, str) else None
 
 
-def _read_group(file: _File, group: h5py.Group, subject: str, name: str) -> _Content:
+def _read_group(file: _File, group: h5py.Group, subject: str, name: str) -> _Found:
     with reading(file.path, subject, name):
         kind = _type_of(group)
         if kind == "volume":
-            return find_volume(file, group)
+            return _Found(find_volume(file, group), describe_content(file, group))
         if kind == "streamlines":
-            return find_streamlines(file, group)
+            return _Found(find_streamlines(file, group), describe_content(file, group))
         raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
 
 
-def _read_subject(file: _File, parent: h5py.Group, subject: str, chosen: _Chosen) -> dict[str, _Content | ExternalLink]:
+def _read_subject(file: _File, parent: h5py.Group, subject: str, chosen: _Chosen) -> dict[str, _Found | ExternalLink]:
     """Return the content of a subject's groups, without reading points and voxels."""
-    found: dict[str, _Content | ExternalLink] = {}
+    found: dict[str, _Found | ExternalLink] = {}
     with reading(file.path, subject):
         if not isinstance(parent, h5py.Group):
             raise DataError("is no group")
@@ -224,6 +232,7 @@ class _SubjectReader:
 
     def __init__(self, file: _File, lazy: bool, cache: VolumeCache):
         self.file, self.lazy, self.cache = file, lazy, cache
+        self.found: dict[str, GroupContent] = {}  # by subject/group
         self._siblings: dict[tuple[str, str], _File] = {}
 
     def read(
@@ -237,12 +246,13 @@ class _SubjectReader:
         try:
             home, groups = self._ask(self.file, subject,
                                      lambda file, group: _read_subject(file, group, subject, chosen))
-            for name, content in groups.items():
+            for name, found in groups.items():
                 where = home
-                if isinstance(content, ExternalLink):
-                    where, content = self._follow(home, content, subject, name)
-                    if not _is_wanted("volume" if isinstance(content, tuple) else "streamlines", name, chosen):
+                if isinstance(found, ExternalLink):
+                    where, found = self._follow(home, found, subject, name)
+                    if not _is_wanted("volume" if isinstance(found.content, tuple) else "streamlines", name, chosen):
                         continue
+                content, self.found[f"{subject}/{name}"] = found
                 if isinstance(content, tuple):
                     volumes[name] = self._make_volume(content[0], content[1], subject, name, shared)
                 else:
@@ -254,7 +264,7 @@ class _SubjectReader:
                             fix=e.fix or "Create the file again") from e
         return SubjectData(subject, volumes, streamlines)
 
-    def _follow(self, file: _File, link: ExternalLink, subject: str, name: str) -> tuple[_File, _Content]:
+    def _follow(self, file: _File, link: ExternalLink, subject: str, name: str) -> tuple[_File, _Found]:
         return self._ask(self._sibling(file, link.file), link.path,
                          lambda where, group: _read_group(where, group, subject, name))
 
@@ -340,6 +350,7 @@ class MultiSubjectDataset:
         names = self._names_of(wanted, _as_set(subj_id))
         chosen = {"volume": _as_set(volume_groups), "streamlines": _as_set(streamline_groups)}
         loaded: dict[str, SubjectData] = {}
+        self._reader.found.clear()
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once
         for name in tqdm([n for group in names.values() for n in group], delay=2, unit="subject", leave=False):
             if name not in loaded:
@@ -397,6 +408,15 @@ class MultiSubjectDataset:
         elif self._fingerprint is None:
             self._fingerprint = hashlib.blake2b(repr(self._file.stamp).encode(), digest_size=16).hexdigest()
         return str(self._fingerprint)
+
+    def loaded_content(self) -> DataContent | None:
+        """Return what identifies the loaded data, known without reading it; None before `load_data`."""
+        if self._subsets is None or not self._reader.found:
+            return None
+        root = {**self._names, **{k: getattr(self, k) for k in ("step_size", "nb_points", "compress")}}
+        known = (self._fingerprint is not None or not isinstance(self._file, LocalFile)
+                 or type(self).fingerprint is not MultiSubjectDataset.fingerprint)
+        return DataContent(root, self._reader.found, known)
 
     def _rows(self, most: int = 20) -> list[list[str]]:
         rows = []

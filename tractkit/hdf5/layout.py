@@ -39,15 +39,16 @@ def group_checksum(
     """Compute the checksum of a group: of its affine, and names, types, shapes and bytes of its datasets."""
     datasets: dict[str, h5py.Dataset] = {}
     group.visititems(lambda name, item: datasets.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    return _checksum(datasets, group.attrs["affine"])
+    return checksum_of(datasets, group.attrs["affine"])
 
-
-def _checksum(arrays: Mapping[str, np.ndarray | h5py.Dataset], affine: np.ndarray) -> str:
+# %% ../../nbs/hdf5/05_layout.ipynb #263671bb
+def checksum_of(arrays: Mapping[str, np.ndarray | h5py.Dataset], affine: np.ndarray) -> str:
+    """Compute the checksum of arrays, or of what is read like them in pieces of 16 MB."""
     digest = hashlib.blake2b(np.ascontiguousarray(affine, "<f8").data, digest_size=16)
     for name in sorted(arrays):
         array = arrays[name]
         digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
-        rows = max(1, 2**24 // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))  # 16 MB at a time
+        rows = max(1, 2**24 // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:]))))
         for start in range(0, array.shape[0] if array.ndim else 0, rows):
             digest.update(np.ascontiguousarray(array[start:start + rows]).view(np.uint8).data)
     return digest.hexdigest()
@@ -64,7 +65,7 @@ def _write_group(
     """Write the datasets and attributes of a group, its checksum and its sources."""
     group = parent.create_group(name)
     with ThreadPoolExecutor(1) as thread:  # hashing lets other threads run
-        checksum = thread.submit(_checksum, arrays, np.asarray(attrs["affine"]))
+        checksum = thread.submit(checksum_of, arrays, np.asarray(attrs["affine"]))
         for key, array in arrays.items():
             group.create_dataset(key, data=array, **storage)
         group.attrs.update(attrs)

@@ -233,7 +233,7 @@ def load_model(
     """Return the model of a folder, ready for inference (in eval mode).
 
     Raises DataError if the file is absent or damaged or the weights do not fit."""
-    path = Path(folder) / "model.safetensors"
+    path = Path(os.path.expanduser(folder)) / "model.safetensors"
     if not path.is_file():
         raise DataError("no model.safetensors in this folder", file=folder, fix="Give the folder of a saved model")
     try:

@@ -20,7 +20,7 @@ import yaml
 from .checkpoint import Checkpoints, peek_checkpoint
 from .lock import folder_busy
 from .curves import RunColumns
-from ..core.files import DataError
+from ..core.files import DataError, absolute_path
 from ..core.text import Json, Record, parse_yaml
 from .mailbox import Mailbox
 from .log import RunLog
@@ -231,7 +231,7 @@ def read_facts(
     """Read the facts of a run.
 
     Raise no error for what is in the folder: `status` is "no run" or "damaged", and `note` is the reason."""
-    folder = Path(folder)
+    folder = absolute_path(folder)
     name = name or folder.resolve().name
     try:
         names = set(os.listdir(folder))
@@ -246,7 +246,7 @@ def find_runs(
     most: int = 2000,            # folders that are looked at
 ) -> list[RunFacts]:             # by name
     """Return the runs below a folder. DataError if there is no such folder."""
-    top = Path(folder)
+    top = absolute_path(folder)
     if not top.is_dir():
         raise DataError(
             "there is no such folder", file=top, fix="Give the folder that runs are in: a trainer's experiments_path"

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 
-from ..core.files import DataError, atomic_path
+from ..core.files import DataError, absolute_path, atomic_path
 from ..core.html import html_card, sparkline
 from ..core.text import Json, Record, StateDict
 
@@ -115,7 +115,7 @@ class RunLog:
     """The log of a run: `log.jsonl` in its folder. One writer; any number of readers."""
 
     def __init__(self, folder: str | os.PathLike):  # made when the first record is written
-        self.path = Path(folder) / "log.jsonl"
+        self.path = absolute_path(folder) / "log.jsonl"
         self._file: io.FileIO | None = None
 
     def append(

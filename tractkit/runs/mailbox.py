@@ -21,6 +21,7 @@ from pathlib import Path
 from types import FunctionType, NotImplementedType
 from typing import Protocol, SupportsIndex, TypedDict
 
+from ..core.files import absolute_path
 from ..core.text import Record
 from .lock import fcntl, folder_busy, folder_lock
 from .status import Status
@@ -55,7 +56,7 @@ class Mailbox:
     """The files through which any process reads the status of a training and sends it commands."""
 
     def __init__(self, folder: str | os.PathLike):  # of the run
-        self.folder = Path(folder) / "process"
+        self.folder = absolute_path(folder) / "process"
         self.output = self.folder / "output.txt"
 
     def clear(self) -> None:

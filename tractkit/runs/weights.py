@@ -36,7 +36,7 @@ def read_weights(
     """Read the weights in a file, by name, onto the CPU.
 
     DataError if the file is damaged, holds no weights, or holds more than data."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     try:
         with open(path, "rb") as f:
             ours = path.suffix == ".ckpt" and f.read(9)[8:] == b"{"
@@ -107,7 +107,7 @@ def load_latest(
 
 def _weight_files(where: str | os.PathLike) -> list[Path]:
     """Return the files with weights in a folder, or those that a pattern fits."""
-    path = Path(where)
+    path = Path(os.path.expanduser(where))
     if path.is_dir():
         path = path / "checkpoints" if (path / "checkpoints").is_dir() else path
         found = [p for p in path.rglob("*") if p.suffix in _SUFFIXES]

@@ -15,6 +15,7 @@ import torch
 
 from .callbacks import Event, OnNonFinite, TorchSchedule
 from .control import Stopped
+from .data_check import OtherData
 from .epoch_plan import Ids
 from .live_settings import keeps_own_rates
 from .policy import EarlyStopping
@@ -113,7 +114,7 @@ def add_place_to_errors(trainer: Trainable) -> Iterator[None]:
     """Add to an error where it happened, and what can be done."""
     try:
         yield
-    except (Stopped, EarlyStopping, NonFinite):
+    except (Stopped, EarlyStopping, NonFinite, OtherData):
         raise
     except FloatingPointError as e:  # of a user's own code
         session = at_work(trainer)[1]

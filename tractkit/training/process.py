@@ -20,6 +20,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ..core.files import absolute_path
 from ..core.text import Record
 from ..runs.log import Curve, RunLog
 from ..runs.mailbox import Mailbox, send_object
@@ -151,7 +152,7 @@ class ProcessRun:
     """A training in another process, followed and controlled through its folder. Made by `attach(folder)`."""
 
     def __init__(self, folder: str | os.PathLike, process: subprocess.Popen | None = None):
-        self.folder, self.mailbox, self._process = Path(folder), Mailbox(folder), process
+        self.folder, self.mailbox, self._process = absolute_path(folder), Mailbox(folder), process
         self._log = LossCurves(folder)
 
     @property
@@ -213,7 +214,7 @@ class ProcessRun:
 
     def rewind(self, to: int | str | Path) -> None:
         """Go back to so many finished epochs, or to a checkpoint, and rest there. ValueError if it is not kept."""
-        self._ask("rewind", to=to if isinstance(to, int) else str(Path(to).resolve()))
+        self._ask("rewind", to=to if isinstance(to, int) else str(absolute_path(to)))
         while self.running and not self.mailbox.read_status().get("resting"):
             time.sleep(0.01)
 

@@ -17,6 +17,7 @@ import torch
 from ..core.text import Record, StateDict
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
+from .data_check import compare_data
 from .epoch_plan import BatchPlan, plan_mark, sampler_settings
 from .serialize import policy_name
 from .state import TrainerState
@@ -54,6 +55,22 @@ def _is_ahead(own: TrainerState, stored: StateDict) -> bool:
     return stored["run_id"] == own.run_id and (own.rewound or stored["global_step"] <= own.global_step)
 
 
+def _thawed(trainer: Trainable, given: TrainerState) -> list[str]:
+    """Return the names of parameters that are trainable now and not in the optimizer that was made of those before."""
+    if not isinstance(trainer.optimizer, (str, type)):  # one that is made by the user has what the user gave it
+        return []
+    known = {id(p) for group in given.optimizer.param_groups for p in group["params"]}
+    return [name for name, p in given.model.named_parameters() if p.requires_grad and id(p) not in known]
+
+
+def _with_new_optimizer(trainer: Trainable, given: TrainerState) -> TrainerState:
+    """Return a state with an optimizer of all parameters that are trainable now, and what the one before has kept."""
+    state = TrainerState.from_tree(
+        given.state_dict(), given.model, trainer.optimizer, trainer.device, accept=trainer.settings.accept)
+    state.log, state.checkpoints, state.rewound = given.log, given.checkpoints, given.rewound
+    return state
+
+
 def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
     """Return a given state, or, where another model or optimizer is accepted, one with what fits of it."""
     accept = trainer.settings.accept
@@ -64,6 +81,11 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
                 f"{given.optimizer_name} -> {trainer.optimizer}; accept=['optimizer'] begins it anew")
         return TrainerState.from_tree(
             given.state_dict(), trainer.model, trainer.optimizer, trainer.device, accept=accept)
+    if given.model is trainer.model and (thawed := _thawed(trainer, given)):
+        if "optimizer" not in accept:
+            raise ValueError(f"{', '.join(thawed)} can be trained now, and the optimizer does not have them: freeze "
+                             "them as they were, or give the trainer accept=['optimizer'], with which they start anew")
+        return _with_new_optimizer(trainer, given)
     if given.model is not trainer.model:
         if other := differences(describe_model(given.model), describe_model(trainer.model)):
             if "model" not in accept:
@@ -77,15 +99,11 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
 # %% ../../nbs/training/11_resume.ipynb #158ddb44
 def check_fit(trainer: Trainable, state: TrainerState) -> None:
     """Refuse what cannot be resumed, report what changes, and note in the state what this run uses."""
-    dataset = getattr(trainer.batch_loader, "dataset", None)
-    data = dataset.fingerprint() if dataset is not None and hasattr(dataset, "fingerprint") else None
+    data = compare_data(trainer, state)
     sampler, config = sampler_settings(trainer.batch_sampler), describe_settings(trainer)
     environment = describe_environment(trainer.device, torch.get_num_threads())
     before = state.fingerprints
     if before:
-        if before["data"] != data and "data" not in trainer.settings.accept:
-            raise ValueError(f"the state was trained on other data (fingerprint {before['data']}, now {data}): "
-                             "give the trainer that data, or another experiment_name, or accept=['data']")
         if changed := differences(before["environment"], environment):
             warnings.warn(
                 "the result may differ in its last bits from that of an uninterrupted run: " + "; ".join(changed),
@@ -100,7 +118,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
             announce(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
     changes = {"changes": before["changes"]} if before.get("changes") else {}
-    state.note(fingerprints={"data": data, "sampler": begun, "config": config, "environment": environment,
+    state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **changes})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..core.files import atomic_path
+from ..core.files import absolute_path, atomic_path
 from ..core.text import Json, Record, StateDict
 from ..runs.checkpoint import Checkpoints
 from ..runs.lock import claim_folder, remove_unused
@@ -28,7 +28,7 @@ class RunFolder:
     writes = True  # whether this process writes into it
 
     def __init__(self, path: str | os.PathLike, log: RunLog | None = None, checkpoints: Checkpoints | None = None):
-        self.path = Path(path)
+        self.path = absolute_path(path)
         self.log = log or RunLog(self.path)
         self.checkpoints = checkpoints or Checkpoints(self.path / "checkpoints")
 

@@ -12,10 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from ..runs.lock import folder_lock
-from .bookkeeping import report_epoch, write_changes
+from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event
 from .commands import Commanded
 from .control import Stopped
+from .data_check import begin_content_check
 from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
@@ -108,6 +109,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         stack.callback(session.close)
         stack.callback(trainer.use)  # no session
         trainer.use(session=session)
+        begin_content_check(trainer)
         begin(trainer)
         with ending(trainer, task):
             yield True
@@ -145,6 +147,7 @@ def ending(trainer: Commanded, task: Task) -> Iterator[None]:
     try:
         try:
             yield
+            finish_content_check(trainer, wait=not task.is_part)
             report_epoch(trainer)
         except EarlyStopping as e:
             state.note(finished={"why": "early stopping", "by": e.by, "message": str(e)})

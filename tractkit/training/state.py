@@ -29,7 +29,8 @@ from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
 from ..runs.log import Curve, History, RunLog
 from .control import Gate
-from .optimizers import GivenOptimizer, make_optimizer, optimizer_name
+from .optimizers import (
+    GivenOptimizer, describe_optimizer, make_optimizer, moments_of, optimizer_name)
 
 _T = TypeVar("_T")
 
@@ -85,25 +86,25 @@ class TrainerState:
     def state_dict(self) -> StateDict:
         """Return the state as a tree of plain values and tensors (the live ones)."""
         return {"format": 1, "model": {**describe_model(self.model), "weights": self.model.state_dict()},
-                "optimizer": {"name": self.optimizer_name, "state": self.optimizer.state_dict()},
+                "optimizer": describe_optimizer(self.model, self.optimizer, self.optimizer_name),
                 **{name: getattr(self, name) for name in _PLAIN}, "curve": self.curve.state_dict()}
 
     def load_state_dict(self, tree: StateDict, accept: Sequence[str] = ()) -> None:
         """Take over a tree of `state_dict`. ValueError, with the differences, if it is of another model or optimizer.
 
-        With "model" in `accept`, the weights that fit by name and shape are taken over; with "optimizer", the optimizer
-        starts anew."""
-        other_optimizer = _check_tree(tree, self.model, self.optimizer_name, accept)
+        With "model" in `accept`, the weights that fit by name and shape are taken over, and the optimizer starts anew;
+        with "optimizer", it keeps what fits, and another optimizer starts anew."""
+        is_other = _check_tree(tree, self.model, self.optimizer_name, accept)
         own, stored = self.model.state_dict(), tree["model"]["weights"]
         fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+        moments = None if is_other or own.keys() - fits.keys() else moments_of(
+            tree["optimizer"], self.model, self.optimizer, "optimizer" in accept)
         self.model.load_state_dict(fits, strict="model" not in accept)
-        if (anew := sorted(own.keys() - fits.keys())) or other_optimizer:
-            self.optimizer.state.clear()
-            warnings.warn(
-                f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
-                + "; the optimizer starts anew", stacklevel=3)
+        if moments is not None:
+            self.optimizer.load_state_dict(moments)
         else:
-            self.optimizer.load_state_dict(tree["optimizer"]["state"])
+            self.optimizer.state.clear()
+            _warn_of_new_start(own, fits)
         self.take_values(tree)
 
     def take_values(self, tree: StateDict) -> None:
@@ -249,6 +250,14 @@ _PLAIN = (
     "finished", "scaler", "validation", "run_id", "parent", "time", "log_path")
 
 
+def _warn_of_new_start(own: StateDict, fits: StateDict) -> None:
+    """Warn that the optimizer starts anew, and name the weights that were not taken over."""
+    anew = sorted(own.keys() - fits.keys())
+    warnings.warn(
+        f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
+        + "; the optimizer starts anew", stacklevel=4)
+
+
 def _copy_of(state: TrainerState) -> TrainerState:
     model, optimizer = copy.deepcopy((state.model, state.optimizer))
     other = TrainerState(model, optimizer, state.optimizer_name, state.seed)
@@ -323,7 +332,7 @@ def read_tree(
     path: str | os.PathLike,      # a run's folder (its newest good checkpoint), a folder of checkpoints, or one of them
 ) -> tuple[StateDict, Path]:      # the tree, and the file it was read from
     """Read a checkpoint. DataError if there is none or it is damaged."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_dir():
         return load_checkpoint(path), path
     found = Checkpoints(path / "checkpoints" if (path / "checkpoints").is_dir() else path).newest()
@@ -340,7 +349,7 @@ def _log_of(folder: Path, log_path: str) -> RunLog | None:
 
 def earlier_tree(state: TrainerState, to: int | str | os.PathLike) -> StateDict:
     """Return the content of a checkpoint that `rewind` can go to. DataError if there is none."""
-    path = _checkpoint_of(state, to) if isinstance(to, int) else Path(to)
+    path = _checkpoint_of(state, to) if isinstance(to, int) else Path(os.path.expanduser(to))
     tree = load_checkpoint(path)
     if tree.get("run_id") not in (state.run_id, state.parent):
         raise DataError("a checkpoint of another run", file=path, fix="TrainerState.load reads it")

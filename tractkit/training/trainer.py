@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import torch
 from torch import nn
 
+from ..core.files import absolute_path
 from ..core.text import Json, Record, StateDict
 from ..models.base import TractographyModel
 from ..runs.checkpoint import Checkpoints
@@ -75,7 +76,7 @@ def policies_of(settings: TrainerSettings) -> Policies:
 
 def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSettings) -> RunFolder:
     """Return the folder of a run; by default a new one in `runs/`, named by the date and time."""
-    parent = Path(path or "runs")
+    parent = absolute_path(path or "runs")
     kept = Checkpoints(parent / (name or "") / "checkpoints", settings.keep_checkpoints, settings.save_in_background)
     if name is not None:
         return RunFolder(parent / name, checkpoints=kept)
