@@ -120,7 +120,8 @@ def add_place_to_errors(trainer: Trainable) -> Iterator[None]:
         session = at_work(trainer)[1]
         if session.block == "validation":
             raise
-        session.mark_whole()
+        if not session.step.is_updating:
+            session.mark_whole()
         raise FloatingPointError(
             f"{e} {batch_place(trainer)}: lower the learning rate, set clip_grad, or look at this data") from e
     except Exception as e:

@@ -99,6 +99,7 @@ class TrainerState:
         fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
         moments = None if is_other or own.keys() - fits.keys() else moments_of(
             tree["optimizer"], self.model, self.optimizer, "optimizer" in accept)
+        self.gate.begin("step")  # until all is taken over
         self.model.load_state_dict(fits, strict="model" not in accept)
         if moments is not None:
             self.optimizer.load_state_dict(moments)
@@ -112,10 +113,11 @@ class TrainerState:
         for name in _PLAIN:
             setattr(self, name, copy.deepcopy(tree[name]))
         self.curve.load_state_dict(tree["curve"])
+        self.gate.end()
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the state to one file (see `save_checkpoint`)."""
-        self.gate.call(lambda: save_checkpoint(path, self.state_dict()))
+        self.gate.call_whole(lambda: save_checkpoint(path, self.state_dict()))
         return Path(path)
 
     @classmethod
@@ -149,7 +151,7 @@ class TrainerState:
 
     def snapshot(self) -> "TrainerState":
         """Return a copy, taken between two batches, that training does not change."""
-        return self.gate.call(lambda: _copy_of(self))
+        return self.gate.call_whole(lambda: _copy_of(self))
 
     def fork(self) -> "TrainerState":
         """Return a copy to branch off from: to be trained on in a folder of its own."""
