@@ -104,10 +104,11 @@ class TrainerState:
             setattr(self, name, copy.deepcopy(tree[name]))
         self.curve.load_state_dict(tree["curve"])
         self.records = EpochRecords(copy.deepcopy(tree["epochs"]), self.best and self.best["epoch"])
+        self.gate.end()
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the state to one file (see `save_checkpoint`)."""
-        self.gate.call(lambda: save_checkpoint(path, self.state_dict()))
+        self.gate.call_whole(lambda: save_checkpoint(path, self.state_dict()))
         return Path(path)
 
     @classmethod
@@ -141,7 +142,7 @@ class TrainerState:
 
     def snapshot(self) -> "TrainerState":
         """Return a copy, taken between two batches, that training does not change."""
-        return self.gate.call(lambda: _copy_of(self))
+        return self.gate.call_whole(lambda: _copy_of(self))
 
     def fork(self) -> "TrainerState":
         """Return a copy to branch off from: to be trained on in a folder of its own."""
@@ -255,6 +256,7 @@ def _take_weights(state: TrainerState, tree: StateDict, accept: Sequence[str]) -
     anew = sorted(own.keys() - fits.keys())
     moments = None if is_other or anew else moments_of(
         tree["optimizer"], state.model, state.optimizer, "optimizer" in accept)
+    state.gate.begin("step")  # until all is taken over
     state.model.load_state_dict(fits, strict="model" not in accept)
     if moments is not None:
         state.optimizer.load_state_dict(moments)
