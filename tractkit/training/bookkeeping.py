@@ -19,7 +19,7 @@ from .errors import add_place_to_errors
 from .live_settings import check_changes, keeps_own_rates
 from .resume import check_plan, describe_settings
 from .policy import SettingValue
-from .session import EpochEnd, Session, weighted_mean
+from .session import EpochEnd, Session, take_waited, weighted_mean
 from .trainable import Trainable, announce, at_work, call_policies, show, write_checkpoint
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #067fdedd
@@ -64,7 +64,7 @@ def end_step(trainer: Trainable) -> None:
     state.gate.begin("events")
     session.end_step()
     trainer.control.done("batch")
-    session.pace.add(step.size, seconds, step.waited)
+    session.pace.add(step.size, seconds, step.waited + take_waited(trainer.batch_loader))
     show(trainer, "batch", batch=state.batch, train_loss=state.loss_sum / max(state.loss_points, 1), grad_norm=norm,
          learning_rate=rate, **session.pace.values(trainer.device))
     _call_at_end(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)

@@ -138,7 +138,7 @@ def settings_to_lower(trainer: Trainable) -> str:
     ways = [f"lower batch_size_{kind}" + (f" (now {size} {units})" if size is not None else "")]
     if kind == "training":
         ways.append(f"with accumulate raised (now {settings.accumulate}) the step stays as large")
-    if trainer.device.type != "cpu" and (held := getattr(loader, "device_bytes", None)):
+    if trainer.device.type != "cpu" and (cache := getattr(loader, "device_cache", None)) and (held := cache.limit()):
         ways.append(f"lower device_bytes of the loader (now {held:,}), the volumes kept on {trainer.device}")
     if trainer.amp is None and trainer.device.type == "cuda":
         ways.append("set amp='bf16'")

@@ -137,7 +137,9 @@ def begin(trainer: Commanded) -> None:
     if not keep_best_model(trainer, before) and state.best is not None:
         announce(trainer, f"best_model/ has not the weights of the best epoch, epoch {state.best['epoch'] + 1}: "
                           "the checkpoint of that epoch is gone. A better epoch will replace them.")
-    last = state.epochs[-1] if state.epochs else {}
+    for text in getattr(trainer.batch_loader, "explain_caches", lambda _: [])(trainer.device):
+        announce(trainer, text)
+    last = state.records.last
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
     if state.global_step:

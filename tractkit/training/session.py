@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Loss', 'Parts', 'Step', 'weighted_mean', 'Recipe', 'BackgroundCheck', 'Plans', 'Validation', 'Clock',
-           'CheckpointClock', 'EpochEnd', 'Session']
+           'CheckpointClock', 'EpochEnd', 'fetching_volumes', 'take_waited', 'Session']
 
 # %% ../../nbs/training/06_session.ipynb #691af8b9
 import copy
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -251,6 +251,18 @@ class EpochEnd:
     train_losses: list[float]
     metrics: Mapping[str, float]
 
+# %% ../../nbs/training/06_session.ipynb #0f3541e3
+def fetching_volumes(recipe: Recipe, plan: BatchPlan, start: int, stop: int) -> AbstractContextManager[None]:
+    """Return a context in which a loader that has volumes gets those of the next batches before they are needed."""
+    take_waited(recipe.batch_loader)
+    fetching = getattr(recipe.batch_loader, "fetching", None)
+    return nullcontext() if fetching is None else fetching(plan, start, stop, recipe.device)
+
+
+def take_waited(loader: object) -> float:
+    """Return the seconds that a loader has waited for volumes since the last call; 0 if it does not count them."""
+    return getattr(loader, "take_waited", float)()
+
 # %% ../../nbs/training/06_session.ipynb #be829b79
 class Session:
     """What one run of a trainer has open and at hand."""
@@ -351,7 +363,8 @@ class Session:
             self.feeder.close()
         self.is_stale = False
         plan = self.plans.of(subset)[0]
-        with self.feeder.batches(plan, start, stop, epoch=self.state.epoch, training=subset == "training") as made:
+        batches = self.feeder.batches(plan, start, stop, epoch=self.state.epoch, training=subset == "training")
+        with batches as made, fetching_volumes(self.recipe, plan, start, stop):
             yield iter(made)
 
     def mark_stale(self) -> None:
