@@ -62,7 +62,7 @@ def save(trainer: Commanded) -> Path:
         process.save_checkpoint()
         checkpoints = trainer.run_folder.checkpoints
         return checkpoints.path(checkpoints.steps()[-1])
-    return known_state(trainer).gate.call(lambda: write_checkpoint(trainer))
+    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
 
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:

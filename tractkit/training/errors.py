@@ -102,7 +102,7 @@ def settings_to_lower(trainer: Trainable) -> str:
     ways = [f"lower batch_size_{kind}" + (f" (now {size} {units})" if size is not None else "")]
     if kind == "training":
         ways.append(f"with accumulate raised (now {settings.accumulate}) the step stays as large")
-    if trainer.device.type != "cpu" and (held := getattr(loader, "device_bytes", None)):
+    if trainer.device.type != "cpu" and (cache := getattr(loader, "device_cache", None)) and (held := cache.limit()):
         ways.append(f"lower device_bytes of the loader (now {held:,}), the volumes kept on {trainer.device}")
     if trainer.amp is None and trainer.device.type == "cuda":
         ways.append("set amp='bf16'")
@@ -120,7 +120,8 @@ def add_place_to_errors(trainer: Trainable) -> Iterator[None]:
         session = at_work(trainer)[1]
         if session.block == "validation":
             raise
-        session.mark_whole()
+        if not session.step.is_updating:
+            session.mark_whole()
         raise FloatingPointError(
             f"{e} {batch_place(trainer)}: lower the learning rate, set clip_grad, or look at this data") from e
     except Exception as e:

@@ -14,6 +14,7 @@ from torch import nn
 
 from .callbacks import Event
 from .errors import leave_out_or_raise
+from .policy import EarlyStopping
 from .trainable import Trainable, at_work, call_policies
 
 # %% ../../nbs/training/12_gradient.ipynb #0ae86144
@@ -66,7 +67,10 @@ def change_weights(trainer: Trainable) -> float:
         leave_out_or_raise(trainer, f"the norm of the gradient is {norm}", whole=True)
         optimizer.zero_grad(set_to_none=True)
         return norm
-    call_policies(trainer, Event.GRADIENT_READY, state.epoch, state.batch, norm)
+    try:
+        call_policies(trainer, Event.GRADIENT_READY, state.epoch, state.batch, norm)
+    except EarlyStopping as e:
+        step.stop_after(e)
     if scaler is not None:
         scaler.step(optimizer)
         scaler.update()

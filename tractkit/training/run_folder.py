@@ -58,9 +58,10 @@ class RunFolder:
     def branch(self, name: str | None = None) -> "RunFolder":
         """Make a folder beside this one for a branch of the run. ValueError if there is one of that name already, or
         the name is none of a folder."""
-        names = (f"{self.path.name}-fork{n or ''}" for n in (0, *range(2, 1000)))
-        if name is not None:
-            names = iter([checked_run_name(name, "the name of a fork", deepest=1)])
+        if name is None:
+            names = [f"{self.path.name}-fork{n or ''}" for n in (0, *range(2, 1000))]
+        else:
+            names = [checked_run_name(name, "the name of a fork", deepest=1)]
         try:
             return self.claim(self.path.parent, names, self.checkpoints)
         except FileExistsError as e:
