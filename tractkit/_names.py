@@ -390,6 +390,7 @@ NAMES = {
     "check_value": "core.settings",
     "checked": "training.live_settings",
     "checked_loss": "training.errors",
+    "checked_run_name": "training.run_folder",
     "checkpoint_labels": "lab.status_text",
     "choose_dipy_settings": "evaluation.baselines",
     "chunk_ranges": "hdf5.local_file",
