@@ -50,6 +50,12 @@ def test_draws_of_one_kind_in_one_place(tmp_path, kind, where):
     assert same_states(whole, parts) == []
 
 
+def test_a_sampler_that_draws_is_not_taken_for_another(tmp_path):
+    """Stopped at the end of an epoch, where a sampler without settings is compared by what it plans."""
+    _, _, messages = interrupted(tmp_path, {"sampler": ["numpy"]}, {}, step=6)
+    assert not [m for m in messages if "plans other batches" in m]
+
+
 @pytest.mark.parametrize("feeding", FEEDING)
 def test_everybody_draws(tmp_path, feeding):
     job = dict.fromkeys(WHERE, KINDS)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..core.files import DataError, atomic_path
+from ..core.files import DataError, absolute_path, atomic_path
 from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
@@ -132,7 +132,7 @@ def run_demo(
         check_subject(files)
     if settings is None:
         settings = demo_settings([f.resolved() for f in subjects], seed, quick, tracked_with, min_length, epochs)
-    folder = Path(out or ("results/own" if settings.own else "results/demo"))
+    folder = absolute_path(out or ("results/own" if settings.own else "results/demo"))
     open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
     if (folder / "scores.txt").exists():
@@ -156,7 +156,7 @@ def open_demo(
     Raises DataError if `folder` is given and holds no finished demo."""
     here = Path.cwd()
     given = folder or os.environ.get("TRACTKIT_DEMO")
-    for place in [Path(given)] if given else [p / "results" / "demo" for p in (here, *here.parents)]:
+    for place in [absolute_path(given)] if given else [p / "results" / "demo" for p in (here, *here.parents)]:
         if (place / "scores.txt").exists():
             return Demo(place, read_settings(place / "demo.json"))
     if given:

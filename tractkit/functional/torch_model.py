@@ -21,6 +21,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import nn
 
+from ..core.files import absolute_path
 from .batch_iter import as_batch_iter
 from ..core.text import Record
 from .steps import Arrays, OptimizerParam, inference_step, set_optimizer_params, to_arrays
@@ -126,11 +127,11 @@ class ModelTrainer(Trainer):
         listening = [p for p in self.step_arguments.values() if isinstance(p, Policy) and p is not rate]
         if logger is not None:
             listening.append(_Report(logger, {"lr": rate, **self.step_arguments}))
-        folder = _temporary_folder(self) if checkpoints_path is None else Path(checkpoints_path).expanduser()
+        folder = _temporary_folder(self) if checkpoints_path is None else absolute_path(checkpoints_path)
         super().__init__(model.model_core, folder.parent, folder.name, self.batch_iter, self._load, rate, 0.0,
                          model.optimizer, n_epochs, device=model.device, rng=seed, policies=listening, **options)
         own = Checkpoints(folder, self.checkpoints.keep, self.checkpoints.background)
-        log = open_log(folder if log_path is None else Path(log_path).expanduser())
+        log = open_log(folder if log_path is None else absolute_path(log_path))
         self.use_folder(RunFolder(folder, log, _NoCheckpoints() if checkpoints_path is None else own), self.loggers)
         for policy in listening:
             policy.prepare(len(self.batch_iter), {"lr": self.learning_rate, **self.step_arguments})

@@ -253,7 +253,7 @@ class LocalFile:
     """A data file on this machine. Usable from any thread and process; open where and while it is used."""
 
     def __init__(self, path: str | os.PathLike):
-        self.path = os.path.abspath(path)
+        self.path = os.path.abspath(os.path.expanduser(path))
         self.stamp = self._look(self.path)
         self._descriptor: _Descriptor | None = None
         self._pid = os.getpid()

@@ -19,7 +19,7 @@ import h5py
 import numpy as np
 
 # %% ../../nbs/hdf5/04_remote_file.ipynb #818edfc3
-from ..core.files import DataError
+from ..core.files import DataError, absolute_path
 from .local_file import ByteCache, LocalFile, Place, reading
 
 if TYPE_CHECKING:
@@ -259,7 +259,7 @@ class _BlockFolder:
     """Blocks on disk, shared by processes; when there are too many, those not used for longest go."""
 
     def __init__(self, folder: str | os.PathLike, max_bytes: int):
-        self.folder, self.max_bytes = Path(folder), max_bytes
+        self.folder, self.max_bytes = absolute_path(folder), max_bytes
         self.added: int | None = None  # bytes since the last look through the folder
 
     def read(self, name: str, length: int) -> np.ndarray | None:

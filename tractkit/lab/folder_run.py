@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import DataError
+from ..core.files import DataError, absolute_path
 from ..core.text import Json, StateDict, parse_yaml
 from .live_curves import RateCurves
 from .status_text import METHOD_OF
@@ -56,7 +56,7 @@ class FolderRun:
     """A run by its folder: trained in another process, or at rest. Raises DataError if there is no run."""
 
     def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
+        self.folder = absolute_path(folder)
         self.checkpoints = Checkpoints(self.folder / "checkpoints")
         self.messages: deque[str] = deque(maxlen=20)
         self._process, self._mailbox = ProcessRun(folder), Mailbox(folder)

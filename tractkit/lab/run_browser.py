@@ -19,7 +19,7 @@ import traitlets
 from IPython.core.getipython import get_ipython
 from ipywidgets import Button, HBox, Label, Layout, VBox
 
-from ..core.files import DataError
+from ..core.files import DataError, absolute_path
 from ..core.html import as_html
 from .live_widget import SavedOutput, Watcher, display_widget
 from .panel import TrainerPanel, panel_of
@@ -90,7 +90,7 @@ class RunBrowser:
         folder: str | os.PathLike = "runs",
         interval: float = 3.0,  # seconds between two looks while a run is at work
     ):
-        self.folder, self.interval = Path(folder), interval
+        self.folder, self.interval = absolute_path(folder), interval
         self.runs: list[RunFacts] = []
         self._table: _Table | None = None
         self._opened = _OpenPanels(self.open)

@@ -25,7 +25,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from ..core.files import DataError, atomic_path
+from ..core.files import DataError, absolute_path, atomic_path
 from ..core.text import Json, StateDict
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #6737e772
@@ -169,7 +169,7 @@ def load_checkpoint(
 ) -> StateDict:
     """Read the tree of a checkpoint, tensors on the CPU. DataError if the file is absent, foreign or damaged."""
     with _reading(path):
-        data = Path(path).read_bytes()
+        data = Path(os.path.expanduser(path)).read_bytes()
         size = int.from_bytes(data[:8], "little")
         header = json.loads(data[8:8 + size])["__metadata__"]
         tensors = safetensors.torch.load(data)
@@ -190,7 +190,7 @@ def peek_checkpoint(
 
     DataError if the file is absent, foreign, or too short."""
     with _reading(path):
-        with open(path, "rb") as f:
+        with open(os.path.expanduser(path), "rb") as f:
             there = os.fstat(f.fileno()).st_size
             size = int.from_bytes(f.read(8), "little")
             header = json.loads(f.read(size) if size <= there else b"")
@@ -209,7 +209,7 @@ class Checkpoints:
     def __init__(self, folder: str | os.PathLike, keep: int = 2, background: bool = False):
         if keep < 1:
             raise ValueError(f"keep must be at least 1, not {keep}")
-        self.folder, self.keep, self.background = Path(folder), keep, background
+        self.folder, self.keep, self.background = absolute_path(folder), keep, background
         self._writing: Future | None = None
 
     def steps(self) -> list[int]:

@@ -20,7 +20,7 @@ import yaml
 from .checkpoint import Checkpoints, peek_checkpoint
 from .lock import folder_busy
 from .curves import RunColumns
-from ..core.files import DataError
+from ..core.files import DataError, absolute_path
 from ..core.text import Json, Record, parse_yaml
 from .mailbox import Mailbox
 from .log import RunLog
@@ -191,7 +191,7 @@ def _own(folder: Path, name: str) -> RunFacts:
     most = settings.get("trainer.max_epochs")
     files = [p for p in (log.path, folder / "checkpoints", folder / "config.yaml") if p.exists()]
     return RunFacts(
-        name, folder, status, note, len(epochs), most if isinstance(most, int) else None,
+        name, folder, status, note, epochs[-1]["epoch"] + 1 if epochs else 0, most if isinstance(most, int) else None,
         step=max(step, saved.step if saved else 0),
         best=math.nan if best is None else float(losses[best]),
         best_epoch=None if best is None else int(columns["epoch"]["epoch"][best]) + 1,
@@ -231,7 +231,7 @@ def read_facts(
     """Read the facts of a run.
 
     Raise no error for what is in the folder: `status` is "no run" or "damaged", and `note` is the reason."""
-    folder = Path(folder)
+    folder = absolute_path(folder)
     name = name or folder.resolve().name
     try:
         names = set(os.listdir(folder))
@@ -246,7 +246,7 @@ def find_runs(
     most: int = 2000,            # folders that are looked at
 ) -> list[RunFacts]:             # by name
     """Return the runs below a folder. DataError if there is no such folder."""
-    top = Path(folder)
+    top = absolute_path(folder)
     if not top.is_dir():
         raise DataError(
             "there is no such folder", file=top, fix="Give the folder that runs are in: a trainer's experiments_path"

@@ -17,6 +17,8 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from ..core.files import absolute_path
+
 try:
     import fcntl
 except ImportError:  # Windows: a run's folder is locked within one process only
@@ -35,7 +37,7 @@ def claim_folder(
 ) -> Path:
     """Make a folder that nobody has made, and return it. FileExistsError if all names are taken."""
     for name in names:
-        folder = Path(parent) / name
+        folder = absolute_path(parent) / name
         with suppress(FileExistsError):
             folder.mkdir(parents=True)
             return folder

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.files import absolute_path
 from ..core.text import Record
 from .lock import folder_lock
 from .log import HasLog, RunLog, as_log, thin_places
@@ -63,7 +64,7 @@ def write_npy_logs(
 
     An epoch that is not in the log is NaN; each other metric of an epoch gets a file of its own."""
     log = as_log(run)
-    out = log.path.parent / "logs" if folder is None else Path(folder)
+    out = log.path.parent / "logs" if folder is None else absolute_path(folder)
     if not log.path.exists() and not out.exists():
         return 0
     with folder_lock(out):

@@ -18,6 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..core.files import absolute_path
 from ..core.text import Record
 from .lock import folder_lock
 from .log import HasLog, RunLog, as_log, scalars_of, thin_places
@@ -206,7 +207,7 @@ def write_tensorboard(
     ImportError if the package tensorboard is not installed."""
     need_tensorboard()
     log = as_log(run)
-    out = log.path.parent / "tensorboard" if folder is None else Path(folder)
+    out = log.path.parent / "tensorboard" if folder is None else absolute_path(folder)
     if not log.path.exists() and not out.exists():
         return 0
     with contextlib.ExitStack() as stack:

@@ -21,7 +21,7 @@ import yaml
 
 import tractkit.training.policy as policies_of_tractkit
 from ..data.dataset import MultiSubjectDataset
-from ..core.files import DataError
+from ..core.files import DataError, absolute_path
 from ..core.text import Json, Record, nearest_name, parse_yaml
 from .callbacks import OnNonFinite
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
@@ -76,7 +76,7 @@ def _nearest(word: str, known: Iterable[str]) -> str:
 # %% ../../nbs/training/21_config.ipynb #af4c50e5
 def import_file(path: str | os.PathLike) -> ModuleType:
     """Import a Python file as a module of its name. DataError if there is no such file."""
-    path = Path(path)
+    path = Path(os.path.expanduser(path))
     if not path.is_file():
         raise DataError("there is no such Python file", file=path, fix="Name the file that defines the class")
     module = sys.modules.get(path.stem)
@@ -111,8 +111,12 @@ def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: _F
 def read_run_config(
     path: str | os.PathLike,  # a .yaml file, or a run's folder
 ) -> Record:
-    """Return the settings of a run. DataError if there is no such file or it is no mapping of sections."""
-    path = Path(path) / "config.yaml" if Path(path).is_dir() else Path(path)
+    """Return the settings of a run. DataError if there is no such file or it is no mapping of sections.
+
+    For the folder of a run that was moved, they have its new place."""
+    path = Path(os.path.expanduser(path))
+    if is_folder := path.is_dir():
+        path /= "config.yaml"
     try:
         config = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -124,7 +128,18 @@ def read_run_config(
         v is None or isinstance(v, Mapping) for k, v in config.items() if k != "format"
     ):
         raise DataError(f"is no mapping of sections ({', '.join(SECTIONS)})", file=path)
-    return {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    config = {k: dict(v) if isinstance(v, Mapping) else v for k, v in config.items()}
+    return _place_of_run(config, absolute_path(path).parent, is_folder) if path.name == "config.yaml" else config
+
+
+def _place_of_run(config: Record, folder: Path, is_given: bool) -> Record:
+    """Put the place of a run into its config, if there is a run in the folder. Where the file was given, not the folder,
+    another name than the folder's is one that a new run is to have."""
+    trainer = config.get("trainer") or {}
+    if any((folder / name).exists() for name in ("log.jsonl", "checkpoints")) and (
+            is_given or trainer.get("experiment_name") == folder.name):
+        config["trainer"] = {**trainer, "experiments_path": str(folder.parent), "experiment_name": folder.name}
+    return config
 
 
 def check_run_config(

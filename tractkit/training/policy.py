@@ -22,6 +22,7 @@ from typing import Any, Protocol, TextIO, TypeAlias
 import numpy as np
 from tqdm.auto import tqdm
 
+from ..core.files import absolute_path
 from ..core.text import Json, Record, StateDict
 
 Value: TypeAlias = Any  # of a value policy: a number, as a rule
@@ -313,7 +314,7 @@ class TimeProfiler(Policy):
     remembers = ()
 
     def __init__(self, output: str | os.PathLike | TextIO | None = None):
-        self.output = output
+        self.output = absolute_path(output) if isinstance(output, (str, os.PathLike)) else output
         self.epoch_started(0)
 
     def epoch_started(self, epoch: int) -> None:

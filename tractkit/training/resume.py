@@ -15,11 +15,12 @@ from collections.abc import Iterator
 import torch
 
 from ..core.text import Record, StateDict
-from ..models.layers import DRAWS_RULE
+from ..models.layers import DRAWS_RULE, GlobalGenerators, plan_seed
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
 from .data_check import compare_data
-from .epoch_plan import BatchPlan, plan_mark, sampler_settings
+from .epoch_plan import (
+    BatchPlan, ChainedPlan, Described, plan_mark, plan_sample, sample_differences, sampler_settings)
 from .serialize import policy_name
 from .state import TrainerState
 from .trainable import Trainable, announce, known_state
@@ -29,6 +30,8 @@ def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool 
     """Return the state to train; `going_back`: it may be behind the state in the folder.
 
     ValueError if the folder holds another run than the state's."""
+    if trainer.ranks.first:  # the others are given its state
+        _go_back_if_half_done(trainer, trainer.state if given is None else given)
     newest = trainer.run_folder.checkpoints.newest()
     stored: StateDict = newest[0] if newest else {}
     own, accept = trainer.state, trainer.settings.accept
@@ -49,6 +52,20 @@ def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool 
             f"{trainer.run_folder.path} is set back from step {stored['global_step']} to {given.global_step}",
             stacklevel=6)
     return _fitting(trainer, given)
+
+
+def _go_back_if_half_done(trainer: Trainable, state: TrainerState | None) -> None:
+    """Take a state whose last step did not end from its last checkpoint. RuntimeError if there is none."""
+    if state is None or not state.gate.half_done:
+        return
+    newest, step = state.checkpoints.newest() if state.checkpoints else None, state.global_step
+    if newest is None or newest[0]["run_id"] != state.run_id:
+        raise RuntimeError(f"a step at step {step} of this state did not end, and there is no checkpoint of the run to "
+                           "go back to: begin it again with a new trainer and a new model")
+    with state.gate.own():
+        state.go_back(newest[0])
+    announce(trainer, f"The last step did not end: going back from step {step} to the last checkpoint, "
+                      f"of step {state.global_step}.")
 
 
 def _is_ahead(own: TrainerState, stored: StateDict) -> bool:
@@ -115,24 +132,50 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
                 f"the new ones begin with epoch {state.epoch + 2}."
                 if state.batch else "")
             announce(trainer, f"The sampler has changed: {'; '.join(changed)}.{later}")
+        if not state.batch and (text := _other_plan(trainer, before.get("planned", ""))):
+            announce(trainer, f"The sampler plans other batches than before: {text}.")
         if changed := differences(before["config"], config):
             announce(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    kept = {k: before[k] for k in ("changes", "draws") if before.get(k)} if before else {"draws": DRAWS_RULE}
+    kept = {key: before[key] for key in ("changes", "planned", "draws") if before.get(key)}
+    kept |= {} if before else {"draws": DRAWS_RULE}
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})
 
 
 def check_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None:
     """Refuse other batches in the middle of an epoch than those it was begun with."""
-    mark = plan_mark(plan)
-    if state.batch and state.fingerprints["plan"] != mark and "plan" not in trainer.settings.accept:
+    mark, sample = plan_mark(plan), _sample(trainer, state.epoch, plan)
+    planned = state.fingerprints.get("planned", sample)
+    is_other = state.fingerprints["plan"] != mark or bool(sample and sample_differences(planned, sample))
+    if state.batch and is_other and "plan" not in trainer.settings.accept:
         raise ValueError(
             f"the state is at batch {state.batch} of an epoch whose batches are not this sampler's: finish the epoch "
             "with the sampler and data as they were, or pass accept=['plan'] to go on with others")
     if not state.batch and (settings := sampler_settings(trainer.batch_sampler)):
         state.fingerprints["sampler"] = settings
     state.fingerprints["plan"] = mark
+    if sample:
+        state.fingerprints["planned"] = sample
+
+
+def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None) -> str:
+    """Return a sample of the plan of an epoch, which may be at hand; empty for a sampler with settings."""
+    sampler = trainer.batch_sampler
+    if isinstance(sampler, Described):
+        return ""
+    if plan is None or trainer.ranks.size > 1:  # that of a rank has parts of batches
+        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, "training")):
+            plan = sampler.plan(epoch, "training")
+    return plan_sample(plan.plans[0] if isinstance(plan, ChainedPlan) else plan, epoch)
+
+
+def _other_plan(trainer: Trainable, before: str) -> str:
+    """Plan an epoch again. Return what differs from the sample of before; empty if nothing does."""
+    epoch = int(before.partition(" ")[0]) if before else 0
+    now = _sample(trainer, epoch) if before else ""
+    text = sample_differences(before, now) if now else ""
+    return f"of epoch {epoch + 1}, {text}" if text else ""
 
 # %% ../../nbs/training/11_resume.ipynb #855f3905
 def nothing_left(trainer: Trainable, state: TrainerState) -> str:
@@ -186,7 +229,7 @@ def show_position(trainer: Trainable, why: str = "") -> None:
     state = trainer.state
     if state is None:
         return
-    last = state.epochs[-1] if state.epochs else {}
+    last = state.records.last
     where = state.position + (f": {state.finished['message']}" if state.finished else "")
     phase = "finished" if state.finished else "stopped" if state.global_step else "idle"
     announce(trainer, f"{why}: {where}." if why else f"{where}.", "taken", phase=phase, batch=state.batch, n_batches=0,

@@ -26,11 +26,12 @@ import yaml
 
 from .config import build_trainer, check_run_config, import_file, read_run_config
 from ..runs.status import Status
-from ..core.files import atomic_path
+from ..core.files import absolute_path, atomic_path
 from ..core.text import Record, parse_yaml
 from ..runs.mailbox import Mailbox
 from .process import ProcessRun, begin_process, check_free, pickled
 from .ranks import LostRank, Ranks
+from .run_folder import checked_run_name
 from .serving import describe_error, serve_trainer
 from .state import TrainerState
 from .trainer import Trainer
@@ -152,7 +153,7 @@ def launch(
     if nnodes > 1 and not rdzv_endpoint:
         raise ValueError("several machines need rdzv_endpoint='host:port', where they meet")
     job = {"nproc_per_node": nproc_per_node, "nnodes": nnodes, "rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id,
-           "max_restarts": max_restarts, "paused": paused, "imports": [str(Path(p).resolve()) for p in imports],
+           "max_restarts": max_restarts, "paused": paused, "imports": [str(absolute_path(p)) for p in imports],
            "threads": max(1, torch.get_num_threads() // nproc_per_node)}
     if isinstance(run, Trainer):
         if nnodes > 1:
@@ -166,7 +167,7 @@ def launch(
     trainer = config.get("trainer") or {}
     if not trainer.get("experiment_name"):
         raise ValueError("the config needs trainer.experiment_name: all processes work on one folder")
-    folder = Path(trainer.get("experiments_path") or "runs") / trainer["experiment_name"]
+    folder = absolute_path(trainer.get("experiments_path") or "runs") / checked_run_name(trainer["experiment_name"])
     if nnodes == 1:
         check_free(folder)
     job |= {"kind": "config", "threads": trainer.get("num_threads") or job["threads"]}
@@ -197,7 +198,7 @@ def write_module(
     """Write classes and functions of a notebook to a file, with all they use, and import it.
 
     ValueError if they use something that cannot be written, or the file was not written by `write_module`."""
-    path = Path(path).resolve()
+    path = absolute_path(path).resolve()
     if path.exists() and not path.read_text(encoding="utf-8").startswith(_WRITTEN):
         raise ValueError(f"{path} exists and was not written by write_module: give another name")
     parts: dict[str, dict[str, str]] = {"imports": {}, "constants": {}, "blocks": {}}
