@@ -217,7 +217,7 @@ def show_position(trainer: Trainable, why: str = "") -> None:
     state = trainer.state
     if state is None:
         return
-    last = state.epochs[-1] if state.epochs else {}
+    last = state.records.last
     where = state.position + (f": {state.finished['message']}" if state.finished else "")
     phase = "finished" if state.finished else "stopped" if state.global_step else "idle"
     announce(trainer, f"{why}: {where}." if why else f"{where}.", "taken", phase=phase, batch=state.batch, n_batches=0,

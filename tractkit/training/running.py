@@ -18,6 +18,7 @@ from .callbacks import Event
 from .commands import Commanded
 from .control import Stopped
 from .data_check import begin_content_check
+from .gradient import check_optimizer
 from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
@@ -124,6 +125,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
 def begin(trainer: Commanded) -> None:
     """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)
+    check_optimizer(trainer)
     state.note(finished=None)
     trainer.policies.restore(state, state.optimizer)
     trainer.run_folder.write_config(trainer.config())
@@ -138,7 +140,7 @@ def begin(trainer: Commanded) -> None:
                           "the checkpoint of that epoch is gone. A better epoch will replace them.")
     for text in getattr(trainer.batch_loader, "explain_caches", lambda _: [])(trainer.device):
         announce(trainer, text)
-    last = state.epochs[-1] if state.epochs else {}
+    last = state.records.last
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
     if state.global_step:
