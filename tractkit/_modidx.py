@@ -560,6 +560,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                          'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._WorkerItems.fill': ( 'data/prefetch.html#_workeritems.fill',
                                                                                       'tractkit/data/prefetch.py'),
+                                        'tractkit.data.prefetch._end_with_parent': ( 'data/prefetch.html#_end_with_parent',
+                                                                                     'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._is_known': ('data/prefetch.html#_is_known', 'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._result': ('data/prefetch.html#_result', 'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._seeded': ('data/prefetch.html#_seeded', 'tractkit/data/prefetch.py'),

@@ -1,10 +1,14 @@
 """feeding: the batches of a plan in its order, from any place in it, whoever makes them; looked up as they are used."""
 
 import os
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
+from helpers_waiting import until
 
 from tractkit.data.prefetch import Feeder
 
@@ -92,3 +96,38 @@ def test_bad_settings():
     for options in (dict(num_workers=-1), dict(prefetch=-1)):
         with pytest.raises(ValueError, match="negative"):
             Feeder(load, **options)
+
+
+ORPHANS = """
+import os, sys, time
+from pathlib import Path
+from tractkit.data.prefetch import Feeder
+
+class Slow:
+    "Takes a while to arrive in a worker, which says that it is there."
+    def __setstate__(self, state):
+        Path(sys.argv[1], str(os.getpid())).touch()
+        time.sleep(2)
+
+    def __call__(self, ids, *, epoch, training):
+        return ids
+
+    def __getstate__(self):
+        return {"a": 1}
+
+if __name__ == "__main__":
+    with Feeder(Slow(), num_workers=1, context="spawn").batches([[1], [2]]) as batches:
+        list(batches)
+"""
+
+
+def test_a_worker_ends_with_its_parent_that_was_killed_while_it_started(tmp_path):
+    (tmp_path / "child.py").write_text(ORPHANS)
+    there = tmp_path / "there"
+    there.mkdir()
+    parent = subprocess.Popen([sys.executable, tmp_path / "child.py", there], stderr=subprocess.DEVNULL)
+    until(lambda: list(there.iterdir()))
+    parent.kill()
+    parent.wait()
+    (worker,) = (int(p.name) for p in there.iterdir())
+    until(lambda: not Path(f"/proc/{worker}").exists(), 60)

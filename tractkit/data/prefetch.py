@@ -6,6 +6,8 @@
 __all__ = ['LoadDraws', 'Planned', 'Feeder']
 
 # %% ../../nbs/data/08_prefetch.ipynb #06360078
+import multiprocessing
+import os
 import queue
 import signal
 import threading
@@ -252,6 +254,15 @@ _pinned: Callable[[_B], _B] = methodcaller("pin_memory")
 
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process, at the latest a second after the one that made it, also if that was killed at its start."""
+    parent, above = multiprocessing.parent_process(), os.getppid()
+    while parent is not None and parent.is_alive() and os.getppid() == above:
+        time.sleep(1)
+    os._exit(1)
 
 # %% ../../nbs/data/08_prefetch.ipynb #913d3895
 class Feeder(Generic[_B]):
