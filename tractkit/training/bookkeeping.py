@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 
+from ..core.settings import plain_numbers
 from ..core.text import Record
 from .callbacks import Event, EventArgument
 from .control import Stopped
@@ -27,7 +28,7 @@ def set_learning_rate(trainer: Trainable) -> None:
     """Give the optimizer the learning rate and weight decay of this step, unless it keeps its own."""
     if keeps_own_rates(trainer):
         return
-    rate = trainer.policies.learning_rate.value * trainer.policies.rate_factor
+    rate = plain_numbers(trainer.policies.learning_rate.value) * trainer.policies.rate_factor
     for group in at_work(trainer)[0].optimizer.param_groups:
         group["lr"] = rate
         if isinstance(trainer.optimizer, (str, type)) and "weight_decay" in group:
@@ -218,7 +219,7 @@ def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
     state, session = at_work(trainer)
     validation, (n_batches, n_valid) = (
         session.validation, (session.plans.of(kind)[1] for kind in ("training", "validation")))
-    own = {k: trainer.ranks.mean(v, validation.nb_points)[0] for k, v in trainer.epoch_metrics.items()}
+    own = {k: trainer.ranks.mean(float(v), validation.nb_points)[0] for k, v in trainer.epoch_metrics.items()}
     metrics = {"train_loss": session.trained[1]} | ({"valid_loss": validation.loss} if n_valid else {}) | own
     rate = float(state.optimizer.param_groups[0]["lr"])
     record = {"epoch": state.epoch, "step": state.global_step, **metrics, "n": state.loss_points, "learning_rate": rate}

@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from ..core.settings import plain_numbers
 from ..core.text import StateDict
 from .policy import EarlyStopping, Policy, ValuePolicy
 from .serialize import policy_name
@@ -285,6 +286,7 @@ class OnNonFinite(Policy):
         factor: float = 1.0,  # of the learning rate, each time; 1: leave it
         at_most: int = 10,    # in a row
     ):
+        factor, at_most = plain_numbers((factor, at_most))
         if not 0 < factor <= 1 or at_most < 1:
             raise ValueError(f"factor must be in (0, 1] and at_most at least 1, not {factor} and {at_most}")
         self.factor, self.at_most = factor, at_most

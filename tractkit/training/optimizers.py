@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from ..core.files import DataError
+from ..core.settings import plain_numbers
 from ..core.text import Json, Record, StateDict
 
 # %% ../../nbs/training/03_optimizers.ipynb #9a87259d
@@ -33,6 +34,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """Make one of torch's optimizers over the trainable parameters. ValueError for an unknown name."""
     parameters = [p for p in model.parameters() if p.requires_grad]
+    learning_rate, weight_decay, options = plain_numbers((learning_rate, weight_decay, options))
     if isinstance(optimizer, torch.optim.Optimizer):
         if not {id(p) for g in optimizer.param_groups for p in g["params"]} <= {id(p) for p in model.parameters()}:
             raise ValueError("the optimizer is of the parameters of another model")
