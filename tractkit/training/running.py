@@ -17,6 +17,7 @@ from .callbacks import Event
 from .commands import Commanded
 from .control import Stopped
 from .data_check import begin_content_check
+from .gradient import check_optimizer
 from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
@@ -123,6 +124,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
 def begin(trainer: Commanded) -> None:
     """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)
+    check_optimizer(trainer)
     state.note(finished=None)
     trainer.policies.restore(state, state.optimizer)
     trainer.run_folder.write_config(trainer.config())

@@ -31,6 +31,7 @@ from ..core.text import Record, parse_yaml
 from ..runs.mailbox import Mailbox
 from .process import ProcessRun, begin_process, check_free, pickled
 from .ranks import LostRank, Ranks
+from .run_folder import checked_run_name
 from .serving import describe_error, serve_trainer
 from .state import TrainerState
 from .trainer import Trainer
@@ -166,7 +167,7 @@ def launch(
     trainer = config.get("trainer") or {}
     if not trainer.get("experiment_name"):
         raise ValueError("the config needs trainer.experiment_name: all processes work on one folder")
-    folder = absolute_path(trainer.get("experiments_path") or "runs") / trainer["experiment_name"]
+    folder = absolute_path(trainer.get("experiments_path") or "runs") / checked_run_name(trainer["experiment_name"])
     if nnodes == 1:
         check_free(folder)
     job |= {"kind": "config", "threads": trainer.get("num_threads") or job["threads"]}
