@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..models.threads import default_threads
 from ..runs.lock import folder_lock
 from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event
@@ -99,7 +100,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
         stack.enter_context(state.gate.own())
         known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
-        stack.enter_context(torch_threads(trainer.settings.num_threads or known))
+        stack.enter_context(torch_threads(trainer.settings.num_threads or known or default_threads()))
         trainer.use(state.to(trainer.device))
         share_state(trainer, state)
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
