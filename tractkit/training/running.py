@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..models.threads import default_threads
 from ..runs.lock import folder_lock
 from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event, TorchSchedule
@@ -101,7 +102,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         stack.enter_context(state.gate.own())
         stack.enter_context(holding_model(trainer, state))
         known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
-        stack.enter_context(torch_threads(trainer.settings.num_threads or known))
+        stack.enter_context(torch_threads(trainer.settings.num_threads or known or default_threads()))
         trainer.use(state.to(trainer.device))
         share_state(trainer, state)
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
