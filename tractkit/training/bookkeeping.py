@@ -224,11 +224,24 @@ def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
     record = {"epoch": state.epoch, "step": state.global_step, **metrics, "n": state.loss_points, "learning_rate": rate}
     state.gate.begin("events")
     trainer.run_folder.log.append("epoch", **record, time=state.time)
+    _say_what_is_no_number(trainer, session.trained[1], n_valid)
     session.report_later(EpochEnd(state.epoch, train_losses, metrics))
     state.end_epoch(record, metrics.get("valid_loss", session.trained[1]))
     trainer.control.done("epoch")
     show(trainer, "epoch", batch=0, n_batches=n_batches, valid_loss=metrics.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
+
+
+def _say_what_is_no_number(trainer: Trainable, mean: float, n_valid: int) -> None:
+    """Announce, once in a session, that the epoch which ends has no training loss, or no validation loss."""
+    state, session = at_work(trainer)
+    validation, epoch = session.validation, state.epoch + 1
+    if math.isnan(mean) and not state.loss_points and session.is_first("train_loss"):
+        announce(trainer, f"The training of epoch {epoch} has no mean loss: n, the second value that compute_batch_loss "
+                          "returns, was 0 for each of its batches, or each was left out.")
+    if n_valid and not math.isfinite(validation.loss) and session.is_first("valid_loss"):
+        announce(trainer, f"The validation loss of epoch {epoch} is {validation.loss}: look at the validation data, and at "
+                          "what the model does in eval mode. While this is so no epoch is the best one.")
 
 
 def report_epoch(trainer: Trainable) -> None:

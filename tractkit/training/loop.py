@@ -20,7 +20,7 @@ from ..models.base import save_model
 from .bookkeeping import (
     begin_epoch, begin_step, end_step, report_epoch, serve_commands, training_of_epoch, validation_of_epoch)
 from .epoch_plan import Batch
-from .errors import accepts_loss
+from .errors import accepts_loss, checked_loss
 from .gradient import add_gradient, change_weights
 from .session import Loss
 from .trainable import (
@@ -188,7 +188,7 @@ def no_loss(trainer: Trainable) -> Loss:
 
 def note_loss(trainer: Trainable, loss: Loss) -> Loss:
     """Keep the loss that was computed last. Return it."""
-    return loss if trainer.session is None else trainer.session.note_loss(loss)
+    return loss if trainer.session is None else trainer.session.note_loss(checked_loss(trainer, loss))
 
 
 def loss_at_hand(trainer: Trainable, loss: torch.Tensor | None) -> torch.Tensor:

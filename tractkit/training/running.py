@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..models.threads import default_threads
 from ..runs.lock import folder_lock
 from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event
 from .commands import Commanded
 from .control import Stopped
 from .data_check import begin_content_check
+from .gradient import check_optimizer
 from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
@@ -98,7 +100,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
         stack.enter_context(state.gate.own())
         known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
-        stack.enter_context(torch_threads(trainer.settings.num_threads or known))
+        stack.enter_context(torch_threads(trainer.settings.num_threads or known or default_threads()))
         trainer.use(state.to(trainer.device))
         share_state(trainer, state)
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
@@ -123,6 +125,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
 def begin(trainer: Commanded) -> None:
     """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)
+    check_optimizer(trainer)
     state.note(finished=None)
     trainer.policies.restore(state, state.optimizer)
     trainer.run_folder.write_config(trainer.config())

@@ -288,6 +288,7 @@ class Session:
         self.content_check: BackgroundCheck | None = None   # of the data, while it goes on
         self.content_begun = state.global_step              # the step at which it was begun
         self._opened: list[Iterator[Batch]] = []
+        self._announced: set[str] = set()
         self.scaler = torch.amp.GradScaler(recipe.device.type) if recipe.amp == torch.float16 else None
         if self.scaler is not None and state.scaler:
             self.scaler.load_state_dict(state.scaler)
@@ -422,6 +423,12 @@ class Session:
     def forget_content_check(self) -> None:
         """Keep no check: it has ended."""
         self.content_check = None
+
+    def is_first(self, what: str) -> bool:
+        """Return whether this is the first call with `what`."""
+        is_first = what not in self._announced
+        self._announced.add(what)
+        return is_first
 
     # -- the end
 

@@ -24,7 +24,7 @@ from torch import nn
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, sparkline
 from ..core.text import Json, Record, StateDict, format_bytes, format_duration
-from ..models.base import build_model
+from ..models.base import build_model, give_buffers_memory
 from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
 from ..runs.log import Curve, EpochRecords, History, RunLog
@@ -50,6 +50,7 @@ class TrainerState:
     thread meanwhile, and wait for the end of the current batch."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, optimizer_name: str, seed: int):
+        give_buffers_memory(model)
         self.model, self.optimizer, self.optimizer_name, self.seed = model, optimizer, optimizer_name, seed
         self.epoch, self.batch, self.global_step = 0, 0, 0   # epochs finished, batches of this one, steps of all
         self.loss_sum, self.loss_points = 0.0, 0             # of this epoch so far
@@ -252,7 +253,7 @@ def _take_weights(state: TrainerState, tree: StateDict, accept: Sequence[str]) -
     """Take over the weights and the optimizer of a tree, as far as they fit; where they do not, see `accept`."""
     is_other = _check_tree(tree, state.model, state.optimizer_name, accept)
     own, stored = state.model.state_dict(), tree["model"]["weights"]
-    fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
+    fits = {k: v for k, v in stored.items() if k in own and _shape(own[k]) == _shape(v)}
     anew = sorted(own.keys() - fits.keys())
     moments = None if is_other or anew else moments_of(
         tree["optimizer"], state.model, state.optimizer, "optimizer" in accept)
@@ -274,6 +275,11 @@ def _copy_of(state: TrainerState) -> TrainerState:
         "curve": state.curve.state_dict(), "epochs": state.records.kept})
     other.log, other.checkpoints = state.log, state.checkpoints
     return other
+
+
+def _shape(value: "Json | torch.Tensor") -> torch.Size | None:
+    """Return the shape of a weight; None for what a layer keeps beside its weights."""
+    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _build(stored: Record) -> nn.Module:

@@ -24,6 +24,7 @@ import torch
 import torch.distributed.run
 import yaml
 
+from ..models.threads import default_threads
 from .config import build_trainer, check_run_config, import_file, read_run_config
 from ..runs.status import Status
 from ..core.files import absolute_path, atomic_path
@@ -154,7 +155,7 @@ def launch(
         raise ValueError("several machines need rdzv_endpoint='host:port', where they meet")
     job = {"nproc_per_node": nproc_per_node, "nnodes": nnodes, "rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id,
            "max_restarts": max_restarts, "paused": paused, "imports": [str(absolute_path(p)) for p in imports],
-           "threads": max(1, torch.get_num_threads() // nproc_per_node)}
+           "threads": max(1, default_threads() // nproc_per_node)}
     if isinstance(run, Trainer):
         if nnodes > 1:
             raise ValueError("a trainer cannot be sent to another machine: run on each of them `tractkit train "
