@@ -217,6 +217,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.data.cache.LoopCache._held': ('data/cache.html#loopcache._held', 'tractkit/data/cache.py'),
                                      'tractkit.data.cache.LoopCache._is_full': ( 'data/cache.html#loopcache._is_full',
                                                                                  'tractkit/data/cache.py'),
+                                     'tractkit.data.cache.LoopCache._is_there': ( 'data/cache.html#loopcache._is_there',
+                                                                                  'tractkit/data/cache.py'),
                                      'tractkit.data.cache.LoopCache._keep': ('data/cache.html#loopcache._keep', 'tractkit/data/cache.py'),
                                      'tractkit.data.cache.LoopCache._note_use': ( 'data/cache.html#loopcache._note_use',
                                                                                   'tractkit/data/cache.py'),
