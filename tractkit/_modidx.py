@@ -1260,6 +1260,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'tractkit/hdf5/content.py'),
                                        'tractkit.hdf5.content._Pieces.__init__': ( 'hdf5/content.html#_pieces.__init__',
                                                                                    'tractkit/hdf5/content.py'),
+                                       'tractkit.hdf5.content._datasets_of': ('hdf5/content.html#_datasets_of', 'tractkit/hdf5/content.py'),
                                        'tractkit.hdf5.content._difference': ('hdf5/content.html#_difference', 'tractkit/hdf5/content.py'),
                                        'tractkit.hdf5.content._digest': ('hdf5/content.html#_digest', 'tractkit/hdf5/content.py'),
                                        'tractkit.hdf5.content._stamp': ('hdf5/content.html#_stamp', 'tractkit/hdf5/content.py'),
