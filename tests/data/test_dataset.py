@@ -17,8 +17,9 @@ from helpers_data import CONFIG, SHAPE, make_file, make_subject, random_lines, w
 from helpers_loading import Collate, loaded_beside
 
 from tractkit.core.files import DataError
-from tractkit.data.dataset import ByteCache, MultiSubjectDataset
+from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.hdf5.create import add_subject, create_hdf5
+from tractkit.hdf5.local_file import ByteCache
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume

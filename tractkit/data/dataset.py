@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 from tqdm.auto import tqdm
 
+from .cache import LoopCache
 from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent, VolumeCache
 from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
@@ -25,7 +26,7 @@ from ..hdf5.content import DataContent, GroupContent, describe_content
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
 from ..core.text import Record
-from ..hdf5.local_file import ByteCache, LocalFile, reading
+from ..hdf5.local_file import LocalFile, reading
 from ..hdf5.remote_file import BlockOptions, RemoteFile, data_file
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
@@ -308,7 +309,7 @@ class MultiSubjectDataset:
         lazy: bool = False,            # leave points and volumes where they are until asked for
         cache_size: int | None = None,  # lazy: keep at most this many volumes (0: none) ...
         *,
-        cache_bytes: int = 2**31,      # ... and this many bytes of them
+        cache_bytes: int | None = None,  # ... and this many bytes of them; None: half of the memory that is free
         storage_options: Mapping | None = None,  # for fsspec: credentials, endpoint
         block_bytes: int = 2**28,      # of a URL's blocks kept in memory by each process
         **blocks: Unpack[BlockOptions],  # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
@@ -316,7 +317,7 @@ class MultiSubjectDataset:
         self._arguments: Record = dict(
             lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes, **blocks)
         self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
-        self._cache: VolumeCache = ByteCache(cache_bytes, cache_size)
+        self._cache: VolumeCache = LoopCache(cache_bytes, cache_size)
         self._reader = _SubjectReader(self._file, lazy, self._cache)
         root = self._file.ask(_read_root)
         self.step_size, self.nb_points, self.compress = root.step_size, root.nb_points, root.compress
@@ -327,6 +328,11 @@ class MultiSubjectDataset:
     def path(self) -> str:
         """The file or URL."""
         return self._file.path
+
+    @property
+    def volume_cache(self) -> VolumeCache:
+        """The cache through which volumes are read with `lazy`."""
+        return self._cache
 
     def load_data(
         self,

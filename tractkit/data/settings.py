@@ -24,7 +24,8 @@ class DatasetSettings:
     lazy: bool = setting(False, help="leave points and volumes where they are until asked for")
     cache_size: int | None = setting(None, help="lazy: keep at most this many volumes (0: none) ...")
     _: KW_ONLY
-    cache_bytes: int = setting(2**31, unit="bytes", help="... and this many bytes of them")
+    cache_bytes: int | None = setting(
+        None, unit="bytes", help="... and this many bytes of them; None: half of the memory that is free")
     block_bytes: int = setting(2**28, unit="bytes", help="of a URL's blocks kept in memory by each process")
     load_training: bool = setting(True, help="load the training subjects")
     load_validation: bool = setting(True, help="load the validation subjects")
@@ -150,7 +151,8 @@ class _InputSettings(LoaderSettings):
     interpolation: str | Mapping[str, str] = setting(
         "trilinear", help='"trilinear" or "nearest", or one for each group')
     outside: str = setting("clamp", help='points beyond the volume: "clamp", "zero" or "error"')
-    device_bytes: int = setting(2**31, unit="bytes", help="of volumes kept on a device other than the CPU")
+    device_bytes: int | None = setting(
+        None, unit="bytes", help="of volumes kept on a device other than the CPU; None: a quarter of its free memory")
     neighborhood_type: str | None = setting(None, help='"axes" or "grid"; None: the model\'s')
     neighborhood_radius: int | None = setting(None, help="points on each side")
     neighborhood_resolution: float | None = setting(None, unit="voxels", help="voxels between points")

@@ -7,7 +7,7 @@ __all__ = ['VolumeCache', 'Rows', 'MRIData', 'ReadVolume', 'find_volume', 'Conne
            'find_streamlines', 'make_streamlines']
 
 # %% ../../nbs/data/00_subject.ipynb #efd5c5e3
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,10 +15,11 @@ import h5py
 import numpy as np
 from numba import njit
 
+from .cache import LoopCache
 from ..core.files import DataError
 from ..core.html import html_card, svg_bars
 from ..spatial.space import check_affine, voxel_sizes
-from ..hdf5.local_file import ByteCache, LocalFile, Place, chunk_ranges, place_of, reading
+from ..hdf5.local_file import LocalFile, Place, chunk_ranges, place_of, reading
 from ..hdf5.remote_file import RemoteFile
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
@@ -103,6 +104,11 @@ class MRIData:
         return self.shape[3]
 
     @property
+    def nbytes(self) -> int:
+        """The bytes of its data in memory, as float32."""
+        return 4 * int(np.prod(self.shape, dtype=np.int64))
+
+    @property
     def volume(self) -> Volume:
         """The volume with its data, read if needed."""
         return self.source if isinstance(self.source, Volume) else self.source()
@@ -132,7 +138,7 @@ def _by(sizes: Iterable[float]) -> str:
     return " × ".join(f"{size:.3g}" if isinstance(size, float) else str(size) for size in sizes)
 
 # %% ../../nbs/data/00_subject.ipynb #d6eea811
-VolumeCache = ByteCache[tuple[str, int], Volume]  # by the key of the volume's rows
+VolumeCache = LoopCache[tuple[str, int], Volume]  # by the key of the volume's rows
 
 
 @dataclass(frozen=True)
@@ -145,6 +151,10 @@ class ReadVolume:
 
     def __call__(self) -> Volume:
         return self.cache.get(self.rows.key, self.load)
+
+    def fetch(self, is_over: Callable[[], bool], nbytes: int) -> None:
+        """Read the volume before it is asked for; see `LoopCache.fetch`."""
+        self.cache.fetch(self.rows.key, self.load, nbytes, is_over)
 
     def load(self) -> tuple[Volume, int]:
         data = np.asarray(self.rows(), np.float32)

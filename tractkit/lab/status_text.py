@@ -158,7 +158,7 @@ def checkpoint_labels(
     state: TrainerState | None,    # knows which steps ended an epoch, and which one was the best
 ) -> list[tuple[str, int]]:        # (label, step), newest first
     """Return the checkpoints of a run, with a label for each."""
-    ends = {0: 0} | ({r["step"]: r["epoch"] + 1 for r in state.epochs} if state is not None else {})
+    ends = {0: 0} | ({r["step"]: r["epoch"] + 1 for r in state.records.kept} if state is not None else {})
     best = state.best_step if state is not None else None
     found = []
     for step in checkpoints.steps():

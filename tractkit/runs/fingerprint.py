@@ -25,7 +25,7 @@ from ..core.text import Json, Record
 def describe_model(model: nn.Module) -> Record:
     """Return what must be equal for weights to fit: class, hyperparameters, shapes."""
     return {"class": type(model).__name__, "hyperparameters": getattr(model, "hyperparameters", None),
-            "shapes": {k: list(v.shape) for k, v in model.state_dict().items()}}
+            "shapes": {k: list(v.shape) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}}
 
 
 @lru_cache

@@ -191,7 +191,7 @@ def _own(folder: Path, name: str) -> RunFacts:
     most = settings.get("trainer.max_epochs")
     files = [p for p in (log.path, folder / "checkpoints", folder / "config.yaml") if p.exists()]
     return RunFacts(
-        name, folder, status, note, len(epochs), most if isinstance(most, int) else None,
+        name, folder, status, note, epochs[-1]["epoch"] + 1 if epochs else 0, most if isinstance(most, int) else None,
         step=max(step, saved.step if saved else 0),
         best=math.nan if best is None else float(losses[best]),
         best_epoch=None if best is None else int(columns["epoch"]["epoch"][best]) + 1,

@@ -13,6 +13,7 @@ import math
 import os
 import pickle
 import secrets
+import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
@@ -46,6 +47,23 @@ def _write_json(path: Path, content: Mapping) -> None:
     os.replace(beside, path)
 
 
+_LONGEST = 2**20  # bytes of a command
+
+
+def _read_command(path: Path) -> dict:
+    """Return the content of a command. Raise OSError, ValueError or RecursionError if it has none."""
+    if not path.is_file():  # reading a pipe would wait for ever
+        raise ValueError("it is no file")
+    with open(path, encoding="utf-8") as f:
+        text = f.read(_LONGEST + 1)
+    if len(text) > _LONGEST:
+        raise ValueError(f"it is longer than {_LONGEST:,} characters")
+    content = json.loads(text)
+    if not isinstance(content, dict):
+        raise ValueError("it is no mapping with a verb")
+    return content
+
+
 def _json_numbers(status: Status) -> dict[str, str | float | None]:
     """Return the fields of a status; None in place of numbers that are not finite, which JSON does not have."""
     values = dataclasses.asdict(status)
@@ -58,12 +76,16 @@ class Mailbox:
     def __init__(self, folder: str | os.PathLike):  # of the run
         self.folder = absolute_path(folder) / "process"
         self.output = self.folder / "output.txt"
+        self._refused: set[str] = set()
 
     def clear(self) -> None:
         """Remove the status, the commands and the replies of an earlier training."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for path in (self.folder / "status.json", *self.folder.glob("*command-*.json")):
-            path.unlink(missing_ok=True)
+        for path in (self.folder / "status.json", *self.folder.glob("*command-*")):
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
     def send_command(self, verb: str, **arguments: str | float | Mapping | None) -> Path:
         """Write a command, and return its file, which the training removes once the command is carried out."""
@@ -72,10 +94,26 @@ class Mailbox:
         return path
 
     def commands(self) -> Iterator[tuple[Path, dict]]:
-        """Yield the file and the content of each waiting command, oldest first."""
-        for name in sorted(n for n in os.listdir(self.folder) if n.startswith("command-")):
+        """Yield the file and the content of each waiting command, oldest first.
+
+        What is no command is put aside and answered with its problem."""
+        for name in sorted(n for n in os.listdir(self.folder) if n.startswith("command-") and n not in self._refused):
             path = self.folder / name
-            yield path, json.loads(path.read_text(encoding="utf-8"))
+            try:
+                content = _read_command(path)
+            except (OSError, ValueError, RecursionError) as e:
+                if os.path.lexists(path):  # else it was withdrawn
+                    self.put_aside(path, f"{name} is no command: {e}")
+            else:
+                yield path, content
+
+    def put_aside(self, command: Path, problem: str) -> None:
+        """Take a file out of the waiting commands, and answer it with its problem."""
+        self._refused.add(command.name)  # where it cannot be renamed, it is not answered again and again
+        with contextlib.suppress(OSError):
+            self.reply(command, problem=problem)
+        with contextlib.suppress(OSError):
+            command.rename(command.with_name(f"refused-{command.name}"))
 
     def reply(self, command: Path, **content: str) -> None:
         """Write the reply to a command: its `problem`, or a result."""
@@ -88,6 +126,8 @@ class Mailbox:
             content = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
+        except ValueError as e:
+            content = {"problem": f"{path.name} is no reply: {e}"}
         path.unlink(missing_ok=True)
         return content
 

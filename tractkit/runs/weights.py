@@ -22,6 +22,7 @@ from .checkpoint import load_checkpoint
 from .fingerprint import differences
 from ..core.files import DataError
 from ..core.text import StateDict
+from ..models.base import give_buffers_memory
 from .log import RunLog
 from .tensorboard import read_scalars
 
@@ -32,7 +33,7 @@ _INSIDE = ("state_dict", "model_state_dict", "model", "weights")
 
 def read_weights(
     path: str | os.PathLike,
-) -> dict[str, torch.Tensor]:
+) -> StateDict:
     """Read the weights in a file, by name, onto the CPU.
 
     DataError if the file is damaged, holds no weights, or holds more than data."""
@@ -66,7 +67,8 @@ def read_weights(
 
 
 def _are_weights(found: Mapping) -> bool:
-    return bool(found) and all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in found.items())
+    return any(isinstance(v, torch.Tensor) for v in found.values()) and all(
+        isinstance(k, str) and (isinstance(v, torch.Tensor) or k.endswith("_extra_state")) for k, v in found.items())
 
 # %% ../../nbs/runs/13_weights.ipynb #75e13139
 def load_weights(
@@ -84,8 +86,12 @@ def load_weights(
             None,
         )
         found |= {name: found[twin]} if twin else {}
-    if other := differences(*({k: list(v.shape) for k, v in w.items()} for w in (found, own))):
+    # extra state, what a layer keeps beside its weights, may not be in the file
+    found |= {k: v for k, v in own.items() if k not in found and not isinstance(v, torch.Tensor)}
+    shapes = ({k: list(v.shape) for k, v in w.items() if isinstance(v, torch.Tensor)} for w in (found, own))
+    if other := differences(*shapes):
         raise DataError(f"these weights are of another model: {'; '.join(other)}", file=path)
+    give_buffers_memory(model)
     model.load_state_dict(found)
 
 # %% ../../nbs/runs/13_weights.ipynb #d6361463

@@ -23,6 +23,7 @@ from ..core.files import DataError
 from ..core.rng import fold, fold_ids, uniform
 from ..data.interpolation import sample_trilinear
 from ..models.direction_getters import unit
+from ..models.threads import use_threads
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Neighborhood, Outside, Volume
@@ -210,6 +211,7 @@ class Tracker:
         batch_size: int | None = None,     # seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere
         outside: Outside = "clamp",       # a neighborhood's values beyond the volume: as in training
         device: str | torch.device | None = None,  # None: where the model is
+        num_threads: int = 1,              # of torch, on the CPU: a step is too small to be shared among several
     ):
         _check_grids(model, volume, mask)
         step = model.step_size if step_size is None else step_size
@@ -219,7 +221,7 @@ class Tracker:
         assert step is not None  # check_limits raises
         self.step_size = float(step)
         self.theta, self.min_length, self.max_length, self.seed = theta, min_length, max_length, seed
-        self.volume, self.mask = volume, mask
+        self.volume, self.mask, self.num_threads = volume, mask, num_threads
         if device is None:
             parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
             device = next((p.device for p in parameters), "cpu")
@@ -252,7 +254,7 @@ class Tracker:
         self.report = report = TrackingReport(nb_seeds=len(seeds))
         parts = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), seeds[:0])]
         try:
-            with tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress, leave=False) as bar:
+            with use_threads(self.num_threads), tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress, leave=False) as bar:
                 for start in range(0, len(seeds), self.batch_size):
                     batch = seeds[start:start + self.batch_size]
                     points, counts, ids, completed = self._grow(batch)

@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator, Mapping
 
 from ..core.text import Record
-from .callbacks import Event
+from .callbacks import Event, EventArgument
 from .control import Stopped
 from .data_check import settle_content
 from .errors import add_place_to_errors
 from .live_settings import check_changes, keeps_own_rates
 from .resume import check_plan, describe_settings
 from .policy import SettingValue
-from .session import EpochEnd, Session, weighted_mean
+from .session import EpochEnd, Session, take_waited, weighted_mean
 from .trainable import Trainable, announce, at_work, call_policies, show, write_checkpoint
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #067fdedd
@@ -38,6 +38,7 @@ def begin_step(trainer: Trainable) -> int:
     """Begin a step: call the policies, set the learning rate. Return how many batches it takes."""
     state, session = at_work(trainer)
     size = min(trainer.settings.accumulate, session.plans.of("training")[1] - state.batch)
+    state.gate.begin("step")
     session.begin_step(size)
     call_policies(trainer, Event.TRAIN_STEP_STARTED, state.epoch, state.batch)
     set_learning_rate(trainer)
@@ -55,16 +56,29 @@ def end_step(trainer: Trainable) -> None:
     trainer.run_folder.log.append(
         "batch", epoch=epoch, batch=i, step=state.global_step + 1, loss=loss, n=n, grad_norm=norm, learning_rate=rate,
         **_notes(trainer, norm), time={"seconds": seconds})
+    session.mark_half_done()
     state.end_step(step.size, loss, n if step.losses else 0)
     if step.losses:
         state.curve.append(state.global_step, loss)
     state.time["training"] += seconds
+    state.gate.begin("events")
     session.end_step()
     trainer.control.done("batch")
-    session.pace.add(step.size, seconds, step.waited)
+    session.pace.add(step.size, seconds, step.waited + take_waited(trainer.batch_loader))
     show(trainer, "batch", batch=state.batch, train_loss=state.loss_sum / max(state.loss_points, 1), grad_norm=norm,
          learning_rate=rate, **session.pace.values(trainer.device))
-    call_policies(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)
+    _call_at_end(trainer, Event.TRAIN_STEP_FINISHED, epoch, i, loss)
+    if step.stop is not None:
+        raise step.stop
+
+
+def _call_at_end(trainer: Trainable, event: Event, *args: EventArgument, **kwargs: EventArgument) -> None:
+    """Call the policies with what has ended. Then the state is whole, also if one of them ends the training or fails."""
+    state = at_work(trainer)[0]
+    error = trainer.policies.call_all(state, event, *args, **kwargs)[1]
+    state.gate.end()
+    if error is not None:
+        raise error
 
 
 def _notes(trainer: Trainable, norm: float) -> Record:
@@ -77,6 +91,8 @@ def _notes(trainer: Trainable, norm: float) -> Record:
 def serve_commands(trainer: Trainable) -> None:
     """Carry out, between two batches, the commands that have come in. Raise Stopped if one was to stop."""
     state, session = at_work(trainer)
+    for text in session.take_notes():
+        announce(trainer, text)
     if session.saves.is_due(trainer.settings, state.global_step):
         write_checkpoint(trainer, wait=False)
     session.keep_scale()
@@ -208,7 +224,9 @@ def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
     metrics = {"train_loss": session.trained[1]} | ({"valid_loss": validation.loss} if n_valid else {}) | own
     rate = float(state.optimizer.param_groups[0]["lr"])
     record = {"epoch": state.epoch, "step": state.global_step, **metrics, "n": state.loss_points, "learning_rate": rate}
+    state.gate.begin("events")
     trainer.run_folder.log.append("epoch", **record, time=state.time)
+    _say_what_is_no_number(trainer, session.trained[1], n_valid)
     session.report_later(EpochEnd(state.epoch, train_losses, metrics))
     state.end_epoch(record, metrics.get("valid_loss", session.trained[1]))
     trainer.control.done("epoch")
@@ -216,8 +234,20 @@ def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
          best_loss=state.best["loss"] if state.best else math.nan)
 
 
+def _say_what_is_no_number(trainer: Trainable, mean: float, n_valid: int) -> None:
+    """Announce, once in a session, that the epoch which ends has no training loss, or no validation loss."""
+    state, session = at_work(trainer)
+    validation, epoch = session.validation, state.epoch + 1
+    if math.isnan(mean) and not state.loss_points and session.is_first("train_loss"):
+        announce(trainer, f"The training of epoch {epoch} has no mean loss: n, the second value that compute_batch_loss "
+                          "returns, was 0 for each of its batches, or each was left out.")
+    if n_valid and not math.isfinite(validation.loss) and session.is_first("valid_loss"):
+        announce(trainer, f"The validation loss of epoch {epoch} is {validation.loss}: look at the validation data, and at "
+                          "what the model does in eval mode. While this is so no epoch is the best one.")
+
+
 def report_epoch(trainer: Trainable) -> None:
     """Call the policies with the epoch that has ended, once."""
     end = at_work(trainer)[1].take_report()
     if end is not None:
-        call_policies(trainer, Event.EPOCH_FINISHED, end.epoch, train_losses=end.train_losses, metrics=end.metrics)
+        _call_at_end(trainer, Event.EPOCH_FINISHED, end.epoch, train_losses=end.train_losses, metrics=end.metrics)

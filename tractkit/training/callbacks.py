@@ -100,8 +100,19 @@ class Policies(list[Policy]):
         return f"{i} {type(self[i]).__name__}"
 
     def call(self, state: Memories, event: Event, *args: EventArgument, **kwargs: EventArgument) -> bool:
-        """Call the method of this event of every policy that has it. Return whether one of them returned True."""
+        """Call the method of this event of every policy that has it. Return whether one of them returned True.
+
+        If one of them ends the training, the others are called all the same: none of them misses an event."""
+        answer, error = self.call_all(state, event, *args, **kwargs)
+        if error is not None:
+            raise error
+        return answer
+
+    def call_all(self, state: Memories, event: Event, *args: EventArgument,
+                 **kwargs: EventArgument) -> tuple[bool, Exception | None]:
+        """Like `call`, but return the first error of a policy in place of raising it."""
         answer = False
+        error: Exception | None = None
         for i, policy in enumerate(self):
             method = getattr(policy, event.value, None)
             if method is None:
@@ -110,10 +121,12 @@ class Policies(list[Policy]):
                 answer = method(*args, **kwargs) is True or answer
             except EarlyStopping as e:
                 e.by = e.by or policy_name(policy)
-                raise
+                error = error or e
+            except Exception as e:
+                error = error or e
             finally:
                 self.remember(state, i)
-        return answer
+        return answer, error
 
     def remember(self, state: Memories, i: int) -> None:
         """Keep in the state what policy `i` remembers."""

@@ -62,7 +62,7 @@ def save(trainer: Commanded) -> Path:
         process.save_checkpoint()
         checkpoints = trainer.run_folder.checkpoints
         return checkpoints.path(checkpoints.steps()[-1])
-    return known_state(trainer).gate.call(lambda: write_checkpoint(trainer))
+    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
 
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:
@@ -121,10 +121,12 @@ COMMANDS = {
 
 # %% ../../nbs/training/16_commands.ipynb #f71dbfa8
 def carry_out(trainer: Commanded, message: Message) -> tuple[bool, Path | None]:
-    """Carry out a command. Return whether it is done (if not, try again later), and a folder to reply with, or None."""
+    """Carry out a command. Return whether it is done (if not, try again later), and a folder to reply with, or None.
+
+    ValueError if there is no such command; whatever a command raises."""
     command = COMMANDS.get(str(message.get("verb")))
     if command is None:
-        return True, None
+        raise ValueError(f"there is no command {message.get('verb')!r}; there are {', '.join(COMMANDS)}")
     if command.needs_state and (trainer.state is None or trainer.status.phase == "starting"):
         return False, None
     return True, command.carry_out(trainer, message)

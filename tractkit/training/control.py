@@ -25,6 +25,7 @@ class Gate:
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._jobs: deque[tuple[Callable, Future]] = deque()
+        self.half_done = ""  # what the owner has begun and not ended: a "step", or the "events" at its end
 
     @contextmanager
     def own(self) -> Iterator[None]:
@@ -70,6 +71,32 @@ class Gate:
             result: Future = Future()
             self._jobs.append((work, result))
         return result.result()
+
+    def begin(self, what: str) -> None:
+        """Note that the state is half done from now on, also when the owner is gone: see `refuse_half_done`."""
+        self.half_done = what
+
+    def end(self) -> None:
+        """Note that the state is whole."""
+        self.half_done = ""
+
+    def call_whole(self, work: Callable[[], T]) -> T:
+        """Run `work`, which keeps the state, at a safe moment. RuntimeError if the state is half done then."""
+        def checked() -> T:
+            self.refuse_half_done()
+            return work()
+
+        return self.call(checked)
+
+    def refuse_half_done(self) -> None:
+        """Raise RuntimeError if the state is half done. The owner may keep it once a step is made: at the "events"."""
+        if self._owner == threading.get_ident() and self.half_done == "step":
+            raise RuntimeError("in the middle of a step the state is half done and cannot be kept: do this in "
+                               "train_step_finished or epoch_finished of a policy")
+        if self.half_done and self._owner != threading.get_ident():
+            raise RuntimeError("the last step of this state did not end, so the state is half done and cannot be kept: "
+                               "train_and_validate(), start() or take() of its trainer goes back to its last checkpoint"
+                               )
 
 # %% ../../nbs/training/00_control.ipynb #c90d4121
 class Stopped(Exception):

@@ -117,6 +117,6 @@ def curves_of(trainer: Commanded) -> Curves:
         return {}
     if (process := trainer.runner.process) is not None:
         return process.curves()
-    valid = [(r["step"], r["valid_loss"]) for r in list(trainer.state.epochs) if "valid_loss" in r]
+    valid = [(r["step"], r["valid_loss"]) for r in list(trainer.state.records.kept) if "valid_loss" in r]
     steps, losses = np.array(valid, dtype=float).reshape(-1, 2).T
     return {"training": trainer.state.curve.arrays(), "validation": (steps, losses)}

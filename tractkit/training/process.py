@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeAlias
 
@@ -151,8 +151,13 @@ class LossCurves(LogFollower):
 class ProcessRun:
     """A training in another process, followed and controlled through its folder. Made by `attach(folder)`."""
 
-    def __init__(self, folder: str | os.PathLike, process: subprocess.Popen | None = None):
-        self.folder, self.mailbox, self._process = absolute_path(folder), Mailbox(folder), process
+    def __init__(
+        self,
+        folder: str | os.PathLike,
+        process: subprocess.Popen | None = None,
+        patience: float = 600.0,  # seconds without any sign of it after which a command that waits raises TimeoutError
+    ):
+        self.folder, self.mailbox, self._process, self.patience = absolute_path(folder), Mailbox(folder), process, patience
         self._log = LossCurves(folder)
 
     @property
@@ -205,8 +210,7 @@ class ProcessRun:
         """Have a command carried out between two batches. Return the reply."""
         command = self.mailbox.send_command(verb, **arguments)
         self._until(command, True, rest=False)
-        if problem := (reply := self.mailbox.read_reply(command)).get("problem"):
-            raise ValueError(problem)
+        reply = self._reply_to(command)
         if command.exists():
             command.unlink(missing_ok=True)
             raise RuntimeError(f"the training process in {self.folder} has ended: {verb} was not done")
@@ -215,8 +219,7 @@ class ProcessRun:
     def rewind(self, to: int | str | Path) -> None:
         """Go back to so many finished epochs, or to a checkpoint, and rest there. ValueError if it is not kept."""
         self._ask("rewind", to=to if isinstance(to, int) else str(absolute_path(to)))
-        while self.running and not self.mailbox.read_status().get("resting"):
-            time.sleep(0.01)
+        self._wait_while(lambda: not self.mailbox.read_status().get("resting"))
 
     def fork(self, name: str | None = None) -> Path:
         """Have a branch of the run written into a folder beside it. Return it; ValueError if it exists already."""
@@ -260,8 +263,30 @@ class ProcessRun:
         return self._log.curves()
 
     def _until(self, command: Path, wait: bool, rest: bool = True) -> None:
-        """Wait until a command is carried out, and the loop rests."""
-        while wait and self.running and (command.exists() or (rest and not self.mailbox.read_status().get("resting"))):
+        """Wait until a command is carried out, and the loop rests. ValueError if it was not possible."""
+        if not wait:
+            return
+        self._wait_while(command.exists)
+        if rest:
+            self._reply_to(command)
+            self._wait_while(lambda: not self.mailbox.read_status().get("resting"))
+
+    def _reply_to(self, command: Path) -> dict[str, str]:
+        """Return the reply to a command. ValueError if it was not possible."""
+        if problem := (reply := self.mailbox.read_reply(command)).get("problem"):
+            raise ValueError(problem)
+        return reply
+
+    def _wait_while(self, condition: Callable[[], bool]) -> None:
+        """Wait while it runs and a condition holds. TimeoutError if meanwhile it writes no status for too long."""
+        written, since = self.mailbox.read_status().get("at"), time.monotonic()
+        while self.running and condition():
+            if (now := self.mailbox.read_status().get("at")) != written:
+                written, since = now, time.monotonic()
+            if time.monotonic() - since > self.patience:
+                raise TimeoutError(
+                    f"the training process in {self.folder} has not answered for {self.patience:g} s: it hangs, is "
+                    "stopped, or makes a very long batch. It carries out the command when it answers again")
             time.sleep(0.01)
 
     def __repr__(self) -> str:

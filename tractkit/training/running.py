@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from ..models.threads import default_threads
 from ..runs.lock import folder_lock
 from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event
 from .commands import Commanded
 from .control import Stopped
 from .data_check import begin_content_check
+from .gradient import check_optimizer
 from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
@@ -68,7 +70,12 @@ def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
             stack.enter_context(folder_lock(trainer.run_folder.path))
             stack.enter_context(served(trainer))
         stack.callback(trainer.reporter.close)
-        yield
+        try:
+            yield
+        except BaseException as e:  # before the first batch, or after the last checkpoint
+            if trainer.reporter.status.phase != "failed":
+                _show_failure(trainer, e)
+            raise
 
 
 def go_back_if_asked(trainer: Commanded) -> bool:
@@ -93,7 +100,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
         stack.enter_context(state.gate.own())
         known = state.fingerprints["environment"]["threads"] if state.fingerprints else None
-        stack.enter_context(torch_threads(trainer.settings.num_threads or known))
+        stack.enter_context(torch_threads(trainer.settings.num_threads or known or default_threads()))
         trainer.use(state.to(trainer.device))
         share_state(trainer, state)
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
@@ -118,6 +125,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
 def begin(trainer: Commanded) -> None:
     """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)
+    check_optimizer(trainer)
     state.note(finished=None)
     trainer.policies.restore(state, state.optimizer)
     trainer.run_folder.write_config(trainer.config())
@@ -130,7 +138,9 @@ def begin(trainer: Commanded) -> None:
     if not keep_best_model(trainer, before) and state.best is not None:
         announce(trainer, f"best_model/ has not the weights of the best epoch, epoch {state.best['epoch'] + 1}: "
                           "the checkpoint of that epoch is gone. A better epoch will replace them.")
-    last = state.epochs[-1] if state.epochs else {}
+    for text in getattr(trainer.batch_loader, "explain_caches", lambda _: [])(trainer.device):
+        announce(trainer, text)
+    last = state.records.last
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
     if state.global_step:
@@ -141,21 +151,33 @@ def begin(trainer: Commanded) -> None:
 @contextlib.contextmanager
 def ending(trainer: Commanded, task: Task) -> Iterator[None]:
     """Save the state however the block ends, if it is whole, and show how it ended."""
-    state = at_work(trainer)[0]
     try:
         try:
-            yield
-            finish_content_check(trainer, wait=not task.is_part)
-            report_epoch(trainer)
-        except EarlyStopping as e:
-            state.note(finished={"why": "early stopping", "by": e.by, "message": str(e)})
-    except Stopped as e:
-        _end_stopped(trainer, e)
-    except Exception as e:
+            with _early_stopping(trainer):
+                yield
+                finish_content_check(trainer, wait=not task.is_part)
+                report_epoch(trainer)
+        except Stopped as e:
+            _end_stopped(trainer, e)
+        else:
+            _end_finished(trainer, task)
+    except BaseException as e:  # also a second Ctrl-C, and sys.exit() in a policy
         _end_failed(trainer, e)
         raise
-    else:
-        _end_finished(trainer, task)
+
+
+@contextlib.contextmanager
+def _early_stopping(trainer: Commanded) -> Iterator[None]:
+    """Note in the state why a policy ended the training. A step that it ended before the update is undone."""
+    state, session = at_work(trainer)
+    try:
+        yield
+    except EarlyStopping as e:
+        session.undo_step()
+        if state.gate.half_done:
+            raise RuntimeError("EarlyStopping was raised while the weights were being changed: raise it in a method of "
+                               "a policy, which is called when the step is made") from e
+        state.note(finished={"why": "early stopping", "by": e.by, "message": str(e)})
 
 
 def _end_stopped(trainer: Commanded, e: Stopped) -> None:
@@ -168,19 +190,29 @@ def _end_stopped(trainer: Commanded, e: Stopped) -> None:
              "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
 
 
-def _end_failed(trainer: Commanded, e: Exception) -> None:
+def _end_failed(trainer: Commanded, e: BaseException) -> None:
+    """Undo the step that did not end, where that is possible, and save the state, if it is whole then."""
     state, session = at_work(trainer)
-    if session.step.policies is not None:  # the step was begun and did not end
-        session.step.undo(trainer.model)
-        state.note(policies=session.step.policies)
     try:
-        if session.is_whole:
+        session.undo_step()
+        if state.gate.half_done:
+            e.add_note(f"The step after step {state.global_step} did not end and was not saved: the next start goes "
+                       "back to the last checkpoint.")
+        else:
             write_checkpoint(trainer)
     except OSError as again:  # of a full disk, say; the last checkpoint is good
         e.add_note(f"The state could not be saved then: {again}")
-    trainer.run_folder.write_error(e)
-    call_policies(trainer, Event.TRAINING_ENDED, "failed")
-    announce(trainer, " ".join([f"{type(e).__name__}: {e}", *getattr(e, "__notes__", [])]), "ended", phase="failed")
+    finally:
+        trainer.run_folder.write_error(e)
+        try:
+            call_policies(trainer, Event.TRAINING_ENDED, "failed")
+        finally:
+            _show_failure(trainer, e)
+
+
+def _show_failure(trainer: Commanded, e: BaseException) -> None:
+    text = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+    announce(trainer, " ".join([text, *getattr(e, "__notes__", [])]), "ended", phase="failed")
 
 
 def _end_finished(trainer: Commanded, task: Task) -> None:

@@ -46,10 +46,12 @@ def served(trainer: Commanded) -> Iterator[None]:
 def _serve(trainer: Commanded, mailbox: Mailbox, ended: threading.Event) -> None:
     """Serve a mailbox until `ended` is set."""
     written, at = None, 0.0
+    done: set[str] = set()  # those whose files cannot be removed are not carried out again
     while not ended.wait(0.05):
         with suppress(OSError):  # of a full disk: a display must not end a training
             for path, message in mailbox.commands():
-                _serve_command(trainer, mailbox, path, message)
+                if path.name not in done and _serve_command(trainer, mailbox, path, message):
+                    done.add(path.name)
             status, resting = trainer.status, trainer.control.rested.is_set()
             now, age = (status.phase, status.message, resting), time.monotonic() - at
             if now != written or age > (1 if resting else 0.25):
@@ -57,18 +59,25 @@ def _serve(trainer: Commanded, mailbox: Mailbox, ended: threading.Event) -> None
                 written, at = now, time.monotonic()
 
 # %% ../../nbs/training/17_serving.ipynb #0255d756
-def _serve_command(trainer: Commanded, mailbox: Mailbox, path: Path, message: dict) -> None:
-    """Carry out one command; when it is done, remove its file and write the reply or the problem."""
+def _serve_command(trainer: Commanded, mailbox: Mailbox, path: Path, message: dict) -> bool:
+    """Carry out one command; when it is done, remove its file and write the reply or the problem.
+
+    Return whether it is done."""
+    reply: dict[str, str] = {}
     try:
         done, folder = carry_out(trainer, message)
         if folder is not None:
-            mailbox.reply(path, folder=str(folder))
+            reply = {"folder": str(folder)}
     except Exception as e:
-        done = True
-        mailbox.reply(path, problem=str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}")
+        done, reply = True, {"problem": str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"}
     if done:
-        mailbox.write_status(trainer.status, resting=trainer.control.rested.is_set(), ended=False)
-        path.unlink(missing_ok=True)
+        with suppress(OSError):
+            if reply:
+                mailbox.reply(path, **reply)
+            mailbox.write_status(trainer.status, resting=trainer.control.rested.is_set(), ended=False)
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+    return done
 
 
 def _write_end(trainer: Commanded, mailbox: Mailbox, error: BaseException | None) -> None:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Loss', 'Parts', 'Step', 'weighted_mean', 'Recipe', 'BackgroundCheck', 'Plans', 'Validation', 'Clock',
-           'CheckpointClock', 'EpochEnd', 'Session']
+           'CheckpointClock', 'EpochEnd', 'fetching_volumes', 'take_waited', 'Session']
 
 # %% ../../nbs/training/06_session.ipynb #691af8b9
 import copy
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -20,9 +20,10 @@ import torch
 from torch import nn
 
 from ..core.text import StateDict
-from ..data.prefetch import Feeder
-from ..models.layers import StepNoise, bound_kept_shapes
+from ..data.prefetch import Feeder, LoadDraws
+from ..models.layers import DRAWS_RULE, StepNoise, bound_kept_shapes
 from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
+from .policy import EarlyStopping
 from .progress import Pace
 from .ranks import Ranks
 from .settings import TrainerSettings
@@ -47,14 +48,18 @@ class Step:
     norm: float = math.nan         # of the gradient, before clipping
     waited: float = 0.0            # seconds until the batches were there
     left_out: list[str] = field(default_factory=list)  # reasons
+    is_updating: bool = False      # the optimizer was called
+    stop: EarlyStopping | None = None  # raised when the step has ended
     buffers: list[torch.Tensor] = field(default_factory=list)
+    rates: list[float] = field(default_factory=list)  # of the groups of the optimizer
     policies: dict[str, StateDict] | None = None  # None: no step is being made
 
     @classmethod
     def begin(cls, state: TrainerState, size: int) -> "Step":
         """Return a step of `size` batches that remembers what it may change."""
         return cls(
-            size, buffers=[b.detach().clone() for b in state.model.buffers()], policies=copy.deepcopy(state.policies))
+            size, buffers=[b.detach().clone() for b in state.model.buffers()], policies=copy.deepcopy(state.policies),
+            rates=[group["lr"] for group in state.optimizer.param_groups])
 
     @property
     def is_last(self) -> bool:
@@ -68,6 +73,14 @@ class Step:
     def mark_checked(self) -> None:
         """Note that the current loss was checked."""
         self.checked = True
+
+    def stop_after(self, e: EarlyStopping) -> None:
+        """Keep what is raised when the step has ended."""
+        self.stop = e
+
+    def mark_updating(self) -> None:
+        """Note that the optimizer was called."""
+        self.is_updating = True
 
     def leave_out(self, why: str, whole: bool) -> None:
         """Leave out the batch at hand, or the whole step."""
@@ -132,8 +145,8 @@ class BackgroundCheck(Protocol):
 class Plans:
     """The plans of the current epoch, each made once, and how many of their batches are used."""
 
-    def __init__(self, recipe: Recipe, state: TrainerState):
-        self.recipe, self.state = recipe, state
+    def __init__(self, recipe: Recipe, state: TrainerState, noise: StepNoise):
+        self.recipe, self.state, self.noise = recipe, state, noise
         self._made: dict[str, tuple[int, BatchPlan, int]] = {}
 
     def of(self, subset: str) -> tuple[BatchPlan, int]:
@@ -144,7 +157,8 @@ class Plans:
             n = settings.iterations_per_epoch if training else None
             most = settings.max_batches_per_epoch_training if training else settings.max_batches_per_epoch_validation
             sampler = self.recipe.ranks.sampler(sampler_of_epoch(self.recipe.batch_sampler, self.state))
-            plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
+            with self.noise.plan(epoch, subset):
+                plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
             self._made[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self._made[subset][1:]
 
@@ -238,6 +252,18 @@ class EpochEnd:
     train_losses: list[float]
     metrics: Mapping[str, float]
 
+# %% ../../nbs/training/06_session.ipynb #0f3541e3
+def fetching_volumes(recipe: Recipe, plan: BatchPlan, start: int, stop: int) -> AbstractContextManager[None]:
+    """Return a context in which a loader that has volumes gets those of the next batches before they are needed."""
+    take_waited(recipe.batch_loader)
+    fetching = getattr(recipe.batch_loader, "fetching", None)
+    return nullcontext() if fetching is None else fetching(plan, start, stop, recipe.device)
+
+
+def take_waited(loader: object) -> float:
+    """Return the seconds that a loader has waited for volumes since the last call; 0 if it does not count them."""
+    return getattr(loader, "take_waited", float)()
+
 # %% ../../nbs/training/06_session.ipynb #be829b79
 class Session:
     """What one run of a trainer has open and at hand."""
@@ -246,14 +272,18 @@ class Session:
         settings = recipe.settings
         self.recipe, self.state, self.thread = recipe, state, threading.get_ident()
         load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
-        self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda")
-        self.noise = StepNoise(state.model, state.seed, recipe.device)
+        rule = state.fingerprints.get("draws", 0) if state.fingerprints else DRAWS_RULE
+        self.noise = StepNoise(state.model, state.seed, recipe.device, rule)
+        self.draws = LoadDraws(self.noise.globals, state.seed, recipe.ranks.rank) if rule else None
         bound_kept_shapes(state.model)
-        self.plans, self.pace, self.clock = Plans(recipe, state), Pace(), Clock()
+        self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda",
+                             draws=self.draws)
+        self.plans, self.pace, self.clock = Plans(recipe, state, self.noise), Pace(), Clock()
         self.step, self.validation = Step(), Validation()
         self.batch: Batch = None                            # at hand
         self.loss: tuple[torch.Tensor | None, int] = (None, 1)  # computed last
-        self.is_whole = True                                # no update of the state is half done
+        self.is_whole = True                                # the step at hand can be undone
+        self._hook = state.optimizer.register_step_pre_hook(lambda *_: self.mark_updating())
         self.is_stale = False                               # batches made ahead are of settings that have changed
         self.block = ""                                     # "training" or "validation", while one is under way
         self.trained = -1, math.nan                         # the epoch whose training has ended, and its loss
@@ -262,6 +292,7 @@ class Session:
         self.content_check: BackgroundCheck | None = None   # of the data, while it goes on
         self.content_begun = state.global_step              # the step at which it was begun
         self._opened: list[Iterator[Batch]] = []
+        self._announced: set[str] = set()
         self.scaler = torch.amp.GradScaler(recipe.device.type) if recipe.amp == torch.float16 else None
         if self.scaler is not None and state.scaler:
             self.scaler.load_state_dict(state.scaler)
@@ -273,6 +304,17 @@ class Session:
     def begin_step(self, size: int) -> None:
         """Begin a step of `size` batches."""
         self.step = Step.begin(self.state, size)
+
+    def undo_step(self) -> None:
+        """Undo a step that was begun and did not end, if the weights are as they were: the state is whole then."""
+        if self.step.policies is None or not self.is_whole:
+            return
+        self.step.undo(self.state.model)
+        for group, rate in zip(self.state.optimizer.param_groups, self.step.rates, strict=True):
+            group["lr"] = rate
+        self.state.note(policies=self.step.policies)
+        self.step = Step()
+        self.state.gate.end()
 
     def take_batch(self, loaded: Iterator[Batch]) -> Batch:
         """Wait for the next batch."""
@@ -301,13 +343,18 @@ class Session:
         self.loss = (None, 1)
 
     def end_step(self) -> None:
-        """Close the step: the state is whole again."""
+        """Close the step."""
         self.step, self.is_whole = Step(), True
         self.forget_loss()
 
     def mark_half_done(self) -> None:
-        """Note that an update has begun: until the step is logged, the state is not saved."""
+        """Note that an update has begun: from now on the step cannot be undone."""
         self.is_whole = False
+
+    def mark_updating(self) -> None:
+        """Note that the optimizer was called, by whomever."""
+        self.mark_half_done()
+        self.step.mark_updating()
 
     def mark_whole(self) -> None:
         """Note that the update that had begun changed nothing."""
@@ -320,7 +367,8 @@ class Session:
             self.feeder.close()
         self.is_stale = False
         plan = self.plans.of(subset)[0]
-        with self.feeder.batches(plan, start, stop, epoch=self.state.epoch, training=subset == "training") as made:
+        batches = self.feeder.batches(plan, start, stop, epoch=self.state.epoch, training=subset == "training")
+        with batches as made, fetching_volumes(self.recipe, plan, start, stop):
             yield iter(made)
 
     def mark_stale(self) -> None:
@@ -369,6 +417,12 @@ class Session:
         end, self.unreported = self.unreported, None
         return end
 
+    def take_notes(self) -> list[str]:
+        """Return what the user is to know of this session, once."""
+        notes = self.draws.notes if self.draws is not None else []
+        found, notes[:] = list(notes), []
+        return found
+
     # -- the data
 
     def watch_content(self, check: BackgroundCheck) -> BackgroundCheck:
@@ -380,6 +434,12 @@ class Session:
         """Keep no check: it has ended."""
         self.content_check = None
 
+    def is_first(self, what: str) -> bool:
+        """Return whether this is the first call with `what`."""
+        is_first = what not in self._announced
+        self._announced.add(what)
+        return is_first
+
     # -- the end
 
     def keep_scale(self) -> None:
@@ -388,7 +448,8 @@ class Session:
             self.state.note(scaler=self.scaler.state_dict())
 
     def close(self) -> None:
-        """Stop loading batches and reading contents, and detach from the model."""
+        """Stop loading batches and reading contents, and detach from the model and the optimizer."""
+        self._hook.remove()
         if self.content_check is not None:
             self.content_check.close()
         self.feeder.close()

@@ -65,10 +65,13 @@ class TrainerSettings:
     accept: Sequence[str] = setting(
         (), help='resume in spite of other "data", another "plan" within an epoch, "model" or "optimizer"')
     policies: Sequence[Policy] = setting((), help="objects that are called at the events of training")
-    num_workers: int = setting(0, also=("processes",), help="processes that load batches; 0: a thread")
+    num_workers: int = setting(
+        0, also=("processes",), help="processes that load batches; 0: a thread, the fastest for tractkit's own loaders; "
+        "several are for a loader that computes long in Python, and one alone is slower than the thread")
     prefetch: int = setting(2, help="batches made ahead")
     num_threads: int | None = setting(
-        None, above=0, help="of torch, on the CPU; default: as the run had it, or as it is")
+        None, above=0, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
+        "busy with other work holds up all threads")
     checkpoint_every_seconds: float | None = setting(30, unit="seconds", help="time between two checkpoints")
     checkpoint_every_batches: int | None = setting(None, above=0, help="batches between two checkpoints")
     keep_checkpoints: int = setting(2, help="the last ones; that of the best epoch is kept, too")

@@ -24,10 +24,10 @@ from torch import nn
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, sparkline
 from ..core.text import Json, Record, StateDict, format_bytes, format_duration
-from ..models.base import build_model
+from ..models.base import build_model, give_buffers_memory
 from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
-from ..runs.log import Curve, History, RunLog
+from ..runs.log import Curve, EpochRecords, History, RunLog
 from .control import Gate
 from .optimizers import (
     GivenOptimizer, describe_optimizer, make_optimizer, moments_of, optimizer_name)
@@ -50,10 +50,11 @@ class TrainerState:
     thread meanwhile, and wait for the end of the current batch."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, optimizer_name: str, seed: int):
+        give_buffers_memory(model)
         self.model, self.optimizer, self.optimizer_name, self.seed = model, optimizer, optimizer_name, seed
         self.epoch, self.batch, self.global_step = 0, 0, 0   # epochs finished, batches of this one, steps of all
         self.loss_sum, self.loss_points = 0.0, 0             # of this epoch so far
-        self.epochs: list[Record] = []                       # one per finished epoch
+        self.records = EpochRecords()                        # of finished epochs; see `epochs`
         self.best: Best | None = None
         self.curve = Curve()                                 # loss of the batches
         self.policies: dict[str, StateDict] = {}             # what each policy remembers
@@ -87,24 +88,15 @@ class TrainerState:
         """Return the state as a tree of plain values and tensors (the live ones)."""
         return {"format": 1, "model": {**describe_model(self.model), "weights": self.model.state_dict()},
                 "optimizer": describe_optimizer(self.model, self.optimizer, self.optimizer_name),
-                **{name: getattr(self, name) for name in _PLAIN}, "curve": self.curve.state_dict()}
+                **{name: getattr(self, name) for name in _PLAIN}, "epochs": self.records.kept,
+                "curve": self.curve.state_dict()}
 
     def load_state_dict(self, tree: StateDict, accept: Sequence[str] = ()) -> None:
         """Take over a tree of `state_dict`. ValueError, with the differences, if it is of another model or optimizer.
 
         With "model" in `accept`, the weights that fit by name and shape are taken over, and the optimizer starts anew;
         with "optimizer", it keeps what fits, and another optimizer starts anew."""
-        is_other = _check_tree(tree, self.model, self.optimizer_name, accept)
-        own, stored = self.model.state_dict(), tree["model"]["weights"]
-        fits = {k: v for k, v in stored.items() if k in own and own[k].shape == v.shape}
-        moments = None if is_other or own.keys() - fits.keys() else moments_of(
-            tree["optimizer"], self.model, self.optimizer, "optimizer" in accept)
-        self.model.load_state_dict(fits, strict="model" not in accept)
-        if moments is not None:
-            self.optimizer.load_state_dict(moments)
-        else:
-            self.optimizer.state.clear()
-            _warn_of_new_start(own, fits)
+        _take_weights(self, tree, accept)
         self.take_values(tree)
 
     def take_values(self, tree: StateDict) -> None:
@@ -112,10 +104,12 @@ class TrainerState:
         for name in _PLAIN:
             setattr(self, name, copy.deepcopy(tree[name]))
         self.curve.load_state_dict(tree["curve"])
+        self.records = EpochRecords(copy.deepcopy(tree["epochs"]), self.best and self.best["epoch"])
+        self.gate.end()
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the state to one file (see `save_checkpoint`)."""
-        self.gate.call(lambda: save_checkpoint(path, self.state_dict()))
+        self.gate.call_whole(lambda: save_checkpoint(path, self.state_dict()))
         return Path(path)
 
     @classmethod
@@ -149,7 +143,7 @@ class TrainerState:
 
     def snapshot(self) -> "TrainerState":
         """Return a copy, taken between two batches, that training does not change."""
-        return self.gate.call(lambda: _copy_of(self))
+        return self.gate.call_whole(lambda: _copy_of(self))
 
     def fork(self) -> "TrainerState":
         """Return a copy to branch off from: to be trained on in a folder of its own."""
@@ -190,7 +184,7 @@ class TrainerState:
             with atomic_path(log.path) as path:
                 shutil.copyfile(self.log.path, path)
         checkpoints.drop_after(self.global_step)
-        log.truncate(self.global_step, len(self.epochs))
+        log.truncate(self.global_step, self.epoch)
         self.log, self.log_path, self.checkpoints, self.rewound = log, str(log.path.absolute()), checkpoints, False
 
     def note(self, **values: Record | None) -> None:
@@ -207,9 +201,9 @@ class TrainerState:
 
     def end_epoch(self, record: Record, loss: float) -> None:
         """Add the record of the epoch that has ended, with the loss that epochs are compared by, and go to the next."""
-        self.epochs.append(record)
         if loss == loss and abs(loss) != float("inf") and (self.best is None or loss < self.best["loss"]):
             self.best = {"epoch": self.epoch, "loss": loss}
+        self.records.append(record, self.best and self.best["epoch"])
         self.epoch, self.batch, self.loss_sum, self.loss_points = self.epoch + 1, 0, 0.0, 0
 
     @property
@@ -230,7 +224,12 @@ class TrainerState:
     @property
     def best_step(self) -> int | None:
         """The step at whose end the best epoch was."""
-        return next((r["step"] for r in self.epochs if self.best and r["epoch"] == self.best["epoch"]), None)
+        return next((r["step"] for r in self.records.kept if self.best and r["epoch"] == self.best["epoch"]), None)
+
+    @property
+    def epochs(self) -> list[Record]:
+        """One record per finished epoch; of more than 1,024 most are read from the log, where that is at hand."""
+        return self.records.all(self.log)
 
     @property
     def history(self) -> History:
@@ -246,13 +245,24 @@ class TrainerState:
 
 # %% ../../nbs/training/05_state.ipynb #57a7e101
 _PLAIN = (
-    "seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "epochs", "best", "policies", "fingerprints",
+    "seed", "epoch", "batch", "global_step", "loss_sum", "loss_points", "best", "policies", "fingerprints",
     "finished", "scaler", "validation", "run_id", "parent", "time", "log_path")
 
 
-def _warn_of_new_start(own: StateDict, fits: StateDict) -> None:
-    """Warn that the optimizer starts anew, and name the weights that were not taken over."""
+def _take_weights(state: TrainerState, tree: StateDict, accept: Sequence[str]) -> None:
+    """Take over the weights and the optimizer of a tree, as far as they fit; where they do not, see `accept`."""
+    is_other = _check_tree(tree, state.model, state.optimizer_name, accept)
+    own, stored = state.model.state_dict(), tree["model"]["weights"]
+    fits = {k: v for k, v in stored.items() if k in own and _shape(own[k]) == _shape(v)}
     anew = sorted(own.keys() - fits.keys())
+    moments = None if is_other or anew else moments_of(
+        tree["optimizer"], state.model, state.optimizer, "optimizer" in accept)
+    state.gate.begin("step")  # until all is taken over
+    state.model.load_state_dict(fits, strict="model" not in accept)
+    if moments is not None:
+        state.optimizer.load_state_dict(moments)
+        return
+    state.optimizer.state.clear()
     warnings.warn(
         f"{len(fits)} of {len(own)} weights are taken over" + (f", not {', '.join(anew)}" if anew else "")
         + "; the optimizer starts anew", stacklevel=4)
@@ -261,9 +271,15 @@ def _warn_of_new_start(own: StateDict, fits: StateDict) -> None:
 def _copy_of(state: TrainerState) -> TrainerState:
     model, optimizer = copy.deepcopy((state.model, state.optimizer))
     other = TrainerState(model, optimizer, state.optimizer_name, state.seed)
-    other.take_values({name: getattr(state, name) for name in _PLAIN} | {"curve": state.curve.state_dict()})
+    other.take_values({name: getattr(state, name) for name in _PLAIN} | {
+        "curve": state.curve.state_dict(), "epochs": state.records.kept})
     other.log, other.checkpoints = state.log, state.checkpoints
     return other
+
+
+def _shape(value: "Json | torch.Tensor") -> torch.Size | None:
+    """Return the shape of a weight; None for what a layer keeps beside its weights."""
+    return value.shape if isinstance(value, torch.Tensor) else None
 
 
 def _build(stored: Record) -> nn.Module:
@@ -278,7 +294,7 @@ def _build(stored: Record) -> nn.Module:
 def _check_tree(tree: StateDict, model: nn.Module, optimizer_name: str, accept: Sequence[str]) -> bool:
     """Refuse a tree that is not whole, or of another model or optimizer that is not accepted. Return whether the
     optimizer is another."""
-    if missing := [k for k in ("model", "optimizer", "curve", *_PLAIN) if k not in tree]:
+    if missing := [k for k in ("model", "optimizer", "curve", "epochs", *_PLAIN) if k not in tree]:
         raise DataError(f"{', '.join(missing)} missing: this is no whole state", fix="Use the checkpoint before it")
     stored, known = tree["model"], tree["optimizer"]
     other = {"model": differences({k: v for k, v in stored.items() if k != "weights"}, describe_model(model)),
@@ -379,13 +395,13 @@ def state_card(
     state: TrainerState,
 ) -> str:  # HTML
     """Return a card for notebooks: position, losses, best epoch, size."""
-    steps = [r["step"] for r in state.epochs]
-    valid = [math.nan if r.get("valid_loss") is None else r["valid_loss"] for r in state.epochs]
-    best = [(steps[state.best["epoch"]], state.best["loss"])] if state.best and state.best["epoch"] < len(steps) else []
+    steps = [r["step"] for r in state.records.kept]
+    valid = [math.nan if r.get("valid_loss") is None else r["valid_loss"] for r in state.records.kept]
+    best = [(state.best_step, state.best["loss"])] if state.best and state.best_step is not None else []
     x, y = np.array(best, dtype=float).reshape(-1, 2).T
     curves = {_BLUE: state.curve.arrays(), _ORANGE: (np.array(steps), np.array(valid)), _GREEN: (x, y)}
     drawn = sparkline(curves)
-    last = state.epochs[-1] if state.epochs else {}
+    last = state.records.last
     losses = ", ".join(
         f"{k.replace('_', ' ')} {last[k]:.4g}" for k in ("train_loss", "valid_loss") if last.get(k) is not None)
     facts = [("position", state.position),

@@ -24,6 +24,7 @@ import torch
 import torch.distributed.run
 import yaml
 
+from ..models.threads import default_threads
 from .config import build_trainer, check_run_config, import_file, read_run_config
 from ..runs.status import Status
 from ..core.files import absolute_path, atomic_path
@@ -31,6 +32,7 @@ from ..core.text import Record, parse_yaml
 from ..runs.mailbox import Mailbox
 from .process import ProcessRun, begin_process, check_free, pickled
 from .ranks import LostRank, Ranks
+from .run_folder import checked_run_name
 from .serving import describe_error, serve_trainer
 from .state import TrainerState
 from .trainer import Trainer
@@ -153,7 +155,7 @@ def launch(
         raise ValueError("several machines need rdzv_endpoint='host:port', where they meet")
     job = {"nproc_per_node": nproc_per_node, "nnodes": nnodes, "rdzv_endpoint": rdzv_endpoint, "rdzv_id": rdzv_id,
            "max_restarts": max_restarts, "paused": paused, "imports": [str(absolute_path(p)) for p in imports],
-           "threads": max(1, torch.get_num_threads() // nproc_per_node)}
+           "threads": max(1, default_threads() // nproc_per_node)}
     if isinstance(run, Trainer):
         if nnodes > 1:
             raise ValueError("a trainer cannot be sent to another machine: run on each of them `tractkit train "
@@ -166,7 +168,7 @@ def launch(
     trainer = config.get("trainer") or {}
     if not trainer.get("experiment_name"):
         raise ValueError("the config needs trainer.experiment_name: all processes work on one folder")
-    folder = absolute_path(trainer.get("experiments_path") or "runs") / trainer["experiment_name"]
+    folder = absolute_path(trainer.get("experiments_path") or "runs") / checked_run_name(trainer["experiment_name"])
     if nnodes == 1:
         check_free(folder)
     job |= {"kind": "config", "threads": trainer.get("num_threads") or job["threads"]}

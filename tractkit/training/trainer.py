@@ -40,7 +40,7 @@ from .process import ProcessRun
 from .ranks import Ranks
 from .reporter import Listener, Reporter
 from .resume import find_state, show_position
-from .run_folder import RunFolder, SilentFolder
+from .run_folder import RunFolder, SilentFolder, checked_run_name
 from .runner import Runner
 from .running import Task, run_training
 from .serialize import as_plain_value
@@ -76,7 +76,7 @@ def policies_of(settings: TrainerSettings) -> Policies:
 
 def run_folder_of(path: str | Path | None, name: str | None, settings: TrainerSettings) -> RunFolder:
     """Return the folder of a run; by default a new one in `runs/`, named by the date and time."""
-    parent = absolute_path(path or "runs")
+    parent, name = absolute_path(path or "runs"), None if name is None else checked_run_name(name)
     kept = Checkpoints(parent / (name or "") / "checkpoints", settings.keep_checkpoints, settings.save_in_background)
     if name is not None:
         return RunFolder(parent / name, checkpoints=kept)
