@@ -97,8 +97,12 @@ def module_of_import(name: str) -> str | None:
 ALLOWED = {
     (
         "tractkit.models.layers",
-        "torch.manual_seed",
-    ): "models of users may draw from torch's global generator: it is seeded for a step and restored after it",
+        "np.random",
+    ): "code of users may draw from the global generators: they are seeded for a step and put back after it",
+    (
+        "tractkit.models.layers",
+        ": random:",
+    ): "code of users may draw from the global generators: they are seeded for a step and put back after it",
     (
         "tractkit.models.base",
         COMPUTED,

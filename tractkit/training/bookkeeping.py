@@ -91,6 +91,8 @@ def _notes(trainer: Trainable, norm: float) -> Record:
 def serve_commands(trainer: Trainable) -> None:
     """Carry out, between two batches, the commands that have come in. Raise Stopped if one was to stop."""
     state, session = at_work(trainer)
+    for text in session.take_notes():
+        announce(trainer, text)
     if session.saves.is_due(trainer.settings, state.global_step):
         write_checkpoint(trainer, wait=False)
     session.keep_scale()

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['B', 'train_and_validate', 'is_best', 'save_best_model', 'train_one_epoch', 'batches', 'run_one_batch',
            'back_propagation', 'compute_batch_loss', 'fix_parameters', 'validate_one_epoch', 'validation_batches',
-           'slices_of', 'noise_key', 'mixed_precision', 'batch_at_hand', 'is_empty_part', 'no_loss', 'note_loss',
-           'loss_at_hand', 'to_device']
+           'slices_of', 'noise_key', 'validation_key', 'mixed_precision', 'batch_at_hand', 'is_empty_part', 'no_loss',
+           'note_loss', 'loss_at_hand', 'to_device']
 
 # %% ../../nbs/training/14_loop.ipynb #0f1d3f08
 import contextlib
@@ -147,7 +147,8 @@ def _validation_batches(trainer: Trainable) -> Iterator[Batch]:
     spent, i = 0.0, 0
     with session.feed("validation", 0, stop) as loaded:
         for i, batch in enumerate(loaded, 1):
-            yield session.hold(batch)
+            with session.noise.validation(validation_key(i, trainer.ranks.rank)):
+                yield session.hold(batch)
             spent += _count_validation_batch(trainer, i)
             serve_commands(trainer)
             if limit and not measured and trainer.ranks.any(trainer.ranks.first and spent >= limit):
@@ -164,6 +165,11 @@ def slices_of(batch: Batch) -> list[Batch]:
 def noise_key(step: int, part: int, i: int, rank: int) -> int:
     """Return the seed of the noise of the model: another one for each step, batch of the step, slice and rank."""
     return step + (part << 40) + (i << 48) + (rank << 52)
+
+
+def validation_key(i: int, rank: int) -> int:
+    """Return the seed of what is drawn in validation batch `i`: another one for each batch and rank."""
+    return i + (rank << 52)
 
 
 def mixed_precision(trainer: Trainable) -> contextlib.AbstractContextManager[None]:

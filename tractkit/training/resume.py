@@ -13,6 +13,7 @@ import warnings
 import torch
 
 from ..core.text import Record, StateDict
+from ..models.layers import DRAWS_RULE, GlobalGenerators, plan_seed
 from ..models.threads import use_threads
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
@@ -135,7 +136,8 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
         if changed := differences(before["config"], config):
             announce(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    kept = {key: before[key] for key in ("changes", "planned") if before.get(key)}
+    kept = {key: before[key] for key in ("changes", "planned", "draws") if before.get(key)}
+    kept |= {} if before else {"draws": DRAWS_RULE}
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})
 
@@ -162,7 +164,8 @@ def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None) -> st
     if isinstance(sampler, Described):
         return ""
     if plan is None or trainer.ranks.size > 1:  # that of a rank has parts of batches
-        plan = sampler.plan(epoch, "training")
+        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, "training")):
+            plan = sampler.plan(epoch, "training")
     return plan_sample(plan.plans[0] if isinstance(plan, ChainedPlan) else plan, epoch)
 
 
@@ -172,7 +175,6 @@ def _other_plan(trainer: Trainable, before: str) -> str:
     now = _sample(trainer, epoch) if before else ""
     text = sample_differences(before, now) if now else ""
     return f"of epoch {epoch + 1}, {text}" if text else ""
-
 
 # %% ../../nbs/training/11_resume.ipynb #855f3905
 def nothing_left(trainer: Trainable, state: TrainerState) -> str:

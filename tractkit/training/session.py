@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from ..core.text import StateDict
-from ..data.prefetch import Feeder
-from ..models.layers import StepNoise, bound_kept_shapes
+from ..data.prefetch import Feeder, LoadDraws
+from ..models.layers import DRAWS_RULE, StepNoise, bound_kept_shapes
 from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
 from .policy import EarlyStopping
 from .progress import Pace
@@ -145,8 +145,8 @@ class BackgroundCheck(Protocol):
 class Plans:
     """The plans of the current epoch, each made once, and how many of their batches are used."""
 
-    def __init__(self, recipe: Recipe, state: TrainerState):
-        self.recipe, self.state = recipe, state
+    def __init__(self, recipe: Recipe, state: TrainerState, noise: StepNoise):
+        self.recipe, self.state, self.noise = recipe, state, noise
         self._made: dict[str, tuple[int, BatchPlan, int]] = {}
 
     def of(self, subset: str) -> tuple[BatchPlan, int]:
@@ -157,7 +157,8 @@ class Plans:
             n = settings.iterations_per_epoch if training else None
             most = settings.max_batches_per_epoch_training if training else settings.max_batches_per_epoch_validation
             sampler = self.recipe.ranks.sampler(sampler_of_epoch(self.recipe.batch_sampler, self.state))
-            plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
+            with self.noise.plan(epoch, subset):
+                plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
             self._made[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self._made[subset][1:]
 
@@ -271,10 +272,13 @@ class Session:
         settings = recipe.settings
         self.recipe, self.state, self.thread = recipe, state, threading.get_ident()
         load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
-        self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda")
-        self.noise = StepNoise(state.model, state.seed, recipe.device)
+        rule = state.fingerprints.get("draws", 0) if state.fingerprints else DRAWS_RULE
+        self.noise = StepNoise(state.model, state.seed, recipe.device, rule)
+        self.draws = LoadDraws(self.noise.globals, state.seed, recipe.ranks.rank) if rule else None
         bound_kept_shapes(state.model)
-        self.plans, self.pace, self.clock = Plans(recipe, state), Pace(), Clock()
+        self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda",
+                             draws=self.draws)
+        self.plans, self.pace, self.clock = Plans(recipe, state, self.noise), Pace(), Clock()
         self.step, self.validation = Step(), Validation()
         self.batch: Batch = None                            # at hand
         self.loss: tuple[torch.Tensor | None, int] = (None, 1)  # computed last
@@ -412,6 +416,12 @@ class Session:
         """Return the end of an epoch that the policies have not been given, once."""
         end, self.unreported = self.unreported, None
         return end
+
+    def take_notes(self) -> list[str]:
+        """Return what the user is to know of this session, once."""
+        notes = self.draws.notes if self.draws is not None else []
+        found, notes[:] = list(notes), []
+        return found
 
     # -- the data
 

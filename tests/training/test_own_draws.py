@@ -1,0 +1,210 @@
+"""Draws from the global generators of torch, NumPy and Python in a user's own code: a run that was interrupted, or
+killed at random, ends in the same bits, whoever else draws before and after it."""
+
+import random
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from draws_child import KINDS, WHERE, DrawingNet, draw, make_trainer
+from helpers_children import kill_after
+from helpers_training import Points, fit, same_states
+
+from tractkit.models.layers import GlobalGenerators, StepNoise
+from tractkit.runs.log import RunLog
+from tractkit.training.state import TrainerState
+
+FEEDING = {"thread": {}, "workers": {"num_workers": 2}, "in turns": {"prefetch": 0}}
+
+
+def others_draw(seed):
+    """What another program, or another cell, has done to the global generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
+
+
+def interrupted(folder, job, options, step=8):
+    """A run that is stopped in the midst of its second epoch and gone on with, and one that is not."""
+    others_draw(1)
+    whole = make_trainer(folder, "whole", job, **options)
+    whole.train_and_validate()
+    others_draw(2)
+    first = make_trainer(folder, "parts", job, **options)
+    first.listeners.append(lambda event, t: event == "batch" and t.state.global_step == step and t.control.stop())
+    first.train_and_validate()
+    assert first.state.global_step == step
+    others_draw(3)
+    second = make_trainer(folder, "parts", job, **options)
+    second.train_and_validate()
+    return whole.state, second.state, [*whole.messages, *first.messages, *second.messages]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", WHERE)
+def test_draws_of_one_kind_in_one_place(tmp_path, kind, where):
+    whole, parts, _ = interrupted(tmp_path, {where: [kind]}, {})
+    assert same_states(whole, parts) == []
+
+
+def test_a_sampler_that_draws_is_not_taken_for_another(tmp_path):
+    """Stopped at the end of an epoch, where a sampler without settings is compared by what it plans."""
+    _, _, messages = interrupted(tmp_path, {"sampler": ["numpy"]}, {}, step=6)
+    assert not [m for m in messages if "plans other batches" in m]
+
+
+@pytest.mark.parametrize("feeding", FEEDING)
+def test_everybody_draws(tmp_path, feeding):
+    job = dict.fromkeys(WHERE, KINDS)
+    whole, parts, messages = interrupted(tmp_path, job, FEEDING[feeding])
+    assert same_states(whole, parts) == []
+    said = [m for m in messages if "The loader draws from torch's and NumPy's and Python's" in m]
+    assert len(said) == 3 * (feeding == "thread")  # once in each of three trainings
+
+
+def test_they_do_not_depend_on_who_loads(tmp_path):
+    """In a thread, in worker processes, in turns: the same numbers."""
+    job, states = dict.fromkeys(WHERE, KINDS), []
+    for i, options in enumerate(FEEDING.values()):
+        others_draw(i)
+        states.append(make_trainer(tmp_path, f"run-{i}", job, **options).train_and_validate())
+    for state in states[1:]:
+        assert same_states(states[0], state) == []
+
+
+@pytest.mark.parametrize("later", ["torch", "numpy", "random"])
+@pytest.mark.parametrize("forward", ["torch", "numpy"])
+def test_a_loader_that_begins_to_draw_later(tmp_path, later, forward):
+    """At its fourth batch of the second epoch, in a thread beside steps that draw."""
+    whole, parts, _ = interrupted(tmp_path, {"later": [later], "forward": [forward]}, {}, step=11)
+    assert same_states(whole, parts) == []
+    turns = make_trainer(tmp_path, "turns", {"later": [later], "forward": [forward]}, prefetch=0).train_and_validate()
+    assert same_states(whole, turns) == []
+
+
+def test_a_loader_that_does_not_draw_is_loaded_ahead(tmp_path):
+    """Beside steps that draw from torch's generator."""
+    trainer = make_trainer(tmp_path, "run", {"forward": ["torch"]}, slow=0.01)
+    trainer.train_and_validate()
+    assert not [m for m in trainer.messages if "loaded between steps" in m]
+    assert trainer.batch_loader.ahead > 0
+
+
+def test_other_cells_find_their_generators_as_they_were(tmp_path):
+    def numbers():
+        return torch.rand(3).tolist(), np.random.randn(3).tolist(), random.gauss(0, 1)  # noqa: NPY002
+
+    trainer = make_trainer(tmp_path, "run", dict.fromkeys(WHERE, KINDS))
+    others_draw(5)
+    numbers()  # one normal number is drawn ahead, in NumPy and in `random`
+    expected = numbers()
+    others_draw(5)
+    numbers()
+    trainer.train_and_validate()
+    assert numbers() == expected
+
+
+def test_steps_differ_and_validations_do_not():
+    noise, seen = StepNoise(torch.nn.Linear(1, 1), 5), {}
+    for name, block in {"3": noise.step(3), "4": noise.step(4), "again": noise.step(3), "valid": noise.validation(3),
+                        "valid again": noise.validation(3), "other": noise.validation(4)}.items():
+        with block:
+            seen[name] = draw(KINDS)
+    assert seen["3"] == seen["again"] and seen["valid"] == seen["valid again"]
+    assert len({seen[name] for name in ("3", "4", "valid", "other")}) == 4
+
+
+def test_what_is_drawn_is_seen():
+    generators = GlobalGenerators()
+    for kinds in ([], *([k] for k in KINDS), KINDS):
+        with generators.seeded(1, ask=True) as drawn:
+            draw(kinds)
+        assert drawn == set(kinds)
+    generators.watch()
+    for i, kind in enumerate(KINDS, 1):
+        draw([kind])
+        generators.look()
+        generators.look()
+        assert (generators.nb_changes, generators.changed) == (i, set(KINDS[:i]))
+
+
+def test_a_run_of_the_old_rule_keeps_it(tmp_path):
+    """Its state has no word on draws: nothing but torch is seeded, and that only for layers that are known."""
+    job = {"forward": ["torch"]}
+    trainer = make_trainer(tmp_path, "run", job)
+    trainer.listeners.append(lambda event, t: event == "batch" and t.state.global_step == 8 and t.control.stop())
+    state = trainer.train_and_validate()
+    assert state.fingerprints.pop("draws") == 1
+    state.save(tmp_path / "old.ckpt")
+    ends = []
+    for i in (1, 1, 2):
+        others_draw(i)
+        old = TrainerState.load(tmp_path / "old.ckpt", model=DrawingNet(KINDS))
+        other = make_trainer(tmp_path, f"old-{len(ends)}", job)
+        other.model.load_state_dict(old.model.state_dict())
+        ends.append(other.train_and_validate(old))
+        assert "draws" not in ends[-1].fingerprints
+    assert same_states(ends[0], ends[1]) == [] and same_states(ends[0], ends[2]) != []
+
+
+# -- killed
+
+class Children:
+    """Trainings in processes of their own, where everybody draws."""
+
+    def __init__(self, root: Path):
+        self.root, here = root, Path(__file__).parent.parent
+        self.process = subprocess.Popen(
+            [sys.executable, str(here / "draws_child.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    def start(self, name: str, workers: int) -> int:
+        self.process.stdin.write(f'{{"folder": "{self.root}", "name": "{name}", "workers": {workers}}}\n')
+        self.process.stdin.flush()
+        return int(self.process.stdout.readline())
+
+    def end(self) -> int:
+        return int(self.process.stdout.readline())
+
+    def step(self, name: str) -> int:
+        steps = [r["step"] for r in RunLog(self.root / name).records("batch")]
+        return steps[-1] if steps else 0
+
+    def state(self, name: str) -> TrainerState:
+        return TrainerState.load(self.root / name, model=DrawingNet(KINDS))
+
+
+@pytest.fixture(scope="module")
+def children(tmp_path_factory):
+    made = Children(tmp_path_factory.mktemp("killed"))
+    made.start("whole", 0)
+    assert made.end() == 0
+    yield made
+    made.process.stdin.close()
+    made.process.wait(60)
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.full)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_killed_at_random(children, workers, kills):
+    rng, runs = random.Random(kills + workers), 0
+    for i in range(kills):
+        name = f"{workers}-{kills}-{runs}"
+        pid = children.start(name, workers)
+        kill_after(pid, lambda name=name: children.step(name), children.step(name) + rng.randint(1, 5), rng.random() * .02)
+        if children.end() == 0 or i == kills - 1 or children.step(name) > 12:
+            children.start(name, workers)
+            assert children.end() == 0
+            assert same_states(children.state(name), children.state("whole")) == []
+            runs += 1
+    assert runs
+
+
+def test_the_library_itself_draws_from_none(tmp_path):
+    """A model with keyed dropout: nobody is taken for one who draws, and the state has the rule."""
+    trainer = fit(tmp_path, points=Points())
+    trainer.train_and_validate()
+    assert not [m for m in trainer.messages if "draws from" in m]
+    assert trainer.state.fingerprints["draws"] == 1
