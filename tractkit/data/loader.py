@@ -213,7 +213,7 @@ class StreamlinesBatchLoader:
 class Fetching:
     """Has the volumes of the batches of a plan read, and moved to the device, in the order in which they are needed.
 
-    A thread does it, always one volume ahead of the batches that are sampled, or more where there is room."""
+    A thread does it, as long as the caches have room: in the first batches, and where batches come to other subjects."""
 
     def __init__(self, inputs: Mapping[str, GroupInputs], plan: Sequence[BatchIds], where: range, device: torch.device):
         self.inputs, self.plan, self.where, self.device, self._over = inputs, plan, where, device, False

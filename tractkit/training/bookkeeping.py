@@ -167,10 +167,18 @@ def begin_epoch(trainer: Trainable) -> int:
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
     call_policies(trainer, Event.EPOCH_STARTED, state.epoch)
-    trainer.model.train()
+    _train_mode(trainer)
     show(trainer, "", phase="training", n_batches=stop, batch=state.batch)
     session.clock.lap()
     return stop
+
+
+def _train_mode(trainer: Trainable) -> None:
+    """Put the model in training mode, but for the layers that a user put in eval mode."""
+    trainer.model.train()
+    layers = dict(trainer.model.named_modules())
+    for name in at_work(trainer)[0].fingerprints.get("in_eval", ()):
+        layers[name].training = False
 
 
 @contextlib.contextmanager

@@ -207,7 +207,7 @@ class TorchSchedule(ValuePolicy):
     def __init__(
         self,
         make: Callable[[torch.optim.Optimizer], Scheduler],
-        initial: float = 1e-3,  # the optimizer's rate when the scheduler is made
+        initial: float = 1e-3,  # the optimizer's rate when the scheduler is made; groups of different rates keep theirs
         every: str = "epoch",   # or "step": when it is stepped
     ):
         if every not in ("epoch", "step"):
@@ -219,7 +219,7 @@ class TorchSchedule(ValuePolicy):
     def attach(self, optimizer: torch.optim.Optimizer, new: bool) -> None:
         """Make the scheduler; unless it is `new`, with its stored state and with the rates that the optimizer has."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        if new:
+        if new and len({group["lr"] for group in groups}) == 1:
             for group in optimizer.param_groups:
                 group["lr"] = self.value
         self.scheduler = self.make(optimizer)
