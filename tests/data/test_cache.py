@@ -62,22 +62,25 @@ def test_it_is_safe_in_threads_processes_and_after_errors():
     assert len(there) == 0 and there.limit() == 100
 
 
-def test_one_is_fetched_ahead_when_the_cache_is_full_and_more_while_there_is_room():
+def test_items_are_fetched_ahead_while_there_is_room_and_in_place_of_what_is_overdue():
     cache, made, over = LoopCache(4), [], threading.Event()
 
     def read():
-        for k in [0, 1, 2, 3, 4, 5, 0]:
+        for k in [0, 1, 2, 3, 4, 5]:
             cache.fetch(k, lambda k=k: (made.append(k) or k, 1), 1, over.is_set)
 
     thread = threading.Thread(target=read, daemon=True)
     thread.start()
     until(lambda: len(made) == 4)
-    for k in range(4):
-        assert cache.get(k, lambda: pytest.fail("it was fetched")) == k
+    for _ in range(3):
+        for k in range(4):
+            assert cache.get(k, lambda: pytest.fail("it was fetched")) == k
+    assert cache.get(9, lambda: (9, 1)) == 9 and made == [0, 1, 2, 3]  # full, and all are needed again soon
+    for _ in range(6):
+        for k in (0, 1, 9):  # 2 and 3 are needed no longer
+            cache.get(k, lambda k=k: (k, 1))
     until(lambda: 4 in made)
-    assert cache.nbytes + 1 <= 4 and 5 not in made
-    assert cache.get(4, lambda: pytest.fail("it was fetched")) == 4
-    until(lambda: 5 in made)
+    assert cache.nbytes + len(cache._ready) <= 4
     over.set()
     cache.drop_ready()
     thread.join(60)

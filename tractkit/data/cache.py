@@ -83,7 +83,7 @@ class LoopCache(Generic[_K, _V]):
         with self._changed:
             if key not in self._items:
                 self._keep(key, found, limit)
-            self._changed.notify_all()
+                self._changed.notify_all()
         return found[0]
 
     def fetch(
@@ -93,11 +93,11 @@ class LoopCache(Generic[_K, _V]):
         nbytes: int,                  # of the item
         is_over: Callable[[], bool],  # whether nobody will ask for it any more
     ) -> None:
-        """Make the item of `key` before it is asked for, once there is room: wait until what lies ready is taken."""
+        """Make the item of `key` before it is asked for, once there is room beside what is not overdue."""
         limit = self.limit()
         with self._changed:
-            self._changed.wait_for(lambda: is_over() or self._has_room(key, nbytes, limit))
-            if is_over() or key in self._items or key in self._in_work or self.max_items == 0:
+            self._changed.wait_for(lambda: is_over() or self._is_there(key) or self._has_room(nbytes, limit))
+            if is_over() or self._is_there(key):
                 return
             self._in_work.add(key)
         with self._working(key):
@@ -121,8 +121,14 @@ class LoopCache(Generic[_K, _V]):
                 self._in_work.discard(key)
                 self._changed.notify_all()
 
-    def _has_room(self, key: _K, nbytes: int, limit: int) -> bool:
-        return not self._ready or (key not in self._ready and self._held() + nbytes <= limit)
+    def _is_there(self, key: _K) -> bool:
+        return key in self._items or key in self._ready or key in self._in_work
+
+    def _has_room(self, nbytes: int, limit: int) -> bool:
+        overdue = [n for key, (_, n) in self._items.items() if self._due(key)[0]]
+        nb_items = len(self._items) + len(self._ready) - len(overdue)
+        fits = self.max_items is None or nb_items < self.max_items
+        return fits and self._held() - sum(overdue) + nbytes <= limit
 
     def _held(self) -> int:
         return self.nbytes + sum(nbytes for _, nbytes in self._ready.values())

@@ -9,7 +9,7 @@ __all__ = ['GroupContent', 'describe_content', 'content_checksum', 'DataContent'
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import h5py
@@ -31,7 +31,7 @@ class GroupContent:
 
     datasets: str     # names, types and shapes
     affine: str       # digest
-    attributes: str   # digest of the others
+    attributes: str   # digest of the others that are read
     checksum: str     # that the file has; "" if it has none
     file: _File = field(repr=False, compare=False)
     path: str = field(compare=False)               # in that file
@@ -40,15 +40,28 @@ class GroupContent:
 
 def describe_content(file: _File, group: h5py.Group) -> GroupContent:
     """Describe a group of a subject without reading its datasets."""
-    found: dict[str, h5py.Dataset] = {}
-    group.visititems(lambda name, item: found.update({name: item}) if isinstance(item, h5py.Dataset) else None)
-    texts = [f"{name} {found[name].dtype.str} {found[name].shape}" for name in sorted(found)]
-    attrs = {k: v for k, v in group.attrs.items() if k != "affine" and not k.startswith("tractkit_")}
-    others = "; ".join(f"{k} {np.asarray(v).tolist()!r}" for k, v in sorted(attrs.items()))
-    affine = np.ascontiguousarray(group.attrs["affine"], "<f8").tobytes()
-    checksum = str(group.attrs.get("tractkit_checksum", ""))
+    texts = sorted(_datasets_of(group.id))
+    attrs = group.attrs
+    names = _ATTRIBUTES if attrs.get("type") == "streamlines" else _ATTRIBUTES[:1]
+    others = "; ".join(f"{k} {np.asarray(attrs.get(k)).tolist()!r}" for k in names)
+    affine = np.ascontiguousarray(attrs["affine"], "<f8").tobytes()
+    checksum = str(attrs.get("tractkit_checksum", ""))
     return GroupContent(", ".join(texts), _digest(affine), _digest(others.encode()), checksum, file, group.name,
                         int(h5py.h5o.get_info(group.id).addr))
+
+
+_ATTRIBUTES = ("type", "space", "origin", "dimensions")
+
+
+def _datasets_of(group: h5py.h5g.GroupID, above: str = "") -> Iterator[str]:
+    """Yield name, type and shape of each dataset of a group; without h5py's objects, which take most of the time."""
+    for name in group:
+        if group.links.get_info(name).type == h5py.h5l.TYPE_HARD:
+            item, path = h5py.h5o.open(group, name), f"{above}{name.decode()}"
+            if isinstance(item, h5py.h5d.DatasetID):
+                yield f"{path} {item.dtype.str} {item.shape}"
+            elif isinstance(item, h5py.h5g.GroupID):
+                yield from _datasets_of(item, f"{path}/")
 
 
 def _digest(data: bytes) -> str:

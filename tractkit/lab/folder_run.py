@@ -85,7 +85,10 @@ class FolderRun:
         last = self._mailbox.read_status()
         made_of = (*self.checkpoints.steps()[-1:], last.get("at"))
         if made_of != self._stored[0]:
-            newest, failure = self.checkpoints.newest(), read_failure(self.folder)
+            try:
+                newest, failure = self.checkpoints.newest(), read_failure(self.folder)
+            except OSError as e:  # asked for again at the next look
+                return Status("stopped", message=f"{e.filename}: {e.strerror}")
             max_epochs = self.settings().get("max_epochs")
             max_epochs = max_epochs if isinstance(max_epochs, int) else None
             status = status_of_checkpoint(newest[0] if newest else {}, max_epochs, failure)

@@ -153,11 +153,21 @@ def _checksum(tensors: Mapping[str, torch.Tensor], meta: str) -> str:
 # %% ../../nbs/runs/04_checkpoint.ipynb #7e6cb55c
 @contextmanager
 def _reading(path: str | os.PathLike) -> Iterator[None]:
-    """Raise DataError for any error of the block, which reads a file: it is absent, foreign or damaged."""
+    """Raise DataError for a file that the block finds to be absent, foreign or damaged.
+
+    OSError, with its name, for one that could not be read: it may be whole."""
     try:
         yield
     except FileNotFoundError:
         raise DataError("there is no such checkpoint", file=path) from None
+    except IsADirectoryError:
+        raise DataError("a folder, no checkpoint", file=path) from None
+    except OSError as e:
+        raise OSError(
+            e.errno, f"{e.strerror or e}: this checkpoint could not be read, and may be whole. Nothing was deleted or "
+            "begun anew; make it readable, and go on", os.fspath(path)) from e
+    except MemoryError:
+        raise
     except Exception as e:  # whatever a damaged header leads to
         raise DataError(
             f"not a checkpoint, or damaged ({type(e).__name__})", file=path, fix="Use the one before it"
@@ -167,7 +177,8 @@ def _reading(path: str | os.PathLike) -> Iterator[None]:
 def load_checkpoint(
     path: str | os.PathLike,
 ) -> StateDict:
-    """Read the tree of a checkpoint, tensors on the CPU. DataError if the file is absent, foreign or damaged."""
+    """Read the tree of a checkpoint, tensors on the CPU. DataError if the file is absent, foreign or damaged; OSError
+    if it could not be read."""
     with _reading(path):
         data = Path(os.path.expanduser(path)).read_bytes()
         size = int.from_bytes(data[:8], "little")
@@ -211,10 +222,14 @@ class Checkpoints:
             raise ValueError(f"keep must be at least 1, not {keep}")
         self.folder, self.keep, self.background = absolute_path(folder), keep, background
         self._writing: Future | None = None
+        self._unread: set[int] = set()  # steps whose files could not be read, and may be whole: they are never deleted
 
     def steps(self) -> list[int]:
-        """Return the steps that have a checkpoint, in order."""
-        names = [p.name for p in self.folder.glob("step-*.ckpt")] if self.folder.is_dir() else []
+        """Return the steps that have a checkpoint, in order. OSError if the folder is there and cannot be read."""
+        try:
+            names = os.listdir(self.folder)
+        except (FileNotFoundError, NotADirectoryError):
+            return []
         return sorted(int(m[1]) for n in names if (m := re.fullmatch(r"step-(\d+)\.ckpt", n)))
 
     def path(self, step: int) -> Path:
@@ -251,7 +266,7 @@ class Checkpoints:
         path = self.path(step)
         save_checkpoint(path, tree)
         for old in self.steps()[:-self.keep]:
-            if old != best:
+            if old != best and old not in self._unread:
                 self.path(old).unlink(missing_ok=True)
         for torn in self.folder.glob(".step-*.ckpt"):  # of a writer that was killed
             torn.unlink(missing_ok=True)
@@ -267,18 +282,24 @@ class Checkpoints:
         """Delete the checkpoints of later steps."""
         self.wait()
         for later in self.steps():
-            if later > step:
+            if later > step and later not in self._unread:
                 self.path(later).unlink(missing_ok=True)
 
     def newest(self) -> tuple[StateDict, Path] | None:
         """Return the newest good tree and its file; None if there is no checkpoint.
 
-        Warn of each damaged one that is passed over. DataError if all are damaged."""
+        Warn of each damaged one that is passed over. DataError if all are damaged. OSError if one could not be read:
+        none is used in its place."""
         self.wait()
         steps = self.steps()
         for step in reversed(steps):
             try:
-                return load_checkpoint(self.path(step)), self.path(step)
+                tree = load_checkpoint(self.path(step))
+                self._unread.discard(step)
+                return tree, self.path(step)
+            except OSError:
+                self._unread.add(step)
+                raise
             except DataError as e:
                 warnings.warn(f"{e}" if step == steps[0] else f"{e}. Going back to an earlier checkpoint", stacklevel=2)
         if steps:

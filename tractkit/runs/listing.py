@@ -68,6 +68,9 @@ class _Saved(NamedTuple):
     curve: np.ndarray  # (n, 2) steps and losses of batches
 
 
+_NOT_READABLE = ": not readable"
+
+
 def _newest_state(folder: Path, wrong: list[str]) -> _Saved | None:
     """Read the newest good checkpoint; append to `wrong` what is wrong with newer ones. None if there is none."""
     kept = Checkpoints(folder / "checkpoints")
@@ -83,8 +86,11 @@ def _newest_state(folder: Path, wrong: list[str]) -> _Saved | None:
                 dict(tree["finished"] or {}), np.array(tree["curve"]["points"], dtype=float).reshape(-1, 2))
         except DataError as e:
             wrong.append(f"{kept.path(step).name}: {e.problem}")
-        except (KeyError, TypeError, ValueError, AttributeError, OSError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             wrong.append(f"{kept.path(step).name}: cannot be read ({type(e).__name__})")
+        except OSError as e:  # it may be whole: an older one is not shown in its place
+            wrong.append(f"{kept.path(step).name}{_NOT_READABLE} ({os.strerror(e.errno or 0)})")
+            break
     return None
 
 
@@ -182,7 +188,7 @@ def _own(folder: Path, name: str) -> RunFacts:
     best = int(np.nanargmin(losses)) if np.isfinite(losses).any() else None
     status, note = _status(folder, saved.end if saved else {}, step, saved.step if saved else -1)
     if not saved and not epochs and status != "running":
-        status = "damaged" if wrong else status
+        status = "damaged" if wrong and _NOT_READABLE not in wrong[-1] else status
         note = "; ".join(wrong) or note or "nothing was trained"
     elif wrong:
         note = "; ".join([note, *wrong][not note:])

@@ -104,6 +104,8 @@ def load_latest(
         try:
             read_weights(path)
         except DataError as e:
+            if isinstance(e.__cause__, OSError) and path.exists():  # not readable is not damaged
+                raise
             warnings.warn(f"{e}. Looking for an earlier one", stacklevel=2)
             continue
         load_weights(path, model)
