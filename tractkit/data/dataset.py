@@ -25,6 +25,7 @@ from ..hdf5.config import SPLITS
 from ..hdf5.content import DataContent, GroupContent, describe_content
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
+from ..core.settings import plain_numbers
 from ..core.text import Record
 from ..hdf5.local_file import LocalFile, reading
 from ..hdf5.remote_file import BlockOptions, RemoteFile, data_file
@@ -314,6 +315,8 @@ class MultiSubjectDataset:
         block_bytes: int = 2**28,      # of a URL's blocks kept in memory by each process
         **blocks: Unpack[BlockOptions],  # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
     ):
+        lazy, cache_size, cache_bytes, block_bytes, blocks = plain_numbers(
+            (lazy, cache_size, cache_bytes, block_bytes, blocks))
         self._arguments: Record = dict(
             lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes, **blocks)
         self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
@@ -344,6 +347,7 @@ class MultiSubjectDataset:
         streamline_groups: str | list[str] | None = None,
     ) -> "MultiSubjectDataset":
         """Load the subsets asked for; returns the dataset itself."""
+        subj_id, volume_groups, streamline_groups = plain_numbers((subj_id, volume_groups, streamline_groups))
         wanted = dict(zip(SPLITS, (load_training, load_validation, load_testing), strict=True))
         self._arguments |= {f"load_{split}": load for split, load in wanted.items()}
         self._arguments |= dict(subj_id=subj_id, volume_groups=volume_groups, streamline_groups=streamline_groups)

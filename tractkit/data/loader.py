@@ -20,7 +20,7 @@ from torch import nn
 
 from ..core.files import DataError
 from ..core.html import html_card
-from ..core.settings import settings_of
+from ..core.settings import plain_numbers, settings_of
 from ..core.text import Record, format_bytes
 from .assemble import LoadedStreamlines, Resampling, add_noise, load_streamlines, pack_batch, resampling_by
 from .assemble import streamline_keys
@@ -99,11 +99,14 @@ class StreamlinesBatchLoader:
             noise_gaussian_size_forward_mm=noise_gaussian_size_forward_mm,
             noise_gaussian_size_loss_mm=noise_gaussian_size_loss_mm,
             known_start_ratio=known_start_ratio, dps_keys=dps_keys, dpp_keys=dpp_keys)
+        of = self._settings  # with plain numbers
+        step_size, nb_points, compress = of.step_size, of.nb_points, of.compress
         if step_size is nb_points is compress is None:
             step_size, nb_points, compress = (getattr(model, k, None) for k in ("step_size", "nb_points", "compress"))
-        self.dataset, self.streamline_group_name, self.rng = dataset, streamline_group_name, int(rng)
+        self.dataset, self.streamline_group_name, self.rng = dataset, of.streamline_group_name, of.rng
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
-        self.known_start_ratio, self.split_ratio, self.reverse_ratio = known_start_ratio, split_ratio, reverse_ratio
+        self.known_start_ratio, self.split_ratio, self.reverse_ratio = (
+            of.known_start_ratio, of.split_ratio, of.reverse_ratio)
         check_group_name(dataset, "streamlines", streamline_group_name)
         self._resampling()  # a step or number of points that cannot be is refused here, not in a worker
         self.dps_keys = common_keys(dataset, streamline_group_name, "streamline", dps_keys)
@@ -269,12 +272,13 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         **kwargs: Any,
     ):
         super().__init__(dataset, model, streamline_group_name, *args, **kwargs)
-        around = dict(
+        around = plain_numbers(dict(
             neighborhood_type=neighborhood_type,
             neighborhood_radius=neighborhood_radius,
             neighborhood_resolution=neighborhood_resolution,
             neighborhood_resolution_mm=neighborhood_resolution_mm,
-        )
+        ))
+        device_bytes = plain_numbers(device_bytes)
         self._settings: LoaderSettings = SeveralInputsLoaderSettings(
             **vars(self._settings), input_group_names=input_group_names, interpolation=interpolation, outside=outside,
             device_bytes=device_bytes, **around)  # type: ignore[arg-type]

@@ -110,14 +110,14 @@ class BatchIDSampler:
         balance: str | None = None,
         balance_weights: Mapping[str | float, float] | None = None,
     ):
-        SamplerSettings(streamline_group_name, batch_size_training, batch_size_validation, batch_size_units,
-                        nb_streamlines_per_chunk, rng, nb_subjects_per_batch, cycles,
-                        bucket=bucket, balance=balance, balance_weights=balance_weights)
-        self.dataset, self.streamline_group_name, self.rng = dataset, streamline_group_name, int(rng)
-        self.batch_size_training, self.batch_size_validation = batch_size_training, batch_size_validation
-        self.batch_size_units, self.nb_streamlines_per_chunk = batch_size_units, nb_streamlines_per_chunk
-        self.nb_subjects_per_batch, self.cycles, self.bucket = nb_subjects_per_batch, cycles or 1, bucket
-        self.balance, self.balance_weights = balance, None if balance_weights is None else dict(balance_weights)
+        of = SamplerSettings(streamline_group_name, batch_size_training, batch_size_validation, batch_size_units,
+                             nb_streamlines_per_chunk, rng, nb_subjects_per_batch, cycles,
+                             bucket=bucket, balance=balance, balance_weights=balance_weights)
+        self.dataset, self.streamline_group_name, self.rng = dataset, of.streamline_group_name, of.rng
+        self.batch_size_training, self.batch_size_validation = of.batch_size_training, of.batch_size_validation
+        self.batch_size_units, self.nb_streamlines_per_chunk = of.batch_size_units, of.nb_streamlines_per_chunk
+        self.nb_subjects_per_batch, self.cycles, self.bucket = of.nb_subjects_per_batch, of.cycles or 1, of.bucket
+        self.balance, self.balance_weights = of.balance, None if balance_weights is None else dict(of.balance_weights or {})
         self.epoch, self.subset = 0, "training"
         self._plans: dict[str, tuple[tuple, Plan]] = {}
         self._warned: set[tuple] = set()
@@ -127,8 +127,8 @@ class BatchIDSampler:
         batch_size_training: float,  # in batch_size_units, from the next epoch
     ) -> None:
         """Change the size of a training batch. ValueError as for the constructor."""
-        replace(self._settings(), batch_size_training=batch_size_training)
-        self.batch_size_training = batch_size_training
+        changed = replace(self._settings(), batch_size_training=batch_size_training)
+        self.batch_size_training = changed.batch_size_training
 
     def plan(
         self,

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 
-from ..core.settings import check_settings, setting
+from ..core.settings import check_settings, make_plain, setting
 
 # %% ../../nbs/data/00_settings.ipynb #e10cdf12
 @dataclass(frozen=True)
@@ -61,6 +61,7 @@ class SamplerSettings:
         None, help="class → how many, relative to the others; zero: none")
 
     def __post_init__(self) -> None:
+        make_plain(self)
         if isinstance(self.rng, bool) or not isinstance(self.rng, Integral):
             raise TypeError(f"rng is the seed, an integer; got {type(self.rng).__name__}")
         check_settings(self)
@@ -101,23 +102,23 @@ class LoaderSettings:
     Raises ValueError for what is out of bounds or given twice."""
 
     streamline_group_name: str = setting(help="the streamlines group of the data file")
-    rng: int = setting(1234, help="the seed")
-    step_size: float | None = setting(None, unit="mm", help="mm; by default the model's")
+    rng: int = setting(1234, finite=True, help="the seed")
+    step_size: float | None = setting(None, finite=True, unit="mm", help="mm; by default the model's")
     nb_points: int | None = setting(None, help="or this many points each")
-    compress: float | None = setting(None, unit="mm", help="or leave out points nearer to the line than this, mm")
+    compress: float | None = setting(None, finite=True, unit="mm", help="or leave out points nearer to the line than this, mm")
     split_ratio: float = setting(
         0.0, at_least=0, at_most=1, live=_NEXT, label="split", help="share of the streamlines to cut in two")
     reverse_ratio: float = setting(
         0.0, at_least=0, at_most=1, live=_NEXT, label="reversed", help="share of the streamlines to turn around")
     noise_gaussian_size_forward: float | None = setting(
-        0.0, live=_NEXT, unit="voxels", label="noise, input (voxels)", help=_VOX + _SEEN)
+        0.0, finite=True, live=_NEXT, unit="voxels", label="noise, input (voxels)", help=_VOX + _SEEN)
     noise_gaussian_size_loss: float | None = setting(
-        0.0, live=_NEXT, unit="voxels", label="noise, target (voxels)", help=_VOX + _PREDICTED)
+        0.0, finite=True, live=_NEXT, unit="voxels", label="noise, target (voxels)", help=_VOX + _PREDICTED)
     _: KW_ONLY
     noise_gaussian_size_forward_mm: float | None = setting(
-        None, live=_NEXT, unit="mm", label="noise, input (mm)", help=_MM + _SEEN)
+        None, finite=True, live=_NEXT, unit="mm", label="noise, input (mm)", help=_MM + _SEEN)
     noise_gaussian_size_loss_mm: float | None = setting(
-        None, live=_NEXT, unit="mm", label="noise, target (mm)", help=_MM + _PREDICTED)
+        None, finite=True, live=_NEXT, unit="mm", label="noise, target (mm)", help=_MM + _PREDICTED)
     known_start_ratio: float = setting(
         0.5, at_least=0, at_most=1, help="share of the streamlines whose incoming direction is given")
     dps_keys: Sequence[str] | None = setting(
@@ -155,8 +156,8 @@ class _InputSettings(LoaderSettings):
         None, unit="bytes", help="of volumes kept on a device other than the CPU; None: a quarter of its free memory")
     neighborhood_type: str | None = setting(None, help='"axes" or "grid"; None: the model\'s')
     neighborhood_radius: int | None = setting(None, help="points on each side")
-    neighborhood_resolution: float | None = setting(None, unit="voxels", help="voxels between points")
-    neighborhood_resolution_mm: float | None = setting(None, unit="mm", help="or mm between points")
+    neighborhood_resolution: float | None = setting(None, finite=True, unit="voxels", help="voxels between points")
+    neighborhood_resolution_mm: float | None = setting(None, finite=True, unit="mm", help="or mm between points")
 
 
 @dataclass(frozen=True)

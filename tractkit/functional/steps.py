@@ -68,7 +68,8 @@ def training_loss(
     if not 0 <= n_inputs <= len(inputs):
         kind = "targets" if n_targets >= 0 else "inputs"
         raise ValueError(f"a batch of {len(inputs)} arrays has no {abs(n_targets)} {kind}")
-    architecture.train()
+    if not architecture.training:  # else layers that were put in eval mode stay in it
+        architecture.train()
     tensors = to_tensors(*inputs, like=architecture)
     losses = criterion(architecture(*tensors[:n_inputs]), *tensors[n_inputs:])
     loss = _chosen_loss(losses, loss_key)

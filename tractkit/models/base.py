@@ -9,6 +9,7 @@ __all__ = ['InputOptions', 'TractographyModel', 'model_card', 'register_model', 
 # %% ../../nbs/models/03_base.ipynb #174192bf
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from importlib import import_module
@@ -22,6 +23,7 @@ from torch import nn
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, html_fold, html_table
+from ..core.settings import plain_numbers
 from ..core.text import Json, Record, StateDict, format_bytes, nearest_name
 from .direction_getters import Targets, point_directions
 from ..spatial.volume import Neighborhood
@@ -73,12 +75,15 @@ class TractographyModel(nn.Module):
         **hyperparameters: Json,         # what the child was built with
     ):
         super().__init__()
+        step_size, nb_points, compress = plain_numbers((step_size, nb_points, compress))
+        hyperparameters = plain_numbers(hyperparameters)
+        _check_hyperparameters({"step_size": step_size, "nb_points": nb_points, "compress": compress}, hyperparameters)
         if sum(x is not None for x in (step_size, nb_points, compress)) > 1:
             raise ValueError("a model has one of step_size, nb_points and compress")
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
-        around = dict(neighborhood_type=neighborhood_type, neighborhood_radius=neighborhood_radius,
-                      neighborhood_resolution=neighborhood_resolution,
-                      neighborhood_resolution_mm=neighborhood_resolution_mm)
+        around = plain_numbers(dict(neighborhood_type=neighborhood_type, neighborhood_radius=neighborhood_radius,
+                                    neighborhood_resolution=neighborhood_resolution,
+                                    neighborhood_resolution_mm=neighborhood_resolution_mm))
         self.neighborhood = Neighborhood.from_settings(**around)  # type: ignore[arg-type]
         rest = {k: v for k, v in {"nb_points": nb_points, "compress": compress, **around}.items() if v is not None}
         plain = json.dumps({"step_size": step_size, **rest, **hyperparameters})
@@ -128,6 +133,19 @@ class TractographyModel(nn.Module):
         return tuple(self.select_state(s, keep) for s in state)
 
 # %% ../../nbs/models/03_base.ipynb #a7d1f002
+def _check_hyperparameters(sizes: Mapping[str, float | None], others: Mapping[str, Json]) -> None:
+    """Raise ValueError for a size that is not positive and finite, TypeError for what JSON cannot hold."""
+    for name, size in sizes.items():
+        if size is not None and not (isinstance(size, (int, float)) and 0 < size < math.inf):
+            raise ValueError(f"{name} must be a positive number, not {size!r}")
+    for name, value in others.items():
+        try:
+            json.dumps(value)
+        except TypeError:
+            raise TypeError(f"the hyperparameter {name} must be a number, text, or a list or dict of such, "
+                            f"not {value!r}") from None
+
+
 def check_options(
     model: type[nn.Module],  # the class
     given: Iterable[str],    # names of options that it passes on to TractographyModel
@@ -218,7 +236,8 @@ def save_model(
     step: int | None = None,    # of a training, at whose end the model had these weights
 ) -> None:
     """Write `model.safetensors` and `model.json` to the folder. An interrupted call leaves the old ones whole."""
-    card = {"format": 1, "model": type(model).__name__, "hyperparameters": getattr(model, "hyperparameters", None)}
+    card = {"format": 1, "model": type(model).__name__,
+            "hyperparameters": plain_numbers(getattr(model, "hyperparameters", None))}
     card |= {} if step is None else {"step": step}
     tensors, twins, extra = _stored_parts(model)
     card |= {"extra": extra} if extra else {}

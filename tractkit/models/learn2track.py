@@ -12,9 +12,11 @@ from typing import Unpack
 import numpy as np
 import torch
 
+from ..core.settings import plain_numbers
 from .base import InputOptions, PackedBatch, State, TractographyModel, check_options, register_model
 from .direction_getters import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
+from .settings import Learn2TrackSettings
 
 # %% ../../nbs/models/04_learn2track.ipynb #de4d092e
 @register_model
@@ -40,6 +42,11 @@ class Learn2Track(TractographyModel):
         seed: int = 1234,                           # of the first weights; no hyperparameter
         **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
+        nb_features, rnn_layer_sizes, dropout, dg_dropout, step_size, nb_previous_dirs, seed = plain_numbers(
+            (nb_features, rnn_layer_sizes, dropout, dg_dropout, step_size, nb_previous_dirs, seed))
+        use_skip_connection, use_layer_normalization = map(bool, (use_skip_connection, use_layer_normalization))
+        Learn2TrackSettings(nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs, use_skip_connection,
+                            use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)  # ValueError if one is wrong
         if type(self) is Learn2Track:  # a child may have hyperparameters of its own
             check_options(Learn2Track, of_inputs)
         super().__init__(

@@ -9,7 +9,7 @@ __all__ = ['Learn2TrackSettings']
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.settings import setting
+from ..core.settings import check_settings, setting
 
 # %% ../../nbs/models/00_settings.ipynb #b4743767
 @dataclass(frozen=True)
@@ -21,15 +21,15 @@ class Learn2TrackSettings:
              "a neighborhood sees so many at each of its points")
     rnn_key: str = setting("lstm", help='"lstm" or "gru"')
     rnn_layer_sizes: Sequence[int] = setting((100, 100), help="units of each recurrent layer")
-    dropout: float = setting(0.0, help="between recurrent layers")
+    dropout: float = setting(0.0, finite=True, help="between recurrent layers")
     nb_previous_dirs: int = setting(1, help="1, or 0 to see the signal only")
     use_skip_connection: bool = setting(False, help="give the input to each recurrent layer")
     use_layer_normalization: bool = setting(False, help="normalize each recurrent layer")
     dg_key: str = setting("cosine-regression", help="the direction getter")
-    dg_dropout: float = setting(0.0, help="inside the direction getter")
+    dg_dropout: float = setting(0.0, finite=True, help="inside the direction getter")
     step_size: float | None = setting(1.0, unit="mm", help="mm between points the model is trained and tracks with")
     _: KW_ONLY
-    seed: int = setting(1234, help="of the first weights; no hyperparameter")
+    seed: int = setting(1234, finite=True, help="of the first weights; no hyperparameter")
     nb_points: int | None = setting(None, help="or this many points on every streamline")
     compress: float | None = setting(None, unit="mm", help="or compressed to this, mm")
     neighborhood_type: str | None = setting(
@@ -38,3 +38,6 @@ class Learn2TrackSettings:
     neighborhood_resolution: float | None = setting(
         None, unit="voxels", help="voxels between points of the neighborhood")
     neighborhood_resolution_mm: float | None = setting(None, unit="mm", help="or mm between them")
+
+    def __post_init__(self) -> None:
+        check_settings(self)

@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from ..core.rng import KEYED_VERSION, fold
+from ..core.settings import plain_numbers
 from ..core.text import Json, Record
 
 # %% ../../nbs/runs/11_fingerprint.ipynb #ac957f78
 def describe_model(model: nn.Module) -> Record:
     """Return what must be equal for weights to fit: class, hyperparameters, shapes."""
-    return {"class": type(model).__name__, "hyperparameters": getattr(model, "hyperparameters", None),
+    return {"class": type(model).__name__, "hyperparameters": plain_numbers(getattr(model, "hyperparameters", None)),
             "shapes": {k: list(v.shape) for k, v in model.state_dict().items() if isinstance(v, torch.Tensor)}}
 
 

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 
+from ..core.settings import plain_numbers
 from ..core.text import Record
 from .callbacks import Event, EventArgument
 from .control import Stopped
@@ -27,7 +28,7 @@ def set_learning_rate(trainer: Trainable) -> None:
     """Give the optimizer the learning rate and weight decay of this step, unless it keeps its own."""
     if keeps_own_rates(trainer):
         return
-    rate = trainer.policies.learning_rate.value * trainer.policies.rate_factor
+    rate = plain_numbers(trainer.policies.learning_rate.value) * trainer.policies.rate_factor
     for group in at_work(trainer)[0].optimizer.param_groups:
         group["lr"] = rate
         if isinstance(trainer.optimizer, (str, type)) and "weight_decay" in group:
@@ -166,10 +167,18 @@ def begin_epoch(trainer: Trainable) -> int:
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
     call_policies(trainer, Event.EPOCH_STARTED, state.epoch)
-    trainer.model.train()
+    _train_mode(trainer)
     show(trainer, "", phase="training", n_batches=stop, batch=state.batch)
     session.clock.lap()
     return stop
+
+
+def _train_mode(trainer: Trainable) -> None:
+    """Put the model in training mode, but for the layers that a user put in eval mode."""
+    trainer.model.train()
+    layers = dict(trainer.model.named_modules())
+    for name in at_work(trainer)[0].fingerprints.get("in_eval", ()):
+        layers[name].training = False
 
 
 @contextlib.contextmanager
@@ -220,7 +229,7 @@ def end_epoch(trainer: Trainable, train_losses: list[float]) -> None:
     state, session = at_work(trainer)
     validation, (n_batches, n_valid) = (
         session.validation, (session.plans.of(kind)[1] for kind in ("training", "validation")))
-    own = {k: trainer.ranks.mean(v, validation.nb_points)[0] for k, v in trainer.epoch_metrics.items()}
+    own = {k: trainer.ranks.mean(float(v), validation.nb_points)[0] for k, v in trainer.epoch_metrics.items()}
     metrics = {"train_loss": session.trained[1]} | ({"valid_loss": validation.loss} if n_valid else {}) | own
     rate = float(state.optimizer.param_groups[0]["lr"])
     record = {"epoch": state.epoch, "step": state.global_step, **metrics, "n": state.loss_points, "learning_rate": rate}

@@ -16,6 +16,7 @@ from typing import Protocol, TypeAlias
 
 import torch
 
+from ..core.settings import plain_numbers
 from ..core.text import StateDict
 from .policy import EarlyStopping, Policy, ValuePolicy
 from .serialize import policy_name
@@ -206,7 +207,7 @@ class TorchSchedule(ValuePolicy):
     def __init__(
         self,
         make: Callable[[torch.optim.Optimizer], Scheduler],
-        initial: float = 1e-3,  # the optimizer's rate when the scheduler is made
+        initial: float = 1e-3,  # the optimizer's rate when the scheduler is made; groups of different rates keep theirs
         every: str = "epoch",   # or "step": when it is stepped
     ):
         if every not in ("epoch", "step"):
@@ -218,7 +219,7 @@ class TorchSchedule(ValuePolicy):
     def attach(self, optimizer: torch.optim.Optimizer, new: bool) -> None:
         """Make the scheduler; unless it is `new`, with its stored state and with the rates that the optimizer has."""
         groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-        if new:
+        if new and len({group["lr"] for group in groups}) == 1:
             for group in optimizer.param_groups:
                 group["lr"] = self.value
         self.scheduler = self.make(optimizer)
@@ -285,6 +286,7 @@ class OnNonFinite(Policy):
         factor: float = 1.0,  # of the learning rate, each time; 1: leave it
         at_most: int = 10,    # in a row
     ):
+        factor, at_most = plain_numbers((factor, at_most))
         if not 0 < factor <= 1 or at_most < 1:
             raise ValueError(f"factor must be in (0, 1] and at_most at least 1, not {factor} and {at_most}")
         self.factor, self.at_most = factor, at_most

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeAlias
 
+from ..core.settings import plain_numbers
 from ..core.text import Record
 from ..runs.status import Status
 from .bookkeeping import change_now, report_epoch
@@ -41,6 +42,7 @@ class Commanded(Trainable, Protocol):
 
 def change(trainer: Commanded, asked: Mapping[str, SettingValue]) -> None:
     """Change settings, now or between two batches; see `Trainer.change`."""
+    asked = {name: plain_numbers(value) for name, value in asked.items()}
     found = check_changes(trainer, asked)
     if (process := trainer.runner.process) is not None:
         process.change(**{name: last for name, (_, last) in found.items()})
@@ -67,7 +69,7 @@ def save(trainer: Commanded) -> Path:
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:
     """Go back to `to` finished epochs or to a checkpoint. A running training does so after its batch and rests."""
-    process = trainer.runner.process
+    process, to = trainer.runner.process, plain_numbers(to)
     if not trainer.running:
         state = trainer.state or trainer.take()
         state.rewind(to)

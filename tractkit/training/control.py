@@ -25,7 +25,7 @@ class Gate:
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._jobs: deque[tuple[Callable, Future]] = deque()
-        self.half_done = ""  # what the owner has begun and not ended: a "step", or the "events" at its end
+        self.half_done = ""  # what the owner has begun and not ended: a "step", or the "events" at its end; "weights": of another run
 
     @contextmanager
     def own(self) -> Iterator[None]:
@@ -94,7 +94,9 @@ class Gate:
             raise RuntimeError("in the middle of a step the state is half done and cannot be kept: do this in "
                                "train_step_finished or epoch_finished of a policy")
         if self.half_done and self._owner != threading.get_ident():
-            raise RuntimeError("the last step of this state did not end, so the state is half done and cannot be kept: "
+            why = ("the model of this state was trained in another run since" if self.half_done == "weights" else
+                   "the last step of this state did not end")
+            raise RuntimeError(f"{why}, so the state is half done and cannot be kept: "
                                "train_and_validate(), start() or take() of its trainer goes back to its last checkpoint"
                                )
 

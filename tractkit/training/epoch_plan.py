@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 
+from ..core.settings import plain_numbers
 from ..core.text import Record
 from .state import TrainerState
 
@@ -53,7 +54,7 @@ def plan_mark(plan: BatchPlan) -> str:
 
 def sampler_settings(sampler: object) -> Record:
     """Return the settings of a sampler, empty for one that has no `settings`."""
-    return sampler.settings() if isinstance(sampler, Described) else {}
+    return plain_numbers(dict(sampler.settings())) if isinstance(sampler, Described) else {}
 
 # %% ../../nbs/training/06_epoch_plan.ipynb #5a3b1e02
 _SAMPLED = 8  # batches of a plan

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['OF_LOADER', 'LIVE', 'Changeable', 'live_settings_of', 'as_rate', 'checked', 'changeable', 'keeps_own_rates',
-           'check_changes', 'apply_change', 'LiveSettings']
+           'refuse_levelling', 'check_changes', 'apply_change', 'LiveSettings']
 
 # %% ../../nbs/training/08_live_settings.ipynb #0769dd72
 import math
 from collections.abc import Callable, Mapping
 from typing import Protocol
+
+import torch
 
 from ..core.settings import Setting, settings_of
 from ..core.text import Json, nearest_name
@@ -32,6 +34,7 @@ class Changeable(Protocol):
     batch_sampler: Sampler
     batch_loader: Callable[..., Batch]
     optimizer: GivenOptimizer
+    state: TrainerState | None
 
     def replace_settings(self, **values: SettingValue) -> None: ...
 
@@ -93,6 +96,19 @@ def keeps_own_rates(trainer: Changeable) -> bool:
     return isinstance(rate, TorchSchedule) or (not given and isinstance(rate, Constant))
 
 # %% ../../nbs/training/08_live_settings.ipynb #7a4ead36
+def refuse_levelling(
+    optimizer: torch.optim.Optimizer,
+    rate: ValuePolicy,
+) -> None:
+    """Raise ValueError if one learning rate would replace those that the groups of an optimizer have of their own."""
+    rates = list(dict.fromkeys(float(group["lr"]) for group in optimizer.param_groups))
+    if len(rates) > 1 and not isinstance(rate, TorchSchedule):
+        raise ValueError(
+            f"the groups of the optimizer have learning rates of their own ({', '.join(f'{r:g}' for r in rates)}), and "
+            f"{rate!r} would give one to all: use a TorchSchedule, such as TorchSchedule(partial(LambdaLR, "
+            "lr_lambda=...)), which scales each of them")
+
+
 def check_changes(
     trainer: Changeable,
     asked: Mapping[str, SettingValue],
@@ -103,6 +119,8 @@ def check_changes(
         if name not in now:
             raise ValueError(_why_not(trainer, name, now))
     values = {name: checked(name, value) for name, value in asked.items()}
+    if "learning_rate" in asked and trainer.state is not None:
+        refuse_levelling(trainer.state.optimizer, as_rate(asked["learning_rate"]))
     if of_loader := {k: v for k, v in values.items() if k in OF_LOADER}:
         trainer.batch_loader.check_change(**of_loader)  # type: ignore[attr-defined]
     has_patience = any(type(p) is Patience for p in trainer.policies)

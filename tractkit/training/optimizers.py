@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ..core.files import DataError
+from ..core.settings import plain_numbers
 from ..core.text import Json, Record, StateDict
 
 # %% ../../nbs/training/03_optimizers.ipynb #9a87259d
@@ -38,6 +39,7 @@ def make_optimizer(
     ValueError for an unknown name, and for a model without weights that can be trained."""
     refuse_untrainable(model)
     parameters = [p for p in model.parameters() if p.requires_grad]
+    learning_rate, weight_decay, options = plain_numbers((learning_rate, weight_decay, options))
     if isinstance(optimizer, torch.optim.Optimizer):
         if not {id(p) for g in optimizer.param_groups for p in g["params"]} <= {id(p) for p in model.parameters()}:
             raise ValueError("the optimizer is of the parameters of another model")

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Value', 'SettingValue', 'EarlyStopping', 'Policy', 'ValuePolicy', 'Constant', 'Exponential', 'PerEpoch', 'Schedule',
-           'Switch', 'LambdaEpoch', 'as_value_policy', 'DecreasingOnPlateau', 'Patience', 'LossStop', 'TimeProfiler',
-           'TQDM', 'ValueLogger', 'LoggerPolicy']
+           'Switch', 'LambdaEpoch', 'as_value_policy', 'check_rates', 'DecreasingOnPlateau', 'Patience', 'LossStop',
+           'TimeProfiler', 'TQDM', 'ValueLogger', 'LoggerPolicy']
 
 # %% ../../nbs/training/02_policy.ipynb #198c13a5
 import copy
@@ -23,6 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import absolute_path
+from ..core.settings import plain_numbers
 from ..core.text import Json, Record, StateDict
 
 Value: TypeAlias = Any  # of a value policy: a number, as a rule
@@ -97,6 +98,7 @@ class ValuePolicy(Policy):
     value: Value
 
     def __init__(self, initial: Value):
+        initial = plain_numbers(initial)
         self.value = float(initial) if type(initial) is int else initial
 
     def __repr__(self) -> str:
@@ -124,8 +126,8 @@ class Exponential(ValuePolicy):
         min_value: float = -math.inf,
         max_value: float = math.inf,
     ):
-        self.initial, self.multiplier, self.step_length, self.floordiv = initial, multiplier, step_length, floordiv
-        self.min_value, self.max_value = min_value, max_value
+        self.initial, self.multiplier, self.step_length, self.floordiv, self.min_value, self.max_value = plain_numbers(
+            (initial, multiplier, step_length, floordiv, min_value, max_value))
         self.epoch_started(0)
 
     def epoch_started(self, epoch: int) -> None:
@@ -142,6 +144,7 @@ class PerEpoch(ValuePolicy):
     remembers = ()
 
     def __init__(self, values: Sequence[Value]):
+        values = plain_numbers(values)
         if not values:
             raise ValueError("PerEpoch needs at least one value")
         self.values = [float(v) for v in values]
@@ -160,7 +163,7 @@ class Schedule(ValuePolicy):
     remembers = ()
 
     def __init__(self, initial: float, epoch2value_multiplier: Mapping[int, float]):
-        self.initial, self.epoch2value_multiplier = initial, dict(epoch2value_multiplier)
+        self.initial, self.epoch2value_multiplier = plain_numbers((initial, dict(epoch2value_multiplier)))
         self.epoch_started(0)
 
     def epoch_started(self, epoch: int) -> None:
@@ -182,7 +185,7 @@ class Switch(ValuePolicy):
     remembers = ()
 
     def __init__(self, initial: Value, epoch2value: Mapping[int, Value]):
-        self.initial, self.epoch2value = initial, dict(epoch2value)
+        self.initial, self.epoch2value = plain_numbers((initial, dict(epoch2value)))
         self.epoch_started(0)
 
     def epoch_started(self, epoch: int) -> None:
@@ -203,7 +206,7 @@ class LambdaEpoch(ValuePolicy):
         self.epoch_started(0)
 
     def epoch_started(self, epoch: int) -> None:
-        self.value = self.func(epoch, *self.args, **self.kwargs)
+        self.value = plain_numbers(self.func(epoch, *self.args, **self.kwargs))
 
     def __repr__(self) -> str:
         return f"LambdaEpoch({getattr(self.func, '__qualname__', 'func')})"
@@ -212,9 +215,12 @@ class LambdaEpoch(ValuePolicy):
 def as_value_policy(
     value: SettingValue,  # 0.001, [0.01, 0.001], "0.01*3 0.001", or a policy
 ) -> ValuePolicy:
-    """Return a value policy for a number, text or list. ValueError for text that cannot be read."""
+    """Return a value policy for a number, text or list.
+
+    ValueError for text that cannot be read, and for numbers that are negative or not finite."""
     if isinstance(value, ValuePolicy) or (isinstance(value, Policy) and hasattr(value, "value")):
         return value  # type: ignore[return-value]
+    value = plain_numbers(value)
     if isinstance(value, str):
         listed: list[float] = []
         for part in value.split():
@@ -223,8 +229,17 @@ def as_value_policy(
                 listed += [float(number)] * int(times or 1)
             except ValueError:
                 raise ValueError(f"cannot read {part!r} in {value!r}; write values as '0.01*3 0.001'") from None
-        return PerEpoch(listed)
-    return PerEpoch(value) if isinstance(value, (list, tuple)) else Constant(value)
+        return PerEpoch(check_rates(listed, value))
+    if isinstance(value, (list, tuple)):
+        return PerEpoch(check_rates(value, value))
+    return Constant(check_rates([value], value)[0])
+
+
+def check_rates(rates: Sequence[Value], given: SettingValue) -> Sequence[Value]:
+    """Return learning rates. ValueError, with what was given, unless they are numbers, finite and not negative."""
+    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in rates):
+        raise ValueError(f"a learning rate is a number, finite and not negative, not {given!r}")
+    return rates
 
 # %% ../../nbs/training/02_policy.ipynb #4cc53ce2
 class DecreasingOnPlateau(ValuePolicy):
@@ -236,7 +251,8 @@ class DecreasingOnPlateau(ValuePolicy):
 
     def __init__(self, *, initial: float, multiplier: float, patience: int, rtol: float, atol: float):
         super().__init__(initial)
-        self.initial, self.multiplier, self.patience, self.rtol, self.atol = initial, multiplier, patience, rtol, atol
+        self.initial, self.multiplier, self.patience, self.rtol, self.atol = plain_numbers(
+            (initial, multiplier, patience, rtol, atol))
         self.margin, self.waited = math.inf, 0
 
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
@@ -261,7 +277,8 @@ class Patience(Policy):
     remembers = ("best", "bad_epochs")
 
     def __init__(self, patience: int, delta: float = 1e-6):
-        if patience < 1:
+        patience, delta = plain_numbers((patience, delta))
+        if not patience >= 1:
             raise ValueError(f"patience must be at least 1 epoch, not {patience}")
         self.patience, self.delta = patience, delta
         self.best, self.bad_epochs = math.inf, 0
@@ -291,7 +308,7 @@ class LossStop(Policy):
     remembers = ("least",)
 
     def __init__(self, max_ratio: float = 3):
-        self.max_ratio, self.least = max_ratio, math.inf
+        self.max_ratio, self.least = plain_numbers(max_ratio), math.inf
 
     def epoch_finished(self, epoch: int, *, train_losses: Sequence[float], metrics: Mapping[str, float]) -> None:
         loss = float(np.mean(train_losses))

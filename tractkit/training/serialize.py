@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 import tractkit.training.policy as policies_of_tractkit
+from ..core.settings import plain_numbers
 from ..core.text import Json
-from .policy import Constant, PerEpoch, Policy, SettingValue, ValuePolicy, as_value_policy
+from .policy import Constant, PerEpoch, Policy, SettingValue, ValuePolicy, as_value_policy, check_rates
 
 # %% ../../nbs/training/03_serialize.ipynb #1e9075ae
 ONLY_IN_PYTHON = "only_in_python"
@@ -25,8 +26,8 @@ ONLY_IN_PYTHON = "only_in_python"
 def as_plain_value(value: object) -> Json:
     """Return a setting as plain values: a policy as its class and arguments, if it keeps them; what exists in Python
     only, as a note of its name."""
-    if isinstance(value, np.generic):
-        value = value.item()
+    if isinstance(value, (np.generic, np.ndarray, torch.Tensor)) and math.prod(value.shape) <= 1000:  # else a name
+        value = plain_numbers(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, (torch.device, Path)):
@@ -69,7 +70,5 @@ def value_policy_from_plain(
             raise ValueError(f"{name}: {e}") from None
     else:
         policy = as_value_policy(value)
-    numbers = policy.values if isinstance(policy, PerEpoch) else [policy.value]
-    if not all(isinstance(x, (int, float)) and math.isfinite(x) and x >= 0 for x in numbers):
-        raise ValueError(f"a learning rate is a number, finite and not negative, not {value!r}")
+    check_rates(policy.values if isinstance(policy, PerEpoch) else [policy.value], value)
     return policy

@@ -19,6 +19,7 @@ from typing import Protocol, TypeAlias
 import torch
 from torch import nn
 
+from ..core.settings import plain_numbers
 from ..core.text import StateDict
 from ..data.prefetch import Feeder, LoadDraws
 from ..models.layers import DRAWS_RULE, StepNoise, bound_kept_shapes
@@ -189,7 +190,7 @@ class Validation:
 
     def note(self, mean: float | None) -> None:
         """Keep the mean that a `validate_one_epoch` has found; None: that of the batches."""
-        self.noted = mean
+        self.noted = None if mean is None else float(mean)
 
     def note_mean_of_batches(self) -> None:
         """Keep the mean over the points of all batches."""
@@ -335,7 +336,7 @@ class Session:
 
     def note_loss(self, loss: Loss) -> Loss:
         """Keep the loss computed last."""
-        self.loss = loss
+        self.loss = loss[0], plain_numbers(loss[1])
         return loss
 
     def forget_loss(self) -> None:
@@ -406,7 +407,7 @@ class Session:
 
     def note_trained(self, epoch: int, mean: float) -> None:
         """Keep the mean loss of an epoch whose training has ended."""
-        self.trained = epoch, mean
+        self.trained = epoch, float(mean)
 
     def report_later(self, end: EpochEnd) -> None:
         """Keep the end of an epoch until the policies are given it."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
-from ..core.settings import check_settings, setting
-from .policy import Policy, ValuePolicy
+from ..core.settings import check_settings, make_plain, setting
+from .policy import Policy, ValuePolicy, as_value_policy
 
 # %% ../../nbs/training/02_settings.ipynb #b730a232
 class Device(Protocol):
@@ -36,7 +36,7 @@ class TrainerSettings:
     learning_rate: float | str | Sequence[float] | ValuePolicy = setting(
         1e-3, label="learning rate", live=NEXT_BATCH,
         help='a number, one per epoch ("0.001*3 0.0001"), or a policy')
-    weight_decay: float = setting(0.01, help="of the optimizer")
+    weight_decay: float = setting(0.01, finite=True, help="of the optimizer")
     optimizer: str | Callable = setting("Adam", help="Adam, AdamW, RAdam, SGD or a class of torch; see `own_rates`")
     max_epochs: int = setting(
         10, above=0, unit="epochs", label="epochs", live="", also=("new_max_epochs",),
@@ -44,7 +44,7 @@ class TrainerSettings:
     patience: int | None = setting(
         None, above=0, unit="epochs", label="patience", live="", also=("new_patience",),
         help="stop after so many epochs without a better validation loss")
-    patience_delta: float = setting(1e-6, help="how much better it must be")
+    patience_delta: float = setting(1e-6, finite=True, help="how much better it must be")
     clip_grad: float | None = setting(
         None, above=0, label="clip gradient at", live=NEXT_BATCH, help="largest norm of the gradient")
     max_batches_per_epoch_training: int | None = setting(
@@ -53,12 +53,12 @@ class TrainerSettings:
         None, above=0, help="batches of an epoch that are validated on; by default all")
     device: str | Device | None = setting(None, help="default: cuda, else mps, else cpu")
     _: KW_ONLY
-    rng: int = setting(1234, help="seed of the model's noise")
+    rng: int = setting(1234, finite=True, help="seed of the model's noise")
     iterations_per_epoch: int | None = setting(
         None, above=0, help="batches that make an epoch, however many batches the data give")
     validation_time_limit: float | None = setting(
         None, above=0, unit="seconds", help="seconds; the batches the first validation did are those of all")
-    accumulate: int = setting(1, above=0, help="batches whose gradients make one step")
+    accumulate: int = setting(1, above=0, finite=True, help="batches whose gradients make one step")
     amp: str | None = setting(
         None, choices=("bf16", "fp16"), help='"bf16" or "fp16": compute in it where torch finds it safe')
     compile: bool | Mapping[str, object] = setting(False, help="torch.compile the model; options as a dict")
@@ -68,13 +68,13 @@ class TrainerSettings:
     num_workers: int = setting(
         0, also=("processes",), help="processes that load batches; 0: a thread, the fastest for tractkit's own loaders; "
         "several are for a loader that computes long in Python, and one alone is slower than the thread")
-    prefetch: int = setting(2, help="batches made ahead")
+    prefetch: int = setting(2, finite=True, help="batches made ahead")
     num_threads: int | None = setting(
         None, above=0, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
         "busy with other work holds up all threads")
     checkpoint_every_seconds: float | None = setting(30, unit="seconds", help="time between two checkpoints")
     checkpoint_every_batches: int | None = setting(None, above=0, help="batches between two checkpoints")
-    keep_checkpoints: int = setting(2, help="the last ones; that of the best epoch is kept, too")
+    keep_checkpoints: int = setting(2, finite=True, help="the last ones; that of the best epoch is kept, too")
     save_in_background: bool = setting(False, help="training waits for a copy of the state, not for the disk")
     progress: bool = setting(True, help="a progress line and messages, when training in the cell")
     tensorboard: bool | None = setting(
@@ -90,7 +90,9 @@ class TrainerSettings:
     wandb_project: str | None = setting(None, help="project at Weights & Biases")
 
     def __post_init__(self) -> None:
+        make_plain(self)
         check_settings(self, skip=("patience",) if not self.patience else ())  # 0 is None in files written before
+        as_value_policy(self.learning_rate)  # ValueError if it is none
         if self.iterations_per_epoch and self.max_batches_per_epoch_training:
             raise ValueError("give only one of iterations_per_epoch and max_batches_per_epoch_training")
         if unknown := sorted(set(self.accept) - set(ACCEPTED)):

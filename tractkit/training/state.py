@@ -23,6 +23,7 @@ from torch import nn
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, sparkline
+from ..core.settings import plain_numbers
 from ..core.text import Json, Record, StateDict, format_bytes, format_duration
 from ..models.base import build_model, give_buffers_memory
 from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
@@ -365,6 +366,9 @@ def _log_of(folder: Path, log_path: str) -> RunLog | None:
 
 def earlier_tree(state: TrainerState, to: int | str | os.PathLike) -> StateDict:
     """Return the content of a checkpoint that `rewind` can go to. DataError if there is none."""
+    to = plain_numbers(to)
+    if isinstance(to, bool) or not isinstance(to, (int, str, os.PathLike)):
+        raise TypeError(f"rewind goes to a number of finished epochs or to the file of a checkpoint, not to {to!r}")
     path = _checkpoint_of(state, to) if isinstance(to, int) else Path(os.path.expanduser(to))
     tree = load_checkpoint(path)
     if tree.get("run_id") not in (state.run_id, state.parent):

@@ -19,6 +19,7 @@ import torch
 from torch import nn
 
 from ..core.files import absolute_path
+from ..core.settings import whole_number
 from ..core.text import Json, Record, StateDict
 from ..models.base import TractographyModel
 from ..runs.checkpoint import Checkpoints
@@ -108,8 +109,9 @@ def describe_part(part: object) -> Json:
 def config_of(trainer: "Trainer") -> Record:
     """Return all settings of a run as plain values: the content of `config.yaml`."""
     dataset = getattr(trainer.batch_loader, "dataset", None)
-    model = {"class": type(trainer.model).__name__, **(getattr(trainer.model, "hyperparameters", None) or {})}
-    seed = {"seed": trainer.model.seed} if hasattr(trainer.model, "seed") else {}
+    hyperparameters = getattr(trainer.model, "hyperparameters", None) or {}
+    model = {"class": type(trainer.model).__name__, **{k: as_plain_value(v) for k, v in hyperparameters.items()}}
+    seed = {"seed": as_plain_value(trainer.model.seed)} if hasattr(trainer.model, "seed") else {}
     given = ({f.name: getattr(trainer.settings, f.name) for f in fields(trainer.settings)}
              | {"learning_rate": trainer.learning_rate})
     place = {"experiments_path": str(trainer.folder.parent), "experiment_name": trainer.folder.name}
@@ -263,6 +265,7 @@ class Trainer:
 
     def step(self, n: int = 1, wait: bool = True, unit: str = "batch") -> None:
         """Run `n` steps, or to the end of the `n`-th "epoch" from here, then rest. Start the loop if needed."""
+        n = whole_number("n", n)
         if not self.running:
             self.start(paused=True)
         self.runner.step(n, wait, unit)
