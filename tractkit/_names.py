@@ -132,6 +132,7 @@ NAMES = {
     "Loss": "training.session",
     "LossCurves": "training.process",
     "LossStop": "training.policy",
+    "LostFolder": "training.run_folder",
     "LostRank": "training.ranks",
     "METHOD_OF": "lab.status_text",
     "MIN_PART": "data.augment",

@@ -146,6 +146,14 @@ class RunLog:
         if self._file is not None:
             os.fsync(self._file.fileno())
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the file that is being written was removed, or another one is in its place."""
+        try:
+            return self._file is not None and not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+        except FileNotFoundError:
+            return True
+
     def close(self) -> None:
         """Close the file; `append` opens it again."""
         if self._file is not None:

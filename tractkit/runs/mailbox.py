@@ -90,7 +90,10 @@ class Mailbox:
     def send_command(self, verb: str, **arguments: str | float | Mapping | None) -> Path:
         """Write a command, and return its file, which the training removes once the command is carried out."""
         path = self.folder / f"command-{time.time_ns():020d}-{secrets.token_hex(4)}.json"
-        _write_json(path, {"verb": verb, **arguments})
+        try:
+            _write_json(path, {"verb": verb, **arguments})
+        except FileNotFoundError:
+            raise RuntimeError(f"no training is at work in {self.folder.parent}: {self.folder} is not there") from None
         return path
 
     def commands(self) -> Iterator[tuple[Path, dict]]:

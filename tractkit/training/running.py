@@ -24,6 +24,7 @@ from .loop import train_and_validate
 from .policy import EarlyStopping
 from .serving import served
 from .resume import check_fit, find_state, holding_model, nothing_left, share_state, show_position, torch_threads
+from .run_folder import LostFolder
 from .runner import GOING_BACK
 from .session import Session
 from .state import TrainerState
@@ -70,6 +71,7 @@ def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
         if trainer.ranks.first:
             stack.enter_context(folder_lock(trainer.run_folder.path))
             stack.enter_context(served(trainer))
+            stack.enter_context(trainer.run_folder.held())
         stack.callback(trainer.reporter.close)
         try:
             yield
@@ -220,7 +222,7 @@ def _end_failed(trainer: Commanded, e: BaseException) -> None:
         if state.gate.half_done:
             e.add_note(f"The step after step {state.global_step} did not end and was not saved: the next start goes "
                        "back to the last checkpoint.")
-        else:
+        elif not isinstance(e, LostFolder):
             write_checkpoint(trainer)
     except OSError as again:  # of a full disk, say; the last checkpoint is good
         e.add_note(f"The state could not be saved then: {again}")

@@ -19,6 +19,7 @@ from typing import Protocol
 from ..runs.mailbox import Mailbox
 from .commands import Commanded, carry_out
 from .ranks import LostRank
+from .run_folder import LostFolder
 
 # %% ../../nbs/training/17_serving.ipynb #2ab65807
 @contextmanager
@@ -40,7 +41,8 @@ def served(trainer: Commanded) -> Iterator[None]:
             ended.set()
             thread.join()
             with suppress(OSError):
-                _write_end(trainer, mailbox, error)
+                if not isinstance(error, LostFolder):
+                    _write_end(trainer, mailbox, error)
 
 
 def _serve(trainer: Commanded, mailbox: Mailbox, ended: threading.Event) -> None:
@@ -48,6 +50,8 @@ def _serve(trainer: Commanded, mailbox: Mailbox, ended: threading.Event) -> None
     written, at = None, 0.0
     done: set[str] = set()  # those whose files cannot be removed are not carried out again
     while not ended.wait(0.05):
+        if trainer.run_folder.is_lost:  # what is there now may be another run, with commands of its own
+            continue
         with suppress(OSError):  # of a full disk: a display must not end a training
             for path, message in mailbox.commands():
                 if path.name not in done and _serve_command(trainer, mailbox, path, message):

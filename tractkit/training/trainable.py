@@ -161,6 +161,7 @@ def keep_best_model(
 def write_checkpoint(trainer: Trainable, wait: bool = True) -> Path:
     """Write a checkpoint of the state between two batches. Without `wait`, it may be on the disk only later."""
     state, session, run = known_state(trainer), trainer.session, trainer.run_folder
+    run.check_held()
     run.log.sync()
     if session is not None:
         session.keep_scale()

@@ -1,0 +1,62 @@
+"""A folder that is moved, deleted or replaced while it is trained: noticed at the next save, and nothing is split."""
+
+import shutil
+
+import pytest
+from helpers_training import SlowPoints, fit
+from helpers_waiting import until
+
+from tractkit.runs.mailbox import Mailbox
+from tractkit.training.process import ProcessRun
+
+
+def delete(run):
+    shutil.rmtree(run)
+
+
+def replace(run):
+    shutil.rmtree(run)
+    fit(run.parent, "run", max_epochs=1).checkpoints.save(0, {"a": 1})
+    Mailbox(run).clear()
+
+
+LOST = {
+    "moved": lambda run: run.rename(run.with_name("elsewhere")),
+    "deleted": delete,
+    "without its log": lambda run: (run / "log.jsonl").unlink(),
+    "without process": lambda run: shutil.rmtree(run / "process"),
+    "replaced": replace,
+}
+
+
+def content(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("how", LOST)
+@pytest.mark.parametrize("resting", [False, True])
+def test_a_lost_folder_is_noticed_at_the_next_save(tmp_path, how, resting):
+    trainer = fit(tmp_path, points=SlowPoints(), max_epochs=500, prefetch=0, checkpoint_every_batches=1000)
+    trainer.start()
+    until(lambda: trainer.state is not None and trainer.state.global_step >= 2)
+    if resting:
+        trainer.pause(wait=True)
+    LOST[how](tmp_path / "run")
+    after = content(tmp_path)
+    if how == "replaced":  # a command for the new run is not obeyed
+        command = Mailbox(tmp_path / "run").send_command("stop")
+        after = content(tmp_path)
+    elif how in ("moved", "deleted", "without process"):
+        with pytest.raises(RuntimeError, match="no training is at work"):
+            ProcessRun(tmp_path / "run").pause()
+    at = trainer.state.global_step
+    if resting:
+        trainer.resume()
+    until(lambda: trainer.state.global_step > at)
+    if how == "replaced":
+        assert command.exists() and trainer.running
+    trainer.stop()
+    with pytest.raises(RuntimeError, match="was moved, deleted or replaced"):
+        trainer.wait()
+    assert trainer.status.phase == "failed" and len([m for m in trainer.messages if "replaced" in m]) == 1
+    assert content(tmp_path) == after
