@@ -2,6 +2,7 @@
 
 Where a step can fail is not chosen: a trace lists every call that one step makes, and an error is raised at each."""
 
+import os
 import random
 import signal
 import sys
@@ -89,6 +90,8 @@ class Trace:
         name = f"{Path(code.co_filename).stem}: {name}"
         if name.startswith("checkpoint: ") and self.calls.count(name) > 2:
             return  # the walk over the tree of a checkpoint: thousands of equal calls
+        if name == "epoch_plan: _as_text -> asarray":
+            return  # an error there is one of the user's own object, whose kind is noted in place of its content
         self.calls.append(name)
         if len(self.calls) - 1 == self.at:
             raise self.error(f"at call {self.at}")
@@ -163,11 +166,14 @@ def test_a_step_that_fails_at_some_calls(tmp_path, whole, step, error):
 @pytest.mark.full
 @pytest.mark.parametrize("step,error", PLACES)
 def test_a_step_that_fails_at_every_call(tmp_path, whole, step, error):
+    """Every eighth call, another first one in each case; with TRACTKIT_EVERY_CALL=1 each of them (ten minutes)."""
     trace = Trace(step)
     trace.run(counted(tmp_path / "listed"))
-    wrong = table_of(tmp_path, whole, step, error, range(len(trace.calls)))
+    every = 1 if os.environ.get("TRACTKIT_EVERY_CALL") else 8
+    places = range(2 * PLACES.index((step, error)) % every, len(trace.calls), every)
+    wrong = table_of(tmp_path, whole, step, error, places)
     print(f"step {step}, {error.__name__}: {len(trace.calls)} calls, {len(set(trace.calls))} different ones, "
-          f"wrong at {len(wrong)}")
+          f"{len(places)} tried, wrong at {len(wrong)}")
     assert wrong == {}
 
 
