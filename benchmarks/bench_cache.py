@@ -1,5 +1,5 @@
-"""Volumes larger than the cache, now and before: 40 subjects of 6.2 MB each (48 x 48 x 24 voxels, 28 features), one batch
-of 1,024 streamlines of all of them after the other, and a cache of 33 volumes, as 2 GiB hold of volumes of 62 MB.
+"""Volumes larger than the cache, now and before: 40 subjects of 6.2 MB each (48 x 48 x 24 voxels, 28 features), one
+batch of 1,024 streamlines of all of them after the other, and a cache of 33 volumes, as 2 GiB hold of volumes of 62 MB.
 
 *Least recently used goes* is how tractkit kept volumes before (`ByteCache` in its cache's place, nothing read ahead).
 The reference has room for all. *Fetched ahead*: beside the thread of a training that reads what there is room for. A

@@ -135,7 +135,9 @@ def read(monkeypatch):
     """The groups whose content is read."""
     names = []
     real = content.content_checksum
-    monkeypatch.setattr(content, "content_checksum", lambda group, check: names.append(group.path) or real(group, check))
+    monkeypatch.setattr(
+        content, "content_checksum", lambda group, check: names.append(group.path) or real(group, check)
+    )
     return names
 
 

@@ -143,4 +143,7 @@ def test_fewer_epochs_than_are_done(tmp_path):
     trainer.stop(wait=True)
     less = fit(tmp_path, max_epochs=1)
     less.train_and_validate()
-    assert "Nothing left to train" in less.status.message and "2 epochs are done and max_epochs is 1" in less.status.message
+    assert (
+        "Nothing left to train" in less.status.message
+        and "2 epochs are done and max_epochs is 1" in less.status.message
+    )

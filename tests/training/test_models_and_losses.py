@@ -103,7 +103,9 @@ def test_extra_state_is_in_every_file(tmp_path):
 
 def test_sparse_gradients_are_clipped_by_their_norm(tmp_path):
     options = dict(optimizer="SGD", weight_decay=0.0, clip_grad=.05, max_epochs=1)
-    dense, sparse = (fit(tmp_path, name, model=Table(sparse=name == "sparse"), **options) for name in ("dense", "sparse"))
+    dense, sparse = (
+        fit(tmp_path, name, model=Table(sparse=name == "sparse"), **options) for name in ("dense", "sparse")
+    )
     dense.train_and_validate(), sparse.train_and_validate()
     for a, b in zip(dense.model.parameters(), sparse.model.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
@@ -133,7 +135,10 @@ REFUSED = {
     "lazy": (dict(model=nn.Sequential(nn.LazyLinear(4), nn.Linear(4, 1))), "0.weight, 0.bias is not known yet .* call"),
     "lazy buffer": (dict(model=nn.Sequential(nn.Linear(1, 1), nn.LazyBatchNorm1d())), "call the model once on a batch"),
     "frozen": (dict(model=frozen()), "no weight of the model is trained: requires_grad is False"),
-    "sparse, Adam": (dict(model=Table()), "gradient of the layer rows is sparse, which Adam cannot use: .* sparse=False"),
+    "sparse, Adam": (
+        dict(model=Table()),
+        "gradient of the layer rows is sparse, which Adam cannot use: .* sparse=False",
+    ),
     "sparse, decay": (dict(model=Table(), optimizer="SGD"), "which SGD with weight_decay cannot use"),
 }
 

@@ -58,7 +58,9 @@ def test_every_number_of_a_trainer(kind):
             kept = getattr(TrainerSettings(**{name: given}), name)
             assert type(kept) is type(number) or (type(kept), type(number)) == (float, int), name
             assert kept == pytest.approx(number), name
-    one, other = (TrainerSettings(max_epochs=f(4), clip_grad=f(.5), learning_rate=[f(.5)]) for f in (KINDS[kind], float))
+    one, other = (
+        TrainerSettings(max_epochs=f(4), clip_grad=f(0.5), learning_rate=[f(0.5)]) for f in (KINDS[kind], float)
+    )
     assert pickle.dumps(one) == pickle.dumps(other)
 
 
@@ -121,21 +123,42 @@ def test_commands(tmp_path):
 def test_samplers_loaders_and_models(tmp_path):
     data, _ = make_file(tmp_path / "data", n_subjects=2, n=12, points=(12, 20))
     dataset = MultiSubjectDataset(data, lazy=np.bool_(True), cache_size=np.int64(4)).load_data()
-    model = Learn2Track(np.int64(3), rnn_layer_sizes=np.array([4, 4]), dropout=np.float32(.25), dg_dropout=torch.tensor(0.),
-                        nb_previous_dirs=np.int8(1), step_size=np.float64(2), seed=np.int64(5))
+    model = Learn2Track(
+        np.int64(3),
+        rnn_layer_sizes=np.array([4, 4]),
+        dropout=np.float32(0.25),
+        dg_dropout=torch.tensor(0.0),
+        nb_previous_dirs=np.int8(1),
+        step_size=np.float64(2),
+        seed=np.int64(5),
+    )
     same = Learn2Track(3, rnn_layer_sizes=[4, 4], dropout=.25, step_size=2.0, seed=5)
     assert model.hyperparameters == same.hyperparameters and are_plain(model.hyperparameters)
     assert all(map(torch.equal, model.parameters(), same.parameters())) and type(model.step_size) is float
-    sampler = BatchIDSampler(dataset, "streamlines", np.int64(8), torch.tensor(8.), rng=np.uint8(3), bucket=np.bool_(True))
-    loader = BatchLoaderOneInput(dataset, model, "input", "streamlines", rng=torch.tensor(4), split_ratio=np.float32(.25),
-                                 noise_gaussian_size_forward=np.float64(.1), device_bytes=np.int64(2**20))
+    sampler = BatchIDSampler(
+        dataset, "streamlines", np.int64(8), torch.tensor(8.0), rng=np.uint8(3), bucket=np.bool_(True)
+    )
+    loader = BatchLoaderOneInput(
+        dataset,
+        model,
+        "input",
+        "streamlines",
+        rng=torch.tensor(4),
+        split_ratio=np.float32(0.25),
+        noise_gaussian_size_forward=np.float64(0.1),
+        device_bytes=np.int64(2**20),
+    )
     assert are_plain(sampler.settings()) and are_plain(loader.settings()) and are_plain(dataset.settings())
     sampler.change(np.int64(6))
     loader.change(reverse_ratio=np.float64(.5))
     assert are_plain(sampler.settings()) and are_plain(loader.settings())
-    for made in (lambda: BatchIDSampler(dataset, "streamlines", np.array([8])), lambda: Learn2Track(3, dropout=math.nan),
-                 lambda: Learn2Track(np.array([3, 4])), lambda: Learn2Track(3, step_size=math.inf),
-                 lambda: BatchLoaderOneInput(dataset, model, "input", "streamlines", step_size=math.nan)):
+    for made in (
+        lambda: BatchIDSampler(dataset, "streamlines", np.array([8])),
+        lambda: Learn2Track(3, dropout=math.nan),
+        lambda: Learn2Track(np.array([3, 4])),
+        lambda: Learn2Track(3, step_size=math.inf),
+        lambda: BatchLoaderOneInput(dataset, model, "input", "streamlines", step_size=math.nan),
+    ):
         with pytest.raises((ValueError, TypeError), match="batch_size_training|dropout|nb_features|step_size"):
             made()
 

@@ -193,7 +193,9 @@ def test_killed_at_random(children, workers, kills):
     for i in range(kills):
         name = f"{workers}-{kills}-{runs}"
         pid = children.start(name, workers)
-        kill_after(pid, lambda name=name: children.step(name), children.step(name) + rng.randint(1, 5), rng.random() * .02)
+        kill_after(
+            pid, lambda name=name: children.step(name), children.step(name) + rng.randint(1, 5), rng.random() * 0.02
+        )
         if children.end() == 0 or i == kills - 1 or children.step(name) > 12:
             children.start(name, workers)
             assert children.end() == 0

@@ -256,7 +256,9 @@ def test_a_half_done_state_is_not_kept(tmp_path, whole):
     state = trainer.state
     for keep in (state.snapshot, state.fork, trainer.fork, trainer.save_checkpoint,
                  lambda: state.save(tmp_path / "x.ckpt")):
-        with pytest.raises(RuntimeError, match=r"half done and cannot be kept: train_and_validate\(\), start\(\) or take"):
+        with pytest.raises(
+            RuntimeError, match=r"half done and cannot be kept: train_and_validate\(\), start\(\) or take"
+        ):
             keep()
     assert trainer.checkpoints.steps()[-1] == 6 and not (tmp_path / "x.ckpt").exists()
     assert trainer.take() is state and state.global_step == 6
@@ -310,7 +312,9 @@ class Fails(Policy):
         setattr(self, method, fail)
 
 
-@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt(), ValueError("no")], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "error", [SystemExit(3), KeyboardInterrupt(), ValueError("no")], ids=lambda e: type(e).__name__
+)
 @pytest.mark.parametrize("method", ["training_started", "epoch_started", "train_step_started", "gradient_ready",
                                     "train_step_finished", "validation_started", "epoch_finished", "checkpoint_saved",
                                     "training_ended"])
@@ -356,7 +360,9 @@ def test_a_full_disk_while_the_log_is_written(tmp_path, whole, monkeypatch):
     with pytest.raises(OSError, match="No space left"):
         trainer.train_and_validate()
     trainer.train_and_validate()
-    assert same_states(trainer.state, whole.state) == [] and log_without_time(trainer.log) == log_without_time(whole.log)
+    assert same_states(trainer.state, whole.state) == [] and log_without_time(trainer.log) == log_without_time(
+        whole.log
+    )
 
 
 def test_nothing_to_go_back_to_is_an_error(tmp_path):

@@ -37,7 +37,8 @@ class RunSettings:
     """Where a run is kept."""
 
     experiments_path: str | None = setting(None, help="folder of all runs; default: runs")
-    experiment_name: str | None = setting(None, help="folder of this run in it; default: date and time, never that of another run")
+    experiment_name: str | None = setting(
+        None, help="folder of this run in it; default: date and time, never that of another run")
 
 
 PARTS: dict[str, tuple[type, ...]] = {

@@ -35,7 +35,7 @@ class LoopCache(Generic[_K, _V]):
         """Forget everything."""
         self._items: dict[_K, tuple[_V, int]] = {}
         self._ready: dict[_K, tuple[_V, int]] = {}        # fetched, and not asked for yet
-        self._uses: dict[_K, tuple[int, int | None]] = {}  # when it was last used, and how many uses after the one before
+        self._uses: dict[_K, tuple[int, int | None]] = {}  # when it was last used, and after how many other uses
         self._now, self._in_work, self._limit = 0, set[_K](), self.max_bytes
         self._changed, self._pid = threading.Condition(), os.getpid()
 

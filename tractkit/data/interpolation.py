@@ -187,8 +187,9 @@ class GroupInputs:
     def _by_kernel(self, out: torch.Tensor, mri: MRIData, points: torch.Tensor, move: np.ndarray | None,
                    around: np.ndarray | None) -> None:
         rows = points.numpy() if move is None else apply_affine(move, points.numpy())
-        self._wait_for(lambda: mri.volume).sample(rows, self.interpolation, self.outside, neighborhood=around, out=out.numpy(),
-                          threads=torch.get_num_threads())
+        volume = self._wait_for(lambda: mri.volume)
+        volume.sample(rows, self.interpolation, self.outside, neighborhood=around, out=out.numpy(),
+                      threads=torch.get_num_threads())
 
     def _by_gathering(self, out: torch.Tensor, mri: MRIData, points: torch.Tensor, move: np.ndarray | None,
                       around: np.ndarray | None) -> None:
@@ -223,7 +224,7 @@ class GroupInputs:
         elif isinstance(mri.source, ReadVolume):
             mri.source.fetch(is_over, mri.nbytes)
 
-
+# %% ../../nbs/data/06_interpolation.ipynb #797d76de
 def _move(mri: MRIData, device: torch.device) -> tuple[torch.Tensor, int]:
     volume = mri.volume
     tensor = torch.from_numpy(volume.data).reshape(*volume.shape3d, volume.nb_features).to(device)

@@ -213,7 +213,7 @@ class StreamlinesBatchLoader:
 class Fetching:
     """Has the volumes of the batches of a plan read, and moved to the device, in the order in which they are needed.
 
-    A thread does it, as long as the caches have room: in the first batches, and where batches come to other subjects."""
+    A thread does it while the caches have room: in the first batches, and where batches come to other subjects."""
 
     def __init__(self, inputs: Mapping[str, GroupInputs], plan: Sequence[BatchIds], where: range, device: torch.device):
         self.inputs, self.plan, self.where, self.device, self._over = inputs, plan, where, device, False
@@ -268,7 +268,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         neighborhood_radius: int | None = None,
         neighborhood_resolution: float | None = None,  # voxels
         neighborhood_resolution_mm: float | None = None,
-        device_bytes: int | None = None,  # of volumes kept on a device other than the CPU; None: a quarter of its memory
+        device_bytes: int | None = None,  # of volumes kept on a GPU; None: a quarter of its memory
         **kwargs: Any,
     ):
         super().__init__(dataset, model, streamline_group_name, *args, **kwargs)

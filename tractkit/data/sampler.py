@@ -117,7 +117,8 @@ class BatchIDSampler:
         self.batch_size_training, self.batch_size_validation = of.batch_size_training, of.batch_size_validation
         self.batch_size_units, self.nb_streamlines_per_chunk = of.batch_size_units, of.nb_streamlines_per_chunk
         self.nb_subjects_per_batch, self.cycles, self.bucket = of.nb_subjects_per_batch, of.cycles or 1, of.bucket
-        self.balance, self.balance_weights = of.balance, None if balance_weights is None else dict(of.balance_weights or {})
+        self.balance = of.balance
+        self.balance_weights = None if balance_weights is None else dict(of.balance_weights or {})
         self.epoch, self.subset = 0, "training"
         self._plans: dict[str, tuple[tuple, Plan]] = {}
         self._warned: set[tuple] = set()

@@ -105,7 +105,8 @@ class LoaderSettings:
     rng: int = setting(1234, finite=True, help="the seed")
     step_size: float | None = setting(None, finite=True, unit="mm", help="mm; by default the model's")
     nb_points: int | None = setting(None, help="or this many points each")
-    compress: float | None = setting(None, finite=True, unit="mm", help="or leave out points nearer to the line than this, mm")
+    compress: float | None = setting(
+        None, finite=True, unit="mm", help="or leave out points nearer to the line than this, mm")
     split_ratio: float = setting(
         0.0, at_least=0, at_most=1, live=_NEXT, label="split", help="share of the streamlines to cut in two")
     reverse_ratio: float = setting(

@@ -226,7 +226,8 @@ def give_buffers_memory(
     it."""
     for layer in model.modules():
         for name, value in layer._buffers.items():
-            if value is not None and any(step == 0 and n > 1 for n, step in zip(value.shape, value.stride(), strict=True)):
+            axes = [] if value is None else zip(value.shape, value.stride(), strict=True)
+            if any(step == 0 and n > 1 for n, step in axes):
                 layer._buffers[name] = value.contiguous()
 
 
@@ -256,7 +257,7 @@ def saved_step(
     except (OSError, ValueError, AttributeError):
         return None
 
-
+# %% ../../nbs/models/03_base.ipynb #87751d4c
 def _stored_parts(model: nn.Module) -> tuple[dict[str, torch.Tensor], dict[str, str], dict[str, Json]]:
     """Return the weights of a model, each place in memory once; the names of those that are left out, with the name
     that each is stored by; and what layers keep beside their weights (`get_extra_state`)."""
@@ -304,7 +305,7 @@ def _unpack_extra(node: Json, tensors: dict[str, torch.Tensor]) -> Any:
         return {k: _unpack_extra(v, tensors) for k, v in node.items()}
     return [_unpack_extra(v, tensors) for v in node] if isinstance(node, list) else node
 
-
+# %% ../../nbs/models/03_base.ipynb #aa99e079
 def load_model(
     folder: str | os.PathLike,       # of `save_model`: a run's best_model folder, say
     model: nn.Module | None = None,  # filled with the weights; None: built by its registered name

@@ -197,7 +197,7 @@ class _Outer:
     bits: np.random.BitGenerator | None = None
     own: np.random.RandomState | None = None
 
-
+# %% ../../nbs/models/01_layers.ipynb #44dcda6a
 class GlobalGenerators:
     """Seed the global generators of torch, NumPy and Python for blocks of code, and put them back."""
 
@@ -299,7 +299,7 @@ class GlobalGenerators:
         if before["has_gauss"] and repr(now["state"]) == repr(before["state"]):
             np.random.set_state(before)
 
-
+# %% ../../nbs/models/01_layers.ipynb #a8501e2c
 def _bytes_of(states: list[torch.Tensor]) -> bytes:
     return b"".join(state.numpy().tobytes() for state in states)
 

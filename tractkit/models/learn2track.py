@@ -46,7 +46,7 @@ class Learn2Track(TractographyModel):
             (nb_features, rnn_layer_sizes, dropout, dg_dropout, step_size, nb_previous_dirs, seed))
         use_skip_connection, use_layer_normalization = map(bool, (use_skip_connection, use_layer_normalization))
         Learn2TrackSettings(nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs, use_skip_connection,
-                            use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)  # ValueError if one is wrong
+                            use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)  # or ValueError
         if type(self) is Learn2Track:  # a child may have hyperparameters of its own
             check_options(Learn2Track, of_inputs)
         super().__init__(

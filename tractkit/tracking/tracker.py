@@ -254,7 +254,8 @@ class Tracker:
         self.report = report = TrackingReport(nb_seeds=len(seeds))
         parts = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), seeds[:0])]
         try:
-            with use_threads(self.num_threads), tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress, leave=False) as bar:
+            shown = tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress, leave=False)
+            with use_threads(self.num_threads), shown as bar:
                 for start in range(0, len(seeds), self.batch_size):
                     batch = seeds[start:start + self.batch_size]
                     points, counts, ids, completed = self._grow(batch)

@@ -74,7 +74,7 @@ def end_step(trainer: Trainable) -> None:
 
 
 def _call_at_end(trainer: Trainable, event: Event, *args: EventArgument, **kwargs: EventArgument) -> None:
-    """Call the policies with what has ended. Then the state is whole, also if one of them ends the training or fails."""
+    """Call the policies with what has ended. The state is whole then, also if one ends the training or fails."""
     state = at_work(trainer)[0]
     error = trainer.policies.call_all(state, event, *args, **kwargs)[1]
     state.gate.end()
@@ -248,11 +248,11 @@ def _say_what_is_no_number(trainer: Trainable, mean: float, n_valid: int) -> Non
     state, session = at_work(trainer)
     validation, epoch = session.validation, state.epoch + 1
     if math.isnan(mean) and not state.loss_points and session.is_first("train_loss"):
-        announce(trainer, f"The training of epoch {epoch} has no mean loss: n, the second value that compute_batch_loss "
-                          "returns, was 0 for each of its batches, or each was left out.")
+        announce(trainer, f"The training of epoch {epoch} has no mean loss: n, the second value that "
+                          "compute_batch_loss returns, was 0 for each of its batches, or each was left out.")
     if n_valid and not math.isfinite(validation.loss) and session.is_first("valid_loss"):
-        announce(trainer, f"The validation loss of epoch {epoch} is {validation.loss}: look at the validation data, and at "
-                          "what the model does in eval mode. While this is so no epoch is the best one.")
+        announce(trainer, f"The validation loss of epoch {epoch} is {validation.loss}: look at the validation data, "
+                          "and at what the model does in eval mode. While this is so no epoch is the best one.")
 
 
 def report_epoch(trainer: Trainable) -> None:

@@ -133,15 +133,15 @@ def read_run_config(
 
 
 def _place_of_run(config: Record, folder: Path, is_given: bool) -> Record:
-    """Put the place of a run into its config, if there is a run in the folder. Where the file was given, not the folder,
-    another name than the folder's is one that a new run is to have."""
+    """Put the place of a run into its config, if there is a run in the folder. Where the file was given, not the
+    folder, another name than the folder's is one that a new run is to have."""
     trainer = config.get("trainer") or {}
     if any((folder / name).exists() for name in ("log.jsonl", "checkpoints")) and (
             is_given or trainer.get("experiment_name") == folder.name):
         config["trainer"] = {**trainer, "experiments_path": str(folder.parent), "experiment_name": folder.name}
     return config
 
-
+# %% ../../nbs/training/21_config.ipynb #462804db
 def check_run_config(
     config: Record,
     modules: Iterable[ModuleType] = (),     # with classes of one's own

@@ -25,7 +25,8 @@ class Gate:
         self._lock = threading.RLock()
         self._owner: int | None = None
         self._jobs: deque[tuple[Callable, Future]] = deque()
-        self.half_done = ""  # what the owner has begun and not ended: a "step", or the "events" at its end; "weights": of another run
+        # what the owner has begun and not ended: a "step", or the "events" at its end; "weights": of another run
+        self.half_done = ""
 
     @contextmanager
     def own(self) -> Iterator[None]:

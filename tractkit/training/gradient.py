@@ -98,7 +98,7 @@ def _clip(parameters: Iterable[nn.Parameter], most: float) -> float:
             p.grad.mul_(most / (norm + 1e-6))  # type: ignore[union-attr]
     return norm
 
-
+# %% ../../nbs/training/12_gradient.ipynb #ff22a27b
 def check_optimizer(trainer: Trainable) -> None:
     """Raise ValueError for an optimizer that cannot make the step of this trainer, or train a layer of its model."""
     optimizer, name = at_work(trainer)[0].optimizer, type(at_work(trainer)[0].optimizer).__name__

@@ -85,7 +85,7 @@ def trained_parameters(
 
 
 def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, name: str) -> StateDict:
-    """Return an optimizer as a state keeps it: its name, the names of its parameters, and its tensors (the live ones)."""
+    """Return an optimizer as a state keeps it: its name, the names of its parameters, and its live tensors."""
     names = [name for group in trained_parameters(model, optimizer) for name in group]
     return {"format": 2, "name": name, "parameters": names, "state": optimizer.state_dict()}
 
@@ -109,8 +109,9 @@ def moments_of(
     else:
         fitted, other = _by_name(stored, names, groups, own), _other_names(stored, names, groups)
     if other and not accepted:
-        raise DataError(f"other parameters are trained than before: {other}", fix="Freeze and thaw layers as they were, "
-                        "or pass accept=['optimizer'] to keep what fits")
+        raise DataError(
+            f"other parameters are trained than before: {other}",
+            fix="Freeze and thaw layers as they were, or pass accept=['optimizer'] to keep what fits")
     if other and fitted is not None:
         flat = [name for group in groups for name in group]
         anew = [name for name in flat if name not in known["parameters"]]
@@ -119,7 +120,9 @@ def moments_of(
     return fitted
 
 # %% ../../nbs/training/03_optimizers.ipynb #d8c6cc0e
-def _by_name(stored: StateDict, names: Sequence[str], groups: Sequence[Sequence[str]], own: Sequence[Record]) -> StateDict:
+def _by_name(
+    stored: StateDict, names: Sequence[str], groups: Sequence[Sequence[str]], own: Sequence[Record]
+) -> StateDict:
     """Return the stored tensors and options at the places of the same names."""
     place, flat = {name: i for i, name in enumerate(names)}, [name for group in groups for name in group]
     kept = {i: stored["state"][place[name]] for i, name in enumerate(flat) if place.get(name) in stored["state"]}

@@ -157,7 +157,8 @@ class ProcessRun:
         process: subprocess.Popen | None = None,
         patience: float = 600.0,  # seconds without any sign of it after which a command that waits raises TimeoutError
     ):
-        self.folder, self.mailbox, self._process, self.patience = absolute_path(folder), Mailbox(folder), process, patience
+        self.folder, self.mailbox = absolute_path(folder), Mailbox(folder)
+        self._process, self.patience = process, patience
         self._log = LossCurves(folder)
 
     @property

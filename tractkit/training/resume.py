@@ -48,8 +48,8 @@ def refuse_busy_model(model: nn.Module) -> None:
     """Raise RuntimeError if a model is being trained."""
     use = _USES.get(model)
     if use is not None and use.is_busy:
-        raise RuntimeError(f"this model is being trained already, in {use.folder}: give each trainer a model of its own, "
-                           "such as copy.deepcopy(model)")
+        raise RuntimeError(f"this model is being trained already, in {use.folder}: give each trainer a model of its "
+                           "own, such as copy.deepcopy(model)")
 
 
 @contextlib.contextmanager
@@ -68,7 +68,7 @@ def holding_model(trainer: Trainable, state: TrainerState) -> Iterator[None]:
     finally:
         use.is_busy = False
 
-
+# %% ../../nbs/training/11_resume.ipynb #248174e5
 def find_state(trainer: Trainable, given: TrainerState | None, going_back: bool = False) -> TrainerState:
     """Return the state to train; `going_back`: it may be behind the state in the folder.
 
@@ -117,7 +117,7 @@ def _is_ahead(own: TrainerState, stored: StateDict) -> bool:
     """Return whether a trainer's own state is of the same run as the one in its folder, and not behind it."""
     return stored["run_id"] == own.run_id and (own.rewound or stored["global_step"] <= own.global_step)
 
-
+# %% ../../nbs/training/11_resume.ipynb #61b339ff
 def _thawed(trainer: Trainable, given: TrainerState) -> list[str]:
     """Return the names of parameters that are trainable now and not in the optimizer that was made of those before."""
     if not isinstance(trainer.optimizer, (str, type)):  # one that is made by the user has what the user gave it
@@ -203,7 +203,7 @@ def _layers_in_eval(trainer: Trainable, before: Record) -> Record:
                           f"{', '.join(now) or 'none'}.")
     return {"in_eval": now}
 
-
+# %% ../../nbs/training/11_resume.ipynb #02c7bff2
 def check_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None:
     """Refuse other batches in the middle of an epoch than those it was begun with."""
     mark, sample = plan_mark(plan), _sample(trainer, state.epoch, plan)

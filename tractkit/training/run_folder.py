@@ -31,8 +31,8 @@ def checked_run_name(
     parts = Path(name).parts if isinstance(name, (str, os.PathLike)) else ()
     leads_out = any(part == ".." or part.startswith("~") or "\0" in part for part in parts)
     if not parts or not str(name).strip() or Path(name).anchor or leads_out or len(parts) > deepest:
-        raise ValueError(f"{what} is {name!r}: give the name of a folder inside the folder of all runs, such as 'first'; "
-                         "experiments_path says where that is")
+        raise ValueError(f"{what} is {name!r}: give the name of a folder inside the folder of all runs, such as "
+                         "'first'; experiments_path says where that is")
     return os.fspath(name)
 
 # %% ../../nbs/training/07_run_folder.ipynb #1e4f2482
@@ -48,7 +48,7 @@ def _place(path: Path) -> tuple[int, int] | None:
         return None
     return found.st_dev, found.st_ino
 
-
+# %% ../../nbs/training/07_run_folder.ipynb #598b88db
 class RunFolder:
     """The folder of a run, with its log and its checkpoints."""
 

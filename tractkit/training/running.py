@@ -168,10 +168,10 @@ def check_schedule(trainer: Commanded) -> None:
         size, n = trainer.settings.accumulate, session.plans.of("training")[1]
         left = (left - 1) * math.ceil(n / size) + math.ceil((n - state.batch) / size)
     if done + left > total:
-        raise ValueError(f"{type(scheduler).__name__} ends after {total} steps, and this training steps it {done + left} "
-                         f"times: make it with total_steps={done + left}, or lower max_epochs")
+        raise ValueError(f"{type(scheduler).__name__} ends after {total} steps, and this training steps it "
+                         f"{done + left} times: make it with total_steps={done + left}, or lower max_epochs")
 
-
+# %% ../../nbs/training/18_running.ipynb #5fefe911
 @contextlib.contextmanager
 def ending(trainer: Commanded, task: Task) -> Iterator[None]:
     """Save the state however the block ends, if it is whole, and show how it ended."""
@@ -203,7 +203,7 @@ def _early_stopping(trainer: Commanded) -> Iterator[None]:
                                "a policy, which is called when the step is made") from e
         state.note(finished={"why": "early stopping", "by": e.by, "message": str(e)})
 
-
+# %% ../../nbs/training/18_running.ipynb #7b87a9e2
 def _end_stopped(trainer: Commanded, e: Stopped) -> None:
     state, session = at_work(trainer)
     call_policies(trainer, Event.TRAINING_ENDED, "stopped")
