@@ -226,8 +226,8 @@ def give_buffers_memory(
     it."""
     for layer in model.modules():
         for name, value in layer._buffers.items():
-            axes = [] if value is None else zip(value.shape, value.stride(), strict=True)
-            if any(step == 0 and n > 1 for n, step in axes):
+            if value is not None and any(
+                    step == 0 and n > 1 for n, step in zip(value.shape, value.stride(), strict=True)):
                 layer._buffers[name] = value.contiguous()
 
 
