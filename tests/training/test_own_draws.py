@@ -4,12 +4,13 @@ killed at random, ends in the same bits, whoever else draws before and after it.
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from draws_child import KINDS, WHERE, DrawingNet, draw, make_trainer
+from draws_child import KINDS, WHERE, DrawingFit, DrawingNet, DrawingPoints, draw, make_trainer
 from helpers_children import kill_after
 from helpers_training import Points, fit, same_states
 
@@ -91,6 +92,27 @@ def test_a_loader_that_does_not_draw_is_loaded_ahead(tmp_path):
     trainer.train_and_validate()
     assert not [m for m in trainer.messages if "loaded between steps" in m]
     assert trainer.batch_loader.ahead > 0
+
+
+class PointsInStep(DrawingPoints):
+    """Takes a while, and notes whether a step was computed meanwhile."""
+
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        batch = super().load_batch_streamlines(ids, epoch=epoch, training=training)
+        time.sleep(0.01)
+        self.ahead += self.in_step
+        return batch
+
+
+@pytest.mark.parametrize("kind", ["numpy", "random"])
+def test_nothing_is_loaded_beside_steps_that_draw_where_nobody_sees(tmp_path, kind):
+    """From NumPy's generator or Python's, from the first step of each epoch: a load that draws would disturb them."""
+    job = {"forward": [kind]}
+    points = PointsInStep(job, slow=0.03)
+    trainer = fit(tmp_path, "run", DrawingFit, DrawingNet([kind]), points)
+    trainer.train_and_validate()
+    assert points.ahead == 0
+    assert len([m for m in trainer.messages if "nobody could tell" in m]) == 1
 
 
 def test_other_cells_find_their_generators_as_they_were(tmp_path):

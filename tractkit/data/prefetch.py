@@ -117,9 +117,6 @@ def _is_known(load: Callable, plan: object) -> bool:
 _LISTS = (list, tuple, range, np.ndarray)
 
 # %% ../../nbs/data/08_prefetch.ipynb #5d1e7b41
-_MOST_DOUBTS = 3  # times that somebody was seen to draw in a feed, before its batches are loaded between steps
-
-
 @dataclass
 class _Made(Generic[_B]):
     """A batch, and how many draws had been seen when it was begun."""
@@ -157,16 +154,15 @@ class LoadDraws:
         self.generators.look()
         return made.at != self.generators.nb_changes
 
-    def may_load_ahead(self, first: int) -> bool:
-        """Return whether batches of a feed can be made while steps are; `first`: the draws seen before it."""
-        if not self.alone and self.generators.nb_changes - first <= _MOST_DOUBTS:
-            return True
-        if not self.alone and not self.in_turns:
+    def may_load_ahead(self) -> bool:
+        """Return whether batches can be made while steps are: neither loader nor steps draw where it cannot be seen."""
+        drawn = self.generators.changed - {"torch"}
+        if drawn and not self.alone and not self.in_turns:
             self.in_turns = True
             self.notes.append(
                 f"Batches are loaded between steps, not ahead of them: the step, or another cell, draws from "
-                f"{generator_names(self.generators.changed - {'torch'})}, and nobody could tell if the loader did")
-        return False
+                f"{generator_names(drawn)}, and nobody could tell if the loader did")
+        return not self.alone and not drawn
 
 
 def _seeded(draws: LoadDraws | None, seed: int | None, ask: bool = False) -> AbstractContextManager[set[str]]:
@@ -355,14 +351,13 @@ class Feeder(Generic[_B]):
     ) -> Iterator[_B]:
         """Give batches that a thread makes ahead, those in doubt made again; or all of them made between steps."""
         made: deque[_Job[_Made[_B] | None]] = deque()
-        first = draws.generators.nb_changes
         for k in range(len(items)):
             batch = _result(made.popleft(), on_wait) if made else None
             if batch is None or draws.is_in_doubt(batch):
                 batch = _Made(_result(thread.do(partial(self._make_alone, items, k)), on_wait))
             if k == 0:
                 draws.generators.watch()
-            if draws.may_load_ahead(first):
+            if k and draws.may_load_ahead():  # what the first step draws is seen with nothing beside it
                 while len(made) <= self.prefetch and k + 1 + len(made) < len(items):
                     made.append(thread.do(partial(self._make_watched, items, draws, k + 1 + len(made))))
             yield batch.value

@@ -265,8 +265,9 @@ class GlobalGenerators:
         return _differing(outer.fresh, marks)
 
     def watch(self) -> None:
-        """Begin to look for draws."""
+        """Begin to look for draws. Those of torch that were seen before are known still."""
         self._left, self.watching = self._marks(), True
+        self.changed &= {"torch"}
 
     def unwatch(self) -> None:
         """Look no more."""
