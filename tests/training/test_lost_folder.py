@@ -1,11 +1,13 @@
 """A folder that is moved, deleted or replaced while it is trained: noticed at the next save, and nothing is split."""
 
+import os
 import shutil
 
 import pytest
 from helpers_training import SlowPoints, fit
 from helpers_waiting import until
 
+from tractkit.runs.log import RunLog
 from tractkit.runs.mailbox import Mailbox
 from tractkit.training.process import ProcessRun
 
@@ -60,3 +62,23 @@ def test_a_lost_folder_is_noticed_at_the_next_save(tmp_path, how, resting):
         trainer.wait()
     assert trainer.status.phase == "failed" and len([m for m in trainer.messages if "replaced" in m]) == 1
     assert content(tmp_path) == after
+
+
+def test_a_log_that_is_closed_while_it_is_looked_at_is_not_lost(tmp_path, monkeypatch):
+    """The thread that serves the folder looks while the one that trains closes the log; it must not end."""
+    log = RunLog(tmp_path)
+    log.append("batch", step=1)
+
+    def closed(number):
+        raise OSError(9, "Bad file descriptor")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", closed)
+        assert not log.is_lost
+    log._file.close()
+    assert not log.is_lost
+    log._file = None
+    log.append("batch", step=2)
+    (tmp_path / "log.jsonl").unlink()
+    assert log.is_lost
+    log.close()

@@ -148,11 +148,14 @@ class RunLog:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the file that is being written was removed, or another one is in its place."""
+        """Whether the file that is being written was removed, or another one is in its place. From any thread."""
+        file = self._file
         try:
-            return self._file is not None and not os.path.samestat(os.fstat(self._file.fileno()), os.stat(self.path))
+            return file is not None and not os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
         except FileNotFoundError:
             return True
+        except (OSError, ValueError):  # closed meanwhile, by the thread that writes it
+            return False
 
     def close(self) -> None:
         """Close the file; `append` opens it again."""

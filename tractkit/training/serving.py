@@ -50,9 +50,9 @@ def _serve(trainer: Commanded, mailbox: Mailbox, ended: threading.Event) -> None
     written, at = None, 0.0
     done: set[str] = set()  # those whose files cannot be removed are not carried out again
     while not ended.wait(0.05):
-        if trainer.run_folder.is_lost:  # what is there now may be another run, with commands of its own
-            continue
         with suppress(OSError):  # of a full disk: a display must not end a training
+            if trainer.run_folder.is_lost:  # what is there now may be another run, with commands of its own
+                continue
             for path, message in mailbox.commands():
                 if path.name not in done and _serve_command(trainer, mailbox, path, message):
                     done.add(path.name)
