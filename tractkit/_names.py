@@ -601,6 +601,7 @@ NAMES = {
     "parser": "cli.commands",
     "part_ids": "hdf5.write_subjects",
     "paste_legends": "viz.colors",
+    "path_from_here": "core.files",
     "peak_sticks": "viz.drawables",
     "peek_checkpoint": "runs.checkpoint",
     "permutation": "core.rng",

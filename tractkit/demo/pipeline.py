@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..core.files import DataError, absolute_path, atomic_path
+from ..core.files import DataError, absolute_path, atomic_path, path_from_here
 from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
@@ -58,7 +58,7 @@ def prepare_subjects(demo: Demo, say: Callable[[str], None], progress: bool) -> 
         if not (folder / "phantom.png").exists():
             last = sources[names[-1]]
             snapshot(Tractogram.load(last.tractogram, reference=last.dwi), path=folder / "phantom.png", view="axial")
-            say(f"the seven bundles: {folder / 'phantom.png'}")
+            say(f"the seven bundles: {path_from_here(folder) / 'phantom.png'}")
     tested = {subject_name(e) for part in ("validation", "testing") for e in demo.splits[part]}
     for name in tqdm(names, desc="signal and fODF", unit="subject", disable=not progress, leave=False):
         prepare(sources[name], folder / "subjects" / name, name in tested, white[name], say)
@@ -77,7 +77,7 @@ def run_steps(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     if not (folder / "data.hdf5").exists():
         create_hdf5(folder / "subjects", folder / "data.hdf5", GROUPS, demo.splits, seed=settings.seed,
                     progress=progress)
-        say(f"one file of everything: {folder / 'data.hdf5'}")
+        say(f"one file of everything: {path_from_here(folder) / 'data.hdf5'}")
     if not (folder / "losses.json").exists():
         train(demo, say, progress)
     last_written = "dipy-again.trx" if settings.own else "oracle.trx"
@@ -98,14 +98,15 @@ def plan_text(demo: Demo) -> str:
     minutes = "a minute or two" if s.batch_size < 100 else "five minutes"
     return (f"tractkit demo: {who} -> one HDF5 -> Learn2Track, {s.max_epochs} epochs -> tracking -> scores\n"
             f"  {split}\n"
-            f"  results in {demo.folder}; about {minutes} on two cores. "
+            f"  results in {path_from_here(demo.folder)}; about {minutes} on two cores. "
             "Ctrl-C at any time: the same command goes on from there.")
 
 
 def results_text(demo: Demo) -> str:
     """Return the three things to open."""
-    page = demo.folder / "tutorial.html"
-    return (f"the picture:  {demo.folder / 'streamlines.png'}\n"
+    folder = path_from_here(demo.folder)
+    page = folder / "tutorial.html"
+    return (f"the picture:  {folder / 'streamlines.png'}\n"
             f"the story:    {page if page.exists() else 'none (pip install tractkit[lab], run again)'}\n"
             f"look closer:  make lab   (or: tractkit lab)")
 
@@ -136,7 +137,7 @@ def run_demo(
     open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
     if (folder / "scores.txt").exists():
-        say(f"{folder}: this run is finished and reused (start anew with fresh=True, on the command line --fresh)")
+        say(f"{path_from_here(folder)}: this run is finished and reused (start anew with fresh=True, on the command line --fresh)")
     else:
         say(plan_text(demo))
         run_steps(demo, say, progress)
