@@ -17,6 +17,7 @@ from tractkit.tracking.tracker import Tracker
 def four_cores(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(threads, "usable_cores", lambda: 4)
+    monkeypatch.setattr(threads.os, "cpu_count", lambda: 8)
     with use_threads(4):
         yield
 
@@ -28,8 +29,9 @@ def test_one_core_is_left_free(four_cores, monkeypatch):
 
 
 def test_a_number_that_was_chosen_stays(four_cores, monkeypatch):
-    with use_threads(2):
-        assert default_threads() == 2
+    for chosen in (2, 9):
+        with use_threads(chosen):
+            assert default_threads() == chosen
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     assert default_threads() == 4
 

@@ -302,8 +302,10 @@ def paths_of(tree, above=()):
 
 def matters(path) -> bool:
     """Whether what is one level further down decides on anything: options of an optimizer are completed by torch, and
-    its
-    rate is set in each step; of sampler and settings, a difference is only told."""
+    its rate is set in each step; of sampler and settings, a difference is only told. No layer is in eval mode here, so
+    the rule of states without that list does the same (test_kept_as_given.py has one)."""
+    if path == ("fingerprints", "in_eval"):
+        return False
     return (
         path[:2] not in (("fingerprints", "sampler"), ("fingerprints", "config"))
         and path[2:4] != ("param_groups", 0)

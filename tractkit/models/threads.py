@@ -48,9 +48,11 @@ def _quota(folder: Path) -> int:
 def default_threads() -> int:
     """Return how many threads torch should use: all cores but one, at least one.
 
-    A number that was chosen stays: by `torch.set_num_threads`, if it is below the cores, or OMP_NUM_THREADS."""
+    A number that was chosen stays: by OMP_NUM_THREADS, or by `torch.set_num_threads`, if it is one that torch would not
+    take by itself: fewer than the cores, or more than the machine has."""
     now, cores = torch.get_num_threads(), usable_cores()
-    return now if now < cores or "OMP_NUM_THREADS" in os.environ else max(1, cores - 1)
+    chosen = "OMP_NUM_THREADS" in os.environ or now < cores or now > (os.cpu_count() or now)
+    return now if chosen else max(1, cores - 1)
 
 # %% ../../nbs/models/00_threads.ipynb #4fb645a1
 @contextlib.contextmanager
