@@ -8,7 +8,8 @@ import time
 
 import psutil
 import pytest
-from lab import PICTURES, ROOT, Kernel, Panel, Wire, until
+from helpers_waiting import until
+from lab import PICTURES, ROOT, Kernel, Panel, Wire
 
 pytestmark = pytest.mark.browser
 

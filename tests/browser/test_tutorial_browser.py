@@ -9,7 +9,8 @@ import shutil
 
 import numpy as np
 import pytest
-from lab import PICTURES, ROOT, Panel, until
+from helpers_waiting import until
+from lab import PICTURES, ROOT, Panel
 from PIL import Image
 
 pytestmark = pytest.mark.browser

@@ -8,7 +8,8 @@ from base64 import b64decode
 
 import numpy as np
 import pytest
-from lab import PICTURES, Kernel, until
+from helpers_waiting import until
+from lab import PICTURES, Kernel
 from PIL import Image
 
 from tractkit.viz.theme import palette
