@@ -137,7 +137,8 @@ def run_demo(
     open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
     if (folder / "scores.txt").exists():
-        say(f"{path_from_here(folder)}: this run is finished and reused (start anew with fresh=True, on the command line --fresh)")
+        say(f"{path_from_here(folder)}: this run is finished and reused (start anew with fresh=True, "
+            "on the command line --fresh)")
     else:
         say(plan_text(demo))
         run_steps(demo, say, progress)
