@@ -155,7 +155,7 @@ def _problem_of(kind: type, values: Mapping[str, Json]) -> tuple[str, str] | Non
     way = values.get("standardization")
     if kind is VolumeGroup and way not in _STANDARDIZATIONS:
         return f"'standardization' is {way!r}", f"Choose one of {', '.join(_STANDARDIZATIONS)}"
-    features, files = values.get("features") or (), values["files"]
+    features, files = _words(values.get("features")), _words(values["files"])
     if len(features) not in (0, 1, len(files)):
         return f"'features' has {len(features)} words for {len(files)} files", "Give one for all files, or one for each"
     turned = [word for word in features if word == "peaks" or word.startswith("sh:")]
