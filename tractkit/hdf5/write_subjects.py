@@ -29,7 +29,6 @@ from .config import ProcessingOptions, SplitEntry, VolumeGroup
 from .layout import ALIGNED, Connectivity, write_root, write_streamlines, write_volume
 from .load_groups import LoadedTractograms, load_connectivity, load_tractograms, load_volume_group
 from .sources import GroupSources
-from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 
 # %% ../../nbs/hdf5/06_write_subjects.ipynb #d6e5d35c
