@@ -44,12 +44,13 @@ class VolumeGroup:
 class StreamlinesGroup:
     """Streamlines of each subject: its tractograms, one after the other, and what is kept beside them.
 
+    With a file for each bundle, each becomes a group with the file's name, unless `groups` names others (or is False).
     A connectivity matrix is the subject's own, with how its rows were made: the volume cut into blocs, or labels."""
 
     files: tuple[str, ...]           # .trk, .tck, .trx, or what DIPY reads; wildcards and {subject}
     dps_keys: tuple[str, ...] = ()   # data per streamline to keep; "*" is all
     dpp_keys: tuple[str, ...] = ()   # data per point to keep
-    groups: tuple[str, ...] = ()     # groups of a .trx to keep; True is all
+    groups: tuple[str, ...] | None = None  # of a .trx, to keep; True is all. None: one of each file, if there are several
     connectivity_matrix: str | None = None                        # a .npy
     connectivity_nb_blocs: tuple[int, int, int] | None = None     # how many along each axis; or
     connectivity_labels: str | None = None                        # a NIfTI of labels
@@ -120,7 +121,7 @@ def _blocs(value: Json) -> tuple[int, ...] | None:
 _PARSERS: dict[str, Callable[[Json], Json]] = {
     "enforce_files_presence": _flag, "connectivity_matrix": _one_word, "connectivity_labels": _one_word,
     "connectivity_nb_blocs": _blocs, "standardization": lambda value: value, "features": _features, "axes": _axes,
-    "groups": lambda value: ("*",) if value is True else () if value is False else _words(value)}
+    "groups": lambda value: ("*",) if value is True else () if value is False else None if value is None else _words(value)}
 
 # %% ../../nbs/hdf5/00_config.ipynb #af7f694a
 def _read_group(name: str, raw: Json, file: str | os.PathLike | None) -> VolumeGroup | StreamlinesGroup:
