@@ -117,7 +117,7 @@ def _cause(error: BaseException) -> BaseException:
 
 def _may_pass(error: BaseException | None) -> bool:
     """Return whether an error of the network may be over at the next try."""
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError, ConnectionError)):
+    if isinstance(error, (TimeoutError, ConnectionError)):
         return True
     status = getattr(error, "status", None)
     return type(error).__module__.startswith("aiohttp") and (status is None or status == 429 or status >= 500)
