@@ -112,10 +112,11 @@ def _limited(url: str, options: Mapping) -> dict:
 
 def _cause(error: BaseException) -> BaseException:
     """Return the error of the network behind one that says that there is no such file."""
-    return error.__cause__ if isinstance(error, FileNotFoundError) and _may_pass(error.__cause__) else error
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and cause is not None and _may_pass(cause) else error
 
 
-def _may_pass(error: BaseException | None) -> bool:
+def _may_pass(error: BaseException) -> bool:
     """Return whether an error of the network may be over at the next try."""
     if isinstance(error, (TimeoutError, ConnectionError)):
         return True
@@ -226,8 +227,8 @@ class RemoteFile:
             raise DataError(f"cannot be opened ({e})", file=self.path,
                             fix="Install what it names; for s3:// tractkit[s3]") from e
         except Exception as error:  # each filesystem has its own kinds
-            e = _cause(error)
-            raise DataError(f"cannot be read ({type(e).__name__}: {e})", file=self.path,
+            cause = _cause(error)
+            raise DataError(f"cannot be read ({type(cause).__name__}: {cause})", file=self.path,
                             fix="Check the URL, the connection and storage_options") from error
 
     def _look(self) -> tuple[tuple[str, str | int], ...]:
