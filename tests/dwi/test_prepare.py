@@ -402,6 +402,66 @@ def test_prepare_does_only_what_is_needed(tmp_path, series):
         prepare_subject(tmp_path)
 
 
+def hcp(folder, series):
+    """Three shells and b0 at 5, as HCP has them: 1000 with 12 directions, 2000 with 32, 3000 with 12."""
+    b, v = gradients(12, 1000.0)
+    near = np.where(np.arange(33) % 2, 1995.0, 2005.0)
+    near[0] = 5
+    few = series.volume.data[..., 1:13]
+    several = DWI(Volume(np.concatenate([series.volume.data, few, few], -1), LAS),
+                  np.r_[near, b[1:], b[1:] * 3], np.vstack([series.bvecs, v[1:], v[1:]]), series.mask)
+    write(folder, several)
+    return several
+
+
+def test_several_shells_are_prepared_by_the_one_that_is_named(tmp_path, series):
+    hcp(tmp_path, series)
+    with pytest.raises(DataError, match=r"12 at b = 1000, 32 at b = 2005, 12 at b = 3000.*shell=2005") as e:
+        prepare_subject(tmp_path)
+    assert "select_shell" not in str(e.value) and str(tmp_path / "bvals") in str(e.value)
+    out = prepare_subject(tmp_path, shell=2000)
+    volume, info = load_sh(out["sh"])
+    np.testing.assert_array_equal(volume.data, compute_sh(select_shell(load(tmp_path), 2000)).data)
+    assert info.details["asked"]["shell"] == 2000 and load_sh(out["fodf"])[1].sh_order == 6
+    written = out["sh"].stat().st_mtime_ns
+    prepare_subject(tmp_path, shell=2000)
+    assert out["sh"].stat().st_mtime_ns == written
+    prepare_subject(tmp_path, shell=1000, fodf=False)
+    assert load_sh(out["sh"])[1].sh_order == 2  # 12 directions
+    with pytest.raises(DataError, match=r"0 volumes have b = 700 ± 100.*It has 12 at b = 1000, 32 at"):
+        prepare_subject(tmp_path, shell=700)
+
+
+def test_b0_volumes_that_are_not_quite_0(tmp_path, series):
+    write(tmp_path, DWI(series.volume, np.where(series.bvals == 0, 70, series.bvals), series.bvecs, series.mask, 100))
+    with pytest.raises(DataError, match="no volume has b of at most 50; the lowest is 70. Raise b0_threshold"):
+        prepare_subject(tmp_path)
+    out = prepare_subject(tmp_path, b0_threshold=80, fodf=False)
+    np.testing.assert_array_equal(load_sh(out["sh"])[0].data, compute_sh(series).data)
+
+
+@pytest.mark.parametrize("wrong", [{"shell": 0}, {"shell": -1000}, {"shell": float("nan")}, {"b0_threshold": -1},
+                                   {"b0_threshold": float("nan")}, {"shell": 50}])
+def test_numbers_that_are_no_b_values(tmp_path, wrong):
+    with pytest.raises(ValueError, match=f"{list(wrong)[0]} is a b-value"):
+        prepare_subject(tmp_path, **wrong)
+
+
+def test_prepared_before_is_not_prepared_again(tmp_path, series):
+    """A sidecar written before `shell` and `b0_threshold` were there says nothing of them."""
+    write(tmp_path, series)
+    out = prepare_subject(tmp_path, fodf=False)
+    asked = load_sh(out["sh"])[1].details["asked"]
+    assert set(asked) == {"sources", "sh_order", "bvecs_axes"}
+
+
+def test_errors_of_prepare_advise_what_it_has(tmp_path):
+    write(tmp_path, DWI(Volume(np.full((*SHAPE, 33), 5, np.float32), LAS), *gradients(), np.ones(SHAPE)))
+    with pytest.raises(DataError, match="no response of a single fibre.*fodf=False") as e:
+        prepare_subject(tmp_path)
+    assert "response=" not in str(e.value)
+
+
 # data of others ---------------------------------------------------------------------------------------------------
 
 def test_small_64d_of_the_dipy_wheel(tmp_path):

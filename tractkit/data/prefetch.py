@@ -240,18 +240,21 @@ class _Same(Dataset[_Item]):
 
 
 class _Make(Generic[_B]):
-    """From an item to a batch; also called in worker processes, with a list of one item."""
+    """From an item to a batch."""
 
     def __init__(self, load: Callable[..., _B]):
         self.load = load
 
-    def __call__(self, item: _Item | list[_Item]) -> "_B | _Packed | _NotSent":
-        ids, epoch, training, seed = item[0] if isinstance(item, list) else item
-        if not isinstance(item, list):
-            return self.load(ids, epoch=epoch, training=training)
+    def __call__(self, item: _Item) -> _B:
+        ids, epoch, training, _ = item
+        return self.load(ids, epoch=epoch, training=training)
+
+    def in_worker(self, items: list[_Item]) -> "_Packed | _NotSent":
+        """Make the batch of one item in a process of its own, with seeded generators, and pack it."""
+        seed = items[0][-1]
         if seed is not None:
             seed_globally(seed)
-        return _pack(self.load(ids, epoch=epoch, training=training))
+        return _pack(self(items[0]))
 
 
 class _Packed:
@@ -293,8 +296,9 @@ def _check_alive(workers: Sequence[multiprocessing.process.BaseProcess], patienc
     multiprocessing.connection.wait([w.sentinel for w in workers], patience)
     codes = [w.exitcode for w in workers if not w.is_alive()]
     if codes:
-        how = ("was killed by the system, most often because there was no more memory" if codes[0] == -signal.SIGKILL
-               else f"was ended by signal {-codes[0]}" if (codes[0] or 0) < 0 else f"ended with exit code {codes[0]}")
+        code = codes[0] or 0
+        how = ("was killed by the system, most often because there was no more memory" if code == -signal.SIGKILL
+               else f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}")
         raise RuntimeError(f"a worker process that loads batches {how}. Use fewer num_workers or a smaller prefetch; "
                            f"num_workers=0 loads in a thread of this process and needs the least")
 
@@ -408,7 +412,7 @@ class Feeder(Generic[_B]):
     def _start_pass(self) -> Iterator[_B]:
         if self._loader is None:
             self._loader = DataLoader(
-                _Same(), batch_sampler=self._order, collate_fn=self._make,
+                _Same(), batch_sampler=self._order, collate_fn=self._make.in_worker,
                 num_workers=self.num_workers, prefetch_factor=max(self.prefetch, 1), persistent_workers=True,
                 pin_memory=self.pin_memory,
                 generator=torch.Generator(), worker_init_fn=_start_worker, multiprocessing_context=self.context)

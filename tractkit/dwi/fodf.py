@@ -61,7 +61,7 @@ def estimate_response(
     (evals, s0), _ = response_from_mask_ssst(dwi.gtab, dwi.volume.data, chosen)
     if not (np.isfinite(evals).all() and s0 > 0 and evals[0] > evals[1] > 0):
         raise DataError(f"no response of a single fibre: tensor {np.asarray(evals).tolist()}, b0 {s0:g}",
-                        file=dwi.files.get("dwi"), fix="Check the mask and the gradients, or give response=")
+                        file=dwi.files.get("dwi"), fix="Check the mask and the gradients")
     return Response((float(evals[0]), float(evals[1]), float(evals[2])), float(s0), int(chosen.sum()), source)
 
 # %% ../../nbs/dwi/05_fodf.ipynb #93ed57d8

@@ -12,9 +12,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
+from ..core.files import DataError
 from ..core.text import Json
-from .fodf import compute_fodf, estimate_response
-from .gradients import load_dwi
+from .fodf import Response, compute_fodf, estimate_response
+from .gradients import DWI, load_dwi, select_shell, shells_of, text_of_shells
 from .sh import ShInfo, compute_sh, order_for, save_sh, sidecar_of
 
 # %% ../../nbs/dwi/06_prepare.ipynb #ca6d0d63
@@ -28,25 +29,31 @@ def prepare_subject(
     bvecs: str = "bvecs",
     mask: str = "mask.nii.gz",
     bvecs_axes: Literal["fsl", "voxel"] = "fsl",
+    shell: float | None = None,     # s/mm²: of several shells, the one to use; None: there is one
+    b0_threshold: float = 50,       # s/mm²; volumes of at most this are b0
     force: bool = False,            # compute anew in any case
 ) -> dict[str, Path]:               # "sh" and, if asked for, "fodf"
     """Write `sh.nii.gz` and `fodf.nii.gz` with their sidecars into the folder, unless they are up to date.
 
-    Raises DataError for all that `load_dwi` refuses."""
+    Raises DataError for all that `load_dwi` refuses, for several shells unless `shell` names one, and ValueError for
+    a number that makes no sense."""
+    check_shell(shell, b0_threshold)
     root = Path(folder)
     sources = {"dwi": dwi, "bvals": bvals, "bvecs": bvecs, "mask": mask}
     asked: dict[str, Json] = {"sources": sources, "sh_order": sh_order, "bvecs_axes": bvecs_axes}
+    asked |= {} if shell is None else {"shell": float(shell)}
+    asked |= {} if b0_threshold == 50 else {"b0_threshold": float(b0_threshold)}  # as before where it is not used
     out = {"sh": root / "sh.nii.gz"} | ({"fodf": root / "fodf.nii.gz"} if fodf else {})
     files = [root / name for name in sources.values()]
     missing = [k for k, path in out.items() if force or not _is_current(path, files, asked)]
     if not missing:
         return out
-    series = load_dwi(*files, bvecs_axes=bvecs_axes)
+    series = one_shell_of(load_dwi(*files, b0_threshold=b0_threshold, bvecs_axes=bvecs_axes), shell)
     order = order_for(series, sh_order)
     if "sh" in missing:
         save_sh(compute_sh(series, order), out["sh"], ShInfo("signal", order, details={"asked": asked}))
     if "fodf" in missing:
-        response = estimate_response(series)
+        response = _response(series)
         save_sh(compute_fodf(series, order, response=response), out["fodf"],
                 ShInfo("fodf", order, details={"asked": asked, "response": asdict(response)}))
     return out
@@ -63,3 +70,34 @@ def _is_current(path: Path, sources: list[Path], asked: dict[str, Json]) -> bool
         return json.loads(files[1].read_text(encoding="utf-8"))["details"]["asked"] == asked
     except (ValueError, KeyError, TypeError):
         return False
+
+# %% ../../nbs/dwi/06_prepare.ipynb #0e5be11a
+def check_shell(shell: float | None, b0_threshold: float) -> None:
+    """Raise ValueError unless both can be b-values."""
+    if not 0 <= b0_threshold < float("inf"):
+        raise ValueError(f"b0_threshold is a b-value in s/mm², 0 or more, not {b0_threshold}")
+    if shell is not None and not b0_threshold < shell < float("inf"):
+        raise ValueError(f"shell is a b-value in s/mm² above b0_threshold, which is {b0_threshold:g}, not {shell}")
+
+
+def one_shell_of(series: DWI, shell: float | None) -> DWI:
+    """Return the b0 volumes and those of a shell; with None, all of them.
+
+    Raises DataError for a shell of fewer than 6 volumes, and, with None, for more than one shell."""
+    if shell is not None:
+        return select_shell(series, shell)
+    b = series.bvals[~series.is_b0]
+    if b.max() - b.min() > 0.15 * b.max():
+        shells = shells_of(series.bvals, series.b0_threshold)
+        raise DataError(f"b goes from {b.min():g} to {b.max():g}: this is more than one shell "
+                        f"({text_of_shells(shells)})", file=series.files.get("bvals"),
+                        fix=f"Choose one with shell={max(shells, key=lambda b: (shells[b], b)):g}, for example")
+    return series
+
+
+def _response(series: DWI) -> Response:
+    """Estimate the response of one fibre. The error names what can be given here."""
+    try:
+        return estimate_response(series)
+    except DataError as e:
+        raise DataError(e.problem, file=e.file, fix=f"{e.fix}, or go without fibre orientations: fodf=False") from e
