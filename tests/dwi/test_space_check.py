@@ -10,7 +10,13 @@ from dipy.reconst.shm import sf_to_sh
 from tractkit.dwi.anatomy import PhantomSettings
 from tractkit.dwi.basis_check import choose_basis, even_part
 from tractkit.dwi.fibre_coherence import (
-    axis_maps, choose, coherence_of_maps, cubes_of, describe_map, tensor_directions)
+    axis_maps,
+    choose,
+    coherence_of_maps,
+    cubes_of,
+    describe_map,
+    tensor_directions,
+)
 from tractkit.dwi.gradients import DWI
 from tractkit.dwi.placement import choose_placement, placements
 from tractkit.dwi.simulate import PhantomSubject, simulate_subject

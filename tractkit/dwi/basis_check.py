@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from scipy.special import eval_legendre
 
-from .fibre_coherence import Choice, axis_maps, choose, coherence_of_maps, cubes_of
+from .fibre_coherence import axis_maps, choose, coherence_of_maps, cubes_of
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from dipy.core.sphere import Sphere
@@ -138,18 +138,18 @@ def fibre_voxels(
     coefficients: np.ndarray,  # (X, Y, Z, c) of even degrees
 ) -> np.ndarray:               # (X, Y, Z) bool
     """Return where there are fibres: the upper class of the power in degrees above zero."""
-    inside = coefficients.any(axis=-1)
+    inside = np.asarray(coefficients.any(axis=-1), bool)
     power = np.zeros(inside.shape, np.float32)
     power[inside] = np.linalg.norm(coefficients[inside][:, 1:], axis=1)
     if not inside.any():
         return inside
     return inside & (power > split_values(power[inside]))
 
-# %% ../../nbs/dwi/08_basis_check.ipynb #d1f400c4
+# %% ../../nbs/dwi/08_basis_check.ipynb #9962293f
 def _agreed(votes: Sequence[np.ndarray]) -> np.ndarray:
     """Return what all allow; where they contradict each other, what any allows."""
-    together = np.logical_and.reduce(votes)
-    return together if together.any() else np.logical_or.reduce(votes)
+    count = np.sum(votes, axis=0)
+    return np.asarray(count == len(votes) if count.max() == len(votes) else count > 0)
 
 
 def choose_basis(
@@ -177,9 +177,9 @@ def choose_basis(
         coherence.append(scores)
     joint = choose(np.concatenate(coherence), cubes_of(seen))
     scores, leads = joint.scores.reshape(len(bases), -1), joint.possible.reshape(len(bases), -1)
-    round_ = np.array([_roundness(rows, basis) for basis in bases])
-    allowed = _agreed([choose(np.array(skew), cubes, 0.02).possible, choose(round_, cubes, 0.02).possible,
-                       leads.any(axis=1)])
+    roundness = np.array([_roundness(rows, basis) for basis in bases])
+    allowed = _agreed([choose(np.array(skew), cubes, 0.02).possible, choose(roundness, cubes, 0.02).possible,
+                       np.any(leads, axis=1)])
     possible = allowed[:, None] & np.where(leads.any(axis=1, keepdims=True), leads, True)
     best = int(np.where(possible, scores, -np.inf).max(axis=1).argmax())
     return BasisChoice(kind, bases, possible, scores, fields[best], strong)

@@ -26,7 +26,7 @@ from ..core.text import Json
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .layout import ALIGNED, all_checksums, open_hdf5, write_root
-from .sources import find_sources
+from .sources import GroupSources, find_sources, group_names
 from .write_subjects import Job, write_in_children, write_subject_file, write_subjects
 
 # %% ../../nbs/hdf5/07_create.ipynb #ae4db3ce
@@ -108,7 +108,7 @@ def create_hdf5(
         step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
     raw, groups = _read_groups(config)
     placed = read_splits(splits, root)
-    jobs = _jobs(root, groups, placed, options)
+    jobs = _with_file_groups(_jobs(root, groups, placed, options))
     subjects = _subjects_folder(out) if one_file_per_subject else None
     target = _Target(out, subjects, save_intermediate, processes, overwrite, progress)
     _write_file(target, raw, placed, options, jobs)
@@ -158,6 +158,21 @@ def _jobs(root: Path, groups: _Groups, placed: Mapping[str, list[SplitEntry]], o
     return [Job(root, subject, tuple(of_subject),
                 find_sources(root, subject, groups, enforce_files_presence=enforce), options)
             for subject, of_subject in entries.items()]
+
+
+def _with_file_groups(jobs: list[Job], grouped: set[str] | None = None) -> list[Job]:
+    """Return the jobs with a group of streamlines for each file, in all subjects if any has several files.
+
+    `grouped` holds the names in the data file, of what has such groups; None: it is found out."""
+    if grouped is None:
+        grouped = {name for job in jobs for name, source in job.sources.items() if len(source.files) > 1}
+
+    def named(name: str, source: GroupSources) -> GroupSources:
+        if name not in grouped or not isinstance(source.group, StreamlinesGroup) or source.group.groups is not None:
+            return source
+        return replace(source, file_groups=group_names(source.files, source.subject))
+
+    return [replace(job, sources={name: named(name, s) for name, s in job.sources.items()}) for job in jobs]
 
 # %% ../../nbs/hdf5/07_create.ipynb #f5a73070
 def _write_file(
@@ -254,13 +269,13 @@ def add_subject(
         config = json.loads(h5.attrs["tractkit_config"])
         options = ProcessingOptions(**json.loads(h5.attrs["tractkit_options"]))
         placed = {s: [SplitEntry(str(name), str(name)) for name in h5.attrs[f"{s}_subjs"]] for s in SPLITS}
-        names = set(h5)
+        names, grouped = set(h5), {name for subject in h5 for name in h5[subject] if "groups" in h5[subject][name]}
     new = read_splits({split: [subject]}, root)
     entry = new[split][0]
     if entry.name in names:
         raise DataError("is there already", file=path, subject=entry.name,
                         fix="Create the file again to change a subject")
-    (job,) = _jobs(root, read_config(config), new, options)
+    (job,) = _with_file_groups(_jobs(root, read_config(config), new, options), grouped)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
     with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group", leave=False) as bar:
         write_subject_file(file, job, config, new, _stepper(bar))

@@ -65,7 +65,8 @@ def _streamlines_facts(group: h5py.Group) -> Record:
     n, extras = len(group["lengths"]), []
     for folder, name in (("data_per_streamline", "dps"), ("data_per_point", "dpp"), ("groups", "groups")):
         if len(group.get(folder, ())):
-            extras.append(f"{name} {', '.join(group[folder])}")
+            names = list(group[folder])
+            extras.append(f"{name} {', '.join(names[:6])}" + (f" and {len(names) - 6} more" if len(names) > 6 else ""))
     if "connectivity_matrix" in group:
         kind = str(group.attrs.get("connectivity_matrix_type", "")).replace("from_", "from ")
         extras.append(f"connectivity {' × '.join(map(str, group['connectivity_matrix'].shape))} {kind}")

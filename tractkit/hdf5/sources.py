@@ -8,6 +8,7 @@ __all__ = ['GroupSources', 'find_sources']
 # %% ../../nbs/hdf5/01_sources.ipynb #1ef9381d
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from nibabel.spatialimages import SpatialImage
 # %% ../../nbs/hdf5/01_sources.ipynb #7b81f11e
 from ..core.files import DataError
 from .config import StreamlinesGroup, VolumeGroup
+from ..spatial.mif import MIF_ENDINGS, read_mif_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
 Grid = tuple[np.ndarray, Sequence[int]]  # affine, shape
@@ -40,6 +42,7 @@ class GroupSources:
     grids: tuple[Grid, ...] = ()         # of the volumes that streamlines must stay in
     reference: Path | None = None         # an image with the grid of tractograms that know none
     widths: tuple[int, ...] = field(default=(), repr=False)  # features of each file of a volume group
+    file_groups: tuple[str, ...] = ()     # the group that the streamlines of each file become; empty: none
 
     def error(self, problem: str, file: Path | None = None, fix: str | None = None) -> DataError:
         """Return a DataError that names the place."""
@@ -79,6 +82,9 @@ def _match(folder: Path, pattern: str) -> list[Path]:
 def _image(path: Path, subject: str, group: str) -> tuple[Grid, int]:
     """Return affine and 3-D shape of an image, and its number of features, from its header."""
     try:
+        if path.name.lower().endswith(MIF_ENDINGS):
+            header = read_mif_header(path)
+            return (header.affine, header.shape[:3]), header.shape[3] if len(header.shape) > 3 else 1
         image = nib.load(path)
         if not isinstance(image, SpatialImage):
             raise TypeError(f"{type(image).__name__} has no grid")
@@ -212,3 +218,17 @@ def _check_tractogram(s: GroupSources, path: Path) -> None:
             nib.streamlines.load(path, lazy_load=True)
         except Exception as e:
             raise s.error(f"cannot be read as a tractogram ({e})", path) from e
+
+# %% ../../nbs/hdf5/01_sources.ipynb #5e1b0a02
+def group_names(files: Sequence[Path], subject: str) -> tuple[str, ...]:
+    """Return a name for the group of each file: the file's, with as many folders before it as tell it from others."""
+    own = re.escape(subject)
+    ends = rf"^{own}[_.-]+" if subject.isdigit() else rf"^{own}[_.-]+|[_.-]+{own}$"  # bundle_1 of subject 1 is bundle 1
+    plain = [(file.parent, re.sub(ends, "", file.stem)) for file in files]
+    own_names = [name[1] if plain.count(name) == 1 else file.name for file, name in zip(files, plain, strict=True)]
+    names = own_names
+    for depth in range(1, max(len(file.parts) for file in files)):
+        names = ["_".join([*file.parts[-1 - depth:-1], own_name]) if names.count(name) > 1 else name
+                 for file, own_name, name in zip(files, own_names, names, strict=True)]
+    return tuple(name.replace(".", "_") for name in names)
+

@@ -27,9 +27,8 @@ from ..core.rng import fold, permutation
 from ..core.text import Json
 from .config import ProcessingOptions, SplitEntry, VolumeGroup
 from .layout import ALIGNED, Connectivity, write_root, write_streamlines, write_volume
-from .load_groups import load_connectivity, load_streamlines_group, load_volume_group
+from .load_groups import LoadedTractograms, load_connectivity, load_tractograms, load_volume_group
 from .sources import GroupSources
-from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 
 # %% ../../nbs/hdf5/06_write_subjects.ipynb #d6e5d35c
@@ -57,8 +56,7 @@ class Job:
 
 
 class _LoadedStreamlines(NamedTuple):
-    tractogram: Tractogram
-    removed: int
+    files: LoadedTractograms
     connectivity: Connectivity
 
 
@@ -103,8 +101,9 @@ def _ready(
 def _load(source: GroupSources, options: ProcessingOptions) -> _Content:
     if isinstance(source.group, VolumeGroup):
         return load_volume_group(source)
-    t, removed = load_streamlines_group(source, remove_invalid=options.remove_invalid)
-    return _LoadedStreamlines(t, removed, Connectivity(*load_connectivity(source, (t.affine, t.dimensions))))
+    files = load_tractograms(source, options.remove_invalid)
+    grid = files.tractogram.affine, files.tractogram.dimensions
+    return _LoadedStreamlines(files, Connectivity(*load_connectivity(source, grid)))
 
 # %% ../../nbs/hdf5/06_write_subjects.ipynb #b696aea5
 def _write_linked(h5: h5py.File, job: Job, name: str, volume: Volume, record: _Record) -> None:
@@ -116,9 +115,17 @@ def _write_linked(h5: h5py.File, job: Job, name: str, volume: Volume, record: _R
         volume.save(job.intermediate / job.subject / f"{name}.nii.gz")
 
 
+def _with_counts(records: list[dict[str, str | int]], files: LoadedTractograms) -> list[dict[str, str | int]]:
+    """Return the records of source files, those of tractograms with the number of streamlines that they gave."""
+    counts: list[dict[str, int]] = [{"streamlines": kept, **({"removed": removed} if removed else {})}
+                                    for kept, removed in zip(files.kept, files.removed, strict=True)]
+    return [{**record, **count} for record, count in zip(records, [*counts, *[{}] * len(records)], strict=False)]
+
+
 def _write_parts(h5: h5py.File, job: Job, name: str, content: _LoadedStreamlines, record: _Record) -> None:
     """Write the streamlines of each entry of a subject. Raises DataError if one would have none."""
-    t, source = content.tractogram, job.sources[name]
+    source, files = job.sources[name], content.files
+    t = files.tractogram
     for entry in job.entries:
         ids = None if entry.part is None else part_ids(len(t), entry.part, job.options.seed, job.subject)
         chosen = t if ids is None else t[ids]
@@ -127,8 +134,8 @@ def _write_parts(h5: h5py.File, job: Job, name: str, content: _LoadedStreamlines
             raise DataError(none, file=source.files[0], subject=entry.name, group=name,
                             fix="Check the file, or enlarge the share")
         chosen = job.options.apply(chosen)
-        write_streamlines(h5[entry.name], name, chosen, source_ids=ids, removed=content.removed, sources=record(),
-                          connectivity=content.connectivity)
+        write_streamlines(h5[entry.name], name, chosen, source_ids=ids, removed=sum(files.removed),
+                          sources=_with_counts(record(), files), connectivity=content.connectivity)
         if job.intermediate:
             suffix = ".trx" if chosen.dps or chosen.dpp or chosen.groups else ".trk"
             chosen.save(job.intermediate / entry.name / f"{name}{suffix}")
