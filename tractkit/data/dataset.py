@@ -23,6 +23,7 @@ from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
 from ..hdf5.config import SPLITS
 from ..hdf5.content import DataContent, GroupContent, describe_content
+from ..core.hdf5_links import follow_path
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
 from ..core.settings import plain_numbers
@@ -169,6 +170,7 @@ class ExternalLink:
     path: str
 
 
+_MOST_LINKED = 8  # files on the way to a group
 _Chosen = dict[str, set[str] | None]  # "volume" or "streamlines" → the groups to read; None: all
 _Content = tuple[Rows, np.ndarray] | StreamlinesContent  # of a volume, or of streamlines
 
@@ -180,14 +182,10 @@ class _Found(NamedTuple):
     identity: GroupContent
 
 
-def _link(group: h5py.Group, name: str) -> ExternalLink | None:
-    """Return what `name` links to in another file; None if it is no such link. Raises KeyError if it is not there."""
-    if not name.strip("/"):
-        return None
-    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_EXTERNAL:
-        return None
-    file, path = group.id.links.get_val(name.encode())
-    return ExternalLink(os.fsdecode(file), path.decode())
+def _follow(group: h5py.Group, name: str) -> ExternalLink | h5py.Group | h5py.Dataset:
+    """Return what is at a place below a group, or the link to another file on the way. Raises KeyError for nothing."""
+    found = follow_path(group.file, f"{group.name}/{name}")
+    return ExternalLink(found.filename, found.path) if isinstance(found, h5py.ExternalLink) else found
 
 
 def _type_of(group: h5py.Group | h5py.Dataset) -> str | None:
@@ -198,11 +196,10 @@ def _type_of(group: h5py.Group | h5py.Dataset) -> str | None:
 def _read_group(file: _File, group: h5py.Group, subject: str, name: str) -> _Found:
     with reading(file.path, subject, name):
         kind = _type_of(group)
-        if kind == "volume":
-            return _Found(find_volume(file, group), describe_content(file, group))
-        if kind == "streamlines":
-            return _Found(find_streamlines(file, group), describe_content(file, group))
-        raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
+        if kind not in ("volume", "streamlines"):
+            raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
+        identity = describe_content(file, group)  # first: it refuses datasets that are kept in other files
+        return _Found((find_volume if kind == "volume" else find_streamlines)(file, group), identity)
 
 
 def _read_subject(file: _File, parent: h5py.Group, subject: str, chosen: _Chosen) -> dict[str, _Found | ExternalLink]:
@@ -216,10 +213,11 @@ def _read_subject(file: _File, parent: h5py.Group, subject: str, chosen: _Chosen
             raise DataError(f"no such group; there are {', '.join(there)}", group=absent[0])
     for name in there:
         with reading(file.path, subject, name):
-            if link := _link(parent, name):
-                found[name] = link
-            elif _is_wanted(_type_of(parent[name]), name, chosen):
-                found[name] = _read_group(file, parent[name], subject, name)
+            group = _follow(parent, name)
+            if isinstance(group, ExternalLink):
+                found[name] = group
+            elif _is_wanted(_type_of(group), name, chosen):
+                found[name] = _read_group(file, group, subject, name)
     return found
 
 
@@ -269,19 +267,23 @@ class _SubjectReader:
         return self._ask(self._sibling(file, link.file), link.path,
                          lambda where, group: _read_group(where, group, subject, name))
 
-    def _ask(self, file: _File, path: str, question: Callable[[_File, h5py.Group], _T]) -> tuple[_File, _T]:
+    def _ask(
+        self, file: _File, path: str, question: Callable[[_File, h5py.Group], _T], links: int = 0,
+    ) -> tuple[_File, _T]:
         """Ask about the group at `path`, in whichever file it lies. Returns that file, and the answer."""
         def follow(h5: h5py.File) -> ExternalLink | tuple[_T]:
             try:
-                link = _link(h5, path)
-                return link or (question(file, h5[path]),)
+                group = _follow(h5, path)
+                return group if isinstance(group, ExternalLink) else (question(file, group),)
             except KeyError as e:
                 raise DataError("is listed but not in the file", file=file.path, subject=path.strip("/"),
                                 fix="Create the file again") from e
 
         answer = file.ask(follow)
         if isinstance(answer, ExternalLink):
-            return self._ask(self._sibling(file, answer.file), answer.path, question)
+            if links > _MOST_LINKED:
+                raise DataError(f"links to itself, by {answer.file}", file=file.path, fix="Create the file again")
+            return self._ask(self._sibling(file, answer.file), answer.path, question, links + 1)
         return file, answer[0]
 
     def _sibling(self, file: _File, name: str) -> _File:

@@ -9,7 +9,6 @@ __all__ = ['RemoteFile', 'BlockOptions', 'data_file']
 import hashlib
 import io
 import os
-import posixpath
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 # %% ../../nbs/hdf5/04_remote_file.ipynb #818edfc3
 from ..core.files import DataError, absolute_path
+from ..core.hdf5_links import check_link
 from .local_file import ByteCache, LocalFile, Place, reading
 
 if TYPE_CHECKING:
@@ -232,9 +232,7 @@ class RemoteFile:
 
     def sibling(self, name: str) -> "RemoteFile":
         """Open the file that an external link in this one names: one in the same folder or below."""
-        if posixpath.isabs(name) or "://" in name or ".." in name.split("/"):
-            raise DataError(f"an external link leads out of its folder, to {name!r}", file=self.path,
-                            fix="Use files that lie together")
+        check_link(name, self.path)
         new = RemoteFile.__new__(RemoteFile)
         base, _, query = self.path.partition("?")
         path = f"{base.rpartition('/')[0]}/{name}{'?' if query else ''}{query}"

@@ -31,6 +31,7 @@ from .blocks import MidActivation1d, MidActivation2d, MidActivation3d, MidActiva
 from .blocks import PostActivation1d, PostActivation2d, PostActivation3d, PostActivationND  # noqa: F401
 from .blocks import PreActivation1d, PreActivation2d, PreActivation3d, PreActivationND  # noqa: F401
 from .blocks import ResBlock1d, ResBlock2d, ResBlock3d, Split, SplitAdd, SplitCat, SplitReduce  # noqa: F401
+from .unsaved import UnsavedAttributes
 
 # %% ../../nbs/models/01_layers.ipynb #5bb5b170
 def _cut_by_cost(lengths: np.ndarray, overhead: float, places: int = 32) -> list[int]:
@@ -329,7 +330,9 @@ def draws_from_torch(model: nn.Module) -> list[str]:
 
 
 class StepNoise:
-    """Makes all that is drawn in a step of training a function of (seed, step), in validation of (seed, batch)."""
+    """Makes all that is drawn in a step of training a function of (seed, step), in validation of (seed, batch).
+
+    In the first steps it looks for attributes of the model that change and are not saved: `unsaved.notes`."""
 
     def __init__(
         self,
@@ -341,6 +344,7 @@ class StepNoise:
         self.model, self.seed, self.device, self.rule = model, seed, torch.device(device), rule
         self.generator = torch.Generator(self.device)
         use_generator(model, self.generator)
+        self.unsaved = UnsavedAttributes(model)
         self.shared = draws_from_torch(model)
         self.globals = GlobalGenerators(
             self.device, tuple(_GENERATORS) if rule else ("torch",) if self.shared else ())
@@ -357,7 +361,7 @@ class StepNoise:
         """Seed the noise for what is computed inside the block."""
         seed = torch_seed(fold(self.seed, "noise", step))
         self.generator.manual_seed(seed)
-        with self.globals.seeded(seed):
+        with self.unsaved.watched(), self.globals.seeded(seed):
             yield
 
     def validation(self, i: int) -> contextlib.AbstractContextManager:

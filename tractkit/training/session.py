@@ -420,8 +420,10 @@ class Session:
 
     def take_notes(self) -> list[str]:
         """Return what the user is to know of this session, once."""
-        notes = self.draws.notes if self.draws is not None else []
-        found, notes[:] = list(notes), []
+        lists = [self.noise.unsaved.notes] + ([self.draws.notes] if self.draws is not None else [])
+        found = [text for notes in lists for text in notes]
+        for notes in lists:
+            notes.clear()
         return found
 
     # -- the data
