@@ -171,10 +171,10 @@ def select_shell(
     return replace(dwi, volume=volume, bvals=dwi.bvals[keep], bvecs=dwi.bvecs[keep])
 
 # %% ../../nbs/dwi/03_gradients.ipynb #22808766
-def check_one_shell(dwi: DWI) -> None:
-    """Raise DataError if there is more than one shell."""
+def check_one_shell(dwi: DWI, fix: str = "Choose one with select_shell(dwi, bval)") -> None:
+    """Raise DataError, which ends in `fix`, if there is more than one shell."""
     b = dwi.bvals[~dwi.is_b0]
     if b.max() - b.min() > 0.15 * b.max():
         shells = text_of_shells(shells_of(dwi.bvals, dwi.b0_threshold))
         raise DataError(f"b goes from {b.min():g} to {b.max():g}: this is more than one shell ({shells})",
-                        file=dwi.files.get("bvals"), fix="Choose one with select_shell(dwi, bval)")
+                        file=dwi.files.get("bvals"), fix=fix)

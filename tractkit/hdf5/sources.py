@@ -21,6 +21,7 @@ from nibabel.spatialimages import SpatialImage
 # %% ../../nbs/hdf5/01_sources.ipynb #7b81f11e
 from ..core.files import DataError, collected, collecting
 from .config import StreamlinesGroup, VolumeGroup
+from ..spatial.mif import MIF_ENDINGS, read_mif_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
 Grid = tuple[np.ndarray, Sequence[int]]  # affine, shape
@@ -81,6 +82,9 @@ def _match(folder: Path, pattern: str) -> list[Path]:
 def _image(path: Path, subject: str, group: str) -> tuple[Grid, int]:
     """Return affine and 3-D shape of an image, and its number of features, from its header."""
     try:
+        if path.name.lower().endswith(MIF_ENDINGS):
+            header = read_mif_header(path)
+            return (header.affine, header.shape[:3]), header.shape[3] if len(header.shape) > 3 else 1
         image = nib.load(path)
         if not isinstance(image, SpatialImage):
             raise TypeError(f"{type(image).__name__} has no grid")
