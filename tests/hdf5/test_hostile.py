@@ -1,8 +1,12 @@
 """Files and servers that were made to do harm: each is one error that names the file and the entry, nothing else is
 read, and nothing waits or grows without bound."""
 
+import http.server
 import os
 import shutil
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import fsspec
@@ -13,6 +17,7 @@ from helpers_data import make_file
 
 from tractkit.core.files import DataError
 from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.hdf5 import remote_file
 from tractkit.hdf5.describe import describe_hdf5
 from tractkit.hdf5.extract import extract_hdf5
 from tractkit.hdf5.layout import hdf5_fingerprint
@@ -215,3 +220,144 @@ def test_a_pipe_is_no_data_file(tmp_path):
     for read in (MultiSubjectDataset, describe_hdf5):
         with pytest.raises(DataError, match="pipe.hdf5.*no regular file"):
             read(tmp_path / "pipe.hdf5")
+
+
+# ---- servers ---------------------------------------------------------------------------------------------------
+
+
+class Web(http.server.ThreadingHTTPServer):
+    """A server on this machine that answers as a test wants it to."""
+
+    daemon_threads = True
+
+    def __init__(self, data: bytes, answer: Callable[["Reply"], None]):
+        super().__init__(("127.0.0.1", 0), Reply)
+        self.data, self.respond, self.asked, self.sent, self.over = data, answer, 0, 0, threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_address[1]}/x.hdf5"
+
+
+class Reply(http.server.BaseHTTPRequestHandler):
+    server: Web
+
+    def do_HEAD(self) -> None:
+        self.start(200, len(self.server.data))
+
+    def do_GET(self) -> None:
+        self.server.asked += 1
+        try:
+            self.server.respond(self)
+        except (BrokenPipeError, ConnectionResetError):
+            pass
+
+    def start(self, code: int, length: int | None = None, **headers: str) -> None:
+        self.send_response(code)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+
+    def range(self) -> bytes:
+        a, b = self.headers["Range"].removeprefix("bytes=").split("-")
+        return self.server.data[int(a):int(b) + 1]
+
+    def well(self) -> None:
+        self.start(206, len(self.range()))
+        self.wfile.write(self.range())
+
+    def log_message(self, *args) -> None:
+        pass
+
+
+@contextmanager
+def serving(data: bytes, answer: Callable[[Reply], None]) -> Iterator[Web]:
+    web = Web(data, answer)
+    thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield web
+    finally:
+        web.over.set()
+        web.shutdown()
+        web.server_close()
+        thread.join(10)
+
+
+def endless(reply: Reply) -> None:
+    reply.start(206)  # no length: until the connection ends
+    piece = bytes(2**16)
+    while reply.server.sent < 2**30 and not reply.server.over.is_set():
+        reply.wfile.write(piece)
+        reply.server.sent += len(piece)
+
+
+def silent(reply: Reply) -> None:
+    reply.server.over.wait(60)
+
+
+def half(reply: Reply) -> None:
+    reply.start(206, len(reply.range()))
+    reply.wfile.write(reply.range()[:10])
+    reply.server.over.wait(60)
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    for name, value in (("_SILENCE", 0.3), ("_PAUSE", 0.01)):
+        monkeypatch.setattr(remote_file, name, value)
+
+
+def test_an_endless_reply_is_read_no_further_than_asked_for(made, quick):
+    with serving(made.read_bytes(), endless) as web:
+        with pytest.raises(DataError, match=r"or more came where \d+ were asked for.*range requests") as e:
+            MultiSubjectDataset(web.url, block_size=2**12)
+        assert e.value.file == web.url and web.asked == 1
+        assert web.sent < 2**26  # what the buffers of both sockets hold
+
+
+@pytest.mark.parametrize("answer", [silent, half])
+def test_silence_ends_and_is_tried_again(made, quick, answer):
+    with serving(made.read_bytes(), answer) as web:
+        with pytest.raises(DataError, match="Timeout.*Check the URL, the connection") as e:
+            MultiSubjectDataset(web.url)
+        assert e.value.file == web.url and web.asked == 3
+
+
+def test_a_server_that_does_not_even_say_how_large_the_file_is(quick, monkeypatch):
+    monkeypatch.setattr(Reply, "do_HEAD", silent)
+    with serving(b"", silent) as web, pytest.raises(DataError, match="Timeout.*Check the URL, the connection"):
+        MultiSubjectDataset(web.url)
+
+
+@pytest.mark.parametrize("fault", ["silence", "break", "error"])
+def test_a_fault_that_passes_is_not_noticed(made, quick, fault):
+    def answer(reply: Reply) -> None:
+        if reply.server.asked % 2 == 0:
+            reply.well()
+        elif fault == "silence":
+            reply.server.over.wait(1)
+        elif fault == "error":
+            reply.start(503, 0)
+        else:
+            reply.start(206, len(reply.range()))
+            reply.wfile.write(reply.range()[:5])
+            reply.close_connection = True
+
+    with serving(made.read_bytes(), answer) as web:
+        data = MultiSubjectDataset(web.url).load_data()
+        assert web.asked >= 2
+    points = (d.subject("sub-1").streamlines["streamlines"].get().points for d in (data, MultiSubjectDataset(made).load_data()))
+    assert np.array_equal(*points)
+
+
+def test_a_small_compressed_reply_is_not_unpacked(made, quick):
+    import gzip
+
+    packed = gzip.compress(bytes(2**26))
+
+    def answer(reply: Reply) -> None:
+        reply.start(206, len(packed), Content_Encoding="gzip")
+        reply.wfile.write(packed)
+
+    with serving(made.read_bytes(), answer) as web, pytest.raises(DataError, match="came where|cannot be opened"):
+        MultiSubjectDataset(web.url, block_size=2**12)
