@@ -299,12 +299,13 @@ def test_others_are_refused_by_a_tracker(name, wrong):
         track(lambda x: x, **{name: wrong})
 
 
-def test_seeds_and_masks():
+@pytest.mark.parametrize("wrong", [1.5, "2", np.array([1, 2])])
+def test_seeds_and_masks(wrong):
     mask = Volume(np.ones((3, 3, 3)), np.eye(4))
-    for wrong in (1.5, "2", np.array([1, 2])):
-        for name, made in {"npv": lambda: seeds_from_mask(mask, npv=wrong), "seed": lambda: seeds_from_mask(mask, 1, wrong),
-                           "voxels": lambda: dilate_mask(mask, wrong)}.items():
-            with pytest.raises(ValueError, match=f"^{name} must be"):
-                made()
-    with pytest.raises(ValueError, match="^voxels must be"):
-        dilate_mask(mask, -1)
+    with pytest.raises(ValueError, match="^npv must be"):
+        seeds_from_mask(mask, npv=wrong)
+    with pytest.raises(ValueError, match="^seed must be"):
+        seeds_from_mask(mask, 1, wrong)
+    for voxels in (wrong, -1):
+        with pytest.raises(ValueError, match="^voxels must be"):
+            dilate_mask(mask, voxels)
