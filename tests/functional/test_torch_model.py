@@ -800,6 +800,29 @@ def test_loggers(tmp_path, capsys):
     assert bar.total == 4 and "4/4" in capsys.readouterr().err
 
 
+def test_what_validate_draws_is_the_same_after_a_resume(tmp_path):
+    """From torch, NumPy and `random`; who draws after the training finds the generators as they were."""
+    def drawn():
+        return float(torch.rand(())) + np.random.rand() + random.random()  # noqa: NPY002
+
+    def seed(n):
+        torch.manual_seed(n)
+        np.random.seed(n)  # noqa: NPY002
+        random.seed(n)
+
+    logs = {}
+    for name, parts in {"whole": [3], "parts": [2, 3]}.items():
+        for i, n_epochs in enumerate(parts):
+            seed(i + len(name))
+            expected, model = drawn(), make_model()
+            seed(i + len(name))
+            train_model(model, DATA, n_epochs, .1, checkpoints_path=tmp_path / name, progress=False,
+                        validate=lambda: {"score": drawn()})
+            assert drawn() == expected
+        logs[name] = [r["score"] for r in RunLog(tmp_path / name).records("epoch")]
+    assert logs["whole"] == logs["parts"] and len(logs["whole"]) == 3
+
+
 def test_interrupted_streams_lose_nothing(tmp_path):
     """A generator that was read ahead of the training, in the same session."""
     def stream():

@@ -139,6 +139,33 @@ def test_steps_differ_and_validations_do_not():
     assert len({seen[name] for name in ("3", "4", "valid", "other")}) == 4
 
 
+class FitValidates(DrawingFit):
+    """A validation of one's own, that draws outside of its batches, too; and one with dropout."""
+
+    def validate_one_epoch(self):
+        first = draw(KINDS)
+        losses = [self.model.train() and self.run_one_batch()[0].item() for _ in self.validation_batches()]
+        return sum(losses) + first + draw(KINDS)
+
+
+def test_a_validation_of_ones_own_draws_the_same_in_each_epoch(tmp_path):
+    """Stopped at the end of an epoch's last batch: the validation is the first that is done after the resume."""
+    runs, ends = {}, {}
+    for name, stops in {"whole": [], "parts": [6]}.items():
+        others_draw(len(name))
+        for stop in [*stops, None]:
+            trainer = runs[name] = fit(tmp_path, name, FitValidates, DrawingNet([]), DrawingPoints({}), max_epochs=2)
+            trainer.listeners.append(
+                lambda event, t, stop=stop: event == "batch" and t.state.batch == stop and t.control.stop())
+            others_draw(7 + len(name))
+            expected = draw(KINDS)
+            others_draw(7 + len(name))
+            trainer.train_and_validate()
+            assert draw(KINDS) == expected
+        ends[name] = trainer.state
+    assert same_states(ends["whole"], ends["parts"]) == []
+
+
 def test_what_is_drawn_is_seen():
     generators = GlobalGenerators()
     for kinds in ([], *([k] for k in KINDS), KINDS):

@@ -19,12 +19,14 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .cache import LoopCache
+from .settings import DatasetSettings
 from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent, VolumeCache
 from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
 from ..hdf5.config import SPLITS
 from ..hdf5.features import InputRecord
 from ..hdf5.content import DataContent, GroupContent, describe_content
+from ..core.hdf5_links import follow_path
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
 from ..core.settings import plain_numbers
@@ -173,6 +175,7 @@ class ExternalLink:
     path: str
 
 
+_MOST_LINKED = 8  # files on the way to a group
 _Chosen = dict[str, set[str] | None]  # "volume" or "streamlines" → the groups to read; None: all
 _Content = tuple[Rows, np.ndarray, InputRecord | None] | StreamlinesContent  # of a volume, or of streamlines
 
@@ -184,14 +187,10 @@ class _Found(NamedTuple):
     identity: GroupContent
 
 
-def _link(group: h5py.Group, name: str) -> ExternalLink | None:
-    """Return what `name` links to in another file; None if it is no such link. Raises KeyError if it is not there."""
-    if not name.strip("/"):
-        return None
-    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_EXTERNAL:
-        return None
-    file, path = group.id.links.get_val(name.encode())
-    return ExternalLink(os.fsdecode(file), path.decode())
+def _follow(group: h5py.Group, name: str) -> ExternalLink | h5py.Group | h5py.Dataset:
+    """Return what is at a place below a group, or the link to another file on the way. Raises KeyError for nothing."""
+    found = follow_path(group.file, f"{group.name}/{name}")
+    return ExternalLink(found.filename, found.path) if isinstance(found, h5py.ExternalLink) else found
 
 
 def _type_of(group: h5py.Group | h5py.Dataset) -> str | None:
@@ -202,11 +201,10 @@ def _type_of(group: h5py.Group | h5py.Dataset) -> str | None:
 def _read_group(file: _File, group: h5py.Group, subject: str, name: str) -> _Found:
     with reading(file.path, subject, name):
         kind = _type_of(group)
-        if kind == "volume":
-            return _Found(find_volume(file, group), describe_content(file, group))
-        if kind == "streamlines":
-            return _Found(find_streamlines(file, group), describe_content(file, group))
-        raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
+        if kind not in ("volume", "streamlines"):
+            raise DataError(f"its type is {kind!r}, not 'volume' or 'streamlines'")
+        identity = describe_content(file, group)  # first: it refuses datasets that are kept in other files
+        return _Found((find_volume if kind == "volume" else find_streamlines)(file, group), identity)
 
 
 def _read_subject(file: _File, parent: h5py.Group, subject: str, chosen: _Chosen) -> dict[str, _Found | ExternalLink]:
@@ -220,10 +218,11 @@ def _read_subject(file: _File, parent: h5py.Group, subject: str, chosen: _Chosen
             raise DataError(f"no such group; there are {', '.join(there)}", group=absent[0])
     for name in there:
         with reading(file.path, subject, name):
-            if link := _link(parent, name):
-                found[name] = link
-            elif _is_wanted(_type_of(parent[name]), name, chosen):
-                found[name] = _read_group(file, parent[name], subject, name)
+            group = _follow(parent, name)
+            if isinstance(group, ExternalLink):
+                found[name] = group
+            elif _is_wanted(_type_of(group), name, chosen):
+                found[name] = _read_group(file, group, subject, name)
     return found
 
 
@@ -273,19 +272,23 @@ class _SubjectReader:
         return self._ask(self._sibling(file, link.file), link.path,
                          lambda where, group: _read_group(where, group, subject, name))
 
-    def _ask(self, file: _File, path: str, question: Callable[[_File, h5py.Group], _T]) -> tuple[_File, _T]:
+    def _ask(
+        self, file: _File, path: str, question: Callable[[_File, h5py.Group], _T], links: int = 0,
+    ) -> tuple[_File, _T]:
         """Ask about the group at `path`, in whichever file it lies. Returns that file, and the answer."""
         def follow(h5: h5py.File) -> ExternalLink | tuple[_T]:
             try:
-                link = _link(h5, path)
-                return link or (question(file, h5[path]),)
+                group = _follow(h5, path)
+                return group if isinstance(group, ExternalLink) else (question(file, group),)
             except KeyError as e:
                 raise DataError("is listed but not in the file", file=file.path, subject=path.strip("/"),
                                 fix="Create the file again") from e
 
         answer = file.ask(follow)
         if isinstance(answer, ExternalLink):
-            return self._ask(self._sibling(file, answer.file), answer.path, question)
+            if links > _MOST_LINKED:
+                raise DataError(f"links to itself, by {answer.file}", file=file.path, fix="Create the file again")
+            return self._ask(self._sibling(file, answer.file), answer.path, question, links + 1)
         return file, answer[0]
 
     def _sibling(self, file: _File, name: str) -> _File:
@@ -320,13 +323,14 @@ class MultiSubjectDataset:
         block_bytes: int = 2**28,      # of a URL's blocks kept in memory by each process
         **blocks: Unpack[BlockOptions],  # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
     ):
-        lazy, cache_size, cache_bytes, block_bytes, blocks = plain_numbers(
-            (lazy, cache_size, cache_bytes, block_bytes, blocks))
+        given = DatasetSettings(path, lazy, cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes)
+        self.lazy, blocks = given.lazy, plain_numbers(blocks)
         self._arguments: Record = dict(
-            lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes, **blocks)
-        self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
-        self._cache: VolumeCache = LoopCache(cache_bytes, cache_size)
-        self._reader = _SubjectReader(self._file, lazy, self._cache)
+            lazy=self.lazy, cache_size=given.cache_size, cache_bytes=given.cache_bytes, block_bytes=given.block_bytes,
+            **blocks)
+        self._file = data_file(path, storage_options, cache_bytes=given.block_bytes, **blocks)
+        self._cache: VolumeCache = LoopCache(given.cache_bytes, given.cache_size)
+        self._reader = _SubjectReader(self._file, self.lazy, self._cache)
         root = self._file.ask(_read_root)
         self.step_size, self.nb_points, self.compress = root.step_size, root.nb_points, root.compress
         self._names, self._fingerprint, self._mixed = root.names, root.fingerprint, root.mixed
@@ -352,15 +356,17 @@ class MultiSubjectDataset:
         streamline_groups: str | list[str] | None = None,
     ) -> "MultiSubjectDataset":
         """Load the subsets asked for; returns the dataset itself."""
-        subj_id, volume_groups, streamline_groups = plain_numbers((subj_id, volume_groups, streamline_groups))
-        wanted = dict(zip(SPLITS, (load_training, load_validation, load_testing), strict=True))
-        self._arguments |= {f"load_{split}": load for split, load in wanted.items()}
-        self._arguments |= dict(subj_id=subj_id, volume_groups=volume_groups, streamline_groups=streamline_groups)
-        names = self._names_of(wanted, _as_set(subj_id))
+        given = DatasetSettings(
+            self.path, load_training=load_training, load_validation=load_validation, load_testing=load_testing,
+            subj_id=subj_id, volume_groups=volume_groups, streamline_groups=streamline_groups)
+        wanted = dict(zip(SPLITS, (given.load_training, given.load_validation, given.load_testing), strict=True))
+        self._arguments |= {f"load_{split}": load for split, load in wanted.items()} | dict(
+            subj_id=given.subj_id, volume_groups=given.volume_groups, streamline_groups=given.streamline_groups)
+        names = self._names_of(wanted, _as_set(given.subj_id))
         if self._mixed:
             warnings.warn(f"{self.path}: the voxel axes of its subjects run differently (accept_mixed_orientations), "
                           "so directions mean different things in them; see describe_hdf5", stacklevel=2)
-        chosen = {"volume": _as_set(volume_groups), "streamlines": _as_set(streamline_groups)}
+        chosen = {"volume": _as_set(given.volume_groups), "streamlines": _as_set(given.streamline_groups)}
         loaded: dict[str, SubjectData] = {}
         self._reader.found.clear()
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once

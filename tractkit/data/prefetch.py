@@ -6,17 +6,20 @@
 __all__ = ['LoadDraws', 'Planned', 'Feeder']
 
 # %% ../../nbs/data/08_prefetch.ipynb #06360078
-import multiprocessing
+import multiprocessing.connection
 import os
+import pickle
 import queue
+import shutil
 import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.reduction import ForkingPickler
 from operator import methodcaller
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -84,6 +87,10 @@ class _Thread:
         self._closed = True
         self._jobs.put(None)
         self._thread.join(_LAST_BATCH)
+
+    @property
+    def hangs(self) -> bool:
+        return self._thread.is_alive()
 
 
 def _result(job: _Job[_R], on_wait: Callable[[float], None]) -> _R:
@@ -233,16 +240,67 @@ class _Same(Dataset[_Item]):
 
 
 class _Make(Generic[_B]):
-    """From an item to a batch; also called in worker processes, with a list of one item."""
+    """From an item to a batch."""
 
     def __init__(self, load: Callable[..., _B]):
         self.load = load
 
-    def __call__(self, item: _Item | list[_Item]) -> _B:
-        ids, epoch, training, seed = item[0] if isinstance(item, list) else item
-        if isinstance(item, list) and seed is not None:
-            seed_globally(seed)
+    def __call__(self, item: _Item) -> _B:
+        ids, epoch, training, _ = item
         return self.load(ids, epoch=epoch, training=training)
+
+    def in_worker(self, items: list[_Item]) -> "_Packed | _NotSent":
+        """Make the batch of one item in a process of its own, with seeded generators, and pack it."""
+        seed = items[0][-1]
+        if seed is not None:
+            seed_globally(seed)
+        return _pack(self(items[0]))
+
+
+class _Packed:
+    """A batch as a worker sends it: bytes, with its tensors in shared memory. Unpickled, it is the batch."""
+
+    def __init__(self, batch: object):
+        self._packed = bytes(ForkingPickler.dumps(batch))
+
+    def __reduce__(self) -> tuple[Callable, tuple[bytes]]:
+        return pickle.loads, (self._packed,)
+
+
+@dataclass(frozen=True)
+class _NotSent:
+    """Comes from a worker in place of a batch that could not be sent."""
+
+    why: str
+
+
+def _pack(batch: object) -> _Packed | _NotSent:
+    """Pack a batch here: an error in torch's queue would be printed by the worker, and the batch never come."""
+    try:
+        return _Packed(batch)
+    except (OSError, RuntimeError) as e:
+        free = f", /dev/shm has {shutil.disk_usage('/dev/shm').free:,} bytes left" if os.path.isdir("/dev/shm") else ""
+        return _NotSent(f"a worker process could not put a batch into shared memory ({e}){free}. {_NO_WORKERS}, which "
+                        "needs none; or make batches smaller, or give more shared memory (docker run --shm-size=8g)")
+    except Exception as e:  # whatever a user's object raises
+        return _NotSent(f"a worker process could not send a batch ({type(e).__name__}: {e}): what a loader returns has "
+                        f"to be of tensors, arrays and other objects that can be pickled. {_NO_WORKERS}, which sends "
+                        "nothing")
+
+
+_NO_WORKERS = "Use num_workers=0, a thread of this process"
+
+
+def _check_alive(workers: Sequence[multiprocessing.process.BaseProcess], patience: float = 0.0) -> None:
+    """Raise RuntimeError if one of the workers has ended, or ends within some seconds."""
+    multiprocessing.connection.wait([w.sentinel for w in workers], patience)
+    codes = [w.exitcode for w in workers if not w.is_alive()]
+    if codes:
+        code = codes[0] or 0
+        how = ("was killed by the system, most often because there was no more memory" if code == -signal.SIGKILL
+               else f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}")
+        raise RuntimeError(f"a worker process that loads batches {how}. Use fewer num_workers or a smaller prefetch; "
+                           f"num_workers=0 loads in a thread of this process and needs the least")
 
 
 _pinned: Callable[[_B], _B] = methodcaller("pin_memory")
@@ -307,6 +365,7 @@ class Feeder(Generic[_B]):
                 yield self._watched(items, draws, thread, on_wait)
         finally:
             thread.close()
+            self._end_lost_workers(thread.hangs)
             if draws is not None:
                 draws.generators.unwatch()
 
@@ -334,13 +393,26 @@ class Feeder(Generic[_B]):
         """Give batches that worker processes make ahead."""
         self._order.fill(items)
         batches = _result(thread.do(self._start_pass), on_wait)
+        workers = getattr(batches, "_workers", [])  # torch has no other name for them
+
+        def look_around(seconds: float) -> None:
+            _check_alive(workers)
+            on_wait(seconds)
+
         for _ in range(len(items)):
-            yield _result(thread.do(partial(next, batches)), on_wait)
+            try:
+                batch = _result(thread.do(partial(next, batches)), look_around)
+            except (RuntimeError, OSError, EOFError):  # torch's words for a worker that has ended, and others
+                _check_alive(workers, patience=1.0)
+                raise
+            if isinstance(batch, _NotSent):
+                raise RuntimeError(batch.why)
+            yield batch
 
     def _start_pass(self) -> Iterator[_B]:
         if self._loader is None:
             self._loader = DataLoader(
-                _Same(), batch_sampler=self._order, collate_fn=self._make,
+                _Same(), batch_sampler=self._order, collate_fn=self._make.in_worker,
                 num_workers=self.num_workers, prefetch_factor=max(self.prefetch, 1), persistent_workers=True,
                 pin_memory=self.pin_memory,
                 generator=torch.Generator(), worker_init_fn=_start_worker, multiprocessing_context=self.context)
@@ -371,6 +443,14 @@ class Feeder(Generic[_B]):
                 return _Made(self._make_here(items, k), at)
         except _Draws:
             return None
+
+    def _end_lost_workers(self, hangs: bool) -> None:
+        """End the worker processes where a load hangs, or where one of them has ended."""
+        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+        if hangs or not all(w.is_alive() for w in workers):
+            for worker in workers:
+                worker.terminate()
+            self.close()
 
     def close(self) -> None:
         """End the worker processes. They start again when needed."""

@@ -15,7 +15,7 @@ from typing import Literal
 from ..core.files import DataError
 from ..core.text import Json
 from .fodf import Response, compute_fodf, estimate_response
-from .gradients import DWI, load_dwi, select_shell, shells_of, text_of_shells
+from .gradients import DWI, check_one_shell, load_dwi, select_shell, shells_of
 from .sh import ShInfo, compute_sh, order_for, save_sh, sidecar_of
 
 # %% ../../nbs/dwi/06_prepare.ipynb #ca6d0d63
@@ -86,12 +86,8 @@ def one_shell_of(series: DWI, shell: float | None) -> DWI:
     Raises DataError for a shell of fewer than 6 volumes, and, with None, for more than one shell."""
     if shell is not None:
         return select_shell(series, shell)
-    b = series.bvals[~series.is_b0]
-    if b.max() - b.min() > 0.15 * b.max():
-        shells = shells_of(series.bvals, series.b0_threshold)
-        raise DataError(f"b goes from {b.min():g} to {b.max():g}: this is more than one shell "
-                        f"({text_of_shells(shells)})", file=series.files.get("bvals"),
-                        fix=f"Choose one with shell={max(shells, key=lambda b: (shells[b], b)):g}, for example")
+    shells = shells_of(series.bvals, series.b0_threshold)
+    check_one_shell(series, f"Choose one with shell={max(shells, key=lambda b: (shells[b], b)):g}, for example")
     return series
 
 

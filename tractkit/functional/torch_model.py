@@ -118,7 +118,7 @@ class ModelTrainer(Trainer):
         policies: Mapping[str, _StepArgument] | None = None,  # name -> policy, or another argument of do_train_step
         logger: "EpochLogger | None" = None,           # such as ConsoleLogger()
         batches_per_epoch: int | None = None,          # if batch_iter does not say it
-        seed: int = 1234,                              # of dropout
+        seed: int = 1234,                              # of what is drawn: dropout, and in `validate`
         **options: Any,                                # of `Trainer`: clip_grad, accumulate, num_workers ...
     ):
         self.torch_model, self.batch_iter, self.validate = model, as_batch_iter(batch_iter, batches_per_epoch), validate
@@ -332,7 +332,7 @@ def train_model(
     *,
     logger: EpochLogger | None = None,           # such as ConsoleLogger()
     batches_per_epoch: int | None = None,        # if batch_iter does not say it
-    seed: int = 1234,                            # of dropout
+    seed: int = 1234,                            # of what is drawn: dropout, and in `validate`
     progress: bool | None = None,                # a progress line; default: yes, unless a `TQDM` is among the policies
     gradient_accumulation_steps: int = 1,        # batches whose gradients make one step; an epoch's rest makes one, too
     options: Record | None = None,               # of `Trainer`: clip_grad, num_workers, prefetch ...

@@ -9,13 +9,14 @@ __all__ = ['GroupContent', 'describe_content', 'content_checksum', 'DataContent'
 import hashlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import h5py
 import numpy as np
 
 from ..core.files import DataError
+from ..core.hdf5_links import own_datasets
 from ..core.text import Record
 from .layout import checksum_of
 from .local_file import LocalFile, Place, place_of
@@ -39,8 +40,8 @@ class GroupContent:
 
 
 def describe_content(file: _File, group: h5py.Group) -> GroupContent:
-    """Describe a group of a subject without reading its datasets."""
-    texts = sorted(_datasets_of(group.id))
+    """Describe a group of a subject without reading its datasets. DataError if one of them is kept in another file."""
+    texts = sorted(f"{name} {item.dtype.str} {item.shape}" for name, item in own_datasets(group, file.path))
     attrs = group.attrs
     names = _ATTRIBUTES if attrs.get("type") == "streamlines" else _ATTRIBUTES[:1]
     others = "; ".join(f"{k} {np.asarray(attrs.get(k)).tolist()!r}" for k in names)
@@ -51,17 +52,6 @@ def describe_content(file: _File, group: h5py.Group) -> GroupContent:
 
 
 _ATTRIBUTES = ("type", "space", "origin", "dimensions")
-
-
-def _datasets_of(group: h5py.h5g.GroupID, above: str = "") -> Iterator[str]:
-    """Yield name, type and shape of each dataset of a group; without h5py's objects, which take most of the time."""
-    for name in group:
-        if group.links.get_info(name).type == h5py.h5l.TYPE_HARD:
-            item, path = h5py.h5o.open(group, name), f"{above}{name.decode()}"
-            if isinstance(item, h5py.h5d.DatasetID):
-                yield f"{path} {item.dtype.str} {item.shape}"
-            elif isinstance(item, h5py.h5g.GroupID):
-                yield from _datasets_of(item, f"{path}/")
 
 
 def _digest(data: bytes) -> str:

@@ -105,7 +105,8 @@ class InputRecord:
             return tuple(map(frozen, value)) if isinstance(value, (list, tuple)) else value
 
         known = {f.name for f in fields(InputRecord)}
-        return InputRecord(**{k: frozen(v) for k, v in values.items() if k in known})
+        mine: Record = {k: frozen(v) for k, v in values.items() if k in known}
+        return InputRecord(**mine)
 
     def mixed(self) -> bool:
         """Whether it stands for volumes in several orientations."""

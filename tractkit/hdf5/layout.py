@@ -9,9 +9,9 @@ __all__ = ['HDF5_FORMAT', 'group_checksum', 'write_orientations', 'orientations_
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -22,6 +22,7 @@ import h5py
 import numpy as np
 
 from ..core.files import DataError
+from ..core.hdf5_links import check_link, check_own_values
 from ..core.text import Json
 from .config import SPLITS, ProcessingOptions, SplitEntry
 from .local_file import open_unlocked, reading
@@ -170,6 +171,68 @@ def write_root(
         h5.attrs["tractkit_checksums"] = json.dumps(checksums)
     h5.attrs["tractkit_fingerprint"] = _fingerprint(h5)
 
+# %% ../../nbs/hdf5/05_layout.ipynb #5a1c0101
+def check_whole_file(h5: h5py.File, file: str | os.PathLike) -> None:
+    """Raise DataError, naming file and entry, if anything in it or in the files that it links to is read from elsewhere."""
+    todo: list[str] = [os.fspath(file)]
+    seen = {os.path.realpath(file)}
+    while todo:
+        place = todo.pop()
+        folder = os.path.dirname(os.path.realpath(place))
+        with ExitStack() as stack:
+            try:
+                here = h5 if place == os.fspath(file) else stack.enter_context(open_unlocked(place))
+            except DataError:  # nobody can read it: an error where it is needed
+                continue
+            for name, entry in _links_of(here, place):
+                other = os.path.join(folder, name)
+                if not os.path.exists(other) and os.path.exists(name):
+                    raise DataError(f"links to {name}, which lies in the current folder, not beside it", file=place,
+                                    subject=entry, fix="Put the files together")
+                if os.path.realpath(other) not in seen:
+                    seen.add(os.path.realpath(other))
+                    todo.append(other)
+
+# %% ../../nbs/hdf5/05_layout.ipynb #5a1c0103
+def _links_of(h5: h5py.File, file: str) -> Iterator[tuple[str, str]]:
+    """Yield the files that a file links to, each with the place of the link; raise DataError for values elsewhere."""
+    todo: list[tuple[str, h5py.h5g.GroupID]] = [("", h5["/"].id)]
+    seen: set[int] = set()
+    while todo:
+        above, parent = todo.pop()
+        for name, item in _entries_of(parent, seen):
+            entry = f"{above}/{name}".strip("/")
+            try:
+                if isinstance(item, str):
+                    check_link(item, file)
+                    yield item, entry
+                elif isinstance(item, h5py.h5g.GroupID):
+                    todo.append((entry, item))
+                elif isinstance(item, h5py.h5d.DatasetID):
+                    check_own_values(item, file, "")
+            except DataError as e:
+                subject, _, group = entry.partition("/")
+                raise DataError(e.problem, file=file, subject=subject, group=group or None, fix=e.fix) from None
+
+
+def _entries_of(
+    group: h5py.h5g.GroupID, seen: set[int],
+) -> Iterator[tuple[str, str | h5py.h5g.GroupID | h5py.h5d.DatasetID]]:
+    """Yield name and object of each entry that was not seen, or the file that it links to. What is damaged is left out:
+    whoever needs it finds that."""
+    with suppress(OSError, RuntimeError, KeyError, ValueError):
+        for name in group:
+            with suppress(OSError, RuntimeError, KeyError, ValueError):
+                kind = group.links.get_info(name).type
+                if kind == h5py.h5l.TYPE_EXTERNAL:
+                    yield os.fsdecode(name), os.fsdecode(group.links.get_val(name)[0])
+                elif kind == h5py.h5l.TYPE_HARD:
+                    item = h5py.h5o.open(group, name)
+                    address = int(h5py.h5o.get_info(item).addr)
+                    if address not in seen:
+                        seen.add(address)
+                        yield os.fsdecode(name), item
+
 # %% ../../nbs/hdf5/05_layout.ipynb #7759d4ab
 def write_orientations(h5: h5py.File, found: Mapping[str, Sequence[str]]) -> None:
     """Record that subjects are in several orientations, where they are."""
@@ -204,9 +267,11 @@ def open_hdf5(
 ) -> h5py.File:
     """Open a data file for reading, without taking a lock.
 
-    Raises DataError if it is missing, no HDF5, has no lists of subjects, or comes from a later tractkit."""
+    Raises DataError if it is missing, no HDF5, has no lists of subjects, comes from a later tractkit,
+    or if anything in it, or in the files of its subjects, is read from elsewhere."""
     with reading(os.fspath(path)), ExitStack() as undo:
         h5 = undo.enter_context(open_unlocked(path))
+        check_whole_file(h5, path)
         folder = Path(path).resolve().parent
         if whole and (lost := [name for name in _linked_files(h5) if not (folder / name).is_file()]):
             raise DataError(f"links to {lost[0]}, which is not there", file=path,

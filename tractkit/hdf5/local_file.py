@@ -22,6 +22,7 @@ from numba import njit, types
 
 # %% ../../nbs/hdf5/03_local_file.ipynb #e91a3ca8
 from ..core.files import DataError
+from ..core.hdf5_links import check_link
 
 _K = TypeVar("_K")
 _V = TypeVar("_V")
@@ -147,9 +148,11 @@ def open_unlocked(path: str | os.PathLike) -> h5py.File:
     """Open an HDF5 file for reading without a lock; the same way as before if this process has it open with one.
 
     Raises DataError, with what to do, if it is missing, locked, truncated or no HDF5."""
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise DataError("is no regular file", file=path, fix="Copy its content into one")  # a pipe would be waited for
     for locking in (False, None, True):
         try:
-            return h5py.File(path, "r", locking=locking)
+            return h5py.File(os.path.realpath(path), "r", locking=locking)  # links in it are relative to its place
         except OSError as e:
             if "flag values don't match" not in str(e) or locking:
                 of_system = re.search(_MESSAGE_OF_SYSTEM, str(e))
@@ -336,4 +339,5 @@ class LocalFile:
 
     def sibling(self, name: str) -> "LocalFile":
         """Open the file that an external link in this one names."""
+        check_link(name, self.path)
         return LocalFile(os.path.join(os.path.dirname(os.path.realpath(self.path)), name))

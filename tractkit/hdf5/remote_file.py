@@ -6,11 +6,12 @@
 __all__ = ['RemoteFile', 'BlockOptions', 'data_file']
 
 # %% ../../nbs/hdf5/04_remote_file.ipynb #d0916b53
+import asyncio
 import hashlib
 import io
 import os
-import posixpath
 import secrets
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
@@ -20,11 +21,14 @@ import numpy as np
 
 # %% ../../nbs/hdf5/04_remote_file.ipynb #818edfc3
 from ..core.files import DataError, absolute_path
+from ..core.hdf5_links import check_link
+from ..core.settings import whole_number
 from .local_file import ByteCache, LocalFile, Place, reading
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
     from fsspec import AbstractFileSystem
+    from fsspec.implementations.http import HTTPFileSystem
 
 _T = TypeVar("_T")
 
@@ -92,6 +96,88 @@ _STAMPS = ("size", "ETag", "etag", "LastModified", "Last-Modified", "last_modifi
            "generation", "Content-MD5")
 _MERGE, _REQUEST, _AT_ONCE = 2, 128, 512  # blocks: gaps that are fetched too, most in a request, most beside the cache
 
+# %% ../../nbs/hdf5/04_remote_file.ipynb #5a1c0202
+_SILENCE, _TRIES, _PAUSE = 20.0, 3, 0.5  # seconds without a byte; how often; seconds before the second time
+_SLOWEST = 2**15  # bytes in a second
+
+
+def _limited(url: str, options: Mapping) -> dict:
+    """Return options for fsspec with limits on the silence of a web server, unless it has its own."""
+    if not url.startswith(("http://", "https://")):
+        return dict(options)
+    import aiohttp
+    limits = aiohttp.ClientTimeout(total=3 * _SILENCE, sock_connect=_SILENCE, sock_read=_SILENCE)
+    given = options.get("client_kwargs") or {}
+    return {**options, "client_kwargs": {"timeout": limits, "auto_decompress": False, **given}}
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Return the error of the network behind one that says that there is no such file."""
+    cause = error.__cause__
+    return cause if isinstance(error, FileNotFoundError) and cause is not None and _may_pass(cause) else error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Return whether an error of the network may be over at the next try."""
+    if isinstance(error, (TimeoutError, ConnectionError)):
+        return True
+    status = getattr(error, "status", None)
+    return type(error).__module__.startswith("aiohttp") and (status is None or status == 429 or status >= 500)
+
+
+def _repeated(action: Callable[[], _T]) -> _T:
+    """Return what an action on the network returns, tried again where its error may pass."""
+    for k in range(_TRIES - 1):
+        try:
+            return action()
+        except Exception as e:
+            if not _may_pass(_cause(e)):
+                raise
+            time.sleep(_PAUSE * 2**k)
+    return action()
+
+# %% ../../nbs/hdf5/04_remote_file.ipynb #5a1c0203
+def _read_ranges(fs: "AbstractFileSystem", path: str, begins: list[int], ends: list[int]) -> list[bytes]:
+    """Read ranges of bytes; of a web server's replies no more than that."""
+    if "http" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+        return fs.cat_ranges([path] * len(begins), begins, ends)
+    from fsspec.asyn import sync
+    return sync(fs.loop, _request_ranges, fs, path, begins, ends)
+
+
+async def _request_ranges(fs: "HTTPFileSystem", path: str, begins: list[int], ends: list[int]) -> list[bytes]:
+    tasks = [asyncio.ensure_future(_request_range(fs, path, a, b)) for a, b in zip(begins, ends, strict=True)]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:  # the others, where one failed
+            task.cancel()
+
+
+async def _request_range(fs: "HTTPFileSystem", path: str, begin: int, end: int) -> bytes:
+    """Request the bytes from `begin` to before `end`. Raises DataError as soon as there is one more."""
+    import aiohttp
+    session, given, data = await fs.set_session(), dict(fs.kwargs), bytearray()
+    headers = {**given.pop("headers", {}), "Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
+    limits = session.timeout
+    total = None if limits.total is None else limits.total + (end - begin) / _SLOWEST
+    limits = aiohttp.ClientTimeout(total, sock_connect=limits.sock_connect, sock_read=limits.sock_read)
+    async with session.get(fs.encode_url(path), **{"timeout": limits, **given, "headers": headers}) as reply:
+        if reply.status == 404:
+            raise FileNotFoundError(path)
+        reply.raise_for_status()
+        async for piece in reply.content.iter_chunked(2**16):
+            data += piece
+            if len(data) > end - begin:
+                reply.close()
+                raise _not_what_was_asked(len(data), end - begin)
+    return bytes(data)
+
+
+def _not_what_was_asked(came: int, asked: int) -> DataError:
+    return DataError(f"{came} bytes {'or more ' if came > asked else ''}came where {asked} were asked for",
+                     fix="It was truncated, or the server does not answer range requests: download it")
+
 # %% ../../nbs/hdf5/04_remote_file.ipynb #d4bd983a
 class RemoteFile:
     """A data file at a URL, read by ranges, through a block cache. Usable from any thread and process."""
@@ -105,6 +191,7 @@ class RemoteFile:
         folder_bytes: int = 2**34,              # of blocks kept there
         block_size: int = 2**16,                # bytes
     ):
+        block_size, folder_bytes = whole_number("block_size", block_size, 1), whole_number("folder_bytes", folder_bytes, 1)
         self.path, self.options, self.block_size = url, dict(storage_options or {}), block_size
         self.cache: ByteCache[tuple[str, int], np.ndarray] = ByteCache(cache_bytes)
         self.folder = None if cache_folder is None else _BlockFolder(cache_folder, folder_bytes)
@@ -130,20 +217,21 @@ class RemoteFile:
         """Return the filesystem, made in this process, and the path on it."""
         if self._fs is None or self._pid != os.getpid():
             from fsspec.core import url_to_fs
-            self._fs, self._pid = url_to_fs(self.path, **self.options), os.getpid()
+            self._fs, self._pid = url_to_fs(self.path, **_limited(self.path, self.options)), os.getpid()
         return self._fs
 
     def _try(self, action: Callable[[], _T]) -> _T:
         try:
-            return action()
-        except DataError:
-            raise
+            return _repeated(action)
+        except DataError as e:
+            raise DataError(e.problem, file=self.path, fix=e.fix) from e
         except ImportError as e:
             raise DataError(f"cannot be opened ({e})", file=self.path,
                             fix="Install what it names; for s3:// tractkit[s3]") from e
-        except Exception as e:  # each filesystem has its own kinds
-            raise DataError(f"cannot be read ({type(e).__name__}: {e})", file=self.path,
-                            fix="Check the URL, the connection and storage_options") from e
+        except Exception as error:  # each filesystem has its own kinds
+            cause = _cause(error)
+            raise DataError(f"cannot be read ({type(cause).__name__}: {cause})", file=self.path,
+                            fix="Check the URL, the connection and storage_options") from error
 
     def _look(self) -> tuple[tuple[str, str | int], ...]:
         """Return what the server tells of the file, as (name, value) pairs: its size, and what changes with it."""
@@ -218,13 +306,12 @@ class RemoteFile:
         begins = [a * self.block_size for a, _ in runs]
         ends = [min((b + 1) * self.block_size, self.size) for _, b in runs]
         found = {}
-        fetched = fs.cat_ranges([path] * len(runs), begins, ends)
+        fetched = _read_ranges(fs, path, begins, ends)
         for (first, last), begin, end, data in zip(runs, begins, ends, fetched, strict=True):
             if isinstance(data, BaseException):
                 raise data
             if len(data) != end - begin:
-                raise DataError(f"{len(data)} bytes came where {end - begin} were asked for", file=self.path,
-                                fix="It was truncated, or the server does not answer range requests: download it")
+                raise _not_what_was_asked(len(data), end - begin)
             for i in range(first, last + 1):
                 at = (i - first) * self.block_size
                 found[i] = np.frombuffer(data[at:at + self._length(i)], np.uint8)
@@ -232,9 +319,7 @@ class RemoteFile:
 
     def sibling(self, name: str) -> "RemoteFile":
         """Open the file that an external link in this one names: one in the same folder or below."""
-        if posixpath.isabs(name) or "://" in name or ".." in name.split("/"):
-            raise DataError(f"an external link leads out of its folder, to {name!r}", file=self.path,
-                            fix="Use files that lie together")
+        check_link(name, self.path)
         new = RemoteFile.__new__(RemoteFile)
         base, _, query = self.path.partition("?")
         path = f"{base.rpartition('/')[0]}/{name}{'?' if query else ''}{query}"

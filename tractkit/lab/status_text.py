@@ -46,7 +46,8 @@ def _position(s: Status) -> str:
     epoch = f"epoch {min(s.epoch + 1, epochs)} of {epochs}"
     if s.phase == "idle" or not (s.n_batches or s.batch):
         return epoch
-    return f"{epoch}, batch {s.batch}" + (f" of {s.n_batches}" if s.n_batches else "")
+    waits = f", {s.waits}" if s.waits and s.phase in ACTIVE else ""
+    return f"{epoch}, batch {s.batch}" + (f" of {s.n_batches}" if s.n_batches else "") + waits
 
 
 def _share_of_batches(s: Status) -> float:

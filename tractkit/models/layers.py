@@ -365,8 +365,11 @@ class StepNoise:
             yield
 
     def validation(self, i: int) -> contextlib.AbstractContextManager:
-        """Seed the global generators for batch `i` of a validation: the same in each epoch."""
-        return self._seeded(torch_seed(fold(self.seed, "validation", i)))
+        """Seed the noise for batch `i` of a validation: the same in each epoch."""
+        seed = torch_seed(fold(self.seed, "validation", i))
+        if self.rule:
+            self.generator.manual_seed(seed)
+        return self._seeded(seed)
 
     def plan(self, epoch: int, subset: str) -> contextlib.AbstractContextManager:
         """Seed the global generators for the making of a plan."""

@@ -9,6 +9,8 @@ __all__ = ['Status']
 import math
 from dataclasses import dataclass
 
+from ..core.text import format_duration
+
 # %% ../../nbs/runs/01_status.ipynb #293a3e43
 @dataclass(frozen=True)
 class Status:
@@ -30,14 +32,21 @@ class Status:
     speed: float = math.nan        # batches per second, over the last few seconds
     waiting: float = math.nan      # share of that time in which no batch was ready
     memory: int = 0                # bytes: of the device, or of the process
+    wait: float = 0.0              # seconds for which the next batch has been waited for; 0 under two seconds
 
     @property
     def line(self) -> str:
         """Position and losses in one line."""
         text = f"epoch {min(self.epoch + 1, self.max_epochs)}/{self.max_epochs}, batch {self.batch}/{self.n_batches}"
+        text += f", {self.waits}" if self.waits else ""
         return text + "".join(
             f", {k} {v:.4f}" for k, v in (("train", self.train_loss), ("valid", self.valid_loss)) if math.isfinite(v)
         )
+
+    @property
+    def waits(self) -> str:
+        """Which batch is waited for and for how long, "" under two seconds."""
+        return f"waiting for batch {self.batch + 1} for {format_duration(self.wait)}" if self.wait else ""
 
     def __str__(self) -> str:
         return f"{self.phase}: {self.line}" + (f". {self.message}" if self.message else "")

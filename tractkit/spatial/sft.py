@@ -7,13 +7,16 @@ __all__ = ['sft_of', 'content_of_sft', 'read_by_dipy']
 
 # %% ../../nbs/spatial/09_sft.ipynb #7db8a37e
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import h5py
 import nibabel as nib
 import numpy as np
 
 from ..core.files import DataError
+from ..core.hdf5_links import own_datasets
 from .space import check_affine, voxel_order, voxel_sizes
 from .streamlines import Streamlines
 from .tractogram_content import Grid, TractogramContent
@@ -70,6 +73,9 @@ def read_by_dipy(
         raise DataError(f"a {path.suffix} does not know its grid",
                         fix="Give reference=, such as the image it was made on")
     from dipy.io.streamline import load_tractogram
+    if path.suffix.lower() == ".dpy":  # an HDF5
+        with h5py.File(path, "r", locking=False) as h5:
+            deque(own_datasets(h5["/"], path), 0)
     header = (grid[0], np.array(grid[1], np.int16), voxel_sizes(grid[0]).astype(np.float32), voxel_order(grid[0]))
     try:
         sft = load_tractogram(str(path), header, bbox_valid_check=False)

@@ -25,6 +25,7 @@ from numpy.typing import ArrayLike
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, svg_bars
+from .mif import MIF_ENDINGS, MifHeader, read_mif_header
 from .rearrange import PointMap, take
 from .sft import content_of_sft, read_by_dipy, sft_of
 from .space import check_affine, voxel_order, voxel_sizes
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from dipy.io.stateful_tractogram import StatefulTractogram
 
 # %% ../../nbs/spatial/10_tractogram.ipynb #1ad2e72d
-_Image: TypeAlias = "Volume | Tractogram | FileBasedImage"
+_Image: TypeAlias = "Volume | Tractogram | MifHeader | FileBasedImage"
 _Reference: TypeAlias = "str | os.PathLike | _Image | Grid | None"
 
 # %% ../../nbs/spatial/10_tractogram.ipynb #c14c2385
@@ -227,13 +228,20 @@ def _grid_of(reference: _Reference) -> Grid:
         file = Path(reference)
         if not file.exists():
             raise DataError("the reference does not exist", file=file)
-        image = Tractogram.load(file) if file.suffix.lower() in (".trk", ".trx") else nib.load(file)
+        image = _read_reference(file)
     affine = getattr(image, "affine", None)
     names = [name for name in ("dimensions", "shape3d", "shape") if hasattr(image, name)]
     dimensions = tuple(getattr(image, names[0]))[:3] if names else None
     if affine is None or dimensions is None:
         raise TypeError(f"{type(image).__name__} has no affine and dimensions to be a reference")
     return check_affine(affine, file=file), check_dimensions(dimensions)
+
+
+def _read_reference(file: Path) -> "_Image":
+    """Return what knows the grid of a file: a tractogram, the header of an image of MRtrix, or an image."""
+    if file.suffix.lower() in (".trk", ".trx"):
+        return Tractogram.load(file)
+    return read_mif_header(file) if file.name.lower().endswith(MIF_ENDINGS) else nib.load(file)
 
 # %% ../../nbs/spatial/10_tractogram.ipynb #f7c0dcbd
 _Read = Callable[[Path, Grid | None], TractogramContent]

@@ -19,7 +19,8 @@ from numpy.typing import DTypeLike
 from ..core.files import DataError
 from ..core.text import Record, format_bytes
 from .interpolation_kernels import CLAMP, ERROR, ZERO, read_nearest, read_trilinear
-from .nifti import read_nifti, write_nifti
+from .mif import MIF_ENDINGS, read_mif
+from .nifti import NiftiContent, as_type, read_nifti, write_nifti
 from .space import apply_affine, check_affine, voxel_order, voxel_sizes
 
 # %% ../../nbs/spatial/03_volume.ipynb #390320bb
@@ -97,12 +98,12 @@ class Volume:
 
     @staticmethod
     def load(path: str | os.PathLike, *, dtype: DTypeLike | None = np.float32, check_finite: bool = False) -> "Volume":
-        """Read .nii or .nii.gz as `dtype`: float32; bool for a mask (nonzero); an integer type for labels; None for
+        """Read .nii, .nii.gz or MRtrix's .mif, .mif.gz, .mih as `dtype`: float32; bool for a mask (nonzero); an integer type for labels; None for
         the file's own.
 
-        Raises DataError naming the file if it is missing, no NIfTI, truncated, not 3-D or 4-D, has a bad affine or
+        Raises DataError naming the file if it is missing, no image, truncated, not 3-D or 4-D, has a bad affine or
         values that `dtype` cannot hold, and with `check_finite` if it holds NaN or infinity."""
-        content = read_nifti(Path(path), dtype)
+        content = _read_image(Path(path), dtype)
         volume = Volume(content.data, content.affine, str(Path(path)), content.header)
         return volume.check_finite() if check_finite else volume
 
@@ -133,6 +134,14 @@ def _corner_gap(a: Volume, b: Volume) -> float:
     """Return the largest distance in mm between equal corners of two boxes of voxels."""
     corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in a.shape3d))).reshape(3, 8).T
     return float(np.linalg.norm(apply_affine(a.affine, corners) - apply_affine(b.affine, corners), axis=1).max())
+
+
+def _read_image(path: Path, dtype: DTypeLike | None) -> NiftiContent:
+    """Read an image of MRtrix by its ending, any other as NIfTI."""
+    if not path.name.lower().endswith(MIF_ENDINGS):
+        return read_nifti(path, dtype)
+    content = read_mif(path)
+    return NiftiContent(as_type(content.data, dtype, str(path)), content.affine, None)
 
 # %% ../../nbs/spatial/03_volume.ipynb #b2696a9a
 _MIN_PER_THREAD = 16384  # points: below, a thread costs more than it brings

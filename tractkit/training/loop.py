@@ -12,13 +12,15 @@ __all__ = ['B', 'train_and_validate', 'is_best', 'save_best_model', 'train_one_e
 import contextlib
 import math
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import TypeVar
 
 import torch
 
 from ..models.base import save_model
-from .bookkeeping import (
-    begin_epoch, begin_step, end_step, report_epoch, serve_commands, training_of_epoch, validation_of_epoch)
+from tractkit.training.bookkeeping import (
+    begin_epoch, begin_step, end_step, report_epoch, serve_commands, training_of_epoch, validation_of_epoch,
+    wait_for_batch)
 from .epoch_plan import Batch
 from .errors import accepts_loss, checked_loss
 from .gradient import add_gradient, change_weights
@@ -73,12 +75,12 @@ def batches(self: Trainable) -> Iterator[Batch]:
 def _training_batches(trainer: Trainable) -> Iterator[Batch]:
     state, session = at_work(trainer)
     serve_commands(trainer)
-    stop = begin_epoch(trainer)
+    stop, on_wait = begin_epoch(trainer), partial(wait_for_batch, trainer)
     while state.batch < stop:
-        with session.feed("training", state.batch, stop) as loaded:
-            while state.batch < stop and not session.is_stale:
+        with session.loading.feed("training", state.batch, stop, on_wait) as loaded:
+            while state.batch < stop and session.loading.fetch(loaded):
                 for part in range(begin_step(trainer)):
-                    slices = slices_of(session.take_batch(loaded))
+                    slices = slices_of(session.loading.take(loaded))
                     for i, piece in enumerate(slices):
                         with session.noise.step(noise_key(state.global_step, part, i, trainer.ranks.rank)):
                             yield session.take_slice(piece, part, i, len(slices))
@@ -145,7 +147,7 @@ def _validation_batches(trainer: Trainable) -> Iterator[Batch]:
     session.begin_validation()
     session.clock.lap()
     spent, i = 0.0, 0
-    with session.feed("validation", 0, stop) as loaded:
+    with session.loading.feed("validation", 0, stop, partial(wait_for_batch, trainer)) as loaded:
         for i, batch in enumerate(loaded, 1):
             with session.noise.validation(validation_key(i, trainer.ranks.rank)):
                 yield session.hold(batch)

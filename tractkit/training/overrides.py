@@ -19,7 +19,8 @@ from .bookkeeping import training_of_epoch, validation_of_epoch
 from .epoch_plan import Batch
 from .errors import accepts_loss
 from .gradient import change_weights
-from .loop import batch_at_hand, is_empty_part, loss_at_hand, mixed_precision, no_loss, note_loss
+from .loop import (
+    batch_at_hand, is_empty_part, loss_at_hand, mixed_precision, no_loss, note_loss, validation_key)
 from .session import Loss
 from .state import TrainerState
 from .trainable import Trainable, at_work, is_training_here, known_state, run_alone
@@ -89,7 +90,7 @@ def complete_validate(validate: Method) -> Method:
     def validate_one_epoch(self: Trainable) -> float:
         if not is_training_here(self):
             return run_alone(self, lambda: validate_one_epoch(self))
-        with validation_of_epoch(self) as session:
+        with validation_of_epoch(self) as session, session.noise.validation(validation_key(0, self.ranks.rank)):
             mean = validate(self)
             session.validation.note(mean)
         return session.validation.loss

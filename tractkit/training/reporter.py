@@ -58,7 +58,7 @@ class Reporter(Generic[W]):
         """Replace the status and call the listeners with `event`, unless it is ""; `done` moves the progress line."""
         if state is not None:
             changes |= {"epoch": state.epoch, "global_step": state.global_step}
-        status = Status(**{**vars(self.status), **changes})
+        status = Status(**{**vars(self.status), "wait": 0.0, **changes})
         if done is not None:
             status = replace(status, eta=self._line.update(*done, status.line))
         self.status = status

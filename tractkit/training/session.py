@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Loss', 'Parts', 'Step', 'weighted_mean', 'Recipe', 'BackgroundCheck', 'Plans', 'Validation', 'Clock',
-           'CheckpointClock', 'EpochEnd', 'fetching_volumes', 'take_waited', 'Session']
+           'CheckpointClock', 'EpochEnd', 'fetching_volumes', 'take_waited', 'OtherBatches', 'Loading', 'Session']
 
 # %% ../../nbs/training/06_session.ipynb #691af8b9
 import copy
@@ -12,7 +12,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
@@ -47,7 +47,6 @@ class Step:
     losses: Parts = field(default_factory=list)  # of those that are finite, over all ranks
     checked: bool = False          # the loss at hand was looked at
     norm: float = math.nan         # of the gradient, before clipping
-    waited: float = 0.0            # seconds until the batches were there
     left_out: list[str] = field(default_factory=list)  # reasons
     is_updating: bool = False      # the optimizer was called
     stop: EarlyStopping | None = None  # raised when the step has ended
@@ -265,6 +264,65 @@ def take_waited(loader: object) -> float:
     """Return the seconds that a loader has waited for volumes since the last call; 0 if it does not count them."""
     return getattr(loader, "take_waited", float)()
 
+
+class OtherBatches(Exception):
+    """Raised while a batch is waited for, when settings of the loader have changed: it is not wanted any more."""
+
+
+class Loading:
+    """The batches of a run, loaded ahead; where settings of the loader have changed, they are loaded again."""
+
+    def __init__(self, recipe: Recipe, plans: Plans, draws: LoadDraws | None):
+        load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
+        self.recipe, self.plans, self.draws = recipe, plans, draws
+        self.feeder = Feeder(load, recipe.settings.num_workers, recipe.settings.prefetch,
+                             pin_memory=recipe.device.type == "cuda", draws=draws)
+        self.is_stale = False             # batches made ahead are of settings that have changed
+        self._fetched: list[Batch] = []   # at most one
+        self._waited, self._clock = 0.0, Clock()
+
+    @contextmanager
+    def feed(
+        self, subset: str, start: int, stop: int, on_wait: Callable[[float], None],
+    ) -> Iterator[Iterator[Batch]]:
+        """Load batches `start` to `stop` of a subset ahead. While one is waited for, call `on_wait` now and then."""
+        if self.is_stale:  # workers have the loader as it was
+            self.feeder.close()
+        self.is_stale, self._fetched = False, []
+        plan, epoch = self.plans.of(subset)[0], self.plans.state.epoch
+        batches = self.feeder.batches(plan, start, stop, epoch=epoch, training=subset == "training", on_wait=on_wait)
+        with batches as made, fetching_volumes(self.recipe, plan, start, stop):
+            yield iter(made)
+
+    def fetch(self, loaded: Iterator[Batch]) -> bool:
+        """Wait for the first batch of a step. Return False if batches are to be loaded again before it."""
+        with suppress(OtherBatches):
+            self._fetched = [] if self.is_stale else [self._wait(loaded)]
+        return not self.is_stale
+
+    def take(self, loaded: Iterator[Batch]) -> Batch:
+        """Return the batch that was fetched, or wait for the next one."""
+        return self._fetched.pop() if self._fetched else self._wait(loaded)
+
+    def _wait(self, loaded: Iterator[Batch]) -> Batch:
+        self._clock.lap()
+        batch = next(loaded)
+        self._waited += self._clock.lap()
+        return batch
+
+    def forget_pause(self) -> None:
+        """Do not count the time until now as waiting: the training rested while a batch was waited for."""
+        self._clock.lap()
+
+    def mark_stale(self) -> None:
+        """Have the batches that are loaded ahead loaded again."""
+        self.is_stale = True
+
+    def take_waited(self) -> float:
+        """Return the seconds that batches, and volumes for them, have been waited for since the last call."""
+        waited, self._waited = self._waited, 0.0
+        return waited + take_waited(self.recipe.batch_loader)
+
 # %% ../../nbs/training/06_session.ipynb #be829b79
 class Session:
     """What one run of a trainer has open and at hand."""
@@ -272,20 +330,17 @@ class Session:
     def __init__(self, recipe: Recipe, state: TrainerState):
         settings = recipe.settings
         self.recipe, self.state, self.thread = recipe, state, threading.get_ident()
-        load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
         rule = state.fingerprints.get("draws", 0) if state.fingerprints else DRAWS_RULE
         self.noise = StepNoise(state.model, state.seed, recipe.device, rule)
         self.draws = LoadDraws(self.noise.globals, state.seed, recipe.ranks.rank) if rule else None
         bound_kept_shapes(state.model)
-        self.feeder = Feeder(load, settings.num_workers, settings.prefetch, pin_memory=recipe.device.type == "cuda",
-                             draws=self.draws)
         self.plans, self.pace, self.clock = Plans(recipe, state, self.noise), Pace(), Clock()
+        self.loading = Loading(recipe, self.plans, self.draws)
         self.step, self.validation = Step(), Validation()
         self.batch: Batch = None                            # at hand
         self.loss: tuple[torch.Tensor | None, int] = (None, 1)  # computed last
         self.is_whole = True                                # the step at hand can be undone
         self._hook = state.optimizer.register_step_pre_hook(lambda *_: self.mark_updating())
-        self.is_stale = False                               # batches made ahead are of settings that have changed
         self.block = ""                                     # "training" or "validation", while one is under way
         self.trained = -1, math.nan                         # the epoch whose training has ended, and its loss
         self.unreported: EpochEnd | None = None             # an epoch that the policies have not been given yet
@@ -316,13 +371,6 @@ class Session:
         self.state.note(policies=self.step.policies)
         self.step = Step()
         self.state.gate.end()
-
-    def take_batch(self, loaded: Iterator[Batch]) -> Batch:
-        """Wait for the next batch."""
-        began = time.perf_counter()
-        self.batch = next(loaded)
-        self.step.waited += time.perf_counter() - began
-        return self.batch
 
     def take_slice(self, batch: Batch, part: int, i: int, nb_slices: int) -> Batch:
         """Take a slice of a batch in hand."""
@@ -360,21 +408,6 @@ class Session:
     def mark_whole(self) -> None:
         """Note that the update that had begun changed nothing."""
         self.is_whole = True
-
-    @contextmanager
-    def feed(self, subset: str, start: int, stop: int) -> Iterator[Iterator[Batch]]:
-        """Load batches `start` to `stop` of a subset ahead. If settings of the loader have changed, load them again."""
-        if self.is_stale:  # workers have the loader as it was
-            self.feeder.close()
-        self.is_stale = False
-        plan = self.plans.of(subset)[0]
-        batches = self.feeder.batches(plan, start, stop, epoch=self.state.epoch, training=subset == "training")
-        with batches as made, fetching_volumes(self.recipe, plan, start, stop):
-            yield iter(made)
-
-    def mark_stale(self) -> None:
-        """Have the batches that are loaded ahead loaded again."""
-        self.is_stale = True
 
     # -- epochs
 
@@ -455,5 +488,5 @@ class Session:
         self._hook.remove()
         if self.content_check is not None:
             self.content_check.close()
-        self.feeder.close()
+        self.loading.feeder.close()
         self.noise.close()
