@@ -3705,6 +3705,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                  'tractkit/training/data_check.py'),
                                               'tractkit.training.data_check.begin_content_check': ( 'training/data_check.html#begin_content_check',
                                                                                                     'tractkit/training/data_check.py'),
+                                              'tractkit.training.data_check.check_validation_points': ( 'training/data_check.html#check_validation_points',
+                                                                                                        'tractkit/training/data_check.py'),
                                               'tractkit.training.data_check.compare_data': ( 'training/data_check.html#compare_data',
                                                                                              'tractkit/training/data_check.py'),
                                               'tractkit.training.data_check.content_of': ( 'training/data_check.html#content_of',

@@ -423,6 +423,7 @@ NAMES = {
     "check_seeds": "tracking.tracker",
     "check_settings": "core.settings",
     "check_subject": "demo.subject_files",
+    "check_validation_points": "training.data_check",
     "check_value": "core.settings",
     "checked": "training.live_settings",
     "checked_loss": "training.errors",
