@@ -10,7 +10,7 @@ import argparse
 import re
 from collections.abc import Sequence
 
-from ..core.files import DataError
+from ..core.files import DataError, DataErrors
 
 # %% ../../nbs/cli/01_data_files.ipynb #4a30ae95
 PARTS = ("training", "validation", "testing")
@@ -103,22 +103,27 @@ def with_hyphens(words: Sequence[str]) -> list[str]:
 # %% ../../nbs/cli/01_data_files.ipynb #9074fa10
 def _call(command: str, options: dict) -> int:
     """Call the function of a command; print what it returns, and return the exit code."""
-    from tractkit.hdf5 import create
-    from tractkit.hdf5.describe import describe_hdf5
-    from tractkit.hdf5.extract import extract_hdf5
-    from tractkit.hdf5.validate import validate_hdf5
-
     if command == "validate":
+        from tractkit.hdf5.validate import validate_hdf5
+
         report = validate_hdf5(options["path"], progress=options["progress"])
         print(report)
         return report.exit_code(options["strict"])
     if command == "describe":
+        from tractkit.hdf5.describe import describe_hdf5
+
         print(describe_hdf5(options["path"]))
     elif command == "extract":
+        from tractkit.hdf5.extract import extract_hdf5
+
         print(*extract_hdf5(**options), sep="\n")
     elif command == "add":
+        from tractkit.hdf5 import create
+
         print(create.add_subject(**options))
     else:
+        from tractkit.hdf5 import create
+
         lists = {part: options.pop(part) for part in PARTS}
         splits = {part: v[0] if len(v) == 1 and v[0].endswith(".txt") else v for part, v in lists.items()}
         print(create.create_hdf5(options.pop("root"), options.pop("out"), options.pop("config"), splits, **options))
@@ -133,6 +138,13 @@ def run_hdf5(
     try:
         return _call(args.hdf5_command, options)
     except (ValueError, OSError) as e:
-        if isinstance(e, DataError):
-            raise DataError(e.problem, file=e.file, subject=e.subject, group=e.group, fix=in_options(e.fix)) from e
-        raise DataError(str(e)) from e
+        raise _in_terms_of_options(e) from e
+
+
+def _in_terms_of_options(e: ValueError | OSError) -> DataError:
+    """Return an error that names options of the command line in place of arguments."""
+    if isinstance(e, DataErrors):
+        return DataErrors([_in_terms_of_options(each) for each in e.errors])
+    if isinstance(e, DataError):
+        return DataError(e.problem, file=e.file, subject=e.subject, group=e.group, fix=in_options(e.fix))
+    return DataError(str(e))

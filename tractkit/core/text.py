@@ -88,6 +88,7 @@ def _check_events(text: str) -> None:
     depth = merges = 0
     before: yaml.Event | None = None
     for event in yaml.parse(text, _Loader):
+        line = event.start_mark.line + 1 if event.start_mark else 0
         if isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             anchored += [depth] * bool(event.anchor)
@@ -98,9 +99,9 @@ def _check_events(text: str) -> None:
             merges += 1
             is_merge = isinstance(before, yaml.ScalarEvent) and before.value == "<<"
             if not is_merge or anchored or merges > _MOST_MERGES:
-                raise yaml.YAMLError(f"line {event.start_mark.line + 1}: an alias (*{event.anchor}); write its value out")
+                raise yaml.YAMLError(f"line {line}: an alias (*{event.anchor}); write its value out")
         if depth > _DEEPEST:
-            raise yaml.YAMLError(f"line {event.start_mark.line + 1}: more than {_DEEPEST} levels of values")
+            raise yaml.YAMLError(f"line {line}: more than {_DEEPEST} levels of values")
         before = event
 
 # %% ../../nbs/core/01_text.ipynb #0ec3ee4f

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from ..core.files import DataError
+from ..core.files import DataError, collected, collecting
 from ..core.text import Json, nearest_name, parse_json, parse_yaml
 from ..dwi.sh_basis import SH_BASES
 from ..spatial.resample import compress as compress_streamlines
@@ -124,7 +124,7 @@ _PARSERS: dict[str, Callable[[Json], Json]] = {
 
 # %% ../../nbs/hdf5/00_config.ipynb #af7f694a
 def _read_group(name: str, raw: Json, file: str | os.PathLike | None) -> VolumeGroup | StreamlinesGroup:
-    """Check one group of a config and return it."""
+    """Check one group of a config and return it. Raises all that is wrong with it."""
     def bad(problem: str, fix: str | None = None) -> DataError:
         return DataError(problem, file=file, group=str(name), fix=fix)
 
@@ -134,15 +134,16 @@ def _read_group(name: str, raw: Json, file: str | os.PathLike | None) -> VolumeG
         raise bad("needs a 'type': 'volume' or 'streamlines'")
     kind = _GROUP_TYPES[str(raw["type"])]
     known = {f.name for f in fields(kind)} | {"type"}
-    for key in raw:
-        if key not in known:
-            raise bad(f"unknown key {key!r}", f"Did you mean {nearest_name(str(key), known, 0)!r}?")
     values: dict[str, Json] = {}
-    for key in raw.keys() - {"type"}:
-        try:
-            values[key] = _PARSERS.get(key, _words)(raw[key])
-        except _Invalid as e:
-            raise bad(f"{key!r} {e}") from None
+    with collecting() as errors:
+        for key in raw:
+            try:
+                if key not in known:
+                    errors.append(bad(f"unknown key {key!r}", f"Did you mean {nearest_name(str(key), known, 0)!r}?"))
+                elif key != "type":
+                    values[key] = _PARSERS.get(key, _words)(raw[key])
+            except _Invalid as e:
+                errors.append(bad(f"{key!r} {e}"))
     if problem := _problem_of(kind, values):
         raise bad(*problem)
     return kind(**values)
@@ -174,6 +175,7 @@ def _problem_of(kind: type, values: Mapping[str, Json]) -> tuple[str, str] | Non
 def read_config(
     config: "Json | os.PathLike",           # groups by name, or a .json/.yaml file with them
     file: str | os.PathLike | None = None,  # where the groups were read from, to be named in errors
+    errors: list[ValueError] | None = None,  # takes the errors of groups, which are left out; None: raise them
 ) -> dict[str, VolumeGroup | StreamlinesGroup]:
     """Check a config and return its groups.
 
@@ -183,8 +185,13 @@ def read_config(
         file, raw = config, load_config(config)
     if not isinstance(raw, Mapping) or not raw:
         raise DataError("the config holds no group", file=file, fix="Give at least one, as {name: {'type': ...}}")
-    groups = {name: _read_group(name, value, file) for name, value in raw.items()}
-    _check_all_say(groups, file)
+    groups: dict[str, VolumeGroup | StreamlinesGroup] = {}
+    with collecting(errors) as found:
+        for name, value in raw.items():
+            with collected(found):
+                groups[name] = _read_group(name, value, file)
+        with collected(found):
+            _check_all_say(groups, file)
     return groups
 
 
@@ -236,6 +243,7 @@ class SplitEntry:
 def read_splits(
     splits: Mapping[str, Sequence | str | os.PathLike] | Sequence,  # by name, or three; each a list or a .txt
     root: str | os.PathLike,           # folder with one folder per subject
+    errors: list[ValueError] | None = None,  # takes the errors of entries, which are left out; None: raise them
 ) -> dict[str, list[SplitEntry]]:      # training, validation and testing
     """Return the subjects of each split. An entry is a subject, or a subject and a share: "sub-01 0.8".
 
@@ -244,15 +252,25 @@ def read_splits(
         if not isinstance(splits, (list, tuple)) or len(splits) != 3:
             raise ValueError(f"splits needs three lists (training, validation, testing), got {splits!r}")
         splits = dict(zip(SPLITS, splits, strict=True))
-    for key in splits:
-        if key not in SPLITS:
-            raise DataError(f"unknown split {key!r}", fix=f"Did you mean {nearest_name(str(key), SPLITS, 0)!r}?")
-    found: list[tuple[str, str, float | None]] = []
-    for split in SPLITS:
-        found += [(split, *_read_entry(e, Path(root))) for e in _split_lines(splits.get(split) or ())]
-    if not found:
-        raise DataError("the splits name no subject", fix="Give at least a training subject")
-    return _place(found)
+    entries: list[tuple[str, str, float | None]] = []
+    with collecting(errors) as found:
+        before = len(found)
+        for key in splits:
+            if key not in SPLITS:
+                fix = f"Did you mean {nearest_name(str(key), SPLITS, 0)!r}?"
+                found.append(DataError(f"unknown split {key!r}", fix=fix))
+        for split in SPLITS:
+            with collected(found):
+                for entry in _split_lines(splits.get(split) or ()):
+                    with collected(found):
+                        entries.append((split, *_read_entry(entry, Path(root))))
+                    if not Path(root).is_dir():  # one error is enough
+                        break
+        if not entries and len(found) == before:
+            found.append(DataError("the splits name no subject", fix="Give at least a training subject"))
+    with collecting(errors) as found, collected(found):
+        return _place(entries)
+    return {split: [] for split in SPLITS}
 
 
 def _split_lines(value: Sequence | str | os.PathLike) -> list:

@@ -21,7 +21,7 @@ import h5py
 from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/07_create.ipynb #1f0d0588
-from ..core.files import DataError, atomic_path
+from ..core.files import DataError, atomic_path, collected, collecting
 from ..core.text import Json
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
@@ -101,14 +101,22 @@ def create_hdf5(
     """Write the volumes and streamlines of all subjects for training.
 
     All headers are checked first; the file appears at `out` only when it is complete, so Ctrl-C leaves nothing.
-    Raises DataError, naming file, subject and group, for whatever is wrong with the input."""
+    Raises DataError, naming file, subject and group, for whatever is wrong with the input: DataErrors for several."""
     root, out = Path(root), Path(out)
-    _check_target(out, overwrite, processes)
     options = ProcessingOptions(
         step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
-    raw, groups = _read_groups(config)
-    placed = read_splits(splits, root)
-    jobs = _with_file_groups(_jobs(root, groups, placed, options))
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, not {processes}")
+    raw: Mapping[str, Json] = {}
+    groups: _Groups = {}
+    with collecting() as errors:
+        with collected(errors):
+            _check_target(out, overwrite)
+        with collected(errors):
+            raw, groups = _read_groups(config, errors)
+        placed = read_splits(splits, root, errors)
+        jobs = _jobs(root, groups, placed, options, errors)
+    jobs = _with_file_groups(jobs)
     subjects = _subjects_folder(out) if one_file_per_subject else None
     target = _Target(out, subjects, save_intermediate, processes, overwrite, progress)
     _write_file(target, raw, placed, options, jobs)
@@ -127,36 +135,39 @@ class _Target:
     progress: bool
 
 
-def _check_target(out: Path, overwrite: bool, processes: int) -> None:
+def _check_target(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise DataError("is a folder", file=out, fix="Give the name of the file to write")
     if out.exists() and not overwrite:
         raise DataError("exists already", file=out, fix="Give overwrite=True to replace it")
-    if processes < 1:
-        raise ValueError(f"processes must be at least 1, not {processes}")
 
 
 _Groups = Mapping[str, VolumeGroup | StreamlinesGroup]
 
 
-def _read_groups(config: Mapping[str, Json] | str | os.PathLike) -> tuple[Mapping[str, Json], _Groups]:
+def _read_groups(
+    config: Mapping[str, Json] | str | os.PathLike, errors: list[ValueError],
+) -> tuple[Mapping[str, Json], _Groups]:
     """Return a config as it was given, and its groups."""
     if isinstance(config, Mapping):
-        return config, read_config(config)
+        return config, read_config(config, errors=errors)
     raw = load_config(config)
-    groups = read_config(raw, config)
+    groups = read_config(raw, config, errors)
     assert isinstance(raw, Mapping)
     return raw, groups
 
 
-def _jobs(root: Path, groups: _Groups, placed: Mapping[str, list[SplitEntry]], options: ProcessingOptions) -> list[Job]:
+def _jobs(
+    root: Path, groups: _Groups, placed: Mapping[str, list[SplitEntry]], options: ProcessingOptions,
+    errors: list[ValueError] | None = None,
+) -> list[Job]:
     """Return what is to be written, with all source files found and checked."""
     entries: dict[str, list[SplitEntry]] = {}
     for entry in (e for of_split in placed.values() for e in of_split):
         entries.setdefault(entry.subject, []).append(entry)
     enforce = options.enforce_files_presence
     return [Job(root, subject, tuple(of_subject),
-                find_sources(root, subject, groups, enforce_files_presence=enforce), options)
+                find_sources(root, subject, groups, enforce_files_presence=enforce, errors=errors), options)
             for subject, of_subject in entries.items()]
 
 

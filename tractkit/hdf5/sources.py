@@ -19,7 +19,7 @@ import numpy as np
 from nibabel.spatialimages import SpatialImage
 
 # %% ../../nbs/hdf5/01_sources.ipynb #7b81f11e
-from ..core.files import DataError
+from ..core.files import DataError, collected, collecting
 from .config import StreamlinesGroup, VolumeGroup
 from ..spatial.mif import MIF_ENDINGS, read_mif_header
 from ..spatial.tck import read_tck_header
@@ -114,27 +114,31 @@ def find_sources(
     groups: Mapping[str, VolumeGroup | StreamlinesGroup],  # from `read_config`
     *,
     enforce_files_presence: bool = True,  # False: skip, with a warning each, the files and groups that are missing
+    errors: list[ValueError] | None = None,  # takes the errors; None: raise them
 ) -> dict[str, GroupSources]:  # in the order of `groups`
     """Find and check the files of one subject, reading headers only.
 
     Raises DataError for a missing or unreadable file, one that two patterns name, or stacked files on different
-    grids."""
-    finder = _Finder(Path(root) / subject, enforce_files_presence)
-    volumes = {n: s for n, g in groups.items() if isinstance(g, VolumeGroup) and (s := finder.volume(n, g))}
-    found = volumes | {n: s for n, g in groups.items()
-                       if isinstance(g, StreamlinesGroup) and (s := finder.streamlines(n, g, volumes))}
-    if not found:
-        raise DataError("has none of the files", file=Path(root) / subject, subject=subject,
-                        fix="Check the config's 'files', or leave the subject out")
+    grids; DataErrors for several."""
+    with collecting(errors) as all_errors:
+        before = len(all_errors)
+        finder = _Finder(Path(root) / subject, enforce_files_presence, all_errors)
+        volumes = {n: s for n, g in groups.items() if isinstance(g, VolumeGroup) and (s := finder.volume(n, g))}
+        found = volumes | {n: s for n, g in groups.items()
+                           if isinstance(g, StreamlinesGroup) and (s := finder.streamlines(n, g, volumes))}
+        if groups and not found and len(all_errors) == before:
+            all_errors.append(DataError("has none of the files", file=Path(root) / subject, subject=subject,
+                                        fix="Check the config's 'files', or leave the subject out"))
     return {name: found[name] for name in groups if name in found}
 
 # %% ../../nbs/hdf5/01_sources.ipynb #32528b4f
 @dataclass(frozen=True)
 class _Finder:
-    """Finds the files of one subject."""
+    """Finds the files of one subject, and what is wrong with them."""
 
     folder: Path
     enforce: bool
+    errors: list[ValueError]
 
     def error(self, group: str, problem: str, file: Path, fix: str | None = None) -> DataError:
         """Return an error about a file of a group."""
@@ -156,10 +160,11 @@ class _Finder:
             if not matches:
                 missing = self.folder / pattern.replace("{subject}", self.folder.name)
                 if enforce:
-                    raise self.error(name, "no such file", missing, fix)
-                warnings.warn(f"{missing}: no such file; {self.folder.name}/{name} goes without it", stacklevel=5)
+                    self.errors.append(self.error(name, "no such file", missing, fix))
+                else:
+                    warnings.warn(f"{missing}: no such file; {self.folder.name}/{name} goes without it", stacklevel=5)
             if again := next((p for p in matches if p in files), None):
-                raise self.error(name, "is named by two patterns", again, "List each file once")
+                self.errors.append(self.error(name, "is named by two patterns", again, "List each file once"))
             files += matches
         return tuple(files)
 
@@ -169,21 +174,29 @@ class _Finder:
             return None
         found = self.needed_files(name, [pattern])
         if len(found) > 1:
-            raise self.error(name, f"{len(found)} files match where one is needed", found[1])
-        return found[0]
+            self.errors.append(self.error(name, f"{len(found)} files match where one is needed", found[1]))
+        return found[0] if found else None
 
     def volume(self, name: str, group: VolumeGroup) -> GroupSources | None:
-        """Find the files of a volume group; None if there are none."""
+        """Find the files of a volume group; None if there are none, or something is wrong with them."""
+        before = len(self.errors)
         files = self.files(name, group, group.files)
-        if not files:
+        if not files and len(self.errors) == before:
             return None
-        masks = self.needed_files(name, group.std_mask)
-        images = [_image(path, self.folder.name, name) for path in files + masks]
+        masks, images = self.needed_files(name, group.std_mask), []
+        for path in files + masks:
+            with collected(self.errors):
+                images.append(_image(path, self.folder.name, name))
+        if len(self.errors) > before:
+            return None
         first = images[0][0]
         for path, (grid, _) in zip(files + masks, images, strict=True):
             if not same_grid(first, grid):
                 how = difference(grid, first)
-                raise self.error(name, f"its grid is not that of {files[0].name} ({how})", path, "Resample it")
+                self.errors.append(
+                    self.error(name, f"its grid is not that of {files[0].name} ({how})", path, "Resample it"))
+        if len(self.errors) > before:
+            return None
         widths = tuple(n for _, n in images[:len(files)])
         return GroupSources(self.folder.name, name, group, files, masks, grid=first, widths=widths)
 
@@ -191,6 +204,7 @@ class _Finder:
         self, name: str, group: StreamlinesGroup, volumes: Mapping[str, GroupSources],
     ) -> GroupSources | None:
         """Find the files of a streamlines group; None if there are none."""
+        volume_is_wrong = bool(self.errors)
         files = self.files(name, group, group.files)
         if not files:
             return None
@@ -199,7 +213,9 @@ class _Finder:
                              grids=tuple(v.grid for v in volumes.values() if v.grid),
                              reference=next((v.files[0] for v in volumes.values()), None))
         for path in files:
-            _check_tractogram(found, path)
+            if found.reference or not volume_is_wrong or path.suffix.lower() not in NEED_A_GRID:
+                with collected(self.errors):
+                    _check_tractogram(found, path)
         return found
 
 # %% ../../nbs/hdf5/01_sources.ipynb #0545804c

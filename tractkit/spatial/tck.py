@@ -28,7 +28,7 @@ class TckHeader(NamedTuple):
 
     dtype: np.dtype
     start: int   # byte
-    count: str   # of streamlines, "0" if nobody counted
+    counted: str  # streamlines, "0" if nobody counted
 
 
 def read_tck_header(path: Path) -> TckHeader:
@@ -68,13 +68,13 @@ def read_tck(
     if not whole:
         raise DataError("the marks at the end of a streamline or of the file are missing",
                         fix="It is truncated: write it again")
-    if int(header.count) > len(counts):
-        raise DataError(f"the header counts {header.count} streamlines, the file holds {len(counts)}",
+    if int(header.counted) > len(counts):
+        raise DataError(f"the header counts {header.counted} streamlines, the file holds {len(counts)}",
                         fix="It is damaged: write it again")
-    if 0 < int(header.count) < len(counts):
-        warnings.warn(f"{path}: the header counts {int(header.count):,} streamlines but more data follows it",
+    if 0 < int(header.counted) < len(counts):
+        warnings.warn(f"{path}: the header counts {int(header.counted):,} streamlines but more data follows it",
                       stacklevel=5)
-        counts = counts[:int(header.count)]
+        counts = counts[:int(header.counted)]
         points = points[:counts.sum()]
     in_rasmm = Streamlines(points, np.r_[0, np.cumsum(counts)])
     return TractogramContent(in_rasmm.transform(np.linalg.inv(grid[0])), *grid)
