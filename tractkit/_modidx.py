@@ -69,6 +69,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.core.files._rebuild_error': ('core/files.html#_rebuild_error', 'tractkit/core/files.py'),
                                      'tractkit.core.files.absolute_path': ('core/files.html#absolute_path', 'tractkit/core/files.py'),
                                      'tractkit.core.files.atomic_path': ('core/files.html#atomic_path', 'tractkit/core/files.py'),
+                                     'tractkit.core.files.behind_links': ('core/files.html#behind_links', 'tractkit/core/files.py'),
                                      'tractkit.core.files.cache_folder': ('core/files.html#cache_folder', 'tractkit/core/files.py'),
                                      'tractkit.core.files.collected': ('core/files.html#collected', 'tractkit/core/files.py'),
                                      'tractkit.core.files.collecting': ('core/files.html#collecting', 'tractkit/core/files.py'),

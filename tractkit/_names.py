@@ -388,6 +388,7 @@ NAMES = {
     "begin_epoch": "training.bookkeeping",
     "begin_process": "training.process",
     "begin_step": "training.bookkeeping",
+    "behind_links": "core.files",
     "best_shift": "dwi.placement",
     "bound_kept_shapes": "models.layers",
     "box_corners": "viz.planes",
