@@ -1,0 +1,114 @@
+"""What a study has and what it lacks: seen from names and b-values, before anything is computed."""
+
+import numpy as np
+import pytest
+
+from tractkit.core.files import DataError
+from tractkit.hdf5.study import Choices, plan_study, study_table
+
+
+def touch(root, *names, text=""):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_text(text)
+
+
+def subject(root, k, shells, tracts=("AF", "CST"), missing=(), b0=0):
+    there = f"sub-{k}/dwi/sub-{k}_"
+    bvals = np.repeat([b0, *[b for b, _ in shells]], [1, *[n for _, n in shells]])
+    for end in {"dwi.nii.gz", "dwi.bvec", "desc-brain_mask.nii.gz"} - set(missing):
+        touch(root, there + end)
+    if "dwi.bval" not in missing:
+        touch(root, there + "dwi.bval", text=" ".join(map(str, bvals)))
+    touch(root, *(f"derivatives/t/sub-{k}/sub-{k}__{name}.trk" for name in tracts))
+
+
+def problems(study):
+    return {p.name: list(p.problems) for p in study.subjects if p.problems}
+
+
+def test_all_have_one_shell_and_one_order(tmp_path):
+    subject(tmp_path, 1, [(2000, 60)])
+    subject(tmp_path, 2, [(1000, 90), (1995, 40), (3000, 90)])
+    subject(tmp_path, 3, [(2005, 32)])
+    study = plan_study(tmp_path)
+    assert not problems(study) and study.input == "sh" and study.sh_order == 6  # 32 directions
+    assert [p.shell for p in study.subjects] == [None, 1995, None]
+    assert list(study.subjects[0].tractograms) == ["AF", "CST"]
+    assert "40 at 1995*" in study_table(study) and "order 6" in study_table(study)
+    alone = plan_study(tmp_path, subjects=["sub-2"])
+    assert alone.shell == 3000 and alone.sh_order == 8  # of two with most directions the higher
+    said = plan_study(tmp_path, Choices(shell=1000, sh_order=4))
+    assert said.sh_order == 4 and set(problems(said)) == {"sub-1", "sub-3"}
+    assert "no shell at b = 1000" in problems(said)["sub-1"][0]
+
+
+def test_one_shell_each_of_two_scanners(tmp_path):
+    subject(tmp_path, 1, [(1000, 30)])
+    subject(tmp_path, 2, [(1300, 30)])
+    subject(tmp_path, 3, [(700, 30), (3000, 60)])
+    study = plan_study(tmp_path)
+    assert not problems(study) and [p.shell for p in study.subjects] == [None, None, 3000]
+    assert "note: sub-1, sub-2 have no such shell; theirs is used in its place" in study_table(study)
+
+
+def test_everything_that_is_missing_is_listed_at_once(tmp_path):
+    subject(tmp_path, 1, [(1000, 30)])
+    subject(tmp_path, 2, [(1000, 30)], missing=["desc-brain_mask.nii.gz", "dwi.bval"])
+    subject(tmp_path, 3, [(1000, 30)], tracts=())
+    subject(tmp_path, 4, [(1000, 30)], b0=60)
+    touch(tmp_path, "sub-5/dwi/sub-5_run-1_dwi.nii.gz", "sub-5/dwi/sub-5_run-2_dwi.nii.gz",
+          "sub-5/dwi/sub-5_desc-brain_mask.nii.gz", "sub-5/a/AF.trk", "sub-5/a/CST.trk", "sub-5/b/AF.trk")
+    subject(tmp_path, 6, [(1000, 30)], missing=["dwi.bvec"])
+    (tmp_path / "sub-6/dwi/sub-6_dwi.bvec").symlink_to("annex/objects")
+    touch(tmp_path, "sub-7/dwi/sub-7_dwi.nii.gz", "sub-7/dwi/sub-7_dwi.bvec")
+    touch(tmp_path, "sub-7/dwi/sub-7_dwi.bval", text="0 a b")
+    study = plan_study(tmp_path)
+    said = problems(study)
+    assert set(said) == {f"sub-{k}" for k in range(2, 8)}
+    assert said["sub-2"] == ["no brain mask on the grid of the series (if there is one, say which: mask='NAME')",
+                             "no b-values (.bval) beside its series"]
+    assert said["sub-3"] == ["no tractogram (.trk, .trx, .tck)"]
+    assert "no volume has b of at most 50; the lowest is 60: b0_threshold=60" in said["sub-4"][0]
+    assert "2 files could be its dwi: sub-5_run-1_dwi.nii.gz, sub-5_run-2_dwi.nii.gz; say which" in said["sub-5"][0]
+    assert said["sub-6"] == ["sub-6_dwi.bvec is a link, and its file is not here; fetch it (datalad get)"]
+    assert any("is no table of numbers" in problem for problem in said["sub-7"])
+    table = study_table(study)
+    assert all(f"  {name}: {problem}" in table for name, of_one in said.items() for problem in of_one)
+    assert list(study.subjects[4].tractograms) == ["a_AF", "CST", "b_AF"]
+
+
+def test_fodf_where_all_have_it(tmp_path):
+    for sub in ("sub-1", "sub-2"):
+        touch(tmp_path, f"{sub}/FODF_Metrics/{sub}__fodf.nii.gz", f"{sub}/Tracking/{sub}__tracking.trk")
+    study = plan_study(tmp_path)
+    assert (study.input, study.features, study.axes) == ("fodf", "sh:descoteaux07_legacy", "voxel")
+    assert not problems(study) and "fibre orientations as they are (descoteaux07_legacy)" in study_table(study)
+    touch(tmp_path, "sub-3/dwi/sub-3_dwi.nii.gz")
+    assert plan_study(tmp_path).input == "sh"
+    forced = plan_study(tmp_path, Choices(input="fodf"))
+    assert "no fibre orientations (fodf)" in problems(forced)["sub-3"][0]
+    touch(tmp_path, *(f"m/s{k}/{file}" for k in (1, 2) for file in ("dwi.mif", "wmfod.mif", "mask.mif", "t.tck")))
+    of_mrtrix = plan_study(tmp_path / "m")
+    assert (of_mrtrix.input, of_mrtrix.features, of_mrtrix.axes) == ("fodf", "sh:tournier07", "scanner")
+
+
+NAMES = {"sub-1__AF_left.trk": "AF_left", "sub-1_bundle-AF_tractogram.trk": "AF", "sub-1_ses-2_tractogram.trx":
+         "tractogram", "sub-1_space-ACPC_model-x_bundle-CSTL_streamlines.tck.gz": "CSTL", "CC_1.tck": "CC_1",
+         "sub-1__pft_tracking_prob_wm_seed_0.trk": "pft_tracking_prob_wm_seed_0"}
+
+
+@pytest.mark.parametrize("file", NAMES)
+def test_names_of_bundles(tmp_path, file):
+    touch(tmp_path, "sub-1/dwi/sub-1_dwi.nii.gz", f"sub-1/{file}")
+    assert list(plan_study(tmp_path).subjects[0].tractograms) == [NAMES[file]]
+
+
+def test_some_tractograms_and_some_subjects(tmp_path):
+    for k in (1, 2):
+        subject(tmp_path, k, [(1000, 30)], tracts=("AF", "CST", "whole"))
+    study = plan_study(tmp_path, Choices(tractograms=("*AF*", "*CST*", "*UF*")), subjects=["sub-2"])
+    assert list(study.subjects[0].tractograms) == ["AF", "CST"]
+    assert problems(study) == {"sub-2": ["no tractogram that fits '*UF*'"]}
+    with pytest.raises(DataError, match="sub-9: no such subject. There are sub-1, sub-2"):
+        plan_study(tmp_path, subjects=["sub-9"])
