@@ -9,7 +9,7 @@ __all__ = ['DataError', 'DataErrors', 'collected', 'collecting', 'absolute_path'
 # %% ../../nbs/core/00_files.ipynb #ad517342
 import os
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -61,14 +61,20 @@ _SHOWN = 40
 
 
 @contextmanager
-def collected(errors: list[ValueError]) -> Iterator[None]:
+def collected(
+    errors: list[ValueError],
+    first: Callable[[ValueError], None] = lambda e: None,  # called with the first of all errors
+) -> Iterator[None]:
     """Put an error of the block into a list, and go on after it."""
+    before = len(errors)
     try:
         yield
     except DataErrors as e:
         errors += e.errors
     except ValueError as e:
         errors.append(e)
+    if errors and not before:
+        first(errors[0])
 
 
 @contextmanager

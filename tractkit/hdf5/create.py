@@ -28,7 +28,7 @@ from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .layout import ALIGNED, OWN, all_checksums, open_hdf5, write_root
 from .sources import GroupSources, find_sources, group_names
-from .write_subjects import Job, write_in_children, write_subject_file, write_subjects
+from .write_subjects import Job, write_in_children, write_in_turn, write_subject_file, write_subjects
 
 # %% ../../nbs/hdf5/07_create.ipynb #ae4db3ce
 @contextmanager
@@ -231,13 +231,12 @@ def _fill(
         write_subjects(h5, jobs, step)
         return checksums
     several = target.processes > 1
-    for job in write_in_children(jobs, folder, target.processes, config, placed) if several else jobs:
+    for job in (write_in_children(jobs, folder, target.processes, config, placed) if several else
+                write_in_turn(jobs, folder, config, placed, step)):
         file = folder / f"{job.subject}.hdf5"
         if several:
             for name in job.sources:
                 step(f"{job.subject}/{name}")
-        else:
-            write_subject_file(file, job, config, placed, step)
         if target.subjects is None:
             _copy_subject(h5, file, job)
             file.unlink()
