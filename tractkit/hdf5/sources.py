@@ -24,6 +24,7 @@ from .config import StreamlinesGroup, VolumeGroup
 from .features import misfit
 from ..spatial.mif import MIF_ENDINGS, read_mif_header
 from ..spatial.space import voxel_order
+from ..spatial.tck import read_tck_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
 Grid = tuple[np.ndarray, Sequence[int]]  # affine, shape
@@ -257,7 +258,7 @@ def _check_tractogram(s: GroupSources, path: Path) -> None:
                       "Add a volume group, or use .trk")
     if suffix in (".trk", ".tck"):
         try:
-            nib.streamlines.load(path, lazy_load=True)
+            read_tck_header(path) if suffix == ".tck" else nib.streamlines.load(path, lazy_load=True)
         except Exception as e:
             raise s.error(f"cannot be read as a tractogram ({e})", path) from e
 
