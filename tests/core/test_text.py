@@ -5,7 +5,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tractkit.core.text import format_bytes, format_duration, nearest_name, parse_yaml
+from tractkit.core.text import format_bytes, format_duration, nearest_name, parse_json, parse_yaml
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,36 @@ def test_yaml_reads_numbers_and_merges():
 def test_yaml_refuses_repeated_names_broken_text_and_code(text):
     with pytest.raises(yaml.YAMLError):
         parse_yaml(text)
+
+
+def laughs(levels: int) -> str:
+    return "a0: &a0 [ha]\n" + "".join(
+        f"a{i + 1}: &a{i + 1} [{', '.join([f'*a{i}'] * 10)}]\n" for i in range(levels))
+
+
+@pytest.mark.parametrize("text", [
+    laughs(9), "a: &a [1]\nb: *a", "a: &a [*a]", "a: &a {<<: *a}",
+    "a: &a {x: 1}\nb: &b {p: {<<: *a}, q: {<<: *a}}\nc: {<<: *b}",  # a merge of what has merges
+    "a: &a {x: 1}\nb: {<<: [*a, *a]}", "a: &a {x: 1}\n" + "".join(f"b{i}: {{<<: *a}}\n" for i in range(200)),
+])
+def test_yaml_that_stands_for_more_than_it_is(text):
+    with pytest.raises(yaml.YAMLError, match=r"line \d+: an alias \(\*\w+\)"):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["[" * 50_000, "{a: " * 50_000, "- " * 50_000, "? " * 20_000])
+def test_yaml_of_many_levels(text):
+    """They end the process in the parser."""
+    with pytest.raises(yaml.YAMLError, match="more than 50 levels"):
+        parse_yaml(text)
+
+
+@pytest.mark.parametrize("text", ["a: 2020-99-99", f"a: {'9' * 5000}", "a: " + "x" * 2**22])
+def test_yaml_of_values_that_cannot_be(text):
+    with pytest.raises(yaml.YAMLError, match="cannot be read|characters"):
+        parse_yaml(text)
+
+
+def test_json_of_many_levels():
+    with pytest.raises(ValueError, match="too many"):
+        parse_json("[" * 100_000)

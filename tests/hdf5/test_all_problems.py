@@ -1,6 +1,8 @@
 """hdf5: one run names everything that is wrong with a study, before anything is computed."""
 
 import pickle
+import subprocess
+import sys
 import warnings
 
 import nibabel as nib
@@ -12,6 +14,8 @@ from tractkit.cli.commands import main
 from tractkit.core.files import DataError, DataErrors
 from tractkit.hdf5.config import read_config, read_splits
 from tractkit.hdf5.create import create_hdf5
+from tractkit.spatial.streamlines import Streamlines
+from tractkit.spatial.tractogram import Tractogram
 
 
 @pytest.fixture
@@ -111,3 +115,72 @@ def test_the_command_line_names_its_options(study, capsys):
     told = capsys.readouterr().err
     assert told.startswith("tractkit: 2 things are wrong:\n") and "--overwrite" in told
     assert "--skip-enforce-files-presence" in told and "=True" not in told and "=False" not in told
+
+
+@pytest.mark.parametrize("how", [{}, {"one_file_per_subject": True},
+                                 pytest.param({"processes": 2}, marks=pytest.mark.full)])
+def test_content_that_is_wrong_is_named_for_all_subjects(tmp_path, how):
+    """What only reading shows is told at once, and the rest is looked at; nothing is left."""
+    for i, name in enumerate(("a", "b", "c", "d")):
+        make_subject(tmp_path / name, np.random.default_rng(i))
+    for name in ("b", "d"):
+        image = nib.load(tmp_path / name / "xyz.nii.gz")
+        data = image.get_fdata(dtype=np.float32)
+        data[3, 3, 3] = np.nan
+        nib.save(nib.Nifti1Image(data, image.affine), tmp_path / name / "xyz.nii.gz")
+    t = Tractogram.load(tmp_path / "c/lines.trk")
+    Tractogram(Streamlines(t.streamlines.points + 99, t.streamlines.offsets), t.affine, SHAPE, t.dps).save(
+        tmp_path / "c/lines.trk")
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(DataErrors) as e, warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a", "b", "c", "d"]}, progress=False, **how)
+    found = [(error.subject, error.group) for error in e.value.errors]
+    assert found == [("b", "input"), ("c", "streamlines"), ("d", "input")]
+    assert sorted(tmp_path.iterdir()) == before
+    assert sum("b/input: 3 values are not finite" in str(w.message) for w in said) == 1
+
+
+def test_demo_names_what_is_missing_before_it_imports_anything(tmp_path, capsys):
+    for name, files in {"one": ("dwi.nii.gz", "bvals"), "two": ("mask.nii.gz", "a_mask.nii.gz", "t.trk")}.items():
+        (tmp_path / name).mkdir()
+        for file in files:
+            (tmp_path / name / file).touch()
+    folders = [str(tmp_path / name) for name in ("one", "two", "none")]
+    assert main(["demo", *(word for folder in folders for word in ("--subject", folder))]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("tractkit: 7 things are wrong:\n")
+    for words in ("one: has no bvecs", "one: has no mask", "one: has no tractogram", "two: has no dwi",
+                  "two: has no bvals", "two: has no bvecs", "none: is no folder"):
+        assert told.count(words) == 1, words
+    assert main(["demo", "--dwi", "no1.nii", "--bvals", "no2", "--bvecs", "no3", "--mask", "no4.nii",
+                 "--tractogram", "no5.trk"]) == 2
+    assert capsys.readouterr().err.count("no such file") == 5
+
+
+def test_the_command_line_starts_light():
+    """What finds a demo's files, and what reads a study's headers, loads neither torch nor DIPY."""
+    code = ("import sys; import tractkit.cli.commands, tractkit.demo.subject_files, tractkit.hdf5.create; "
+            "heavy = [m for m in ('torch', 'dipy', 'fury', 'matplotlib') if m in sys.modules]; "
+            "assert not heavy, heavy")
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_all_subjects_of_a_demo_are_checked(tmp_path):
+    from tractkit.demo.pipeline import run_demo
+    from tractkit.demo.subject_files import SubjectFiles
+
+    subjects = []
+    for name in ("one", "two"):
+        t = make_subject(tmp_path / name, np.random.default_rng(0))
+        (tmp_path / name / "lines.trk").write_bytes(b"no trk")
+        world_volume(t.affine).save(tmp_path / name / "dwi.nii.gz")
+        (tmp_path / name / "mask.nii.gz").write_bytes(b"no mask")
+        (tmp_path / name / "bvals").write_text("0 1000 1000")
+        (tmp_path / name / "bvecs").write_text("0 1 0\n0 0 1\n0 0 0\n")
+        subjects.append(SubjectFiles.find(tmp_path / name))
+    with pytest.raises(DataErrors) as e:
+        run_demo(tmp_path / "out", subjects=subjects, progress=False)
+    assert [error.file.split("/")[-2:] for error in e.value.errors] == [
+        [name, file] for name in ("one", "two") for file in ("mask.nii.gz", "lines.trk")]
+    assert not (tmp_path / "out").exists()

@@ -16,9 +16,12 @@ from tractkit.core.settings import plain_numbers, settings_of
 from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.data.sampler import BatchIDSampler
+from tractkit.data.settings import DatasetSettings
 from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.models.base import TractographyModel, load_model
 from tractkit.models.learn2track import Learn2Track
+from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import Tracker, dilate_mask, seeds_from_mask
 from tractkit.training.optimizers import make_optimizer
 from tractkit.training.policy import (
     DecreasingOnPlateau,
@@ -215,3 +218,94 @@ def test_optimizers_and_functions(tmp_path):
     train_model(model, batches, np.int64(2), np.float32(.01), checkpoints_path=tmp_path / "run", seed=torch.tensor(3))
     config = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["trainer"]
     assert config["max_epochs"] == 2 and config["rng"] == 3
+
+
+# -- the dataset and the tracker
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_a_dataset(tmp_path, kind):
+    of, data = KINDS[kind], make_file(tmp_path / "data", n_subjects=2, n=2, points=(5, 6))[0]
+    numbers = dict(cache_size=3, cache_bytes=2**20, block_bytes=2**21)
+    true = np.bool_(True) if kind not in ("array", "tensor") else of(True)
+    made = MultiSubjectDataset(data, true, of(3), cache_bytes=of(2**20), block_bytes=of(2**21))
+    assert {k: made.settings()[k] for k in numbers} == numbers
+    made.load_data(load_testing=true, subj_id=np.array(["sub-0"]), volume_groups=np.str_("input"))
+    assert are_plain(made.settings()) and made.settings()["subj_id"] == ["sub-0"] and len(made.subjects()) == 1
+    given = DatasetSettings(str(data), true, **{k: of(v) for k, v in numbers.items()}, streamline_groups=("a", "b"))
+    assert pickle.dumps(given) == pickle.dumps(DatasetSettings(str(data), True, **numbers, streamline_groups=["a", "b"]))
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("lazy", "no"), ("lazy", np.array([1, 0])), ("cache_size", 2.5), ("cache_size", -1), ("cache_size", np.array([1, 2])),
+    ("cache_bytes", "1 GB"), ("cache_bytes", math.nan), ("cache_bytes", -1), ("block_bytes", 0), ("block_bytes", None),
+    ("path", 3), ("load_training", "no"), ("subj_id", 3), ("subj_id", [1, 2]), ("volume_groups", np.array([1.5])),
+    ("streamline_groups", [None])])
+def test_others_are_refused_by_a_dataset(tmp_path, name, wrong):
+    data = make_file(tmp_path / "data", n_subjects=1, n=2, points=(5, 6))[0]
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        DatasetSettings(**{"path": str(data), name: wrong})
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        if name in ("subj_id", "volume_groups", "streamline_groups", "load_training"):
+            MultiSubjectDataset(data).load_data(**{name: wrong})
+        else:
+            MultiSubjectDataset(**{"path": data, name: wrong})
+
+
+def test_blocks_of_a_url():
+    for wrong in (0, 2.5, "64 kB", math.inf):
+        with pytest.raises(ValueError, match="^block_size must be"):
+            MultiSubjectDataset("memory://no-such-file", block_size=wrong)
+        with pytest.raises(ValueError, match="^folder_bytes must be"):
+            MultiSubjectDataset("memory://no-such-file", folder_bytes=wrong)
+
+
+class Straight:
+    nb_features, step_size = 1, 1.0
+
+    def init_state(self, n, device):
+        return None
+
+    def select_state(self, state, ids):
+        return None
+
+    def step(self, inputs, previous, state):
+        return torch.tensor([[1.0, 0, 0]]).expand(len(inputs), 3), state
+
+
+def track(of, **options):
+    volume = Volume(np.ones((12, 3, 3), np.float32), np.eye(4))
+    numbers = dict(step_size=1, theta=45, min_length=3, max_length=9, seed=3, batch_size=5, num_threads=1) | options
+    tracker = Tracker(Straight(), volume, volume, **{k: of(v) for k, v in numbers.items()})
+    return tracker, tracker.track(npv=of(2), progress=False)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_number_of_a_tracker(kind):
+    tracker, found = track(KINDS[kind])
+    same, expected = track(lambda x: x)
+    assert np.array_equal(found.streamlines.points, expected.streamlines.points) and len(found.streamlines)
+    numbers = [{k: v for k, v in vars(t).items() if isinstance(v, PLAIN)} for t in (tracker, same)]
+    assert numbers[0] == numbers[1] and len(numbers[0]) >= 7
+    mask = Volume(np.eye(3)[:, :, None], np.eye(4))
+    assert np.array_equal(dilate_mask(mask, KINDS[kind](1)).data, dilate_mask(mask, 1).data)
+
+
+@pytest.mark.parametrize("name, wrong", [
+    ("step_size", "1"), ("step_size", [1.0]), ("theta", "60"), ("theta", np.array([60, 30])), ("theta", math.nan),
+    ("min_length", None), ("min_length", math.nan), ("max_length", math.inf), ("max_length", torch.tensor([1., 2.])),
+    ("seed", 1.5), ("seed", "a"), ("batch_size", 2.5), ("batch_size", "10"), ("num_threads", 0), ("num_threads", 1.5)])
+def test_others_are_refused_by_a_tracker(name, wrong):
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        track(lambda x: x, **{name: wrong})
+
+
+@pytest.mark.parametrize("wrong", [1.5, "2", np.array([1, 2])])
+def test_seeds_and_masks(wrong):
+    mask = Volume(np.ones((3, 3, 3)), np.eye(4))
+    with pytest.raises(ValueError, match="^npv must be"):
+        seeds_from_mask(mask, npv=wrong)
+    with pytest.raises(ValueError, match="^seed must be"):
+        seeds_from_mask(mask, 1, wrong)
+    for voxels in (wrong, -1):
+        with pytest.raises(ValueError, match="^voxels must be"):
+            dilate_mask(mask, voxels)

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TextIO
 
 from .data_files import add_hdf5_options, run_hdf5, with_hyphens
-from ..core.files import DataError
+from ..core.files import DataError, collected, collecting
 
 # %% ../../nbs/cli/02_commands.ipynb #e41048a8
 def _positive(text: str) -> int:
@@ -89,7 +89,6 @@ def parser(
 # %% ../../nbs/cli/02_commands.ipynb #02040b55
 def run_demo_command(args: argparse.Namespace) -> None:
     """Run `tractkit demo`. Raises DataError for files that are missing, or that do not go together."""
-    from tractkit.demo.pipeline import run_demo
     from tractkit.demo.subject_files import SubjectFiles
 
     five = {name: getattr(args, name) for name in ("dwi", "bvals", "bvecs", "mask", "tractogram")}
@@ -98,10 +97,19 @@ def run_demo_command(args: argparse.Namespace) -> None:
         raise DataError("--subject and single files do not go together", fix="Give one or the other")
     if 0 < len(missing) < 5:
         raise DataError(f"{', '.join(missing)} is missing", fix="Your own data take all five files")
-    subjects = [SubjectFiles.find(folder) for folder in args.subject or ()]
+    subjects = []
+    with collecting() as errors:
+        for folder in args.subject or ():
+            with collected(errors):
+                subjects.append(SubjectFiles.find(folder))
     if not missing:
         name = Path(args.dwi).name.split(".")[0]
         subjects = [SubjectFiles(name, **{k: Path(v) for k, v in five.items()})]
+        subjects[0].check_presence()
+    if subjects:
+        print(f"tractkit demo: reading {', '.join(s.name for s in subjects)} …", file=sys.stderr)
+    from tractkit.demo.pipeline import run_demo  # it loads torch and DIPY, which takes seconds
+
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
              tracked_with=args.tracked_with, epochs=args.epochs)
 

@@ -150,7 +150,7 @@ def with_hyphens(words: Sequence[str]) -> list[str]:
 # %% ../../nbs/cli/01_data_files.ipynb #7f1d0002
 def _from_bids(options: dict) -> None:
     """Call `from_bids` with the options of the command; those not named here are for `create_hdf5`."""
-    from tractkit.hdf5.from_bids import from_bids
+    from tractkit.hdf5.from_folders import from_bids
     from tractkit.hdf5.study import Choices
 
     choices: dict = {field.name: options.pop(field.name) for field in fields(Choices)}

@@ -172,10 +172,10 @@ def check_value(record: Setting, value: object) -> None:
         raise ValueError(f"{record.name} must be {record.wanted}, not {value!r}")
 
 
-def whole_number(name: str, value: int) -> int:
+def whole_number(name: str, value: int, at_least: int | None = None) -> int:
     """Return a whole number, of NumPy or torch too, as one of Python. ValueError for anything else."""
     value = plain_numbers(value)
-    check_value(Setting(name, int, MISSING, finite=True), value)
+    check_value(Setting(name, int, MISSING, at_least=at_least, finite=True), value)
     return int(value)
 
 

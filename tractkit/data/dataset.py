@@ -18,6 +18,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from .cache import LoopCache
+from .settings import DatasetSettings
 from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent, VolumeCache
 from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
@@ -317,13 +318,14 @@ class MultiSubjectDataset:
         block_bytes: int = 2**28,      # of a URL's blocks kept in memory by each process
         **blocks: Unpack[BlockOptions],  # for a URL: cache_folder, folder_bytes, block_size; see `RemoteFile`
     ):
-        lazy, cache_size, cache_bytes, block_bytes, blocks = plain_numbers(
-            (lazy, cache_size, cache_bytes, block_bytes, blocks))
+        given = DatasetSettings(path, lazy, cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes)
+        self.lazy, blocks = given.lazy, plain_numbers(blocks)
         self._arguments: Record = dict(
-            lazy=lazy, cache_size=cache_size, cache_bytes=cache_bytes, block_bytes=block_bytes, **blocks)
-        self._file, self.lazy = data_file(path, storage_options, cache_bytes=block_bytes, **blocks), lazy
-        self._cache: VolumeCache = LoopCache(cache_bytes, cache_size)
-        self._reader = _SubjectReader(self._file, lazy, self._cache)
+            lazy=self.lazy, cache_size=given.cache_size, cache_bytes=given.cache_bytes, block_bytes=given.block_bytes,
+            **blocks)
+        self._file = data_file(path, storage_options, cache_bytes=given.block_bytes, **blocks)
+        self._cache: VolumeCache = LoopCache(given.cache_bytes, given.cache_size)
+        self._reader = _SubjectReader(self._file, self.lazy, self._cache)
         root = self._file.ask(_read_root)
         self.step_size, self.nb_points, self.compress = root.step_size, root.nb_points, root.compress
         self._names, self._fingerprint = root.names, root.fingerprint
@@ -349,12 +351,14 @@ class MultiSubjectDataset:
         streamline_groups: str | list[str] | None = None,
     ) -> "MultiSubjectDataset":
         """Load the subsets asked for; returns the dataset itself."""
-        subj_id, volume_groups, streamline_groups = plain_numbers((subj_id, volume_groups, streamline_groups))
-        wanted = dict(zip(SPLITS, (load_training, load_validation, load_testing), strict=True))
-        self._arguments |= {f"load_{split}": load for split, load in wanted.items()}
-        self._arguments |= dict(subj_id=subj_id, volume_groups=volume_groups, streamline_groups=streamline_groups)
-        names = self._names_of(wanted, _as_set(subj_id))
-        chosen = {"volume": _as_set(volume_groups), "streamlines": _as_set(streamline_groups)}
+        given = DatasetSettings(
+            self.path, load_training=load_training, load_validation=load_validation, load_testing=load_testing,
+            subj_id=subj_id, volume_groups=volume_groups, streamline_groups=streamline_groups)
+        wanted = dict(zip(SPLITS, (given.load_training, given.load_validation, given.load_testing), strict=True))
+        self._arguments |= {f"load_{split}": load for split, load in wanted.items()} | dict(
+            subj_id=given.subj_id, volume_groups=given.volume_groups, streamline_groups=given.streamline_groups)
+        names = self._names_of(wanted, _as_set(given.subj_id))
+        chosen = {"volume": _as_set(given.volume_groups), "streamlines": _as_set(given.streamline_groups)}
         loaded: dict[str, SubjectData] = {}
         self._reader.found.clear()
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once

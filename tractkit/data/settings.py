@@ -8,7 +8,7 @@ __all__ = ['DatasetSettings', 'SamplerSettings', 'only_one_of', 'LoaderSettings'
 
 # %% ../../nbs/data/00_settings.ipynb #0904e23a
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from numbers import Integral
 
@@ -17,22 +17,39 @@ from ..core.settings import check_settings, make_plain, setting
 # %% ../../nbs/data/00_settings.ipynb #e10cdf12
 @dataclass(frozen=True)
 class DatasetSettings:
-    """Where the data are, and how much of them is kept in memory."""
+    """Where the data are, and how much of them is kept in memory. ValueError for a value that makes no sense."""
 
     path: str | os.PathLike = setting(
         also=("hdf5_file",), help="a file, or its URL: s3://, http(s)://, whatever fsspec knows")
     lazy: bool = setting(False, help="leave points and volumes where they are until asked for")
-    cache_size: int | None = setting(None, help="lazy: keep at most this many volumes (0: none) ...")
+    cache_size: int | None = setting(None, at_least=0, help="lazy: keep at most this many volumes (0: none) ...")
     _: KW_ONLY
     cache_bytes: int | None = setting(
-        None, unit="bytes", help="... and this many bytes of them; None: half of the memory that is free")
-    block_bytes: int = setting(2**28, unit="bytes", help="of a URL's blocks kept in memory by each process")
+        None, at_least=0, unit="bytes", help="... and this many bytes of them; None: half of the memory that is free")
+    block_bytes: int = setting(2**28, at_least=1, unit="bytes", help="of a URL's blocks kept in memory by each process")
     load_training: bool = setting(True, help="load the training subjects")
     load_validation: bool = setting(True, help="load the validation subjects")
     load_testing: bool = setting(True, help="load the testing subjects")
     subj_id: str | list[str] | None = setting(None, help="only these subjects")
     volume_groups: str | list[str] | None = setting(None, help="only these volume groups")
     streamline_groups: str | list[str] | None = setting(None, help="only these streamline groups")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        if not isinstance(self.path, (str, os.PathLike)):
+            raise ValueError(f"path must be that of a file, or its URL, not {self.path!r}")
+        for name in ("subj_id", "volume_groups", "streamline_groups"):
+            object.__setattr__(self, name, _checked_names(name, getattr(self, name)))
+
+
+def _checked_names(argument: str, names: str | Iterable[str] | None) -> str | list[str] | None:
+    """Return one name, a list of names, or None for all."""
+    if names is None or isinstance(names, str):
+        return names
+    found = list(names) if isinstance(names, Iterable) else [names]
+    if not isinstance(names, Iterable) or not all(isinstance(name, str) for name in found):
+        raise ValueError(f"{argument} must be a name or a list of names, not {names!r}")
+    return sorted(found) if isinstance(names, (set, frozenset)) else found
 
 # %% ../../nbs/data/00_settings.ipynb #3f57599d
 @dataclass(frozen=True)

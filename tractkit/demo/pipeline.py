@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from ..core.files import DataError, absolute_path, atomic_path, path_from_here
+from ..core.files import DataError, absolute_path, atomic_path, collected, collecting, path_from_here
 from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
@@ -129,8 +129,10 @@ def run_demo(
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
 
     Raises DataError for files that do not fit and for a folder with another run, KeyboardInterrupt when stopped."""
-    for files in subjects:
-        check_subject(files)
+    with collecting() as errors:
+        for files in subjects:
+            with collected(errors):
+                check_subject(files)
     if settings is None:
         settings = demo_settings([f.resolved() for f in subjects], seed, quick, tracked_with, min_length, epochs)
     folder = absolute_path(out or ("results/own" if settings.own else "results/demo"))

@@ -8,10 +8,12 @@ __all__ = ['SubjectFiles', 'check_subject']
 # %% ../../nbs/demo/00_subject_files.ipynb #92e5a375
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ..core.files import DataError
-from ..dwi.gradients import load_dwi
-from ..spatial.tractogram import Tractogram
+from ..core.files import DataError, collected, collecting
+
+if TYPE_CHECKING:
+    from tractkit.spatial.tractogram import Tractogram
 
 # %% ../../nbs/demo/00_subject_files.ipynb #2537b44a
 USUAL_NAMES = {
@@ -52,11 +54,23 @@ class SubjectFiles:
     ) -> "SubjectFiles":
         """Find the five files by their usual names.
 
-        Raises DataError if one is missing, or if several have a usual name and none has the plain one."""
+        Raises DataError for each that is missing, and if several have a usual name and none has the plain one."""
         folder = Path(folder)
         if not folder.is_dir():
             raise DataError("is no folder", file=folder, fix="Give the folder of one subject")
-        return SubjectFiles(folder.name, **{what: find_file(folder, what) for what in USUAL_NAMES})
+        found: dict[str, Path] = {}
+        with collecting() as errors:
+            for what in USUAL_NAMES:
+                with collected(errors):
+                    found[what] = find_file(folder, what)
+        return SubjectFiles(folder.name, **found)
+
+    def check_presence(self) -> None:
+        """Raise DataError for the files that are not there."""
+        with collecting() as errors:
+            for path in (self.dwi, self.bvals, self.bvecs, self.mask, self.tractogram):
+                if not path.exists():
+                    errors.append(DataError("no such file", file=path, fix="Check the path"))
 
     def resolved(self) -> "SubjectFiles":
         """Return the same files with absolute paths, which mean the same in another working directory."""
@@ -65,12 +79,22 @@ class SubjectFiles:
 # %% ../../nbs/demo/00_subject_files.ipynb #d0c85347
 def check_subject(
     files: SubjectFiles,
-) -> Tractogram:  # the reference streamlines, voxel space, center origin
+) -> "Tractogram":  # the reference streamlines, voxel space, center origin
     """Read all five files of a subject and check that they belong together.
 
     Raises DataError, naming the file, for whatever is missing, damaged or does not fit."""
-    dwi = load_dwi(files.dwi, files.bvals, files.bvecs, files.mask)
-    tractogram = Tractogram.load(files.tractogram, reference=dwi.volume)
+    from tractkit.dwi.gradients import load_dwi  # here, as these load DIPY and the names of files are checked before
+    from tractkit.spatial.tractogram import Tractogram
+
+    files.check_presence()
+    with collecting() as errors:
+        dwi = tractogram = None
+        with collected(errors):
+            dwi = load_dwi(files.dwi, files.bvals, files.bvecs, files.mask)
+        if dwi or files.tractogram.suffix.lower() in (".trk", ".trx"):  # others take the grid of the series
+            with collected(errors):
+                tractogram = Tractogram.load(files.tractogram, reference=dwi.volume if dwi else None)
+    assert tractogram is not None
     outside = int((~tractogram.inside()).sum())
     if outside:
         raise DataError(f"{outside:,} of {len(tractogram):,} streamlines leave the volume of {files.dwi}",

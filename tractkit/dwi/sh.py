@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import DataError, atomic_path
-from ..core.text import Json
+from ..core.text import Json, parse_json
 from .gradients import DWI, check_one_shell
 from ..spatial.volume import Volume
 
@@ -125,7 +125,7 @@ def load_sh(
                         fix='Write it by hand: '
                             '{"kind": "signal", "sh_order": 6, "basis": "descoteaux07", "legacy": true}')
     try:
-        info = ShInfo(**json.loads(sidecar.read_text(encoding="utf-8")))
+        info = ShInfo(**parse_json(sidecar.read_text(encoding="utf-8")))
         fits = volume.nb_features == nb_coefficients(info.sh_order)
     except (ValueError, TypeError) as e:
         raise DataError(f"is no sidecar of spherical harmonics ({e})", file=sidecar,

@@ -7,7 +7,6 @@ __all__ = ['FEATURES', 'AXES', 'SPLITS', 'VolumeGroup', 'StreamlinesGroup', 'rea
            'read_splits']
 
 # %% ../../nbs/hdf5/00_config.ipynb #c30beb06
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -17,7 +16,7 @@ import numpy as np
 import yaml
 
 from ..core.files import DataError, collected, collecting
-from ..core.text import Json, nearest_name, parse_yaml
+from ..core.text import Json, nearest_name, parse_json, parse_yaml
 from ..dwi.sh_basis import SH_BASES
 from ..spatial.resample import compress as compress_streamlines
 from ..spatial.resample import resample_nb_points, resample_step
@@ -214,7 +213,7 @@ def load_config(
     path = Path(path)
     try:
         text = path.read_text(encoding="utf-8")
-        return json.loads(text, object_pairs_hook=_each_once) if path.suffix == ".json" else parse_yaml(text)
+        return parse_json(text, _each_once) if path.suffix == ".json" else parse_yaml(text)
     except OSError as e:
         raise DataError("cannot read the config", file=path, fix=e.strerror) from e
     except (ValueError, yaml.YAMLError) as e:

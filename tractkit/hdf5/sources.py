@@ -22,6 +22,7 @@ from nibabel.spatialimages import SpatialImage
 from ..core.files import DataError, collected, collecting
 from .config import StreamlinesGroup, VolumeGroup
 from ..spatial.mif import MIF_ENDINGS, read_mif_header
+from ..spatial.tck import read_tck_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
 Grid = tuple[np.ndarray, Sequence[int]]  # affine, shape
@@ -231,7 +232,7 @@ def _check_tractogram(s: GroupSources, path: Path) -> None:
                       "Add a volume group, or use .trk")
     if suffix in (".trk", ".tck"):
         try:
-            nib.streamlines.load(path, lazy_load=True)
+            read_tck_header(path) if suffix == ".tck" else nib.streamlines.load(path, lazy_load=True)
         except Exception as e:
             raise s.error(f"cannot be read as a tractogram ({e})", path) from e
 

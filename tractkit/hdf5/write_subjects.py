@@ -22,11 +22,11 @@ from typing import NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from ..core.files import DataError, atomic_path
+from ..core.files import DataError, atomic_path, collected, collecting
 from ..core.rng import fold, permutation
 from ..core.text import Json
 from .config import ProcessingOptions, SplitEntry, VolumeGroup
-from .layout import ALIGNED, Connectivity, write_root, write_streamlines, write_volume
+from .layout import ALIGNED, OWN, Connectivity, write_root, write_streamlines, write_volume
 from .load_groups import LoadedTractograms, load_connectivity, load_tractograms, load_volume_group
 from .sources import GroupSources
 from ..spatial.volume import Volume
@@ -65,37 +65,44 @@ _Record: TypeAlias = Callable[[], list[dict[str, str | int]]]  # waits for the c
 
 
 def write_subjects(h5: h5py.File, jobs: Sequence[Job], step: Callable[[str], None]) -> None:
-    """Write subjects, each once for each of its entries; the volumes of the others are links to the first's."""
+    """Write subjects, each once for each of its entries; the volumes of the others are links to the first's.
+
+    Once something is wrong, nothing more is written, and the rest is read to find all that is wrong."""
     for entry in (entry for job in jobs for entry in job.entries):
         h5.create_group(entry.name)
-    with closing(_loaded(jobs)) as groups:
-        for job, name, content, record in groups:
-            if isinstance(content, Volume):
-                _write_linked(h5, job, name, content, record)
-            else:
-                _write_parts(h5, job, name, content, record)
-            del content
+    with collecting() as errors, closing(_loaded(jobs)) as groups:
+        for job, name, load, record in groups:
+            with collected(errors, _say_first):
+                content = load()
+                if errors:
+                    pass
+                elif isinstance(content, Volume):
+                    _write_linked(h5, job, name, content, record)
+                else:
+                    _write_parts(h5, job, name, content, record)
+                del content
             step(f"{job.subject}/{name}")
 
+
+def _say_first(e: ValueError) -> None:
+    warnings.warn(f"{e}. Nothing will be written; the rest is read to name all that is wrong", stacklevel=6)
+
 # %% ../../nbs/hdf5/06_write_subjects.ipynb #92893c53
-def _loaded(jobs: Sequence[Job]) -> Generator[tuple[Job, str, _Content, _Record], None, None]:
-    """Yield each group of each subject, loaded; the next one is loaded while it is written."""
+_Load: TypeAlias = Callable[[], _Content]
+
+
+def _loaded(jobs: Sequence[Job]) -> Generator[tuple[Job, str, _Load, _Record], None, None]:
+    """Yield each group of each subject, and what waits for its content; the next one is loaded while it is written."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as hasher:
-        waiting: deque[tuple[Job, str, Callable[[], _Content], _Record]] = deque()
+        waiting: deque[tuple[Job, str, _Load, _Record]] = deque()
         for job in jobs:
             for name, source in job.sources.items():
                 record = hasher.submit(source.provenance, job.root)
                 waiting.append((job, name, reader.submit(_load, source, job.options).result, record.result))
                 if len(waiting) > 1:
-                    yield _ready(*waiting.popleft())
+                    yield waiting.popleft()
         while waiting:
-            yield _ready(*waiting.popleft())
-
-
-def _ready(
-    job: Job, name: str, content: Callable[[], _Content], record: _Record,
-) -> tuple[Job, str, _Content, _Record]:
-    return job, name, content(), record
+            yield waiting.popleft()
 
 
 def _load(source: GroupSources, options: ProcessingOptions) -> _Content:
@@ -172,11 +179,24 @@ def write_subject_file(
 ) -> None:
     """Write a data file of one subject."""
     own = {split: [e for e in entries if e.subject == job.subject] for split, entries in placed.items()}
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", **ALIGNED) as h5:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", **ALIGNED, **OWN) as h5:
         write_subjects(h5, [job], step)
         write_root(h5, config, own, job.options)
 
 # %% ../../nbs/hdf5/06_write_subjects.ipynb #5d893d8a
+def write_in_turn(
+    jobs: Sequence[Job], folder: Path, config: Mapping[str, Json], placed: Mapping[str, list[SplitEntry]],
+    step: Callable[[str], None],
+) -> Iterator[Job]:
+    """Write a file per subject, one after the other; yield the jobs, in order, each once it is done."""
+    with collecting() as errors:
+        for job in jobs:
+            with collected(errors):
+                write_subject_file(folder / f"{job.subject}.hdf5", job, config, placed, step)
+                if not errors:
+                    yield job
+
+
 def write_in_children(
     jobs: Sequence[Job], folder: Path, processes: int,
     config: Mapping[str, Json], placed: Mapping[str, list[SplitEntry]],
@@ -184,13 +204,16 @@ def write_in_children(
     """Write a file per subject by `processes` children; yield the jobs, in order, each once it is done."""
     context = get_context("spawn")
     stop = context.Event()
-    with ProcessPoolExecutor(min(processes, len(jobs)), context, _start_child, (stop,)) as pool:
+    with collecting() as errors, \
+            ProcessPoolExecutor(min(processes, len(jobs)), context, _start_child, (stop,)) as pool:
         futures = [pool.submit(_child, folder / f"{job.subject}.hdf5", job, config, placed) for job in jobs]
         try:
             for job, future in zip(jobs, futures, strict=True):
-                for text in future.result():
-                    warnings.warn(text, stacklevel=4)
-                yield job
+                with collected(errors, _say_first):
+                    for text in future.result():
+                        warnings.warn(text, stacklevel=4)
+                    if not errors:
+                        yield job
         except BrokenProcessPool as e:
             raise RuntimeError("a child process died: there was too little memory, or a script starts processes "
                                "outside of `if __name__ == '__main__':`") from e

@@ -26,7 +26,7 @@ import safetensors.torch
 import torch
 
 from ..core.files import DataError, absolute_path, atomic_path
-from ..core.text import Json, StateDict
+from ..core.text import Json, StateDict, parse_json
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #6737e772
 _WRAPPERS = ("dict", "tuple", "float", "tensor", "array")
@@ -204,9 +204,9 @@ def peek_checkpoint(
         with open(os.path.expanduser(path), "rb") as f:
             there = os.fstat(f.fileno()).st_size
             size = int.from_bytes(f.read(8), "little")
-            header = json.loads(f.read(size) if size <= there else b"")
+            header = parse_json(f.read(size) if size <= there else b"")
         plain = header.pop("__metadata__")
-        tree = json.loads(plain["meta"])["tree"]
+        tree = parse_json(plain["meta"])["tree"]
         whole = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0) == there
         found = {k: unpack_tree(v, defaultdict(lambda: torch.empty(0))) for k, v in tree.items() if k in names}
     if not whole:

@@ -22,7 +22,7 @@ import numpy as np
 
 from ..core.files import DataError, absolute_path, atomic_path
 from ..core.html import html_card, sparkline
-from ..core.text import Json, Record, StateDict
+from ..core.text import Json, Record, StateDict, parse_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -42,7 +42,7 @@ def _plain(value: _Value) -> Json:
 def _parse(line: bytes) -> Record | None:
     """Return the record of a line, or None if the line is torn."""
     try:
-        record = json.loads(line)
+        record = parse_json(line)
     except ValueError:
         return None
     return record if isinstance(record, dict) and "kind" in record else None

@@ -23,7 +23,7 @@ from types import FunctionType, NotImplementedType
 from typing import Protocol, SupportsIndex, TypedDict
 
 from ..core.files import absolute_path
-from ..core.text import Record
+from ..core.text import Record, parse_json
 from .lock import fcntl, folder_busy, folder_lock
 from .status import Status
 
@@ -126,7 +126,7 @@ class Mailbox:
         """Return and remove the reply to a command; an empty one if there is none."""
         path = command.with_name(f"answer-{command.name}")
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = parse_json(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except ValueError as e:
@@ -147,7 +147,7 @@ class Mailbox:
     def read_status(self) -> LastStatus:
         """Return the status that was written last; empty if there is none, or none that this version can read."""
         try:
-            content = json.loads((self.folder / "status.json").read_text(encoding="utf-8"))
+            content = parse_json((self.folder / "status.json").read_text(encoding="utf-8"))
             values: Record = {k: math.nan if v is None else v for k, v in content["status"].items()}
             return content | {"status": Status(**values), "ended": bool(content["ended"])}
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

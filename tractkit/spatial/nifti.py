@@ -7,6 +7,8 @@ __all__ = ['NiftiContent', 'read_nifti', 'as_type', 'write_nifti']
 
 # %% ../../nbs/spatial/02_nifti.ipynb #9cbd0198
 import gzip
+import math
+import struct
 import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -46,12 +48,18 @@ def read_nifti(
     values that `dtype` cannot hold."""
     file, image = str(path), _open_nifti(path)
     affine = check_affine(image.affine, file=file)
+    _check_size(path, image)
     try:
-        data = _read_data(path, image, dtype)
+        data = as_type(_read_data(path, image, dtype), dtype, file)
+    except DataError:
+        raise
     except _BROKEN as e:
         raise DataError(f"its data cannot be read ({e})", file=file,
                         fix="The file is truncated or damaged: copy it again") from e
-    return NiftiContent(as_type(data, dtype, file), affine, image.header)
+    except MemoryError as e:
+        raise DataError(f"its data of {_by(image.shape)} numbers need more memory than there is ({e})", file=file,
+                        fix="Crop or resample it, or use a larger machine") from e
+    return NiftiContent(data, affine, image.header)
 
 
 def _open_nifti(path: Path) -> nib.Nifti1Pair:
@@ -60,8 +68,9 @@ def _open_nifti(path: Path) -> nib.Nifti1Pair:
     if not path.is_file():
         raise DataError("no such file", file=file, fix="Check the path")
     try:
+        _check_start(path)
         image = nib.load(file, mmap=False)
-    except _BROKEN as e:
+    except (*_BROKEN, MemoryError) as e:
         raise DataError(f"cannot be read as NIfTI ({e})", file=file, fix="Give a .nii or .nii.gz file") from e
     if not isinstance(image, nib.Nifti1Pair):
         raise DataError(f"is a {type(image).__name__}, not NIfTI", file=file, fix="Convert it to .nii.gz")
@@ -72,6 +81,46 @@ def _open_nifti(path: Path) -> nib.Nifti1Pair:
         raise DataError(f"holds {image.get_data_dtype()}, not real numbers", file=file)
     return image
 
+# %% ../../nbs/spatial/02_nifti.ipynb #5a1c0402
+_INFLATES = 1032  # times, at most
+_LONGEST_START = 2**26  # bytes of a header with its extensions
+
+
+def _check_start(path: Path) -> None:
+    """Raise ValueError if the header of a .nii or .nii.gz says that the numbers begin much later: all before is read."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as f:
+        head = f.read(176)
+    for order in "<>":
+        for size, at, kind in ((348, 108, "f"), (540, 168, "q")):
+            if len(head) == 176 and struct.unpack_from(f"{order}i", head)[0] == size:
+                start = struct.unpack_from(f"{order}{kind}", head, at)[0]
+                if not 0 <= start <= _LONGEST_START:
+                    raise ValueError(f"its header says that the numbers begin at byte {start:g}")
+
+
+def _check_size(path: Path, image: nib.Nifti1Pair) -> None:
+    """Raise DataError if the header claims more than a file of this size can hold."""
+    stored = image.dataobj
+    held = Path(image.file_map["image"].filename or path)
+    if not isinstance(stored, ArrayProxy) or not held.is_file():
+        return
+    most = held.stat().st_size
+    if held.suffix == ".gz":
+        most *= _INFLATES
+    elif held.suffix not in (".nii", ".img"):
+        return
+    claimed = int(stored.offset) + math.prod(image.shape) * stored.dtype.itemsize
+    if min(image.shape) < 0 or claimed > most:
+        raise DataError(f"its data cannot be read (its header claims {_by(image.shape)} numbers of type {stored.dtype}, "
+                        f"{claimed:,} bytes; the file of {held.stat().st_size:,} bytes holds at most {most:,})",
+                        file=path, fix="The file is truncated or damaged: copy it again")
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return " × ".join(map(str, shape))
+
 # %% ../../nbs/spatial/02_nifti.ipynb #1ac1f96c
 def _read_data(path: Path, image: nib.Nifti1Pair, dtype: DTypeLike | None) -> np.ndarray:
     """Read the numbers, to the end of a compressed file, where its checksum is."""
@@ -81,8 +130,7 @@ def _read_data(path: Path, image: nib.Nifti1Pair, dtype: DTypeLike | None) -> np
         return _interleaved(path, image)
     with gzip.open(path) as stream:
         data = _numbers(type(image).from_stream(stream), dtype)
-        while stream.read(1 << 20):
-            pass
+        _to_the_end(iter(lambda: stream.read(2**18), b""))
     return data
 
 
@@ -130,26 +178,40 @@ def _interleaved(path: Path, image: nib.Nifti1Image) -> np.ndarray:
             if k + 1 < len(firsts):
                 rests = thread.submit(_take, pieces, rest, wanted[k + 1].reshape(-1).view(np.uint8).data)
             _interleave(wanted[k], data, first)
-        for _ in pieces:  # to the end of the file, where its checksum is
-            pass
+        _to_the_end(pieces)
     return data.reshape(image.shape)
 
 # %% ../../nbs/spatial/02_nifti.ipynb #6afc99dc
+_PIECE = 2**22
+
+
 def _inflated(f) -> Iterator[bytes]:
-    """Yield the content of a gzip file, piece by piece. Raises EOFError or zlib.error if it is damaged.
+    """Yield the content of a gzip file, in pieces of at most 4 MB. Raises EOFError or zlib.error if it is damaged.
 
     zlib does all the work, so other threads run meanwhile."""
     inflate = zlib.decompressobj(31)
     while piece := f.read(2**18):
-        while piece:
+        out = piece
+        while piece or len(out) == _PIECE:
             if inflate.eof:  # another gzip follows the first, or zeros pad the file
                 piece = piece.lstrip(b"\0")
-                inflate = zlib.decompressobj(31) if piece else inflate
-            if out := inflate.decompress(piece):
+                if not piece:
+                    break
+                inflate = zlib.decompressobj(31)
+            if out := inflate.decompress(piece, _PIECE):
                 yield out
-            piece = inflate.unused_data if inflate.eof and piece else b""
+            piece = inflate.unused_data if inflate.eof else inflate.unconsumed_tail
     if not inflate.eof:
         raise EOFError("compressed file ended before its end was marked")
+
+
+def _to_the_end(pieces: Iterator[bytes]) -> None:
+    """Read to the end of a compressed file, where its checksum is. Raises ValueError if much follows the numbers."""
+    left = 2 * _PIECE
+    for piece in pieces:
+        left -= len(piece)
+        if left < 0:
+            raise ValueError("much more follows its numbers")
 
 
 def _take(pieces: Iterator[bytes], rest: memoryview, out: memoryview) -> memoryview:

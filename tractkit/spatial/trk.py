@@ -28,6 +28,9 @@ def read_trk(
     """Read a .trk. Raises DataError if it is truncated, or on another grid than the reference."""
     header = nib.streamlines.load(path, lazy_load=True).header
     n_scalars, n_props = int(header["nb_scalars_per_point"]), int(header["nb_properties_per_streamline"])
+    if n_scalars < 0 or n_props < 0:
+        raise DataError(f"the header counts {n_scalars} scalars per point and {n_props} properties per streamline",
+                        fix="It is damaged: write it again")
     words = np.fromfile(path, header["endianness"] + "i4", offset=header["_offset_data"]).astype(np.int32, copy=False)
     recorded = np.fromfile(path, nib_trk.header_2_dtype.newbyteorder(header["endianness"]), count=1)
     n = int(recorded["nb_streamlines"][0])  # 0: not recorded; nibabel's header has a count of its own

@@ -9,53 +9,139 @@ __all__ = ['read_trx', 'write_trx']
 import json
 import warnings
 import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ..core.files import DataError
+from ..core.text import parse_json
 from .streamlines import Streamlines
 from .tractogram_content import Grid, TractogramContent, reconciled_grid
 
 # %% ../../nbs/spatial/08_trx.ipynb #5dc13d93
+_LONGEST_HEADER = 2**20  # bytes
+_INFLATES = 1032         # times, at most
+
+
+class _Entry(NamedTuple):
+    """A file in a .trx: its bytes when unpacked, and how they are read."""
+
+    size: int
+    read: Callable[[], bytes]
+
+
+@contextmanager
+def _trx_files(path: Path) -> Iterator[dict[str, _Entry]]:
+    """Yield the files of a .trx, which may be a zip or a folder; none is read before it is asked for.
+
+    Raises DataError for a zip that claims more than a file of its size can hold."""
+    if path.is_dir():
+        yield {p.relative_to(path).as_posix(): _Entry(p.stat().st_size, p.read_bytes)
+               for p in path.rglob("*") if p.is_file()}
+        return
+    most = path.stat().st_size * _INFLATES
+    with zipfile.ZipFile(path) as archive:
+        entries = [e for e in archive.infolist() if not e.is_dir()]
+        for e in entries:
+            if e.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise DataError(f"{e.filename} is compressed in a way that .trx does not have", fix="Write it again")
+        if (claimed := sum(e.file_size for e in entries)) > most:
+            raise DataError(f"its entries claim {claimed:,} bytes, a zip of its size holds at most {most:,}",
+                            fix="It is damaged, or made to do harm")
+        yield {e.filename: _Entry(e.file_size, partial(archive.read, e)) for e in entries}
+
+# %% ../../nbs/spatial/08_trx.ipynb #5a1c0502
+class _Array(NamedTuple):
+    """An array of a .trx, before it is read."""
+
+    entry: str
+    file: _Entry
+    dtype: np.dtype
+    width: int  # columns; 0: the array has one dimension
+
+    @property
+    def rows(self) -> int:
+        return self.file.size // (self.dtype.itemsize * (self.width or 1))
+
+    def read(self) -> np.ndarray:
+        data = np.frombuffer(self.file.read(), self.dtype)
+        return data.reshape(-1, self.width) if self.width else data
+
+
+_FOLDERS = ("", "dps", "dpv", "groups", "dpg")
+
+
+def _arrays_in(files: Mapping[str, _Entry]) -> dict[str, dict[str, _Array]]:
+    """Return the arrays by folder and name. Raises DataError, with the entry, for types and sizes that cannot be."""
+    arrays: dict[str, dict[str, _Array]] = {folder: {} for folder in _FOLDERS}
+    for entry, file in files.items():
+        folder, _, name = entry.rpartition("/")
+        folder, parts = folder.split("/")[0], name.split(".")
+        if folder not in arrays or len(parts) not in (2, 3) or parts[-1] == "json":
+            continue
+        try:
+            dtype = np.dtype("?" if parts[-1] == "bit" else parts[-1]).newbyteorder("<")
+            width = int(parts[1]) if len(parts) == 3 else 0
+            if dtype.kind not in "biuf" or (len(parts) == 3 and width < 1):
+                raise ValueError("no numbers in columns")
+        except (TypeError, ValueError, SyntaxError) as e:
+            raise DataError(f"{entry}: {'.'.join(parts[1:])} is no type of an array ({e})",
+                            fix="It should end like positions.3.float32") from e
+        array = _Array(entry, file, dtype, width)
+        if file.size % (dtype.itemsize * (width or 1)):
+            raise DataError(f"{entry}: {file.size:,} bytes are no whole rows of {width or 1} {dtype.name}",
+                            fix="It is damaged: write it again")
+        arrays[folder][parts[0]] = array
+    return arrays
+
+# %% ../../nbs/spatial/08_trx.ipynb #5a1c0503
+def _check_rows(arrays: Mapping[str, Mapping[str, _Array]], n: int, n_points: int) -> None:
+    """Raise DataError, with the entry, unless all arrays fit the numbers of streamlines and of points."""
+    offsets, points = arrays[""].get("offsets"), arrays[""].get("positions")
+    n_offsets, rows = offsets.rows if offsets else 1, points.rows if points else 0
+    if rows != n_points or n_offsets not in (n, n + 1) or (points and points.width != 3):
+        counted = n_offsets if n_offsets == n else n_offsets - 1
+        entries = ", ".join(a.entry for a in (points, offsets) if a) or "neither positions nor offsets"
+        raise DataError(f"the header counts {n:,} streamlines and {n_points:,} points, the arrays have {counted:,} "
+                        f"and {rows:,} ({entries})", fix="It is damaged: write it again")
+    for folder, wanted, of in (("dps", n, "streamlines"), ("dpv", n_points, "points")):
+        for array in arrays[folder].values():
+            if array.rows != wanted:
+                raise DataError(f"{array.entry} has {array.rows:,} rows for {wanted:,} {of}",
+                                fix="It is damaged: write it again")
+    for array in arrays["groups"].values():
+        if array.rows > max(n, 1):
+            raise DataError(f"{array.entry} has {array.rows:,} ids of {n:,} streamlines",
+                            fix="It is damaged: write it again")
+
+
 def read_trx(
     path: Path,         # a zip, or a folder
     grid: Grid | None,  # of a reference
 ) -> TractogramContent:
-    """Read a .trx. Raises DataError if it is damaged, or on another grid than the reference."""
-    files = _trx_files(path)
-    header = json.loads(files["header.json"])
-    arrays: dict[str, dict[str, np.ndarray]] = {"": {}, "dps": {}, "dpv": {}, "groups": {}, "dpg": {}}
-    for file, content in files.items():
-        folder, _, name = file.rpartition("/")
-        parts = name.split(".")
-        if folder.split("/")[0] not in arrays or len(parts) not in (2, 3) or parts[-1] == "json":
-            continue
-        dtype = np.dtype("?" if parts[-1] == "bit" else parts[-1]).newbyteorder("<")
-        data = np.frombuffer(content, dtype)
-        arrays[folder.split("/")[0]][parts[0]] = data.reshape(-1, int(parts[1])) if len(parts) == 3 else data
-    if arrays["dpg"]:
-        warnings.warn(f"{path}: data per group is not read: {', '.join(arrays['dpg'])}", stacklevel=5)
-    n, n_points = int(header["NB_STREAMLINES"]), int(header["NB_VERTICES"])
+    """Read a .trx. Raises DataError, with the entry, if it is damaged; or if it is on another grid than the reference."""
+    with _trx_files(path) as files:
+        if "header.json" not in files or files["header.json"].size > _LONGEST_HEADER:
+            raise DataError("header.json is missing, or larger than a header", fix="It is damaged: write it again")
+        header = parse_json(files["header.json"].read())
+        n, n_points = int(header["NB_STREAMLINES"]), int(header["NB_VERTICES"])
+        found = _arrays_in(files)
+        _check_rows(found, n, n_points)
+        if found["dpg"]:
+            warnings.warn(f"{path}: data per group is not read: {', '.join(found['dpg'])}", stacklevel=6)
+        arrays = {folder: {name: a.read() for name, a in found[folder].items()} for folder in _FOLDERS[:-1]}
     points = arrays[""].get("positions", np.empty((0, 3), np.float32))
     offsets = arrays[""].get("offsets", np.zeros(n + 1, np.int64)).astype(np.int64)
     offsets = np.append(offsets, n_points) if len(offsets) == n else offsets
-    if len(points) != n_points or len(offsets) != n + 1:
-        raise DataError(f"the header counts {n:,} streamlines and {n_points:,} points, the arrays have "
-                        f"{len(offsets) - 1:,} and {len(points):,}", fix="It is damaged: write it again")
     affine, dimensions = reconciled_grid(np.reshape(header["VOXEL_TO_RASMM"], (4, 4)), header["DIMENSIONS"], grid)
     dps, dpp, groups = ({name: a.astype(a.dtype.newbyteorder("=")) for name, a in arrays[k].items()}
                         for k in ("dps", "dpv", "groups"))
     in_rasmm = Streamlines(points, offsets)
     return TractogramContent(in_rasmm.transform(np.linalg.inv(affine)), affine, dimensions, dps, dpp, groups)
-
-
-def _trx_files(path: Path) -> dict[str, bytes]:
-    """Return the content of each file of a .trx, which may be a zip or a folder."""
-    if path.is_dir():
-        return {p.relative_to(path).as_posix(): p.read_bytes() for p in path.rglob("*") if p.is_file()}
-    with zipfile.ZipFile(path) as archive:
-        return {f: archive.read(f) for f in archive.namelist() if not f.endswith("/")}
 
 # %% ../../nbs/spatial/08_trx.ipynb #bb34447c
 def write_trx(t: TractogramContent, path: Path) -> None:

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 
 from ..core.files import DataError
 from ..core.rng import fold, fold_ids, uniform
+from ..core.settings import check_settings, setting, whole_number
 from ..data.interpolation import sample_trilinear
 from ..models.direction_getters import unit
 from ..models.threads import use_threads
@@ -61,6 +62,7 @@ def seeds_from_mask(
 
     Raises DataError if the mask is empty and ValueError if `npv` is below 1."""
     inside = _mask_array(mask)
+    npv, seed = whole_number("npv", npv), whole_number("seed", seed)
     if npv < 1:
         raise ValueError(f"npv is the number of seeds per voxel, at least 1; got {npv}")
     keys = fold_ids(fold(seed, "seeds"), np.flatnonzero(inside))
@@ -85,7 +87,7 @@ def dilate_mask(
     voxels: int = 1,  # how far, in steps from face to face
 ) -> Volume:          # bool
     """Grow a mask by `voxels` in the six directions of its grid. Raises DataError if the mask is empty."""
-    inside = _mask_array(mask)
+    inside, voxels = _mask_array(mask), whole_number("voxels", voxels, at_least=0)
     return Volume(binary_dilation(inside, iterations=voxels) if voxels else inside, mask.affine)
 
 # %% ../../nbs/tracking/00_tracker.ipynb #4f4a8d04
@@ -190,6 +192,22 @@ class _Ground:
         x, y, z = torch.minimum(voxel.clamp(min=0), self.size - 1).T
         return self.inside[x, y, z] & exists
 
+# %% ../../nbs/tracking/00_tracker.ipynb #e0256d3a
+@dataclass
+class _TrackerNumbers:
+    """The numbers that a tracker is given, of NumPy and torch too, as plain ones. ValueError for anything else."""
+
+    step_size: float | None = setting(finite=True)
+    theta: float = setting(finite=True)
+    min_length: float = setting(finite=True)
+    max_length: float = setting(finite=True)
+    seed: int = setting(finite=True)
+    batch_size: int | None = setting(finite=True)
+    num_threads: int = setting(at_least=1, finite=True)
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
 # %% ../../nbs/tracking/00_tracker.ipynb #e0256d33
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
@@ -214,14 +232,16 @@ class Tracker:
         num_threads: int = 1,              # of torch, on the CPU: a step is too small to be shared among several
     ):
         _check_grids(model, volume, mask)
-        step = model.step_size if step_size is None else step_size
-        self._max_steps = check_limits(step, theta, min_length, max_length)
+        given = _TrackerNumbers(model.step_size if step_size is None else step_size, theta, min_length, max_length,
+                                seed, batch_size, num_threads)
+        self._max_steps = check_limits(given.step_size, given.theta, given.min_length, given.max_length)
+        batch_size = given.batch_size
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size is a number of seeds, at least 1; got {batch_size}")
-        assert step is not None  # check_limits raises
-        self.step_size = float(step)
-        self.theta, self.min_length, self.max_length, self.seed = theta, min_length, max_length, seed
-        self.volume, self.mask, self.num_threads = volume, mask, num_threads
+        assert given.step_size is not None  # check_limits raises
+        self.step_size = float(given.step_size)
+        self.theta, self.min_length, self.max_length = given.theta, given.min_length, given.max_length
+        self.volume, self.mask, self.seed, self.num_threads = volume, mask, given.seed, given.num_threads
         if device is None:
             parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
             device = next((p.device for p in parameters), "cpu")

@@ -9,14 +9,14 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-import tractkit.hdf5.from_bids as module
+import tractkit.hdf5.from_folders as module
 from tractkit.cli.commands import main
 from tractkit.core.files import DataError
 from tractkit.dwi.gradients import load_dwi, select_shell
 from tractkit.dwi.sh import compute_sh
 from tractkit.hdf5.config import SPLITS
 from tractkit.hdf5.create import create_hdf5
-from tractkit.hdf5.from_bids import from_bids
+from tractkit.hdf5.from_folders import from_bids
 from tractkit.hdf5.study import Choices
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
