@@ -21,7 +21,8 @@ from numpy.typing import DTypeLike
 from ..core.files import DataError
 from ..core.text import nearest_name
 from .config import StreamlinesGroup, VolumeGroup
-from .sources import NEED_A_GRID, Grid, GroupSources, difference, same_grid
+from .sources import NEED_A_GRID, Grid, GroupSources, difference
+from ..spatial.space import same_grid
 from ..spatial.tractogram import Tractogram, concatenate_tractograms
 from ..spatial.volume import Volume
 
