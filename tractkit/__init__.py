@@ -17,7 +17,7 @@ __all__ = [
     # a subject
     "data_folder", "sample_subjects", "make_phantom", "PhantomSettings", "Volume", "Streamlines", "Tractogram",
     "Space", "Origin", "apply_affine", "load_dwi", "DWI", "compute_sh", "load_sh", "compute_fodf", "fodf_peaks",
-    "prepare_subject",
+    "prepare_subject", "check_space",
     # seen
     "view", "snapshot", "link_views", "Slices", "Lines", "Contour", "Glyphs", "Peaks", "Coloring", "Still", "Picture",
     "plot_streamlines", "plot_comparison", "plot_signal_and_fodf",

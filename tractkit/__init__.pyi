@@ -17,6 +17,7 @@ from .dwi.sh import load_sh as load_sh
 from .dwi.fodf import compute_fodf as compute_fodf
 from .dwi.fodf import fodf_peaks as fodf_peaks
 from .dwi.prepare import prepare_subject as prepare_subject
+from .dwi.space_check import check_space as check_space
 from .viz.viewer import view as view
 from .viz.stills import snapshot as snapshot
 from .viz.viewer import link_views as link_views

@@ -72,6 +72,7 @@ class Placement:
     """A mistake that streamlines may have suffered, by its repair."""
 
     matrix: np.ndarray  # (4, 4): where the streamlines are → where they should be, voxel, center origin
+    name: str           # in short
     problem: str
     fix: str
 
@@ -86,10 +87,10 @@ def _mirrors(affine: np.ndarray, shape: Sequence[int]) -> list[Placement]:
         scanner[:3, :3] = grid[:3, :3] = m
         grid[:3, 3] = np.where(m.sum(axis=1) < 0, last, 0)
         found.append(Placement(
-            inverse @ scanner @ affine, "the streamlines' scanner axes are reversed or exchanged",
+            inverse @ scanner @ affine, f"{describe_map(m)} in rasmm", "the streamlines' scanner axes are reversed or exchanged",
             f"In the tractogram, replace each point (x, y, z) in rasmm by {describe_map(m)}"))
         found.append(Placement(
-            grid, "the streamlines' voxel axes are reversed or exchanged",
+            grid, f"{describe_map(m)} in voxels", "the streamlines' voxel axes are reversed or exchanged",
             f"In the tractogram, replace each point (x, y, z) in voxels by {describe_map(m)}, where -x means counted "
             "from the other end of the grid; or give it the affine of the volume that it was tracked in"))
     return sorted(found, key=lambda p: float(np.abs(p.matrix[:3, :3] - np.eye(3)).round().sum()))
@@ -107,7 +108,7 @@ def _units(affine: np.ndarray) -> list[Placement]:
         "voxel axes in mm (voxmm), but were read as voxels": (smaller, half @ smaller),
         "voxels, but were read as voxel axes in mm (voxmm)": (scale,),
     }
-    return [Placement(matrix, f"the streamlines' coordinates are {what}",
+    return [Placement(matrix, f"{what}{', corner origin' * (k == 1)}", f"the streamlines' coordinates are {what}",
                       f"Say the right space when the tractogram is made ({what.split(',')[0]}"
                       f"{', corner origin' * (k == 1)}), and save it again")
             for what, matrices in named.items() for k, matrix in enumerate(matrices)]
@@ -118,7 +119,7 @@ def placements(
     shape: Sequence[int],  # (3,)
 ) -> list[Placement]:
     """Return what is tried; the first changes nothing."""
-    return [Placement(np.eye(4), "", ""), *_mirrors(affine, shape), *_units(affine)]
+    return [Placement(np.eye(4), "as they are", "", ""), *_mirrors(affine, shape), *_units(affine)]
 
 # %% ../../nbs/dwi/09_placement.ipynb #141c8c31
 def _different(tried: Sequence[Placement], steps: Steps) -> list[Placement]:
@@ -182,7 +183,7 @@ def choose_placement(
     maps: np.ndarray,    # (m, 3, 3) maps of the directions' axes that are possible, the likeliest first
 ) -> PlacementChoice:
     """Find which mistakes the streamlines may have suffered."""
-    steps = sample_steps(streamlines)
+    steps = sample_steps(streamlines, max(1_500, 16_000 // max(2, len(maps))))
     tried = _different(placements(affine, field.shape[:3]), steps)
     fields = [field] if field.ndim == 3 else [field @ m.T.astype(np.float32) for m in maps]
     rows = [agreement(f, steps, p.matrix, affine) for f in fields for p in tried]

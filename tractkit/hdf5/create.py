@@ -6,6 +6,7 @@
 __all__ = ['create_hdf5', 'add_subject']
 
 # %% ../../nbs/hdf5/07_create.ipynb #d2339026
+import errno
 import json
 import os
 import re
@@ -21,11 +22,11 @@ import h5py
 from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/07_create.ipynb #1f0d0588
-from ..core.files import DataError, atomic_path, collected, collecting
+from ..core.files import DataError, atomic_path, behind_links, collected, collecting
 from ..core.text import Json
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
-from .layout import ALIGNED, all_checksums, open_hdf5, write_root
+from .layout import ALIGNED, OWN, all_checksums, open_hdf5, write_root
 from .sources import GroupSources, find_sources, group_names
 from .write_subjects import Job, write_in_children, write_in_turn, write_subject_file, write_subjects
 
@@ -40,6 +41,7 @@ def _folder(
     if final is None:
         yield None
         return
+    final = behind_links(final)
     others = [p for p in final.rglob("*") if p.is_file() and not p.name.endswith(suffixes)]
     if final.exists() and (others or not overwrite):
         raise DataError(f"holds {others[0].name}, which was not made here" if others else "exists already", file=final,
@@ -67,11 +69,13 @@ def _writing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, RuntimeError) as e:
-        message = re.search(r"errno = \d+, error message = '([^']*)'", str(e))
+        message = re.search(r"errno = (\d+), error message = '([^']*)'", str(e))
         if not message:
             raise
-        raise DataError(f"cannot be written ({message[1]})", file=path,
-                        fix="Check the space on the disk and the rights in the folder") from e
+        raise DataError(
+            f"cannot be written ({message[2]})", file=path,
+            fix="Unset HDF5_USE_FILE_LOCKING in the environment: this file system has no locks"
+            if int(message[1]) == errno.ENOLCK else "Check the space on the disk and the rights in the folder") from e
 
 
 def _subjects_folder(path: Path) -> Path:
@@ -102,7 +106,8 @@ def create_hdf5(
 
     All headers are checked first; the file appears at `out` only when it is complete, so Ctrl-C leaves nothing.
     Raises DataError, naming file, subject and group, for whatever is wrong with the input: DataErrors for several."""
-    root, out = Path(root), Path(out)
+    root, given = Path(root), Path(out)
+    out = behind_links(given)
     options = ProcessingOptions(
         step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
     if processes < 1:
@@ -120,7 +125,7 @@ def create_hdf5(
     subjects = _subjects_folder(out) if one_file_per_subject else None
     target = _Target(out, subjects, save_intermediate, processes, overwrite, progress)
     _write_file(target, raw, placed, options, jobs)
-    return out
+    return given
 
 # %% ../../nbs/hdf5/07_create.ipynb #a2354cd9
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def _write_file(
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)))
         total = sum(len(job.sources) for job in jobs)
         bar = stack.enter_context(tqdm(total=total, disable=not target.progress, unit="group", leave=False))
-        h5 = stack.enter_context(h5py.File(temporary, "w", **ALIGNED))
+        h5 = stack.enter_context(h5py.File(temporary, "w", **ALIGNED, **OWN))
         linked = _fill(h5, target, jobs, folder, _stepper(bar), config, placed)
         write_root(h5, config, placed, options, linked if target.subjects else None)
 
@@ -243,7 +248,7 @@ def _fill(
 def _copy_subject(h5: h5py.File, file: Path, job: Job) -> None:
     """Copy a subject from its file as a whole: entry by entry, linked volumes would be copied twice."""
     passing = f".{secrets.token_hex(8)}"  # no subject is called that
-    with h5py.File(file, "r") as source:
+    with h5py.File(file, "r", **OWN) as source:
         h5.copy(source["/"], passing)
     for entry in job.entries:
         h5.move(f"{passing}/{entry.name}", entry.name)
@@ -254,7 +259,7 @@ def _linked(h5: h5py.File, file: Path, folder: str, entries: Sequence[SplitEntry
     """Link subjects to their file, by its place relative to this one; return their checksums."""
     for entry in entries:
         h5[entry.name] = h5py.ExternalLink(f"{folder}/{file.name}", f"/{entry.name}")
-    with h5py.File(file, "r") as written:
+    with h5py.File(file, "r", **OWN) as written:
         return all_checksums(written)
 
 # %% ../../nbs/hdf5/07_create.ipynb #12ab15f8
@@ -270,7 +275,8 @@ def add_subject(
     file is written first, then the small file of links is replaced by a longer one.
 
     Raises DataError for bad input, a subject that is there already, or a file that holds all subjects itself."""
-    path, root = Path(path), Path(root)
+    given, root = Path(path), Path(root)
+    path = behind_links(given)
     with open_hdf5(path) as h5:
         stamp = path.stat()
         if "tractkit_checksums" not in h5.attrs:
@@ -291,7 +297,7 @@ def add_subject(
         write_subject_file(file, job, config, new, _stepper(bar))
     together = {s: placed[s] + new[s] for s in SPLITS}
     _link_subject(path, stamp, file, job, config, together)
-    return path
+    return given
 
 # %% ../../nbs/hdf5/07_create.ipynb #9de34fac
 def _link_subject(
@@ -301,7 +307,7 @@ def _link_subject(
     """Replace a file of links by one with one subject more. Raises DataError if it changed since `stamp`."""
     with _writing(path), atomic_path(path) as temporary:
         shutil.copyfile(path, temporary)
-        with h5py.File(temporary, "r+") as h5:
+        with h5py.File(temporary, "r+", **OWN) as h5:
             checksums = all_checksums(h5) | _linked(h5, file, file.parent.name, job.entries)
             del h5.attrs["tractkit_checksums"]
             write_root(h5, config, placed, job.options, checksums)

@@ -26,7 +26,7 @@ from ..core.files import DataError, atomic_path, collected, collecting
 from ..core.rng import fold, permutation
 from ..core.text import Json
 from .config import ProcessingOptions, SplitEntry, VolumeGroup
-from .layout import ALIGNED, Connectivity, write_root, write_streamlines, write_volume
+from .layout import ALIGNED, OWN, Connectivity, write_root, write_streamlines, write_volume
 from .load_groups import LoadedTractograms, load_connectivity, load_tractograms, load_volume_group
 from .sources import GroupSources
 from ..spatial.volume import Volume
@@ -179,7 +179,7 @@ def write_subject_file(
 ) -> None:
     """Write a data file of one subject."""
     own = {split: [e for e in entries if e.subject == job.subject] for split, entries in placed.items()}
-    with atomic_path(path) as temporary, h5py.File(temporary, "w", **ALIGNED) as h5:
+    with atomic_path(path) as temporary, h5py.File(temporary, "w", **ALIGNED, **OWN) as h5:
         write_subjects(h5, [job], step)
         write_root(h5, config, own, job.options)
 

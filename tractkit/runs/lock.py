@@ -6,10 +6,12 @@
 __all__ = ['dated_names', 'claim_folder', 'remove_unused', 'folder_lock', 'folder_busy']
 
 # %% ../../nbs/runs/00_lock.ipynb #10c0ff03
+import errno
 import os
 import struct
 import sys
 import threading
+import warnings
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -60,6 +62,7 @@ def _remove_empty(folder: Path, pid: int) -> None:
 # %% ../../nbs/runs/00_lock.ipynb #7bfffbc7
 _LOCKED: set[Path] = set()  # record locks do not exclude threads of one process
 _MUTEX = threading.Lock()
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 @contextmanager
@@ -77,8 +80,11 @@ def folder_lock(folder: str | os.PathLike) -> Iterator[None]:
             if fcntl is not None:
                 try:
                     fcntl.lockf(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except OSError:
-                    raise RuntimeError(busy) from None
+                except OSError as e:
+                    if e.errno not in _NO_LOCKS:
+                        raise RuntimeError(busy) from None
+                    warnings.warn(f"{path.parent}: this file system has no locks; nothing keeps a second trainer of "
+                                  "another process out of this folder", stacklevel=3)
             yield
     finally:
         _LOCKED.discard(path)
