@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..core.files import DataError
-from ..core.text import format_bytes
+from ..core.text import Record, format_bytes
 from .interpolation_kernels import CLAMP, ERROR, ZERO, read_nearest, read_trilinear
 from .mif import MIF_ENDINGS, read_mif
 from .nifti import NiftiContent, as_type, read_nifti, write_nifti
@@ -39,6 +39,7 @@ class Volume:
     affine: np.ndarray               # (4, 4) float64, voxel (center) -> rasmm
     file: str | None = None          # where it was read, for messages
     header: nib.Nifti1Header | None = None  # qform, sform and units of the file it came from
+    record: Record | None = None     # how an input was made, where that is known; see `InputRecord`
 
     def __post_init__(self):
         data = np.asarray(self.data)
