@@ -21,10 +21,10 @@ from numpy.typing import DTypeLike
 from ..core.files import DataError
 from ..core.text import nearest_name
 from .config import StreamlinesGroup, VolumeGroup
-from .sources import NEED_A_GRID, Grid, GroupSources, difference, same_grid
+from .sources import NEED_A_GRID, Grid, GroupSources, difference
 from .features import InputRecord, source_axes, turn_features
 from ..spatial.orientation import Reorientation
-from ..spatial.space import voxel_order, voxel_sizes
+from ..spatial.space import same_grid, voxel_order, voxel_sizes
 from ..spatial.tractogram import Tractogram, concatenate_tractograms
 from ..spatial.volume import Volume
 
