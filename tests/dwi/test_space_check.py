@@ -8,6 +8,7 @@ import pytest
 from dipy.data import get_sphere
 from dipy.reconst.shm import sf_to_sh
 
+from tractkit.cli.commands import main
 from tractkit.core.files import DataError
 from tractkit.dwi.anatomy import PhantomSettings
 from tractkit.dwi.basis_check import choose_basis, even_part
@@ -184,7 +185,7 @@ def test_what_cannot_be_compared_is_open(lines, dwi):
         check_space(peaks=Volume(np.zeros((3, 3, 3, 4)), np.eye(4)))
 
 
-def test_a_folder_is_searched(subject, lines, dwi, tmp_path):
+def test_a_folder_is_searched(subject, lines, dwi, tmp_path, capsys):
     folder = tmp_path / "sub-01"
     folder.mkdir()
     subject.dwi.save(folder / "dwi.nii.gz")
@@ -197,3 +198,12 @@ def test_a_folder_is_searched(subject, lines, dwi, tmp_path):
     assert [(f.what, f.status) for f in report.findings] == [
         ("gradients bvecs", "right"), ("streamlines tractogram.trk", "wrong")]
     assert "(-x, y, z)" in report.findings[1].fix
+    assert main(["check-space", str(folder)]) == 1
+    assert "WRONG  streamlines tractogram.trk" in capsys.readouterr().out
+    assert main(["check-space", str(tmp_path / "none"), str(folder), "--basis", "descoteaux"]) == 2
+    assert "did you mean" in capsys.readouterr().err
+    directions = ([-1, 1, 1] * subject.bvecs).T  # read as FSL's, of a positive determinant
+    np.savetxt(folder / "bvecs", directions)
+    (folder / "tractogram.trk").unlink()
+    (finding,) = check_subjects(folder)[0].findings
+    assert finding.status == "wrong" and "(-x, y, z)" in finding.fix

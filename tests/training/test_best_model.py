@@ -2,9 +2,11 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
-from helpers_training import Fit, Points, fit, toy_model
+from helpers_data import make_file
+from helpers_training import Fit, Points, fit, streamline_trainer, toy_model
 from torch import nn
 
 from tractkit.models.base import load_model, save_model
@@ -150,3 +152,16 @@ def test_no_message_compares_with_infinity(policy):
         for epoch in range(3):
             policy.epoch_finished(epoch, train_losses=[float("nan")], metrics={"valid_loss": float("nan")})
     assert "inf" not in str(stopped.value).replace("finite", "")
+
+
+@pytest.mark.parametrize("n, points, what", [(0, 9, "no streamline"), (3, 1, "3 streamlines.*one point")])
+def test_a_validation_set_without_targets_is_refused_before_the_first_epoch(tmp_path, n, points, what):
+    data = make_file(tmp_path / "data", n_subjects=2, n=4, points=(8, 9))[0]
+    trainer = streamline_trainer(data, tmp_path, max_epochs=1)
+    lines = trainer.batch_loader.dataset.validation_set["sub-1"].streamlines["streamlines"]
+    lines._offsets, lines.lengths_mm = np.arange(n + 1) * points, lines.lengths_mm[:n]
+    with pytest.raises(ValueError, match=f"validation.*{what}.*load_validation=False"):
+        trainer.train_and_validate()
+    assert not list(trainer.log.records("batch"))
+    trainer.batch_loader.dataset.load_data(load_validation=False)
+    assert trainer.train_and_validate().epoch == 1

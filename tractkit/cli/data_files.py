@@ -53,6 +53,8 @@ def add_create_options(p: argparse.ArgumentParser) -> None:
     _add_flag(p, "--overwrite", "-f", help="replace OUT if it exists")
     p.add_argument("--seed", type=int, default=0, metavar="N",
                    help="for subjects whose streamlines are shared between splits (default: 0)")
+    _add_flag(p, "--accept-mixed-orientations",
+              help="go on where the voxel axes of subjects run differently and the config does not say the features")
     _add_flag(p, "--no-progress", help="do not show a progress bar")
 
 # %% ../../nbs/cli/01_data_files.ipynb #2437a45d

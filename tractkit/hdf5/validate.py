@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/10_validate.ipynb #00db6bac
 from ..core.files import DataError
-from .layout import open_hdf5
+from .orientations import orientations_text
+from .layout import orientations_in, open_hdf5
 from .streamlines_checks import check_group
 from .volume_checks import AGAIN, Finding
 from ..core.html import html_table, text_table
@@ -155,6 +156,17 @@ def _compared(kinds: dict[str, dict[str, int | None]]) -> Iterator[Finding]:
                 yield Finding("error", name, group, "data",
                               f"has {n} features, {first} has {features[first]}: no model takes both", AGAIN)
 
+
+def _orientation_findings(h5: h5py.File) -> Iterator[Finding]:
+    """Report subjects whose voxel axes run differently."""
+    try:
+        found = orientations_in(h5)
+    except Exception:  # reported with the group itself
+        return
+    if len(found) > 1:
+        yield Finding("warning", "", "", "@affine", f"voxel axes run differently: {orientations_text(found)}",
+                      "Say in the config what the 'features' of each volume are, and create the file again")
+
 # %% ../../nbs/hdf5/10_validate.ipynb #35e3b2c4
 def validate_hdf5(
     path: str | os.PathLike,  # a file of tractkit or of dwi_ml
@@ -172,7 +184,7 @@ def validate_hdf5(
         return HDF5Report(os.fspath(path), (Finding("error", e.subject or "", e.group or "", "", e.problem, e.fix or ""),))
     with h5:
         try:
-            names, findings = list(h5), list(_root_findings(h5))
+            names, findings = list(h5), [*_root_findings(h5), *_orientation_findings(h5)]
         except Exception as e:
             broken = Finding("error", "", "", "", f"cannot be read ({type(e).__name__}: {e})", AGAIN)
             return HDF5Report(os.fspath(path), (broken,))

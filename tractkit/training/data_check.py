@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Content', 'OtherData', 'content_of', 'mark_of', 'compare_data', 'fingerprint_of', 'begin_content_check',
-           'settle_content']
+           'settle_content', 'check_validation_points']
 
 # %% ../../nbs/training/11_data_check.ipynb #da7ac403
 import hashlib
@@ -12,11 +12,14 @@ import json
 from collections.abc import Mapping
 from typing import Protocol, runtime_checkable
 
+import numpy as np
+
 from ..core.files import DataError
+from ..data.dataset import SubjectData
 from ..core.text import Record, format_bytes
 from .session import BackgroundCheck
 from .state import TrainerState
-from .trainable import Trainable, announce, at_work
+from .trainable import Trainable, announce, at_work, known_state
 
 # %% ../../nbs/training/11_data_check.ipynb #da7ac406
 @runtime_checkable
@@ -179,3 +182,23 @@ def _other_data(state: TrainerState, e: DataError, begun: int) -> OtherData:
     back = f". {made} steps of this session were trained on it: rewind to one before them" if made else ""
     return OtherData(f"the state was trained on other data ({e.problem})", file=e.file, subject=e.subject,
                      group=e.group, fix=_FIX + back)
+
+# %% ../../nbs/training/11_data_check.ipynb #da7ac40f
+def check_validation_points(trainer: Trainable) -> None:
+    """Raise ValueError, before the first step, if there are validation subjects and none has a loss to compute.
+
+    Nothing is known of data that is not a `MultiSubjectDataset`, nor of a validation that a child class defines."""
+    subjects = list(getattr(getattr(trainer.batch_loader, "dataset", None), "validation_set", ()))
+    group = getattr(trainer.batch_sampler, "streamline_group_name", None)
+    if not subjects or group is None or not all(isinstance(s, SubjectData) for s in subjects):
+        return
+    steps = type(trainer).validate_one_epoch, type(trainer).run_one_batch
+    if any(hasattr(step, "__wrapped__") for step in steps) or known_state(trainer).global_step:
+        return
+    points = np.concatenate([s.streamlines[group].nb_points for s in subjects if group in s.streamlines] or [[]])
+    ours = type(trainer).compute_batch_loss.__module__.partition(".")[0] == __name__.partition(".")[0]
+    if not (points >= (2 if ours else 1)).any():
+        found = f"{len(points):,} streamlines, of one point each or none" if len(points) else "no streamline"
+        raise ValueError(f"the validation set has no points to compute a loss from: its {len(subjects)} subjects have "
+                         f"{found}, in group {group!r}. Give it streamlines of two points or more, or leave it out with "
+                         "load_data(load_validation=False)")

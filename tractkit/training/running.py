@@ -17,7 +17,7 @@ from .bookkeeping import finish_content_check, report_epoch, write_changes
 from .callbacks import Event, TorchSchedule
 from .commands import Commanded
 from .control import Stopped
-from .data_check import begin_content_check
+from .data_check import begin_content_check, check_validation_points
 from .gradient import check_optimizer
 from .live_settings import keeps_own_rates, refuse_levelling
 from .loop import train_and_validate
@@ -132,6 +132,7 @@ def begin(trainer: Commanded) -> None:
     """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)
     check_optimizer(trainer)
+    check_validation_points(trainer)
     state.note(finished=None)
     if not keeps_own_rates(trainer):
         refuse_levelling(state.optimizer, trainer.policies.learning_rate)
