@@ -55,7 +55,7 @@ def as_device(device: str | Device | None) -> torch.device:
     """Return the device to train on; where none is named: cuda, else mps, else cpu."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return usable_device(device)
+    return usable_device(str(device))
 
 
 def amp_type(name: str | None, device: torch.device) -> torch.dtype | None:
