@@ -656,6 +656,7 @@ NAMES = {
     "orientations_in": "hdf5.layout",
     "orientations_of": "hdf5.orientations",
     "orientations_text": "hdf5.orientations",
+    "own_attributes": "models.unsaved",
     "own_datasets": "core.hdf5_links",
     "pack_batch": "data.assemble",
     "pack_curves": "lab.live_curves",
