@@ -49,7 +49,7 @@ def _as_text(value: object, depth: int, arrays: bool = True) -> str | None:
 
 def _text_of_generator(value: "np.random.Generator | np.random.RandomState | random.Random | torch.Generator") -> str:
     if isinstance(value, torch.Generator):
-        return f"torch.Generator {zlib.crc32(value.get_state().numpy())}"
+        return f"torch.Generator {zlib.crc32(value.get_state().numpy().tobytes())}"
     if isinstance(value, random.Random):
         state: object = value.getstate()
     else:
@@ -64,7 +64,7 @@ def _text_of_array(value: torch.Tensor | np.ndarray) -> str | None:
             return None
         every = -(-value.numel() // _NB_NUMBERS) or 1
         numbers = value.detach().reshape(-1)[::every].resolve_conj().resolve_neg().contiguous().cpu()
-        data = numbers.view(torch.uint8).numpy() if numbers.numel() else b""
+        data = numbers.view(torch.uint8).numpy().tobytes() if numbers.numel() else b""
     else:
         if value.dtype.hasobject:
             return None
