@@ -27,7 +27,7 @@ from ..core.text import Json
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .layout import (
-    ALIGNED, OWN, all_checksums, open_hdf5, orientations_in, write_orientations, write_root)
+    ALIGNED, OWN, all_checksums, check_twins, open_hdf5, orientations_in, write_orientations, write_root)
 from .orientations import check_orientations, orientations_of
 from .sources import GroupSources, find_sources, group_names
 from .write_subjects import Job, write_in_children, write_in_turn, write_subject_file, write_subjects
@@ -228,6 +228,7 @@ def _write_file(
         h5 = stack.enter_context(h5py.File(temporary, "w", **ALIGNED, **OWN))
         linked = _fill(h5, target, jobs, folder, _stepper(bar), config, placed)
         write_root(h5, config, placed, options, linked if target.subjects else None)
+        check_twins(linked if target.subjects else all_checksums(h5), config, placed, out)
         write_orientations(h5, _orientations(jobs))
 
 
@@ -329,6 +330,7 @@ def _link_subject(
         with h5py.File(temporary, "r+", **OWN) as h5:
             checksums = all_checksums(h5) | _linked(h5, file, file.parent.name, job.entries)
             del h5.attrs["tractkit_checksums"]
+            check_twins(checksums, config, placed, path)
             write_root(h5, config, placed, job.options, checksums)
             write_orientations(h5, orientations)
         if (path.stat().st_ino, path.stat().st_mtime_ns) != (stamp.st_ino, stamp.st_mtime_ns):

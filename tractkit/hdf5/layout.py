@@ -9,6 +9,7 @@ __all__ = ['HDF5_FORMAT', 'group_checksum', 'write_orientations', 'orientations_
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
@@ -21,7 +22,7 @@ from typing import NamedTuple, TypeAlias
 import h5py
 import numpy as np
 
-from ..core.files import DataError
+from ..core.files import DataError, collecting
 from ..core.hdf5_links import check_link, check_own_values
 from ..core.text import Json
 from .config import SPLITS, ProcessingOptions, SplitEntry
@@ -137,6 +138,36 @@ def all_checksums(h5: h5py.File) -> dict[str, str]:
         return json.loads(h5.attrs["tractkit_checksums"])
     return {f"{subject}/{name}": str(group.attrs.get("tractkit_checksum") or group_checksum(group))
             for subject in sorted(h5) for name, group in sorted(h5[subject].items())}
+
+
+def find_twins(
+    checksums: Mapping[str, str],  # of groups of streamlines, by subject/group
+) -> Iterator[tuple[str, str, str]]:
+    """Yield a group and two subjects, wherever the streamlines of two subjects are the same."""
+    seen: dict[tuple[str, str], str] = {}
+    for key in sorted(checksums):
+        subject, _, name = key.partition("/")
+        first = seen.setdefault((name, checksums[key]), subject)
+        if first != subject:
+            yield name, first, subject
+
+
+def check_twins(
+    checksums: Mapping[str, str], config: Mapping[str, Json], placed: Mapping[str, Sequence[SplitEntry]], file: Path,
+) -> None:
+    """Raise DataError for each subject that is there under two names in different splits; warn of those in one."""
+    splits = {e.name: split for split, entries in placed.items() for e in entries}
+    names = {name for name, group in config.items() if isinstance(group, Mapping) and group["type"] == "streamlines"}
+    lines = {key: c for key, c in checksums.items() if key.partition("/")[2] in names}
+    with collecting() as errors:
+        for name, first, subject in find_twins(lines):
+            if splits[first] == splits[subject]:
+                warnings.warn(f"{subject}/{name}: has the streamlines of {first}: one subject counts twice",
+                              stacklevel=5)
+            else:
+                errors.append(DataError(
+                    f"has the streamlines of {first} of {splits[first]}, and is in {splits[subject]}", file=file,
+                    subject=subject, group=name, fix="It is one subject under two names: leave one out"))
 
 
 def _fingerprint(h5: h5py.File) -> str:

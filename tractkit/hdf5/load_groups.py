@@ -21,10 +21,10 @@ from numpy.typing import DTypeLike
 from ..core.files import DataError
 from ..core.text import nearest_name
 from .config import StreamlinesGroup, VolumeGroup
-from .sources import NEED_A_GRID, Grid, GroupSources, difference, same_grid
+from .sources import NEED_A_GRID, Grid, GroupSources, difference
 from .features import InputRecord, source_axes, turn_features
 from ..spatial.orientation import Reorientation
-from ..spatial.space import voxel_order, voxel_sizes
+from ..spatial.space import same_grid, voxel_order, voxel_sizes
 from ..spatial.tractogram import Tractogram, concatenate_tractograms
 from ..spatial.volume import Volume
 
@@ -34,16 +34,18 @@ def load_volume_group(
 ) -> Volume:          # (X, Y, Z, C) float32
     """Load the files of a group, stack them along the last axis and standardize them.
 
-    Raises DataError for unreadable files, NaN or infinite values, or an empty mask."""
+    NaN and infinite values outside of the mask become 0, with a warning. Raises DataError for such values inside it or
+    without a mask, for unreadable files, or an empty mask."""
     group, mask = s.group, None
     assert isinstance(group, VolumeGroup) and s.grid is not None
     for path in s.masks:
         one = _load(s, path, np.bool_).data.reshape(s.grid[1])
         mask = one if mask is None else mask | one
     data = affine = None
+    replaced: dict[Path, int] = {}
     ends = np.cumsum(s.widths)
     for path, width, end in zip(s.files, s.widths, ends, strict=True):
-        volume = _load_finite(s, path)
+        volume, replaced[path] = _load_finite(s, path, mask)
         affine = volume.affine if affine is None else affine
         if len(s.files) == 1:
             data = volume.data.reshape(*s.grid[1], width)
@@ -57,7 +59,8 @@ def load_volume_group(
         data, mask, affine = turn.voxels(data), None if mask is None else turn.voxels(mask), turn.affine(affine)
         turn_features(data, s.kinds, s.widths, source_axes(source, group.axes, turn))
     mean, std = _standardize_group(s, data, ends, mask)
-    return Volume(data, affine, record=_record(s, group, source, affine, mean, std).plain())
+    how = _record(s, group, source, affine, mean, std).plain()
+    return Volume(data, affine, record=how | {"replaced": [replaced.get(path, 0) for path in s.files]})
 
 
 def _record(
@@ -101,14 +104,24 @@ def _load(s: GroupSources, path: Path, dtype: DTypeLike | None) -> Volume:
         raise s.error(e.problem, path, e.fix) from e
 
 
-def _load_finite(s: GroupSources, path: Path) -> Volume:
-    """Load a volume as float32. Raises DataError if it holds NaN or infinity."""
+def _load_finite(s: GroupSources, path: Path, mask: np.ndarray | None) -> tuple[Volume, int]:
+    """Load a volume as float32, NaN and infinity outside of the mask replaced by 0; return how many these were.
+
+    Raises DataError if there are some inside, or no mask."""
     volume = _load(s, path, np.float32)
-    volume = Volume(volume.data.astype(np.float32, copy=False), volume.affine)
-    bad = _not_finite(volume.data.reshape(-1))
-    if bad:
-        raise s.error(f"{bad} values are not finite", path, "Replace them, with numpy.nan_to_num for instance")
-    return volume
+    data = volume.data.astype(np.float32, copy=False)
+    bad = _not_finite(data.reshape(-1))
+    if not bad:
+        return Volume(data, volume.affine), 0
+    if mask is None:
+        raise s.error(f"{bad} values are not finite", path, "Replace them, with numpy.nan_to_num for instance, or name "
+                      "a std_mask in the config: outside of it they become 0")
+    broken = ~np.isfinite(data)
+    if inside := int(broken[mask].sum()):
+        raise s.error(f"{inside} values inside of the mask are NaN or infinite", path,
+                      "Repair the map or the mask; outside of it such values become 0")
+    warnings.warn(f"{path}: {bad} values outside of the mask are NaN or infinite; replaced by 0", stacklevel=4)
+    return Volume(np.where(broken, np.float32(0), data), volume.affine), bad
 
 
 @njit(nogil=True, cache=True)

@@ -23,7 +23,7 @@ from ..core.files import DataError, collected, collecting
 from .config import StreamlinesGroup, VolumeGroup
 from .features import misfit
 from ..spatial.mif import MIF_ENDINGS, read_mif_header
-from ..spatial.space import voxel_order
+from ..spatial.space import same_grid, voxel_order
 from ..spatial.tck import read_tck_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
@@ -99,11 +99,6 @@ def _image(path: Path, subject: str, group: str) -> tuple[Grid, int]:
         raise DataError(f"cannot be read as an image ({e})", file=path, subject=subject, group=group) from e
 
 # %% ../../nbs/hdf5/01_sources.ipynb #1340d86d
-def same_grid(a: Grid, b: Grid) -> bool:
-    """Return whether shapes are equal and affines differ by rounding only."""
-    return tuple(a[1]) == tuple(b[1]) and np.allclose(a[0], b[0], rtol=0, atol=1e-5)
-
-
 def difference(a: Grid, b: Grid) -> str:
     """Describe how two grids differ."""
     shapes = [" × ".join(map(str, shape)) for _, shape in (a, b)]
