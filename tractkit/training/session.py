@@ -289,6 +289,8 @@ class Loading:
 
     def __init__(self, recipe: Recipe, plans: Plans, draws: LoadDraws | None):
         load = getattr(recipe.batch_loader, "load_batch_streamlines", recipe.batch_loader)
+        if not recipe.settings.num_workers:  # else it is loaded by other processes
+            load = plans.noise.unsaved.watched_load(load)
         self.recipe, self.plans, self.draws = recipe, plans, draws
         self.feeder = Feeder(load, recipe.settings.num_workers, recipe.settings.prefetch,
                              pin_memory=recipe.device.type == "cuda", draws=draws)
@@ -346,7 +348,7 @@ class Session:
         settings = recipe.settings
         self.recipe, self.state, self.thread = recipe, state, threading.get_ident()
         rule = state.fingerprints.get("draws", 0) if state.fingerprints else DRAWS_RULE
-        self.noise = StepNoise(state.model, state.seed, recipe.device, rule)
+        self.noise = StepNoise(state.model, state.seed, recipe.device, rule, recipe)
         self.draws = LoadDraws(self.noise.globals, state.seed, recipe.ranks.rank) if rule else None
         bound_kept_shapes(state.model)
         self.plans, self.pace, self.clock = Plans(recipe, state, self.noise), Pace(), Clock()
