@@ -582,6 +582,7 @@ NAMES = {
     "initialize_weights": "models.layers",
     "is_best": "training.loop",
     "is_empty_part": "training.loop",
+    "is_saved_whole": "models.base",
     "is_training_here": "training.trainable",
     "item_key": "functional.sources",
     "keep_best_model": "training.trainable",
