@@ -7,7 +7,6 @@ __all__ = ['plain_attributes', 'own_attributes', 'UnsavedAttributes']
 
 # %% ../../nbs/models/00_unsaved.ipynb #a6c10003
 import dis
-import random
 import types
 import zlib
 from collections import deque
@@ -35,8 +34,8 @@ def _as_text(value: object, depth: int, arrays: bool = True) -> str | None:
         return repr(value)
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return _text_of_array(value) if arrays else None
-    if isinstance(value, (np.random.Generator, np.random.RandomState, random.Random, torch.Generator)):
-        return _text_of_generator(value)
+    if (text := _text_of_generator(value)) is not None:
+        return text
     if depth == 0 or not isinstance(value, _CONTAINERS):
         return None
     entries = [x for pair in value.items() for x in pair] if isinstance(value, dict) else list(value)
@@ -47,14 +46,19 @@ def _as_text(value: object, depth: int, arrays: bool = True) -> str | None:
     return f"{type(value).__name__} {len(value)} {ordered}"
 
 
-def _text_of_generator(value: "np.random.Generator | np.random.RandomState | random.Random | torch.Generator") -> str:
-    if isinstance(value, torch.Generator):
-        return f"torch.Generator {zlib.crc32(value.get_state().numpy().tobytes())}"
-    if isinstance(value, random.Random):
-        state: object = value.getstate()
-    else:
-        state = value.get_state() if isinstance(value, np.random.RandomState) else value.bit_generator.state
-    return f"{type(value).__name__} {zlib.crc32(repr(state).encode())}"
+_STATE_OF: dict[tuple[str, str], Callable[..., object]] = {
+    ("numpy", "Generator"): lambda value: value.bit_generator.state,
+    ("numpy", "RandomState"): lambda value: value.get_state(),
+    ("random", "Random"): lambda value: value.getstate(),
+    ("torch", "Generator"): lambda value: value.get_state().tolist()}
+
+
+def _text_of_generator(value: object) -> str | None:
+    """Return the state of a generator of random numbers as a checksum; None for any other object."""
+    for kind in type(value).__mro__:
+        if (read := _STATE_OF.get((kind.__module__.partition(".")[0], kind.__name__))) is not None:
+            return f"{kind.__name__} {zlib.crc32(repr(read(value)).encode())}"
+    return None
 
 
 def _text_of_array(value: torch.Tensor | np.ndarray) -> str | None:
