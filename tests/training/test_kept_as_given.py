@@ -163,7 +163,7 @@ def test_two_models_that_share_an_encoder(tmp_path):
     other.train_and_validate()
     assert [m for m in other.messages if m.startswith("A part of this model was trained in another run before")]
     with pytest.raises(RuntimeError, match="the model of this state was trained in another run since"):
-        one.state.state_dict()
+        one.state.snapshot()
     one.train_and_validate()
     assert "The model was trained in another run: going back" in " ".join(one.messages)
 
@@ -175,4 +175,4 @@ def test_two_models_may_share_an_encoder_that_is_not_trained(tmp_path):
     other.train_and_validate()
     one.stop(wait=True)
     assert not any("another run" in m for m in [*one.messages, *other.messages])
-    one.state.state_dict()
+    one.state.snapshot()

@@ -344,7 +344,7 @@ def test_a_part_of_a_streamline_in_a_batch_is_refused():
 def test_the_time_to_wait(tmp_path):
     trainer = fit(tmp_path)
     trainer.start(paused=True)
-    for seconds in (np.float32(.01), torch.tensor(.01), Fraction(1, 100)):
-        with pytest.raises(TimeoutError, match="still running after 0.01"):
+    for seconds in (np.float32(.0625), torch.tensor(.0625), Fraction(1, 16)):
+        with pytest.raises(TimeoutError, match="still running after 0.0625 s"):
             trainer.wait(seconds)
     trainer.stop(wait=True)
