@@ -4762,6 +4762,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tractkit/training/session.py'),
                                            'tractkit.training.session.Step.forget_used': ( 'training/session.html#step.forget_used',
                                                                                            'tractkit/training/session.py'),
+                                           'tractkit.training.session.Step.has_buffers_of': ( 'training/session.html#step.has_buffers_of',
+                                                                                              'tractkit/training/session.py'),
                                            'tractkit.training.session.Step.is_last': ( 'training/session.html#step.is_last',
                                                                                        'tractkit/training/session.py'),
                                            'tractkit.training.session.Step.leave_out': ( 'training/session.html#step.leave_out',

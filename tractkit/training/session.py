@@ -97,18 +97,18 @@ class Step:
         if norm is not None and math.isfinite(norm):
             self.norm = norm
 
-    def undo(self, model: nn.Module) -> bool:
-        """Put the buffers back, also those of another size. Return False, with nothing changed, if there are others."""
-        buffers = list(model.buffers())
-        if len(buffers) != len(self.buffers):
-            return False
+    def has_buffers_of(self, model: nn.Module) -> bool:
+        """Return whether the model has as many buffers as when the step began: others cannot be put back."""
+        return len(list(model.buffers())) == len(self.buffers)
+
+    def undo(self, model: nn.Module) -> None:
+        """Put the buffers back, also those of another size."""
         with torch.no_grad():
-            for b, kept in zip(buffers, self.buffers, strict=True):
+            for b, kept in zip(model.buffers(), self.buffers, strict=True):
                 if b.shape == kept.shape:
                     b.copy_(kept)
                 else:
                     b.data = kept
-        return True
 
 # %% ../../nbs/training/06_session.ipynb #718a2411
 def weighted_mean(parts: Sequence[tuple[float, int]]) -> tuple[float, int]:
@@ -372,10 +372,9 @@ class Session:
 
     def undo_step(self) -> None:
         """Undo a step that was begun and did not end, if the weights are as they were: the state is whole then."""
-        if self.step.policies is None or not self.is_whole:
+        if self.step.policies is None or not self.is_whole or not self.step.has_buffers_of(self.state.model):
             return
-        if not self.step.undo(self.state.model):
-            return
+        self.step.undo(self.state.model)
         for group, rate in zip(self.state.optimizer.param_groups, self.step.rates, strict=True):
             group["lr"] = rate
         self.state.note(policies=self.step.policies)
