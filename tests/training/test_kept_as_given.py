@@ -97,6 +97,8 @@ def test_a_run_of_before_puts_all_layers_in_training_mode(tmp_path):
     trainer = fit(tmp_path, model=net(), max_epochs=1)
     trainer.train_and_validate()
     del trainer.state.fingerprints["in_eval"]  # as a state that was made before
+    trainer.model.train()
+    trainer.model[1].eval()
     again = fit(tmp_path, model=net(), max_epochs=2)
     again.train_and_validate(trainer.state)
     assert again.model[1].num_batches_tracked == 6
