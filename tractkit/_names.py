@@ -584,6 +584,7 @@ NAMES = {
     "input_differences": "hdf5.recipe",
     "is_best": "training.loop",
     "is_empty_part": "training.loop",
+    "is_saved_whole": "models.base",
     "is_training_here": "training.trainable",
     "item_key": "functional.sources",
     "keep_best_model": "training.trainable",

@@ -99,11 +99,18 @@ class Step:
         if norm is not None and math.isfinite(norm):
             self.norm = norm
 
+    def has_buffers_of(self, model: nn.Module) -> bool:
+        """Return whether the model has as many buffers as when the step began: others cannot be put back."""
+        return len(list(model.buffers())) == len(self.buffers)
+
     def undo(self, model: nn.Module) -> None:
-        """Put the buffers back."""
+        """Put the buffers back, also those of another size."""
         with torch.no_grad():
-            for b, kept in zip(model.buffers(), self.buffers, strict=False):  # strict=False: none were kept
-                b.copy_(kept)
+            for b, kept in zip(model.buffers(), self.buffers, strict=True):
+                if b.shape == kept.shape:
+                    b.copy_(kept)
+                else:
+                    b.data = kept
 
 # %% ../../nbs/training/06_session.ipynb #718a2411
 def versions_of(state: TrainerState) -> list[int]:
@@ -382,7 +389,7 @@ class Session:
 
     def undo_step(self) -> None:
         """Undo a step that was begun and did not end, if the weights are as they were: the state is whole then."""
-        if self.step.policies is None or not self.is_whole:
+        if self.step.policies is None or not self.is_whole or not self.step.has_buffers_of(self.state.model):
             return
         if self.state.gate.half_done and (self.changes_more or self.step.versions != versions_of(self.state)):
             return
