@@ -128,7 +128,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
     from tractkit.demo.pipeline import run_demo  # it loads torch and DIPY, which takes seconds
 
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
-             tracked_with=args.tracked_with, epochs=args.epochs, progress=sys.stderr.isatty())
+             tracked_with=args.tracked_with, epochs=args.epochs, progress=True)
 
 # %% ../../nbs/cli/02_commands.ipynb #5c13a003
 def run_check_space(args: argparse.Namespace) -> int:
