@@ -341,7 +341,7 @@ def _load_matrix(s: GroupSources, path: Path) -> np.ndarray:
     """Load a .npy. Raises DataError unless it is a square matrix of finite numbers."""
     try:
         matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, MemoryError) as e:
         raise s.error(f"cannot be read as .npy ({e})", path, "Save it with numpy.save") from e
     if not isinstance(matrix, np.ndarray):
         raise s.error("is no square matrix of finite numbers (? of shape ?)", path)
