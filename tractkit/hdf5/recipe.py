@@ -136,4 +136,5 @@ def prepare_input(
     recipe, folder = recipes[name], Path(os.path.expanduser(subject)).resolve()
     how = VolumeGroup(recipe.files, recipe.standardization, recipe.std_mask, features=recipe.features, axes=recipe.axes)
     sources = find_sources(folder.parent, folder.name, {name: how})
-    return load_volume_group(sources[name])
+    volume = load_volume_group(sources[name])
+    return replace(volume, record=InputRecord.from_plain(volume.record or {}).plain())  # as a data file gives it

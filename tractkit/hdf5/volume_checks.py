@@ -143,8 +143,11 @@ def grid_faults(group: h5py.Group, sizes: str) -> Iterator[Fault]:
 def record_faults(group: h5py.Group) -> Iterator[Fault]:
     """Check the record of how a volume was made, where there is one, against the volume."""
     try:
-        record = read_record(group.attrs)
         order = voxel_order(check_affine(group.attrs["affine"]))
+    except DataError:  # reported with the grid
+        return
+    try:
+        record = read_record(group.attrs)
     except DataError as e:
         yield Fault("@tractkit_input", e.problem)
         return
