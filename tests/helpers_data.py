@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+from nibabel.orientations import io_orientation
 
 from tractkit.hdf5.create import create_hdf5
 from tractkit.spatial.streamlines import Streamlines
@@ -25,6 +26,15 @@ def random_affine(rng) -> np.ndarray:
     return affine
 
 
+def las(affine):
+    """The affine with its voxel axes in the order left, anterior, superior, as far as its rotation allows."""
+    axes, signs = io_orientation(affine).astype(int).T
+    order = np.argsort(axes)
+    turned = affine.copy()
+    turned[:3, :3] = affine[:3, :3][:, order] * signs[order] * [-1, 1, 1]
+    return turned
+
+
 def random_lines(rng, n, shape=SHAPE, points=(2, 40)) -> Streamlines:
     """Smooth random curves inside the box."""
     lines = []
@@ -44,7 +54,7 @@ def world_volume(affine, shape=SHAPE) -> Volume:
 def make_subject(folder: Path, rng, n=30, points=(2, 40), suffix=".trk") -> Tractogram:
     """Write a subject; the tractogram that was written."""
     folder.mkdir(parents=True)
-    affine = random_affine(rng)
+    affine = las(random_affine(rng))
     world_volume(affine).save(folder / "xyz.nii.gz")
     t = Tractogram(random_lines(rng, n, points=points), affine, SHAPE, dps={"bundle": np.arange(n, dtype=np.float32)})
     t.save(folder / f"lines{suffix}")

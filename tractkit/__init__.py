@@ -64,7 +64,8 @@ def _give_numba_a_place() -> None:
     container with a foreign user id."""
     caches = _os.environ.get("XDG_CACHE_HOME") or _os.path.expanduser("~/.cache")
     beside = _os.path.dirname(__file__)
-    if "NUMBA_CACHE_DIR" in _os.environ or _can_write(beside) or _can_write(_os.path.abspath(caches)):
+    known = not caches.startswith("~")  # else there is no home folder, and it would be made here
+    if "NUMBA_CACHE_DIR" in _os.environ or _can_write(beside) or (known and _can_write(_os.path.abspath(caches))):
         return
     import tempfile as _tempfile
 

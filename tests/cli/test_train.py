@@ -179,6 +179,10 @@ def test_other_mistakes_are_one_line(data, whole, tmp_path, capsys):
         bad.write_text(text)
         assert told in complaint(capsys, "train", bad), text
     assert "no such config" in complaint(capsys, "resume", tmp_path)
+    for name in ("data.hdf5", "config.yaml"):  # a file where a folder is meant
+        (tmp_path / name).write_bytes(b"\x89HDF")
+        assert "is a file, and a run is a folder. Give " in complaint(capsys, "resume", tmp_path / name)
+    (tmp_path / "config.yaml").unlink()
     assert "no such config" in complaint(capsys, "train", tmp_path / "none.yaml")
     assert "data.path is missing" in complaint(capsys, "train")
     assert "is not SECTION.KEY=VALUE" in complaint(capsys, "train", data, "--set", "max_epochs=3")

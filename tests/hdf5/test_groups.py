@@ -7,7 +7,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from helpers_data import CONFIG, SHAPE, random_affine, random_lines, world_volume
+from helpers_data import CONFIG, SHAPE, las, random_affine, random_lines, world_volume
 
 from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.sampler import BatchIDSampler
@@ -27,7 +27,7 @@ BUNDLES = {"AF_left": 12, "AF_right": 3, "CST_left": 6}
 def write_bundles(folder, bundles, rng, suffix=".trk", name="{bundle}"):
     """A subject whose tractogram is a file per bundle, each with so many streamlines."""
     (folder / "bundles").mkdir(parents=True)
-    affine = random_affine(rng)
+    affine = las(random_affine(rng))
     world_volume(affine).save(folder / "xyz.nii.gz")
     for bundle, n in bundles.items():
         file = folder / "bundles" / (name.format(bundle=bundle) + suffix)

@@ -140,6 +140,8 @@ REFUSED = {
         "gradient of the layer rows is sparse, which Adam cannot use: .* sparse=False",
     ),
     "sparse, decay": (dict(model=Table(), optimizer="SGD"), "which SGD with weight_decay cannot use"),
+    "sparse, momentum": (dict(model=Table(), optimizer=lambda p: torch.optim.SGD(p, lr=.01, momentum=.9)),
+                         "which SGD with momentum cannot use: .* without momentum"),
 }
 
 

@@ -94,7 +94,7 @@ def parser(
     lab = commands.add_parser("lab", help="open JupyterLab on the first tutorial")
     lab.add_argument("--folder", default=None, help="where the tutorials are copied (default: tractkit-tutorials)")
     lab.add_argument("jupyter", nargs="*", help="further arguments of jupyter lab, after --")
-    hdf5 = commands.add_parser("hdf5", help="data files: create, add, validate, describe, extract")
+    hdf5 = commands.add_parser("hdf5", help="data files: create, from-bids, add, validate, describe, extract")
     add_hdf5_options(hdf5)
     train = commands.add_parser("train", help="train a model, from a config or from options; in one process or several")
     resume = commands.add_parser("resume", help="go on with the run in a folder")

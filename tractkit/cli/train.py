@@ -136,6 +136,10 @@ def read_start(
 
     if args.command == "train":
         return read_run_config(args.config), Path(args.config)
+    if Path(args.folder).is_file():
+        own = "its folder" if Path(args.folder).name == "config.yaml" else "the folder of a run"
+        raise DataError("is a file, and a run is a folder", file=args.folder,
+                        fix=f"Give {own}; tractkit train begins a run on a data file")
     file = Path(args.folder) / "config.yaml"
     config, folder = read_run_config(file), file.parent.resolve()
     _put(config, "trainer", experiments_path=str(folder.parent), experiment_name=folder.name)

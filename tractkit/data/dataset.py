@@ -9,6 +9,7 @@ __all__ = ['SubjectData', 'MultisubjectSubset', 'MultiSubjectDataset']
 import hashlib
 import html
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar, Unpack
@@ -23,6 +24,7 @@ from .subject import MRIData, ReadVolume, Rows, SFTData, StreamlinesContent, Vol
 from .subject import find_streamlines, find_volume, make_streamlines
 from ..core.files import DataError
 from ..hdf5.config import SPLITS
+from ..hdf5.features import InputRecord
 from ..hdf5.content import DataContent, GroupContent, describe_content
 from ..core.hdf5_links import follow_path
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
@@ -139,6 +141,7 @@ class _Root:
     nb_points: int | None
     compress: float | None       # mm
     fingerprint: str | None
+    mixed: bool = False          # the voxel axes of its subjects run differently, and that was accepted
 
 
 def _read_root(h5: h5py.File) -> _Root:
@@ -160,7 +163,8 @@ def _read_root(h5: h5py.File) -> _Root:
             raise DataError(f"attribute {key!r} is {value!r}, not a number", fix="Create it with tractkit.create_hdf5")
         numbers[key] = value.item() if isinstance(value, np.number) else None
     names = {split: [str(s) for s in attrs[f"{split}_subjs"]] for split in SPLITS}
-    return _Root(names, **numbers, fingerprint=attrs.get("tractkit_fingerprint"))
+    mixed = "tractkit_mixed_orientations" in attrs
+    return _Root(names, **numbers, fingerprint=attrs.get("tractkit_fingerprint"), mixed=mixed)
 
 # %% ../../nbs/data/01_dataset.ipynb #9ce467d1
 @dataclass(frozen=True)
@@ -173,7 +177,7 @@ class ExternalLink:
 
 _MOST_LINKED = 8  # files on the way to a group
 _Chosen = dict[str, set[str] | None]  # "volume" or "streamlines" → the groups to read; None: all
-_Content = tuple[Rows, np.ndarray] | StreamlinesContent  # of a volume, or of streamlines
+_Content = tuple[Rows, np.ndarray, InputRecord | None] | StreamlinesContent  # of a volume, or of streamlines
 
 
 class _Found(NamedTuple):
@@ -254,7 +258,7 @@ class _SubjectReader:
                         continue
                 content, self.found[f"{subject}/{name}"] = found
                 if isinstance(content, tuple):
-                    volumes[name] = self._make_volume(content[0], content[1], subject, name, shared)
+                    volumes[name] = self._make_volume(content, subject, name, shared)
                 else:
                     streamlines[name] = make_streamlines(content, subject, name, self.lazy)
         except DataError as e:
@@ -292,13 +296,14 @@ class _SubjectReader:
             self._siblings[file.path, name] = file.sibling(name)
         return self._siblings[file.path, name]
 
-    def _make_volume(self, rows: Rows, affine: np.ndarray, subject: str, name: str,
+    def _make_volume(self, content: tuple[Rows, np.ndarray, InputRecord | None], subject: str, name: str,
                      shared: dict[tuple[str, int], Volume]) -> MRIData:
-        reader = ReadVolume(rows, affine, self.cache)
+        rows, affine, record = content
+        reader = ReadVolume(rows, affine, self.cache, record)
         if not self.lazy and rows.key not in shared:
             shared[rows.key] = reader.load()[0]
         source = reader if self.lazy else shared[rows.key]
-        return MRIData(name, subject, affine, (*rows.shape, 1)[:4], rows.key, source)
+        return MRIData(name, subject, affine, (*rows.shape, 1)[:4], rows.key, source, record)
 
 # %% ../../nbs/data/01_dataset.ipynb #5814a73a
 class MultiSubjectDataset:
@@ -328,7 +333,7 @@ class MultiSubjectDataset:
         self._reader = _SubjectReader(self._file, self.lazy, self._cache)
         root = self._file.ask(_read_root)
         self.step_size, self.nb_points, self.compress = root.step_size, root.nb_points, root.compress
-        self._names, self._fingerprint = root.names, root.fingerprint
+        self._names, self._fingerprint, self._mixed = root.names, root.fingerprint, root.mixed
         self._subsets: dict[str, MultisubjectSubset] | None = None
 
     @property
@@ -358,6 +363,9 @@ class MultiSubjectDataset:
         self._arguments |= {f"load_{split}": load for split, load in wanted.items()} | dict(
             subj_id=given.subj_id, volume_groups=given.volume_groups, streamline_groups=given.streamline_groups)
         names = self._names_of(wanted, _as_set(given.subj_id))
+        if self._mixed:
+            warnings.warn(f"{self.path}: the voxel axes of its subjects run differently (accept_mixed_orientations), "
+                          "so directions mean different things in them; see describe_hdf5", stacklevel=2)
         chosen = {"volume": _as_set(given.volume_groups), "streamlines": _as_set(given.streamline_groups)}
         loaded: dict[str, SubjectData] = {}
         self._reader.found.clear()

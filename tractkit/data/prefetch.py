@@ -6,6 +6,7 @@
 __all__ = ['LoadDraws', 'Planned', 'Feeder']
 
 # %% ../../nbs/data/08_prefetch.ipynb #06360078
+import errno
 import multiprocessing.connection
 import os
 import pickle
@@ -279,6 +280,8 @@ def _pack(batch: object) -> _Packed | _NotSent:
     try:
         return _Packed(batch)
     except (OSError, RuntimeError) as e:
+        if _ALL_OPEN in str(e):
+            return _NotSent(_too_many_files())
         free = f", /dev/shm has {shutil.disk_usage('/dev/shm').free:,} bytes left" if os.path.isdir("/dev/shm") else ""
         return _NotSent(f"a worker process could not put a batch into shared memory ({e}){free}. {_NO_WORKERS}, which "
                         "needs none; or make batches smaller, or give more shared memory (docker run --shm-size=8g)")
@@ -289,6 +292,19 @@ def _pack(batch: object) -> _Packed | _NotSent:
 
 
 _NO_WORKERS = "Use num_workers=0, a thread of this process"
+_ALL_OPEN = os.strerror(errno.EMFILE)
+
+
+def _too_many_files() -> str:
+    """Return what to do where a process may have too few files open for batches that come from workers."""
+    try:
+        import resource
+        allowed = f"only {resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,}"
+    except ImportError:  # Windows
+        allowed = "no more"
+    return (f"loading batches in worker processes takes more open files than are allowed here ({allowed}): each tensor "
+            f"on its way is one. Raise the limit before Python starts (ulimit -n 4096). Or use "
+            "num_workers=0, a thread of this process, which takes none")
 
 
 def _check_alive(workers: Sequence[multiprocessing.process.BaseProcess], patience: float = 0.0) -> None:
@@ -392,7 +408,12 @@ class Feeder(Generic[_B]):
     def _from_workers(self, items: _PlanItems, thread: _Thread, on_wait: Callable[[float], None]) -> Iterator[_B]:
         """Give batches that worker processes make ahead."""
         self._order.fill(items)
-        batches = _result(thread.do(self._start_pass), on_wait)
+        try:
+            batches = _result(thread.do(self._start_pass), on_wait)
+        except OSError as e:
+            if e.errno != errno.EMFILE:
+                raise
+            raise RuntimeError(_too_many_files()) from e
         workers = getattr(batches, "_workers", [])  # torch has no other name for them
 
         def look_around(seconds: float) -> None:
@@ -402,7 +423,9 @@ class Feeder(Generic[_B]):
         for _ in range(len(items)):
             try:
                 batch = _result(thread.do(partial(next, batches)), look_around)
-            except (RuntimeError, OSError, EOFError):  # torch's words for a worker that has ended, and others
+            except (RuntimeError, OSError, EOFError) as e:  # torch's words for a worker that has ended, and others
+                if _ALL_OPEN in str(e):
+                    raise RuntimeError(_too_many_files()) from e
                 _check_alive(workers, patience=1.0)
                 raise
             if isinstance(batch, _NotSent):

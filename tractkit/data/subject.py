@@ -19,6 +19,7 @@ from .cache import LoopCache
 from ..core.files import DataError
 from ..core.html import html_card, svg_bars
 from ..spatial.space import check_affine, voxel_sizes
+from ..hdf5.features import InputRecord, read_record
 from ..hdf5.local_file import LocalFile, Place, chunk_ranges, place_of, reading
 from ..hdf5.remote_file import RemoteFile
 from ..spatial.streamlines import Streamlines
@@ -94,6 +95,7 @@ class MRIData:
     shape: tuple[int, ...]      # (X, Y, Z, C)
     key: tuple[str, int] = field(repr=False)                # file and place in it: equal for linked volumes
     source: "Volume | ReadVolume" = field(repr=False)
+    record: InputRecord | None = field(default=None, repr=False)  # how it was made, where the file says it
 
     @property
     def shape3d(self) -> tuple[int, ...]:
@@ -127,7 +129,11 @@ class MRIData:
     def facts(self) -> list[tuple[str, str]]:
         """Describe the volume without reading it: (property, value) pairs."""
         return [("voxels", f"{_by(self.shape3d)} of {_by(voxel_sizes(self.affine))} mm"),
-                ("features", f"{self.nb_features:,}"), ("kept", self._kept())]
+                ("features", f"{self.nb_features:,}"), *self._made(), ("kept", self._kept())]
+
+    def _made(self) -> list[tuple[str, str]]:
+        text = "" if self.record is None else self.record.describe()
+        return [("holding", text)] if text else []
 
     def _repr_html_(self) -> str:
         return html_card(f"{self.subject}/{self.name}", self.facts())
@@ -148,6 +154,7 @@ class ReadVolume:
     rows: Rows
     affine: np.ndarray
     cache: VolumeCache
+    record: InputRecord | None = None
 
     def __call__(self) -> Volume:
         return self.cache.get(self.rows.key, self.load)
@@ -159,15 +166,19 @@ class ReadVolume:
     def load(self) -> tuple[Volume, int]:
         data = np.asarray(self.rows(), np.float32)
         place = f"{self.rows.file.path}:{self.rows.path}"
-        return Volume(data if data.ndim == 4 else data[..., None], self.affine, file=place), data.nbytes
+        record = None if self.record is None else self.record.plain()
+        volume = Volume(data if data.ndim == 4 else data[..., None], self.affine, file=place, record=record)
+        return volume, data.nbytes
 
 
-def find_volume(file: _File, group: h5py.Group) -> tuple[Rows, np.ndarray]:
-    """Return the rows and the affine of a volume's group. Raises DataError if they are not those of a volume."""
+def find_volume(file: _File, group: h5py.Group) -> tuple[Rows, np.ndarray, InputRecord | None]:
+    """Return the rows, the affine and the record of a volume's group.
+
+    Raises DataError if they are not those of a volume."""
     rows, affine = _rows_of(file, group["data"]), group.attrs["affine"]
     if len(rows.shape) not in (3, 4) or rows.dtype.kind not in "biuf" or 0 in rows.shape:
         raise DataError(f"volume is {rows.dtype} of shape {rows.shape}")
-    return rows, check_affine(affine)
+    return rows, check_affine(affine), read_record(group.attrs)
 
 # %% ../../nbs/data/00_subject.ipynb #898ee847
 @njit(nogil=True, cache=True)

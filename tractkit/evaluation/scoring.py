@@ -20,6 +20,7 @@ from scipy.spatial import cKDTree
 from ..core.files import DataError
 from ..core.html import as_html, html_table
 from ..spatial.resample import resample_nb_points, resample_step
+from ..spatial.space import same_grid
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
@@ -179,8 +180,7 @@ def classify_streamlines(
 def _judged(tractogram: Tractogram, truth: GroundTruth, min_inside: float,
             dilation: int) -> Iterator[tuple[np.ndarray, ...]]:
     """Judge a tractogram, chunk by chunk."""
-    if tuple(tractogram.dimensions) != truth.white_matter.shape or not np.allclose(
-            tractogram.affine, truth.affine, atol=1e-3):
+    if not same_grid((tractogram.affine, tractogram.dimensions), (truth.affine, truth.white_matter.shape)):
         raise DataError(f"the tractogram's grid of {tuple(tractogram.dimensions)} voxels is not that of the truth, "
                         f"{truth.white_matter.shape}, or its affine differs", fix="Score it on its own subject")
     judge = _Judge(truth, min_inside, dilation)
@@ -395,7 +395,7 @@ def compare_tractograms(
     """Distances (mm) both ways, the share of `b` within reach of `a`, and the overlap of their voxels (0 to 1).
 
     Raises DataError if the grids differ, ValueError if either is empty."""
-    if tuple(a.dimensions) != tuple(b.dimensions) or not np.allclose(a.affine, b.affine, atol=1e-3):
+    if not same_grid((a.affine, a.dimensions), (b.affine, b.dimensions)):
         raise DataError("the tractograms are on different grids", fix="Compare tractograms of one subject and volume")
     there, back = nearest_mdf(a, b), nearest_mdf(b, a)
     in_a, in_b = (density_map(t).data.astype(float) for t in (a, b))

@@ -339,6 +339,7 @@ class ProcessingOptions:
     seed: int = 0
     compression: str | None = None        # of volumes: "gzip" or "lzf"
     enforce_files_presence: bool = True
+    accept_mixed_orientations: bool = False
 
     def __post_init__(self) -> None:
         if sum(v is not None for v in (self.step_size, self.nb_points, self.compress)) > 1:

@@ -27,7 +27,9 @@ from ..core.text import Json
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .frame_check import check_frames
-from .layout import ALIGNED, OWN, all_checksums, open_hdf5, write_root
+from .layout import (
+    ALIGNED, OWN, all_checksums, check_twins, open_hdf5, orientations_in, write_orientations, write_root)
+from .orientations import check_orientations, orientations_of
 from .sources import GroupSources, find_sources, group_names
 from .write_subjects import Job, write_in_children, write_in_turn, write_subject_file, write_subjects
 
@@ -102,6 +104,7 @@ def create_hdf5(
     overwrite: bool = False,              # replace `out` if it exists
     accept_wrong_space: bool = False,     # do not check that directions and streamlines are in one frame
     seed: int = 0,                        # for subjects whose streamlines are shared between splits
+    accept_mixed_orientations: bool = False,  # voxel axes may run differently; see `check_orientations`
     progress: bool = True,                # show a progress bar
 ) -> Path:                                # the file
     """Write the volumes and streamlines of all subjects for training.
@@ -111,7 +114,8 @@ def create_hdf5(
     root, given = Path(root), Path(out)
     out = behind_links(given)
     options = ProcessingOptions(
-        step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence)
+        step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence,
+        accept_mixed_orientations)
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
     raw: Mapping[str, Json] = {}
@@ -169,15 +173,28 @@ def _read_groups(
 def _jobs(
     root: Path, groups: _Groups, placed: Mapping[str, list[SplitEntry]], options: ProcessingOptions,
     errors: list[ValueError] | None = None,
+    known: Mapping[str, list[str]] | None = None,  # orientations of subjects that are in the file already
 ) -> list[Job]:
     """Return what is to be written, with all source files found and checked."""
     entries: dict[str, list[SplitEntry]] = {}
     for entry in (e for of_split in placed.values() for e in of_split):
         entries.setdefault(entry.subject, []).append(entry)
     enforce = options.enforce_files_presence
-    return [Job(root, subject, tuple(of_subject),
+    jobs = [Job(root, subject, tuple(of_subject),
                 find_sources(root, subject, groups, enforce_files_presence=enforce, errors=errors), options)
             for subject, of_subject in entries.items()]
+    if not options.accept_mixed_orientations:
+        with collecting(errors) as found, collected(found):
+            sources = [s for job in jobs for s in job.sources.values()]
+            check_orientations(_orientations(jobs, known), sources, bool(known))
+    return jobs
+
+
+def _orientations(jobs: Sequence[Job], known: Mapping[str, list[str]] | None = None) -> dict[str, list[str]]:
+    """Return who has which orientation, where nothing is turned."""
+    found = orientations_of(s for job in jobs for s in job.sources.values())
+    before = dict(known or {}) if found else {}
+    return {k: [*before.get(k, []), *found.get(k, [])] for k in [*before, *(k for k in found if k not in before)]}
 
 
 def _with_file_groups(jobs: list[Job], grouped: set[str] | None = None) -> list[Job]:
@@ -215,6 +232,8 @@ def _write_file(
         h5 = stack.enter_context(h5py.File(temporary, "w", **ALIGNED, **OWN))
         linked = _fill(h5, target, jobs, folder, _stepper(bar), config, placed)
         write_root(h5, config, placed, options, linked if target.subjects else None)
+        check_twins(linked if target.subjects else all_checksums(h5), config, placed, out)
+        write_orientations(h5, _orientations(jobs))
 
 
 def _stepper(bar: tqdm) -> Callable[[str], None]:
@@ -290,13 +309,14 @@ def add_subject(
         config = json.loads(h5.attrs["tractkit_config"])
         options = ProcessingOptions(**json.loads(h5.attrs["tractkit_options"]))
         placed = {s: [SplitEntry(str(name), str(name)) for name in h5.attrs[f"{s}_subjs"]] for s in SPLITS}
+        known = orientations_in(h5)
         names, grouped = set(h5), {name for subject in h5 for name in h5[subject] if "groups" in h5[subject][name]}
     new = read_splits({split: [subject]}, root)
     entry = new[split][0]
     if entry.name in names:
         raise DataError("is there already", file=path, subject=entry.name,
                         fix="Create the file again to change a subject")
-    (job,) = _with_file_groups(_jobs(root, read_config(config), new, options), grouped)
+    (job,) = _with_file_groups(_jobs(root, read_config(config), new, options, known=known), grouped)
     with collecting() as errors:
         if not accept_wrong_space:
             check_frames({job.subject: job.sources}, errors)
@@ -304,13 +324,13 @@ def add_subject(
     with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group", leave=False) as bar:
         write_subject_file(file, job, config, new, _stepper(bar))
     together = {s: placed[s] + new[s] for s in SPLITS}
-    _link_subject(path, stamp, file, job, config, together)
+    _link_subject(path, stamp, file, job, config, together, _orientations([job], known))
     return given
 
 # %% ../../nbs/hdf5/07_create.ipynb #9de34fac
 def _link_subject(
     path: Path, stamp: os.stat_result, file: Path, job: Job, config: Mapping[str, Json],
-    placed: Mapping[str, list[SplitEntry]],
+    placed: Mapping[str, list[SplitEntry]], orientations: Mapping[str, list[str]],
 ) -> None:
     """Replace a file of links by one with one subject more. Raises DataError if it changed since `stamp`."""
     with _writing(path), atomic_path(path) as temporary:
@@ -318,6 +338,8 @@ def _link_subject(
         with h5py.File(temporary, "r+", **OWN) as h5:
             checksums = all_checksums(h5) | _linked(h5, file, file.parent.name, job.entries)
             del h5.attrs["tractkit_checksums"]
+            check_twins(checksums, config, placed, path)
             write_root(h5, config, placed, job.options, checksums)
+            write_orientations(h5, orientations)
         if (path.stat().st_ino, path.stat().st_mtime_ns) != (stamp.st_ino, stamp.st_mtime_ns):
             raise DataError("was changed by someone else meanwhile", file=path, fix="Add the subject again")

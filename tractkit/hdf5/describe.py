@@ -22,6 +22,7 @@ from ..core.files import DataError
 from ..core.html import html_table, svg_bars, text_table
 from ..core.text import Json, Record, format_bytes
 from .config import SPLITS
+from .features import read_record
 from .layout import open_hdf5
 from ..spatial.space import check_affine, voxel_order, voxel_sizes
 
@@ -58,7 +59,9 @@ def _grid_of(group: h5py.Group) -> str:
 
 def _volume_facts(group: h5py.Group) -> Record:
     shape = (*group["data"].shape, 1)[:4]
-    return {"shape": tuple(shape[:3]), "nb_features": shape[3]}
+    record = read_record(group.attrs)
+    made = "" if record is None else record.describe()
+    return {"shape": tuple(shape[:3]), "nb_features": shape[3], "extras": (made,) if made else ()}
 
 
 def _streamlines_facts(group: h5py.Group) -> Record:
@@ -165,9 +168,10 @@ class HDF5Description:
         what = []
         if "volume" in kinds:
             what = [_features(_one_or_range(str(f.nb_features) for f in facts if f.nb_features))]
+            what += filter(None, [_one_or_range(e for f in facts if f.kind == "volume" for e in f.extras)])
         if "streamlines" in kinds:
             what = [f"{n:,} streamlines, {sum(f.nb_points for f in facts):,} points", _mm(lengths)]
-            what += dict.fromkeys(e for f in facts for e in f.extras)
+            what += dict.fromkeys(e for f in facts if f.kind == "streamlines" for e in f.extras)
         damaged = sum(f.kind == "damaged" for f in facts)
         what += [f"damaged in {damaged} of {len(facts)} subjects"] if damaged else []
         stored = f"{_one_or_range(f.stored for f in facts)}\n{format_bytes(sum(f.nbytes for f in whole))}"

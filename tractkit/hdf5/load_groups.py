@@ -21,7 +21,10 @@ from numpy.typing import DTypeLike
 from ..core.files import DataError
 from ..core.text import nearest_name
 from .config import StreamlinesGroup, VolumeGroup
-from .sources import NEED_A_GRID, Grid, GroupSources, difference, same_grid
+from .sources import NEED_A_GRID, Grid, GroupSources, difference
+from .features import InputRecord, source_axes, turn_features
+from ..spatial.orientation import Reorientation
+from ..spatial.space import same_grid, voxel_order, voxel_sizes
 from ..spatial.tractogram import Tractogram, concatenate_tractograms
 from ..spatial.volume import Volume
 
@@ -31,16 +34,18 @@ def load_volume_group(
 ) -> Volume:          # (X, Y, Z, C) float32
     """Load the files of a group, stack them along the last axis and standardize them.
 
-    Raises DataError for unreadable files, NaN or infinite values, or an empty mask."""
+    NaN and infinite values outside of the mask become 0, with a warning. Raises DataError for such values inside it or
+    without a mask, for unreadable files, or an empty mask."""
     group, mask = s.group, None
     assert isinstance(group, VolumeGroup) and s.grid is not None
     for path in s.masks:
         one = _load(s, path, np.bool_).data.reshape(s.grid[1])
         mask = one if mask is None else mask | one
     data = affine = None
+    replaced: dict[Path, int] = {}
     ends = np.cumsum(s.widths)
     for path, width, end in zip(s.files, s.widths, ends, strict=True):
-        volume = _load_finite(s, path)
+        volume, replaced[path] = _load_finite(s, path, mask)
         affine = volume.affine if affine is None else affine
         if len(s.files) == 1:
             data = volume.data.reshape(*s.grid[1], width)
@@ -48,22 +53,47 @@ def load_volume_group(
         data = np.empty((*s.grid[1], ends[-1]), np.float32) if data is None else data
         data[..., end - width:end] = volume.data.reshape(*s.grid[1], width)
     assert data is not None and affine is not None
-    if group.standardization != "none":
-        _standardize_group(s, data, ends, mask)
-    return Volume(data, affine)
+    turn = Reorientation.to_ras(affine, tuple(s.grid[1]))
+    source = affine
+    if s.to_ras:
+        data, mask, affine = turn.voxels(data), None if mask is None else turn.voxels(mask), turn.affine(affine)
+        turn_features(data, s.kinds, s.widths, source_axes(source, group.axes, turn))
+    mean, std = _standardize_group(s, data, ends, mask)
+    how = _record(s, group, source, affine, mean, std).plain()
+    return Volume(data, affine, record=how | {"replaced": [replaced.get(path, 0) for path in s.files]})
+
+
+def _record(
+    s: GroupSources, group: VolumeGroup, source: np.ndarray, affine: np.ndarray, mean: np.ndarray, std: np.ndarray,
+) -> InputRecord:
+    """Return how a volume was made; statistics of very many features are left out, as files have no room for them."""
+    turn = Reorientation.to_ras(source, (1, 1, 1)).directions
+    bvecs = tuple(map(tuple, turn.tolist())) if "dwi" in s.kinds else ()
+    few = len(mean) <= 1000
+    return InputRecord(group.files, s.widths, group.features, group.axes, group.standardization, group.std_mask,
+                       voxel_order(affine), tuple(voxel_sizes(affine).tolist()), voxel_order(source), bvecs,
+                       tuple(mean.tolist()) if few else (), tuple(std.tolist()) if few else ())
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #1ae704ad
-def _standardize_group(s: GroupSources, data: np.ndarray, ends: np.ndarray, mask: np.ndarray | None) -> None:
-    """Standardize stacked files in place, in the way of the group."""
+def _standardize_group(
+    s: GroupSources, data: np.ndarray, ends: np.ndarray, mask: np.ndarray | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Standardize stacked files in place, in the way of the group; return the mean and deviation of each feature."""
     assert isinstance(s.group, VolumeGroup)
     way, parts = s.group.standardization, [data]
+    if way == "none":
+        return np.zeros(0, np.float32), np.zeros(0, np.float32)
     if way == "per_file":
         parts = [data[..., end - width:end] for width, end in zip(s.widths, ends, strict=True)]
+    found = []
     for part in parts:
         try:
-            standardize(part, mask, independent=way == "independent", out=part)
+            found.append(_statistics(part, mask, way == "independent"))
         except DataError as e:
             raise s.error(e.problem, (s.masks or s.files)[0], e.fix) from None
+        _scale(part, *found[-1], part)
+    mean, std = (np.concatenate(each) for each in zip(*found, strict=True))
+    return mean, std
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #41327bd3
 def _load(s: GroupSources, path: Path, dtype: DTypeLike | None) -> Volume:
@@ -74,14 +104,24 @@ def _load(s: GroupSources, path: Path, dtype: DTypeLike | None) -> Volume:
         raise s.error(e.problem, path, e.fix) from e
 
 
-def _load_finite(s: GroupSources, path: Path) -> Volume:
-    """Load a volume as float32. Raises DataError if it holds NaN or infinity."""
+def _load_finite(s: GroupSources, path: Path, mask: np.ndarray | None) -> tuple[Volume, int]:
+    """Load a volume as float32, NaN and infinity outside of the mask replaced by 0; return how many these were.
+
+    Raises DataError if there are some inside, or no mask."""
     volume = _load(s, path, np.float32)
-    volume = Volume(volume.data.astype(np.float32, copy=False), volume.affine)
-    bad = _not_finite(volume.data.reshape(-1))
-    if bad:
-        raise s.error(f"{bad} values are not finite", path, "Replace them, with numpy.nan_to_num for instance")
-    return volume
+    data = volume.data.astype(np.float32, copy=False)
+    bad = _not_finite(data.reshape(-1))
+    if not bad:
+        return Volume(data, volume.affine), 0
+    if mask is None:
+        raise s.error(f"{bad} values are not finite", path, "Replace them, with numpy.nan_to_num for instance, or name "
+                      "a std_mask in the config: outside of it they become 0")
+    broken = ~np.isfinite(data)
+    if inside := int(broken[mask].sum()):
+        raise s.error(f"{inside} values inside of the mask are NaN or infinite", path,
+                      "Repair the map or the mask; outside of it such values become 0")
+    warnings.warn(f"{path}: {bad} values outside of the mask are NaN or infinite; replaced by 0", stacklevel=4)
+    return Volume(np.where(broken, np.float32(0), data), volume.affine), bad
 
 
 @njit(nogil=True, cache=True)
@@ -103,6 +143,14 @@ def standardize(
 
     Raises DataError if no voxel is left to take them over."""
     data = np.asarray(data)
+    mean, std = _statistics(data, mask, independent)
+    out = np.empty(data.shape, np.float32) if out is None else out
+    _scale(data, mean, std, out)
+    return out
+
+
+def _statistics(data: np.ndarray, mask: np.ndarray | None, independent: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Return (C,) float32 mean and deviation of each feature. Raises DataError if there is no voxel."""
     mask = _nowhere_zero(data) if mask is None else np.asarray(mask, np.bool_)
     sums, n = _sums(data, mask, np.zeros(data.shape[3]), 1)
     if not n:
@@ -110,9 +158,7 @@ def standardize(
     mean = sums / n if independent else np.full_like(sums, sums.mean() / n)
     squares, _ = _sums(data, mask, mean, 2)
     var = squares / n if independent else np.full_like(sums, squares.mean() / n)
-    out = np.empty(data.shape, np.float32) if out is None else out
-    _scale(data, mean.astype(np.float32), np.maximum(np.sqrt(var), 1e-6).astype(np.float32), out)
-    return out
+    return mean.astype(np.float32), np.maximum(np.sqrt(var), 1e-6).astype(np.float32)
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #da7f72a9
 @njit(nogil=True, cache=True)
@@ -184,6 +230,7 @@ def load_tractograms(s: GroupSources, remove_invalid: bool) -> LoadedTractograms
     except DataError as e:
         raise s.error(e.problem, fix=e.fix) from None
     _chosen(s, s.files[0], "group", s.group.groups or (), t.groups)
+    t = _reoriented(t) if s.to_ras else t
     kept = tuple(map(len, parts))
     if s.file_groups:
         starts = np.cumsum([0, *kept])
@@ -191,6 +238,15 @@ def load_tractograms(s: GroupSources, remove_invalid: bool) -> LoadedTractograms
     return LoadedTractograms(t, kept, tuple(removed))
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #a3284fa9
+def _reoriented(t: Tractogram) -> Tractogram:
+    """Return streamlines on their grid with the voxel axes nearest to right, anterior and superior."""
+    turn = Reorientation.to_ras(t.affine, tuple(t.dimensions))
+    if turn.is_identity:
+        return t
+    return replace(t, streamlines=t.streamlines.transform(turn.matrix), affine=turn.affine(t.affine),
+                   dimensions=turn.shape)
+
+
 def _load_tractogram(s: GroupSources, path: Path) -> Tractogram:
     """Load one file, on the grid of a volume if it has none of its own."""
     try:
@@ -289,6 +345,9 @@ def _load_labels(s: GroupSources, path: Path, grid: Grid) -> np.ndarray:
     """Load labels as whole numbers. Raises DataError unless they are on the grid of the streamlines."""
     volume = _load(s, path, None)
     volume = volume if volume.data.dtype.kind in "iu" else _load(s, path, np.int32)
+    if s.to_ras:
+        turn = Reorientation.to_ras(volume.affine, volume.shape3d)
+        volume = Volume(turn.voxels(volume.data), turn.affine(volume.affine))
     if volume.data.ndim != 3 or not same_grid((volume.affine, volume.shape3d), (grid[0], tuple(grid[1]))):
         how = difference((volume.affine, volume.data.shape), grid)
         raise s.error(f"its grid is not that of the streamlines ({how})", path, "Resample it, with nearest neighbours")

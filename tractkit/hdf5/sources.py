@@ -21,7 +21,9 @@ from nibabel.spatialimages import SpatialImage
 # %% ../../nbs/hdf5/01_sources.ipynb #7b81f11e
 from ..core.files import DataError, collected, collecting
 from .config import StreamlinesGroup, VolumeGroup
+from .features import misfit
 from ..spatial.mif import MIF_ENDINGS, read_mif_header
+from ..spatial.space import same_grid, voxel_order
 from ..spatial.tck import read_tck_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
@@ -43,6 +45,8 @@ class GroupSources:
     grids: tuple[Grid, ...] = ()         # of the volumes that streamlines must stay in
     reference: Path | None = None         # an image with the grid of tractograms that know none
     widths: tuple[int, ...] = field(default=(), repr=False)  # features of each file of a volume group
+    kinds: tuple[str, ...] = ()           # what they are, of each file; (): not said
+    to_ras: bool = False                  # bring it to the orientation RAS
     file_groups: tuple[str, ...] = ()     # the group that the streamlines of each file become; empty: none
 
     def error(self, problem: str, file: Path | None = None, fix: str | None = None) -> DataError:
@@ -95,11 +99,6 @@ def _image(path: Path, subject: str, group: str) -> tuple[Grid, int]:
         raise DataError(f"cannot be read as an image ({e})", file=path, subject=subject, group=group) from e
 
 # %% ../../nbs/hdf5/01_sources.ipynb #1340d86d
-def same_grid(a: Grid, b: Grid) -> bool:
-    """Return whether shapes are equal and affines differ by rounding only."""
-    return tuple(a[1]) == tuple(b[1]) and np.allclose(a[0], b[0], rtol=0, atol=1e-5)
-
-
 def difference(a: Grid, b: Grid) -> str:
     """Describe how two grids differ."""
     shapes = [" × ".join(map(str, shape)) for _, shape in (a, b)]
@@ -122,7 +121,8 @@ def find_sources(
     grids; DataErrors for several."""
     with collecting(errors) as all_errors:
         before = len(all_errors)
-        finder = _Finder(Path(root) / subject, enforce_files_presence, all_errors)
+        said = any(isinstance(g, VolumeGroup) and g.features for g in groups.values())
+        finder = _Finder(Path(root) / subject, enforce_files_presence, all_errors, said)
         volumes = {n: s for n, g in groups.items() if isinstance(g, VolumeGroup) and (s := finder.volume(n, g))}
         found = volumes | {n: s for n, g in groups.items()
                            if isinstance(g, StreamlinesGroup) and (s := finder.streamlines(n, g, volumes))}
@@ -139,6 +139,7 @@ class _Finder:
     folder: Path
     enforce: bool
     errors: list[ValueError]
+    to_ras: bool = False  # the config says what the features are
 
     def error(self, group: str, problem: str, file: Path, fix: str | None = None) -> DataError:
         """Return an error about a file of a group."""
@@ -198,7 +199,18 @@ class _Finder:
         if len(self.errors) > before:
             return None
         widths = tuple(n for _, n in images[:len(files)])
-        return GroupSources(self.folder.name, name, group, files, masks, grid=first, widths=widths)
+        kinds = self._kinds(group)
+        for path, kind, width in zip(files, kinds, widths, strict=bool(kinds)):
+            if problem := misfit(kind, width):
+                self.errors.append(self.error(name, problem, path, "Correct 'features' in the config"))
+        return GroupSources(self.folder.name, name, group, files, masks, grid=first, widths=widths, kinds=kinds,
+                            to_ras=self.to_ras)
+
+    def _kinds(self, group: VolumeGroup) -> tuple[str, ...]:
+        """Return what each file that the patterns of a group name holds; () if that is not said."""
+        words = group.features * (len(group.files) if len(group.features) == 1 else 1)
+        each = zip(group.files, words, strict=False)
+        return tuple(word for pattern, word in each for _ in _match(self.folder, pattern))
 
     def streamlines(
         self, name: str, group: StreamlinesGroup, volumes: Mapping[str, GroupSources],
@@ -211,12 +223,21 @@ class _Finder:
         matrix, labels = (self.one_file(name, p) for p in (group.connectivity_matrix, group.connectivity_labels))
         found = GroupSources(self.folder.name, name, group, files, matrix=matrix, labels=labels,
                              grids=tuple(v.grid for v in volumes.values() if v.grid),
-                             reference=next((v.files[0] for v in volumes.values()), None))
+                             reference=next((v.files[0] for v in volumes.values()), None), to_ras=self.to_ras)
+        self._check_blocs(found, group)
         for path in files:
             if found.reference or not volume_is_wrong or path.suffix.lower() not in NEED_A_GRID:
                 with collected(self.errors):
                     _check_tractogram(found, path)
         return found
+
+    def _check_blocs(self, found: GroupSources, group: StreamlinesGroup) -> None:
+        """Note an error for a connectivity matrix of blocs of a grid that is turned."""
+        turned = [voxel_order(affine) for affine, _ in found.grids if voxel_order(affine) != "RAS"]
+        if self.to_ras and turned and group.connectivity_nb_blocs:
+            self.errors.append(found.error(
+                f"its rows are blocs of a grid that is {turned[0]} and is brought to RAS", found.matrix,
+                "Give connectivity_labels, which are turned with the grid"))
 
 # %% ../../nbs/hdf5/01_sources.ipynb #0545804c
 KNOW_THEIR_GRID, NEED_A_GRID = (".trk", ".trx"), (".tck", ".dpy", ".vtk", ".vtp", ".fib")

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from .layout import group_checksum
 from .volume_checks import (
     AGAIN, Fault, Finding, grid_faults, missing_faults, not_finite, pieces_of, storage_faults, volume_faults, warning)
-from ..spatial.space import apply_affine, check_affine
+from ..spatial.space import apply_affine, check_affine, same_grid
 
 # %% ../../nbs/hdf5/09_streamlines_checks.ipynb #5a1b6efa
 _Grid = tuple[np.ndarray, tuple[int, ...]]  # affine, 3-D shape
@@ -113,7 +113,7 @@ def _points_faults(group: h5py.Group, volumes: dict[str, _Grid]) -> Iterator[Fau
     offsets = np.concatenate([[0], np.cumsum(counts)])
     grids: list[_Grid] = [(np.eye(4), tuple(group.attrs["dimensions"]))]
     grids += [(np.linalg.inv(a) @ affine, shape) for a, shape in volumes.values()
-              if shape != grids[0][1] or not np.allclose(a, affine, rtol=0, atol=1e-5)]
+              if not same_grid((a, shape), (affine, grids[0][1]))]
     seen = _measure_points(data, offsets, affine, _SHIFTS[str(group.attrs["origin"])], grids)
     if seen.broken.any():
         n = int(seen.broken.sum())

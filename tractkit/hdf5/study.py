@@ -160,7 +160,7 @@ def _tractograms_of(found: FoundSubject, choices: Choices, problems: list[str]) 
 # %% ../../nbs/hdf5/13_study.ipynb #5f1d000f
 def plan_study(
     place: str | os.PathLike,      # a study, a subject's folder, or one in it
-    choices: Choices = Choices(),
+    choices: Choices | None = None,  # None: found out
     *,
     subjects: Iterable[str] = (),  # only these
     others: Iterable[str | os.PathLike] = (),  # further folders to look in
@@ -168,7 +168,7 @@ def plan_study(
     """Find the subjects of a study and choose their files.
 
     Raises DataError if there are none. What a subject lacks is in its `problems`."""
-    found = find_subjects(place, others)
+    choices, found = choices or Choices(), find_subjects(place, others)
     wanted = list(subjects)
     for name in wanted:
         if not any(name in (f.name, f.subject) for f in found):
@@ -257,7 +257,9 @@ def study_table(
     study: Study,
 ) -> str:
     """Return what was found and what is missing, as text."""
-    rows = [("subject", "series" if study.input == "sh" else "fibre orientations", "b-values", "mask", "streamlines")]
+    several = any(plan.shell is not None for plan in study.subjects)
+    rows = [("subject", "series" if study.input == "sh" else "fibre orientations",
+             "b-values (* used)" if several else "b-values", "mask", "streamlines")]
     rows += [_row(plan, study) for plan in study.subjects]
     kept = [k for k in range(5) if k != 2 or study.input == "sh"]
     widths = [max(len(row[k]) for row in rows) for k in kept]
@@ -279,8 +281,16 @@ def _row(plan: SubjectPlan, study: Study) -> tuple[str, str, str, str, str]:
     main = plan.dwi if study.input == "sh" else plan.fodf
     shells = ", ".join(f"{n} at {b:g}{'*' if plan.shell == b else ''}" for b, n in plan.shells.items())
     bvals = f"{plan.nb_b0} b0, {shells}" if plan.shells else "none"
-    masks = plan.masks[0].name if len(plan.masks) == 1 else f"{len(plan.masks)} tissues" if plan.masks else "none"
-    return plan.name, main.name if main else "none", bvals, masks, _names(list(plan.tractograms))
+    masks = _short(plan.masks[0], plan) if len(plan.masks) == 1 else f"{len(plan.masks)} tissues" if plan.masks else "none"
+    return plan.name, _short(main, plan) if main else "none", bvals, masks, _names(list(plan.tractograms))
+
+
+def _short(file: Path, plan: SubjectPlan) -> str:
+    """Return a file's name without the subject's, which is in the same line."""
+    for start in (plan.name, plan.found.subject):
+        if file.name.startswith(f"{start}_"):
+            return file.name[len(start):].lstrip("_")
+    return file.name
 
 
 def _names(names: Sequence[str], room: int = 36) -> str:

@@ -10,6 +10,7 @@ import html
 import json
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +20,8 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/10_validate.ipynb #00db6bac
 from ..core.files import DataError
-from .layout import open_hdf5
+from .orientations import orientations_text
+from .layout import find_twins, group_checksum, open_hdf5, orientations_in
 from .streamlines_checks import check_group
 from .volume_checks import AGAIN, Finding
 from ..core.html import html_table, text_table
@@ -141,6 +143,28 @@ def _volumes_of(subject: h5py.Group) -> dict[str, tuple[np.ndarray, tuple[int, .
     return grids
 
 # %% ../../nbs/hdf5/10_validate.ipynb #9ab13be3
+def _twin_findings(h5: h5py.File, kinds: dict[str, dict[str, int | None]]) -> Iterator[Finding]:
+    """Find subjects that have the same streamlines under two names; what differs in size is not compared."""
+    sizes: dict[tuple, list[str]] = {}
+    for subject, groups in kinds.items():
+        for name in groups:
+            with suppress(Exception):  # reported with the group itself
+                group = h5[subject][name]
+                if group.attrs["type"] == "streamlines":
+                    size = name, group["lengths"].shape, group["data"].shape
+                    sizes.setdefault(size, []).append(f"{subject}/{name}")
+    checksums: dict[str, str] = {}
+    for key in (key for keys in sizes.values() if len(keys) > 1 for key in keys):
+        with suppress(Exception):
+            checksums[key] = str(h5[key].attrs.get("tractkit_checksum") or group_checksum(h5[key]))
+    lists = {split: [str(s) for s in h5.attrs[f"{split}_subjs"]] for split in SPLITS} if checksums else {}
+    for name, first, subject in find_twins(checksums):
+        a, b = (" and ".join(split for split, names in lists.items() if s in names) for s in (first, subject))
+        where = f"has the streamlines of {first}" + (f" of {a}, and is in {b}" if a != b else "")
+        yield Finding("error" if a != b else "warning", subject, name, "data", where,
+                      "It is one subject under two names: leave one out")
+
+
 def _compared(kinds: dict[str, dict[str, int | None]]) -> Iterator[Finding]:
     """Compare the groups and numbers of features of the subjects."""
     for group in dict.fromkeys(g for groups in kinds.values() for g in groups):
@@ -154,6 +178,17 @@ def _compared(kinds: dict[str, dict[str, int | None]]) -> Iterator[Finding]:
             if n != features[first]:
                 yield Finding("error", name, group, "data",
                               f"has {n} features, {first} has {features[first]}: no model takes both", AGAIN)
+
+
+def _orientation_findings(h5: h5py.File) -> Iterator[Finding]:
+    """Report subjects whose voxel axes run differently."""
+    try:
+        found = orientations_in(h5)
+    except Exception:  # reported with the group itself
+        return
+    if len(found) > 1:
+        yield Finding("warning", "", "", "@affine", f"voxel axes run differently: {orientations_text(found)}",
+                      "Say in the config what the 'features' of each volume are, and create the file again")
 
 # %% ../../nbs/hdf5/10_validate.ipynb #35e3b2c4
 def validate_hdf5(
@@ -172,7 +207,7 @@ def validate_hdf5(
         return HDF5Report(os.fspath(path), (Finding("error", e.subject or "", e.group or "", "", e.problem, e.fix or ""),))
     with h5:
         try:
-            names, findings = list(h5), list(_root_findings(h5))
+            names, findings = list(h5), [*_root_findings(h5), *_orientation_findings(h5)]
         except Exception as e:
             broken = Finding("error", "", "", "", f"cannot be read ({type(e).__name__}: {e})", AGAIN)
             return HDF5Report(os.fspath(path), (broken,))
@@ -186,7 +221,7 @@ def validate_hdf5(
                 kinds[name] = {}
                 findings += _subject_findings(subject, name, kinds[name], seen)
                 findings += _repeated_findings(h5, subject, name)
-        findings += _compared(kinds)
+        findings += [*_compared(kinds), *_twin_findings(h5, kinds)]
         return HDF5Report(os.fspath(path), tuple(findings), len(names), sum(map(len, kinds.values())))
 
 # %% ../../nbs/hdf5/10_validate.ipynb #f9bf1553

@@ -15,6 +15,7 @@ import h5py
 import numpy as np
 
 from ..core.files import DataError
+from .features import read_record
 from ..spatial.space import check_affine, voxel_order, voxel_sizes
 
 # %% ../../nbs/hdf5/08_volume_checks.ipynb #4803432d
@@ -139,6 +140,18 @@ def grid_faults(group: h5py.Group, sizes: str) -> Iterator[Fault]:
                       "Nothing here reads it: the affine counts")
 
 # %% ../../nbs/hdf5/08_volume_checks.ipynb #3a85e308
+def record_faults(group: h5py.Group) -> Iterator[Fault]:
+    """Check the record of how a volume was made, where there is one, against the volume."""
+    try:
+        record = read_record(group.attrs)
+        order = voxel_order(check_affine(group.attrs["affine"]))
+    except DataError as e:
+        yield Fault("@tractkit_input", e.problem)
+        return
+    if record is not None and record.orientation != order:
+        yield Fault("@tractkit_input", f"is of a volume in voxel axes {record.orientation}, the affine is {order}")
+
+
 def volume_faults(group: h5py.Group) -> Iterator[Fault]:
     """Check a group that holds a volume, with all its values."""
     missing = list(missing_faults(group, ["data"], ["affine"]))
@@ -150,6 +163,7 @@ def volume_faults(group: h5py.Group) -> Iterator[Fault]:
         yield Fault("data", f"is {data.dtype} of shape {data.shape}, not numbers of shape (X, Y, Z, C)")
         return
     yield from grid_faults(group, "voxres")
+    yield from record_faults(group)
     features = (*data.shape, 1)[3]
     if "nb_features" in group.attrs and group.attrs["nb_features"] != features:
         yield Fault("@nb_features", f"is {group.attrs['nb_features']}, the data have {features}", repair="derived")

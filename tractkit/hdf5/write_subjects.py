@@ -72,7 +72,7 @@ def write_subjects(h5: h5py.File, jobs: Sequence[Job], step: Callable[[str], Non
         h5.create_group(entry.name)
     with collecting() as errors, closing(_loaded(jobs)) as groups:
         for job, name, load, record in groups:
-            with collected(errors, _say_first):
+            with collected(errors, _say_first if len(jobs) > 1 else lambda e: None):
                 content = load()
                 if errors:
                     pass
@@ -115,7 +115,10 @@ def _load(source: GroupSources, options: ProcessingOptions) -> _Content:
 # %% ../../nbs/hdf5/06_write_subjects.ipynb #b696aea5
 def _write_linked(h5: h5py.File, job: Job, name: str, volume: Volume, record: _Record) -> None:
     """Write a volume for the first entry of a subject and link it to the others."""
-    write_volume(h5[job.entries[0].name], name, volume, record(), job.options.compression)
+    sources = record()
+    for file, n in zip(sources, (volume.record or {}).pop("replaced", ()), strict=False):
+        file.update({"replaced": n} if n else {})
+    write_volume(h5[job.entries[0].name], name, volume, sources, job.options.compression)
     for entry in job.entries[1:]:
         h5[entry.name][name] = h5[job.entries[0].name][name]
     if job.intermediate:
@@ -191,7 +194,7 @@ def write_in_turn(
     """Write a file per subject, one after the other; yield the jobs, in order, each once it is done."""
     with collecting() as errors:
         for job in jobs:
-            with collected(errors):
+            with collected(errors, _say_first if len(jobs) > 1 else lambda e: None):
                 write_subject_file(folder / f"{job.subject}.hdf5", job, config, placed, step)
                 if not errors:
                     yield job

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputOptions', 'TractographyModel', 'model_card', 'register_model', 'model_class', 'build_model',
-           'give_buffers_memory', 'save_model', 'saved_step', 'load_model']
+           'give_buffers_memory', 'save_model', 'saved_step', 'usable_device', 'load_model']
 
 # %% ../../nbs/models/03_base.ipynb #174192bf
 import inspect
@@ -306,6 +306,21 @@ def _unpack_extra(node: Json, tensors: dict[str, torch.Tensor]) -> Any:
     return [_unpack_extra(v, tensors) for v in node] if isinstance(node, list) else node
 
 # %% ../../nbs/models/03_base.ipynb #aa99e079
+def usable_device(device: torch.device | str) -> torch.device:
+    """Return a device of this machine. Raises ValueError, in one line, for a name that is none and one it lacks."""
+    try:
+        found = torch.device(str(device))
+    except RuntimeError:
+        raise ValueError(f"device {device!r} is none that torch has: cpu, cuda, cuda:1 or mps, for instance") from None
+    count = torch.cuda.device_count() if found.type == "cuda" and torch.cuda.is_available() else 0
+    if found.type == "cuda" and (found.index or 0) >= count:
+        there = f"cuda:0 to cuda:{count - 1} only" if count > 1 else "cuda:0 only" if count else "no GPU that CUDA finds"
+        raise ValueError(f"device {str(found)!r}: this machine has {there}; give one that it has, such as device='cpu'")
+    if found.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device 'mps': this machine has none; give one that it has, such as device='cpu'")
+    return found
+
+
 def load_model(
     folder: str | os.PathLike,       # of `save_model`: a run's best_model folder, say
     model: nn.Module | None = None,  # filled with the weights; None: built by its registered name
@@ -314,6 +329,7 @@ def load_model(
     """Return the model of a folder, ready for inference (in eval mode).
 
     Raises DataError if the file is absent or damaged or the weights do not fit."""
+    device = usable_device(device)
     path = Path(os.path.expanduser(folder)) / "model.safetensors"
     if not path.is_file():
         raise DataError("no model.safetensors in this folder", file=folder, fix="Give the folder of a saved model")

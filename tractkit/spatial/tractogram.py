@@ -28,7 +28,7 @@ from ..core.html import html_card, svg_bars
 from .mif import MIF_ENDINGS, MifHeader, read_mif_header
 from .rearrange import PointMap, take
 from .sft import content_of_sft, read_by_dipy, sft_of
-from .space import check_affine, voxel_order, voxel_sizes
+from .space import check_affine, same_grid, voxel_order, voxel_sizes
 from .streamlines import Streamlines, concatenate_streamlines
 from .tck import read_tck, write_tck
 from .tractogram_content import Grid, TractogramContent, check_dimensions
@@ -307,7 +307,7 @@ def concatenate_tractograms(
     first, starts = parts[0], np.cumsum([0, *map(len, parts)])
     groups: dict[str, list] = {}
     for k, (t, start) in enumerate(zip(parts, starts, strict=False)):
-        if t.dimensions != first.dimensions or not np.allclose(t.affine, first.affine, atol=1e-4):
+        if not same_grid((t.affine, t.dimensions), (first.affine, first.dimensions)):
             raise DataError(f"part {k} is on another grid than part 0", fix="Transform and resave it on the same grid")
         for what in ("dps", "dpp"):
             if set(getattr(t, what)) != set(getattr(first, what)):

@@ -12,7 +12,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.files import DataError
-from .space import check_affine, voxel_order
+from .space import check_affine, same_grid, voxel_order
 from .streamlines import Streamlines
 
 # %% ../../nbs/spatial/07_tractogram_content.ipynb #24872b7a
@@ -49,7 +49,7 @@ def reconciled_grid(
         return check_affine(affine), check_dimensions(dimensions)
     if max(dimensions) <= 1:  # the file's writer did not know the grid
         return grid
-    if tuple(dimensions) != grid[1] or not np.allclose(affine, grid[0], rtol=1e-4, atol=1e-3):
+    if not same_grid((affine, dimensions), grid):
         raise DataError(
             f"the file's grid ({'×'.join(map(str, dimensions))}, {voxel_order(affine)}) is not the "
             f"reference's ({'×'.join(map(str, grid[1]))}, {voxel_order(grid[0])})",

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from ..core.files import DataError
-from ..core.text import format_bytes
+from ..core.text import Record, format_bytes
 from .interpolation_kernels import CLAMP, ERROR, ZERO, read_nearest, read_trilinear
 from .mif import MIF_ENDINGS, read_mif
 from .nifti import NiftiContent, as_type, read_nifti, write_nifti
-from .space import apply_affine, check_affine, voxel_order, voxel_sizes
+from .space import check_affine, grid_gap, same_grid, voxel_order, voxel_sizes
 
 # %% ../../nbs/spatial/03_volume.ipynb #390320bb
 Interpolation: TypeAlias = Literal["trilinear", "nearest"]
@@ -39,6 +39,7 @@ class Volume:
     affine: np.ndarray               # (4, 4) float64, voxel (center) -> rasmm
     file: str | None = None          # where it was read, for messages
     header: nib.Nifti1Header | None = None  # qform, sform and units of the file it came from
+    record: Record | None = None     # how an input was made, where that is known; see `InputRecord`
 
     def __post_init__(self):
         data = np.asarray(self.data)
@@ -83,7 +84,7 @@ class Volume:
 
     def same_grid(self, other: "Volume") -> bool:
         """Return whether shapes are equal and no corners of the boxes are over a hundredth of a voxel apart."""
-        return self.shape3d == other.shape3d and _corner_gap(self, other) <= 0.01 * float(self.voxel_sizes.min())
+        return same_grid((self.affine, self.shape3d), (other.affine, other.shape3d))
 
     def check_same_grid(self, other: "Volume") -> None:
         """Raise DataError naming both files unless `same_grid`."""
@@ -92,8 +93,8 @@ class Volume:
         if self.shape3d != other.shape3d:
             raise DataError(f"{mine} has shape {self.shape3d} but {theirs} has {other.shape3d}", fix=fix)
         if not self.same_grid(other):
-            raise DataError(f"{mine} and {theirs} have affines that place their corners "
-                            f"{_corner_gap(self, other):.3g} mm apart", fix=fix)
+            gap = grid_gap((self.affine, self.shape3d), (other.affine, other.shape3d))
+            raise DataError(f"{mine} and {theirs} have affines that place their corners {gap:.3g} mm apart", fix=fix)
 
     @staticmethod
     def load(path: str | os.PathLike, *, dtype: DTypeLike | None = np.float32, check_finite: bool = False) -> "Volume":
@@ -129,12 +130,6 @@ class Volume:
         return _sample(self, points, interpolation, outside, neighborhood, threads, out)
 
 # %% ../../nbs/spatial/03_volume.ipynb #f961fd0e
-def _corner_gap(a: Volume, b: Volume) -> float:
-    """Return the largest distance in mm between equal corners of two boxes of voxels."""
-    corners = np.array(np.meshgrid(*([-0.5, n - 0.5] for n in a.shape3d))).reshape(3, 8).T
-    return float(np.linalg.norm(apply_affine(a.affine, corners) - apply_affine(b.affine, corners), axis=1).max())
-
-
 def _read_image(path: Path, dtype: DTypeLike | None) -> NiftiContent:
     """Read an image of MRtrix by its ending, any other as NIfTI."""
     if not path.name.lower().endswith(MIF_ENDINGS):

@@ -23,6 +23,7 @@ from ..core.files import DataError
 from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, whole_number
 from ..data.interpolation import sample_trilinear
+from ..models.base import usable_device
 from ..models.direction_getters import unit
 from ..models.threads import use_threads
 from ..spatial.streamlines import Streamlines
@@ -245,7 +246,7 @@ class Tracker:
         if device is None:
             parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
             device = next((p.device for p in parameters), "cpu")
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         self.batch_size = batch_size or (1000 if self.device.type == "cpu" else 20_000)
         self.report = TrackingReport()
         self._model = model

@@ -109,12 +109,12 @@ def check_optimizer(trainer: Trainable) -> None:
                          "another optimizer, or give the trainer a back_propagation(loss) of its own")
     sparse = [k for k, layer in trainer.model.named_modules() if isinstance(layer, (nn.Embedding, nn.EmbeddingBag))
               and layer.sparse and layer.weight.requires_grad]
-    decays = any(group.get("weight_decay") for group in optimizer.param_groups)
+    uses = [key for key in ("weight_decay", "momentum") if any(group.get(key) for group in optimizer.param_groups)]
     cannot = type(optimizer).__module__.startswith("torch.optim") and name not in ("SGD", "SparseAdam", "Adagrad")
-    if sparse and (cannot or decays or trainer.ranks.size > 1):
-        what = "several processes" if trainer.ranks.size > 1 else name + " with weight_decay" * (not cannot)
+    if sparse and (cannot or uses or trainer.ranks.size > 1):
+        what = "several processes" if trainer.ranks.size > 1 else name if cannot else f"{name} with {uses[0]}"
         raise ValueError(f"the gradient of the layer {sparse[0]} is sparse, which {what} cannot use: make the layer "
-                         "with sparse=False, or train with optimizer='SGD' and weight_decay=0")
+                         "with sparse=False, or train with optimizer='SGD', weight_decay=0 and without momentum")
 
 
 def _divide(parameters: Iterable[nn.Parameter], used: list[tuple[float, int]]) -> None:

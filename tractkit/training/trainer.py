@@ -21,7 +21,7 @@ from torch import nn
 from ..core.files import absolute_path
 from ..core.settings import whole_number
 from ..core.text import Json, Record, StateDict
-from ..models.base import TractographyModel
+from ..models.base import TractographyModel, usable_device
 from ..runs.checkpoint import Checkpoints
 from ..runs.lock import dated_names
 from ..runs.loggers import make_loggers
@@ -55,7 +55,7 @@ def as_device(device: str | Device | None) -> torch.device:
     """Return the device to train on; where none is named: cuda, else mps, else cpu."""
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    return torch.device(str(device))
+    return usable_device(str(device))
 
 
 def amp_type(name: str | None, device: torch.device) -> torch.dtype | None:
