@@ -166,8 +166,12 @@ def field_of_peaks(
     main = length[..., 0, 0]
     varied = main.max() > 1.01 * np.median(main[main > 0]) if main.any() else False
     strong = main > (split_values(main[main > 0]) if varied else 0)
+    if not varied and length.shape[3] > 1:  # nothing says where white matter is: voxels of one peak alone
+        strong &= length[..., 1, 0] == 0
     scores, voxels = coherence_of_maps(unit, strong, peaks.voxel_sizes, axis_maps())
     choice = choose(scores, cubes_of(voxels))
+    if choice.scores.max() < (0.1 if varied else 0.2):  # mostly noise
+        choice = Choice(choice.scores, np.ones_like(choice.possible))
     finding = _axes_finding(f"peaks {Path(peaks.file or '').name}".rstrip(), choice, axes, peaks.affine, "axes",
                             ("voxel", "scanner", "fsl"))
     return FibreField(unit, peaks.affine, _ordered(choice), finding)
@@ -261,7 +265,10 @@ def check_streamlines(
     own = tractogram.rasmm().transform(np.linalg.inv(numbers.affine))
     data = np.nan_to_num(numbers.data.reshape(*numbers.shape3d, -1)[..., 0].astype(np.float32))
     data = np.clip(data / max(float(np.quantile(data, 0.999)), 1e-9), 0, 1)
-    return _streamlines_finding(what, choose_placement(data, own, numbers.affine, np.eye(3)[None]), 0.3)
+    found = _streamlines_finding(what, choose_placement(data, own, numbers.affine, np.eye(3)[None]), 0.3)
+    if found.status == "wrong":  # a map alone is no proof
+        return SpaceFinding(what, "open", found.evidence, left=found.left or (found.fix,))
+    return found
 
 # %% ../../nbs/dwi/10_space_check.ipynb #4777db47
 _Image = Volume | str | os.PathLike
