@@ -90,15 +90,15 @@ def dwi_row(data: str, dwi: DWI) -> Row:
     return axes_row(data, "gradients", lambda m: field_of_dwi(replace(dwi, bvecs=dwi.bvecs @ m.T)))
 
 
-def peaks_row(data: str, peaks: Volume, axes: str = "voxel") -> Row:
+def peaks_row(data: str, peaks: Volume, axes: str = "voxel", white: Volume | None = None) -> Row:
     vectors = peaks.data.reshape(*peaks.shape3d, -1, 3)
 
     def check(m: np.ndarray) -> FibreField:
         turn = turn_of(axes, peaks.affine)  # the mistake is made in voxel axes
         turned = vectors @ (turn.T @ m @ turn).T
-        return field_of_peaks(replace(peaks, data=turned.reshape(peaks.data.shape)), axes)
+        return field_of_peaks(replace(peaks, data=turned.reshape(peaks.data.shape)), axes, white)
 
-    return axes_row(data, "peaks", check)
+    return axes_row(data, "peaks, with FA" if white else "peaks", check)
 
 
 def sh_rows(data: str, sh: Volume, basis: str, kind: str, axes: str = "voxel") -> Iterator[Row]:
@@ -205,6 +205,7 @@ def real(data: Path) -> Iterator[Row]:
     dwi = load_dwi(d / "dwi.nii.gz", d / "dwi.bval", d / "dwi.bvec", d / "mask.nii.gz")
     tractogram = Tractogram.load(d / "csd_det_compressed.trk")
     yield from whole("real_dwi_3mm", dwi, tractogram)
+    yield peaks_row("real_dwi_3mm", fodf_peaks(compute_fodf(dwi)), "voxel", Volume.load(d / "dsi_FA.nii.gz"))
     yield streamlines_row("real_dwi_3mm", tractogram, None, Volume.load(d / "dsi_FA.nii.gz"), "streamlines, FA only")
     d = data / "human_atlas"
     yield streamlines_row("human_atlas", Tractogram.load(d / "bundles.trx"), None, Volume.load(d / "qa.nii.gz"),

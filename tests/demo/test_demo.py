@@ -10,8 +10,10 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
+import nbformat
 import nibabel as nib
 import numpy as np
 import pytest
@@ -269,7 +271,20 @@ def few_seeds(monkeypatch):
     monkeypatch.setattr(pipeline, "demo_settings", lambda *args: replace(settings(*args), max_seeds=600))
 
 
-def test_one_subject_of_ones_own(tmp_path, capsys, few_seeds):
+def cells_of_the_page(demo: Demo, work: Path, monkeypatch) -> dict:
+    """Run the cells of the page of one's own data in this process; return their variables."""
+    monkeypatch.setenv("TRACTKIT_DEMO", str(demo.folder))
+    work.mkdir()
+    monkeypatch.chdir(work)
+    notebook = nbformat.reads(resources.files("tractkit.tutorials").joinpath("91_real.ipynb").read_text("utf-8"), 4)
+    variables: dict = {}
+    for cell in notebook.cells:
+        if cell.cell_type == "code" and not cell.source.startswith("#| hide"):
+            exec(cell.source.replace("from IPython.display import display", "display = print"), variables)
+    return variables
+
+
+def test_one_subject_of_ones_own(tmp_path, capsys, few_seeds, monkeypatch):
     folder = sample_subjects(3, progress=False) / "sub-01"
     words = ["demo", "--quick", "--epochs", "1", "--no-html", "--out", str(tmp_path / "own"), *own_words(folder)]
     assert main(words) == 0
@@ -285,6 +300,10 @@ def test_one_subject_of_ones_own(tmp_path, capsys, few_seeds):
         "this model, signal shuffled",
     }
     demo = open_demo(tmp_path / "own")
+    page = cells_of_the_page(demo, tmp_path / "elsewhere", monkeypatch)
+    assert page["demo"].folder == demo.folder and str(page["demo"].table()) in text, "the page is not of this run"
+    assert page["rows"] == scores["comparison"]
+    assert check_results(demo.folder, {"dipy-again.trk", "dipy-again.trx"}) == scores and not listing(Path.cwd())
     whole = Tractogram.load(folder / "tractogram.trk")
     parts = [
         demo.dataset.subject(f"dwi_{part}").streamlines["streamlines"] for part in ("training", "validation", "testing")

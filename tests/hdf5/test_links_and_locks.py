@@ -42,7 +42,7 @@ def test_a_file_is_replaced_behind_its_link(tmp_path, there):
 def test_a_data_file_is_made_and_grows_behind_its_link(tmp_path, own_files):
     (tmp_path / "disk/deep").mkdir(parents=True)
     for name in ("a", "b"):
-        make_subject(tmp_path / name, np.random.default_rng(len(name)))
+        make_subject(tmp_path / name, np.random.default_rng(ord(name)))
     link = tmp_path / "x.hdf5"
     link.symlink_to("disk/deep/y.hdf5")
     options = {"one_file_per_subject": own_files, "progress": False}

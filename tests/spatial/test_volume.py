@@ -336,7 +336,7 @@ def damaged(folder):
     (folder / "empty.nii.gz").write_bytes(b"")
     (folder / "text.nii.gz").write_text("not a volume")
     (folder / "text.txt").write_text("not a volume")
-    nib.save(nib.MGHImage(np.zeros((2, 2, 2), np.float32), np.eye(4)), folder / "other.mgz")
+    nib.save(nib.AnalyzeImage(np.zeros((2, 2, 2), np.float32), np.eye(4)), folder / "other.img")
     for name, data in (("five.nii", np.zeros((2, 2, 2, 1, 3), np.float32)), ("two.nii", np.zeros((2, 2), np.float32)),
                        ("complex.nii", np.zeros((2, 2, 2), np.complex64))):
         nib.save(nib.Nifti1Image(data, np.eye(4)), folder / name)
@@ -357,7 +357,7 @@ def damaged(folder):
         ("empty.nii.gz", "cannot be read"),
         ("text.nii.gz", "cannot be read"),
         ("text.txt", "cannot be read"),
-        ("other.mgz", "not NIfTI"),
+        ("other.img", "not NIfTI"),
         ("five.nii", "5 dimensions (2, 2, 2, 1, 3)"),
         ("two.nii", "2 dimensions"),
         ("complex.nii", "not real numbers"),

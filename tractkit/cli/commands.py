@@ -129,7 +129,7 @@ def run_demo_command(args: argparse.Namespace) -> None:
     from tractkit.demo.pipeline import run_demo  # it loads torch and DIPY, which takes seconds
 
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
-             tracked_with=args.tracked_with, epochs=args.epochs,
+             tracked_with=args.tracked_with, epochs=args.epochs, progress=sys.stderr.isatty(),
              accept_wrong_space=args.accept_wrong_space)
 
 # %% ../../nbs/cli/02_commands.ipynb #5c13a003

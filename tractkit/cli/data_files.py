@@ -8,6 +8,7 @@ __all__ = ['add_from_bids_options', 'add_hdf5_options', 'run_hdf5']
 # %% ../../nbs/cli/01_data_files.ipynb #7ada457c
 import argparse
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import fields
 
@@ -202,6 +203,8 @@ def run_hdf5(
 ) -> int:  # exit code
     """Run a command of `tractkit hdf5`. Raises DataError for whatever is wrong, in terms of the command line."""
     options = {k: v for k, v in vars(args).items() if k not in ("command", "hdf5_command", "version")}
+    if "progress" in options:  # no bars in a file or a pipe
+        options["progress"] = options["progress"] and sys.stderr.isatty()
     try:
         return _call(args.hdf5_command, options)
     except (ValueError, OSError) as e:

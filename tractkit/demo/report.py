@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/demo/05_report.ipynb #f6b5ce30
 import os
+import tempfile
 from collections.abc import Callable
 from importlib import resources
 from typing import TYPE_CHECKING
@@ -74,9 +75,10 @@ def write_tutorial(demo: Demo, say: Callable[[str], None]) -> None:
     source = resources.files("tractkit.tutorials").joinpath(name)
     notebook = nbformat.reads(source.read_text(encoding="utf-8"), as_version=4)
     # The kernel's warning about its socket does not concern the user; errors, the kernel's too, are shown.
-    client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
-                            resources={"metadata": {"path": str(demo.folder)}})
-    client.execute(env={**os.environ, "TRACTKIT_DEMO": str(demo.folder.resolve())})
+    with tempfile.TemporaryDirectory() as work:  # for what the notebook tries beside: it is none of the run's results
+        client = NotebookClient(notebook, timeout=1800, kernel_name="python3", extra_arguments=["--log-level=ERROR"],
+                            resources={"metadata": {"path": work}})
+        client.execute(env={**os.environ, "TRACTKIT_DEMO": str(demo.folder.resolve())})
     page, _ = HTMLExporter().from_notebook_node(for_readers(notebook))
     with atomic_path(demo.folder / "tutorial.html") as temporary:
         temporary.write_text(page, encoding="utf-8")

@@ -165,7 +165,7 @@ def shuffled(volume: Volume, mask: Volume, seed: int) -> Volume:
     data, inside = volume.data.copy(), mask.data > 0
     rows = data[inside]
     data[inside] = rows[permutation(fold(seed, "shuffle"), len(rows))]
-    return Volume(data, volume.affine)
+    return dataclasses.replace(volume, data=data)
 
 # %% ../../nbs/demo/04_steps.ipynb #d5dbd369
 def usual_dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:

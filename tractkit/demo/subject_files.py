@@ -11,30 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..core.files import DataError, collected, collecting
+from ..dwi.find_files import USUAL_NAMES, find_file
 
 if TYPE_CHECKING:
     from tractkit.spatial.tractogram import Tractogram
-
-# %% ../../nbs/demo/00_subject_files.ipynb #2537b44a
-USUAL_NAMES = {
-    "dwi": ("dwi.nii.gz", "dwi.nii", "*dwi.nii.gz", "*dwi.nii", "data.nii.gz"),
-    "bvals": ("bvals", "*.bval", "*.bvals"),
-    "bvecs": ("bvecs", "*.bvec", "*.bvecs"),
-    "mask": ("mask.nii.gz", "mask.nii", "*brain*mask.nii.gz", "*mask.nii.gz", "*mask.nii"),
-    "tractogram": ("tractogram.trk", "tractogram.trx", "tractogram.tck", "*.trk", "*.trx", "*.tck"),
-}
-
-
-def find_file(folder: Path, what: str) -> Path:
-    """Return the one file in `folder` with a usual name of `what`. Raises DataError if there is none, or several."""
-    for pattern in USUAL_NAMES[what]:
-        found = sorted(p for p in folder.glob(pattern) if not p.name.startswith("."))
-        if len(found) > 1:
-            raise DataError(f"several files could be its {what}: {', '.join(p.name for p in found)}", file=folder,
-                            fix=f"Rename the right one to {USUAL_NAMES[what][0]}")
-        if found:
-            return found[0]
-    raise DataError(f"has no {what}", file=folder, fix=f"It should hold {' or '.join(USUAL_NAMES[what][:3])}")
 
 # %% ../../nbs/demo/00_subject_files.ipynb #bae0bd93
 @dataclass(frozen=True)

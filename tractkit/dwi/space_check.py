@@ -152,10 +152,11 @@ def field_of_dwi(
     finding = _axes_finding(f"gradients {name}".rstrip(), choice, bvecs_axes, affine, "bvecs_axes", ("fsl", "voxel"))
     return FibreField(np.where(fa[..., None, None] > 0.2, field, 0), affine, _ordered(choice), finding)
 
-# %% ../../nbs/dwi/10_space_check.ipynb #eebe15b6
+# %% ../../nbs/dwi/10_space_check.ipynb #d565fff8
 def field_of_peaks(
     peaks: Volume,           # (X, Y, Z, 3 k)
     axes: str = "voxel",     # "voxel", "scanner" or "fsl"
+    white_matter: Volume | None = None,  # on the same grid: FA or a mask; needed by peaks that all have one length
 ) -> FibreField:
     """Find which axes peaks can be in. Raises DataError if their number is not a multiple of 3."""
     if peaks.data.ndim != 4 or peaks.nb_features % 3:
@@ -166,11 +167,11 @@ def field_of_peaks(
     main = length[..., 0, 0]
     varied = main.max() > 1.01 * np.median(main[main > 0]) if main.any() else False
     strong = main > (split_values(main[main > 0]) if varied else 0)
-    if not varied and length.shape[3] > 1:  # nothing says where white matter is: voxels of one peak alone
-        strong &= length[..., 1, 0] == 0
+    if white_matter is not None:
+        strong = main * (white_matter.data.reshape(main.shape) > 0.3) > 0
     scores, voxels = coherence_of_maps(unit, strong, peaks.voxel_sizes, axis_maps())
     choice = choose(scores, cubes_of(voxels))
-    if choice.scores.max() < (0.1 if varied else 0.2):  # mostly noise
+    if not varied and white_matter is None:  # grey matter has peaks, too, and noise leads anywhere
         choice = Choice(choice.scores, np.ones_like(choice.possible))
     finding = _axes_finding(f"peaks {Path(peaks.file or '').name}".rstrip(), choice, axes, peaks.affine, "axes",
                             ("voxel", "scanner", "fsl"))
@@ -265,10 +266,10 @@ def check_streamlines(
     own = tractogram.rasmm().transform(np.linalg.inv(numbers.affine))
     data = np.nan_to_num(numbers.data.reshape(*numbers.shape3d, -1)[..., 0].astype(np.float32))
     data = np.clip(data / max(float(np.quantile(data, 0.999)), 1e-9), 0, 1)
-    found = _streamlines_finding(what, choose_placement(data, own, numbers.affine, np.eye(3)[None]), 0.3)
-    if found.status == "wrong":  # a map alone is no proof
-        return SpaceFinding(what, "open", found.evidence, left=found.left or (found.fix,))
-    return found
+    finding = _streamlines_finding(what, choose_placement(data, own, numbers.affine, np.eye(3)[None]), 0.3)
+    if finding.status == "wrong":  # a map alone is no proof
+        return SpaceFinding(what, "open", finding.evidence, left=finding.left or (finding.fix,))
+    return finding
 
 # %% ../../nbs/dwi/10_space_check.ipynb #4777db47
 _Image = Volume | str | os.PathLike
@@ -340,7 +341,9 @@ def check_space(
     if sh is not None:
         fields.append(field_of_sh(_loaded(sh), *_sh_said(sh, basis, kind), _axes_said(sh, axes)))
     if peaks is not None:
-        fields.append(field_of_peaks(_loaded(peaks), _axes_said(peaks, axes)))
+        volume, white = _loaded(peaks), None if white_matter is None else _loaded(white_matter)
+        same = white is not None and white.shape3d == volume.shape3d
+        fields.append(field_of_peaks(volume, _axes_said(peaks, axes), white if same else None))
     if dwi is not None:
         fields.append(field_of_dwi(_dwi_of(dwi, bvals, bvecs, mask, bvecs_axes), bvecs_axes))
     field = min(fields, key=lambda f: len(f.maps), default=None)

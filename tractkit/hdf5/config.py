@@ -8,6 +8,7 @@ __all__ = ['FEATURES', 'AXES', 'SPLITS', 'VolumeGroup', 'StreamlinesGroup', 'rea
 
 # %% ../../nbs/hdf5/00_config.ipynb #c30beb06
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -212,7 +213,7 @@ def load_config(
     Raises DataError if it cannot be read, or gives a name twice."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
         return parse_json(text, _each_once) if path.suffix == ".json" else parse_yaml(text)
     except OSError as e:
         raise DataError("cannot read the config", file=path, fix=e.strerror) from e
@@ -277,7 +278,8 @@ def _split_lines(value: Sequence | str | os.PathLike) -> list:
     """Return the entries of one split, from a list or a text file with one a line."""
     if isinstance(value, (str, os.PathLike)):
         try:
-            return [line for line in Path(value).read_text(encoding="utf-8").splitlines() if line.strip()]
+            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()  # an editor's mark at the beginning
+            return [line for line in (re.sub(r"(^|\s)#.*", "", line) for line in lines) if line.strip()]
         except OSError as e:
             raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
     return list(value)
@@ -290,7 +292,7 @@ def _read_entry(entry: Sequence, root: Path) -> tuple[str, float | None]:
         raise DataError(f"an entry of the splits is {entry!r}",
                         fix="Give the name of a folder, or a name and a share of its streamlines")
     subject = subject.strip()
-    if share is None and not (root / subject).is_dir() and " " in subject:
+    if share is None and not (root / subject).is_dir() and len(subject.split()) > 1:
         head, tail = subject.rsplit(maxsplit=1)
         try:
             subject, share = head, float(tail)

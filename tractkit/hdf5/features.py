@@ -108,6 +108,7 @@ class InputRecord:
         mine: Record = {k: frozen(v) for k, v in values.items() if k in known}
         return InputRecord(**mine)
 
+    @property
     def mixed(self) -> bool:
         """Whether it stands for volumes in several orientations."""
         return " " in self.orientation

@@ -257,7 +257,7 @@ def from_bids(
     study = plan_study(place, choices, subjects=subjects, others=others)
     given = splits_of(study, splits or {})
     study = _only_named(study, given)
-    say(f"{len(study.subjects)} subjects in {place}\n\n{study_table(study)}\n")
+    say(f"{len(study.subjects)} subject{'s' * (len(study.subjects) > 1)} in {place}\n\n{study_table(study)}\n")
     study = _without_incomplete(study, skip_incomplete, say)
     there = {plan.name for plan in study.subjects}
     placed = {split: [e for e in entries if e.split()[0] in there] for split, entries in given.items()}
@@ -292,7 +292,7 @@ def _make(
     words += [word for split, file in lists.items() for word in (f"--{split}", str(path_from_here(file)))]
     words += [word for name, value in sorted(options.items()) for word in _as_option(name, value)]
     say(f"written: {words[1]}\nThe same again, or with another config:\n  "
-        f"{shlex.join(['tractkit', 'hdf5', 'create', *words])}")
+        f"{shlex.join(['tractkit', 'hdf5', 'create', *words, '--overwrite'])}")
     return out
 
 

@@ -107,6 +107,14 @@ class Connectivity(NamedTuple):
     attributes: Mapping[str, str | np.ndarray] = {}
 
 
+def _as_float32(values: np.ndarray, what: str) -> np.ndarray:
+    """Return values as they are stored; warn of whole numbers that this rounds."""
+    stored = np.asarray(values, np.float32)
+    if values.dtype.kind in "iu" and (stored.astype(np.float64) != values).any():
+        warnings.warn(f"{what}: whole numbers over 2^24 are rounded, as they are stored as float32", stacklevel=6)
+    return stored
+
+
 def write_streamlines(
     parent: h5py.Group, name: str, t: Tractogram, *,
     source_ids: np.ndarray | None = None,           # of the streamlines, where they are a part of their source
@@ -120,8 +128,8 @@ def write_streamlines(
         "data": s.points + np.float32(0.5),  # vox, corner
         "offsets": s.offsets[:-1], "lengths": np.diff(s.offsets),
         "euclidean_lengths": np.asarray(s.lengths(t.affine), np.float64),  # mm
-        **{f"data_per_streamline/{k}": np.asarray(v, np.float32) for k, v in t.dps.items()},
-        **{f"data_per_point/{k}": np.asarray(v, np.float32) for k, v in t.dpp.items()},
+        **{f"{folder}/{k}": _as_float32(v, f"{parent.name.strip('/')}/{name}: {folder} {k!r}")
+           for folder, data in (("data_per_streamline", t.dps), ("data_per_point", t.dpp)) for k, v in data.items()},
         **{f"groups/{k}": np.unique(v) for k, v in t.groups.items()}, **connectivity.datasets}
     if source_ids is not None:
         arrays["source_ids"] = source_ids

@@ -75,6 +75,14 @@ def _record(
                        tuple(mean.tolist()) if few else (), tuple(std.tolist()) if few else ())
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #1ae704ad
+def _say_few(s: GroupSources, data: np.ndarray) -> None:
+    """Warn if less than half of the voxels that hold something are taken for standardization."""
+    taken, held = int(_nowhere_zero(data).sum()), int((data != 0).any(axis=-1).sum())
+    if 0 < taken < held / 2:
+        warnings.warn(f"{s.subject}/{s.name}: mean and deviation are taken over {taken:,} of {held:,} voxels that hold "
+                      "something: the others are 0 in some feature. Name a std_mask in the config", stacklevel=5)
+
+
 def _standardize_group(
     s: GroupSources, data: np.ndarray, ends: np.ndarray, mask: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -87,6 +95,8 @@ def _standardize_group(
         parts = [data[..., end - width:end] for width, end in zip(s.widths, ends, strict=True)]
     found = []
     for part in parts:
+        if mask is None:
+            _say_few(s, part)
         try:
             found.append(_statistics(part, mask, way == "independent"))
         except DataError as e:
@@ -331,7 +341,7 @@ def _load_matrix(s: GroupSources, path: Path) -> np.ndarray:
     """Load a .npy. Raises DataError unless it is a square matrix of finite numbers."""
     try:
         matrix = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+    except (OSError, ValueError, EOFError, MemoryError) as e:
         raise s.error(f"cannot be read as .npy ({e})", path, "Save it with numpy.save") from e
     if not isinstance(matrix, np.ndarray):
         raise s.error("is no square matrix of finite numbers (? of shape ?)", path)

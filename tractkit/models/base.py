@@ -240,6 +240,8 @@ def save_model(
     card = {"format": 1, "model": type(model).__name__,
             "hyperparameters": plain_numbers(getattr(model, "hyperparameters", None))}
     card |= {} if step is None else {"step": step}
+    recipe = getattr(model, "input_recipe", None)  # of the volumes that it was trained on; see `prepare_input`
+    card |= {"input": recipe} if recipe else {}
     tensors, twins, extra = _stored_parts(model)
     card |= {"extra": extra} if extra else {}
     with atomic_path(Path(folder) / "model.safetensors") as path:
@@ -342,6 +344,7 @@ def load_model(
         tensors |= {k: _unpack_extra(v, tensors) for k, v in card.get("extra", {}).items()}
         give_buffers_memory(model)
         model.load_state_dict(_with_twins(tensors, model.state_dict()))
+        vars(model)["input_recipe"] = card.get("input")
     except (SafetensorError, KeyError, json.JSONDecodeError, RuntimeError) as e:
         raise DataError(f"cannot be read as a model: {e}", file=path) from e
     return model.to(device).eval()

@@ -6,6 +6,7 @@
 __all__ = ['Interpolation', 'Outside', 'Volume', 'neighborhood_vectors', 'Neighborhood']
 
 # %% ../../nbs/spatial/03_volume.ipynb #96d86cfc
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -130,8 +131,25 @@ class Volume:
         return _sample(self, points, interpolation, outside, neighborhood, threads, out)
 
 # %% ../../nbs/spatial/03_volume.ipynb #f961fd0e
+def _read_mgh(path: Path, dtype: DTypeLike | None) -> NiftiContent:
+    """Read an image of FreeSurfer."""
+    try:
+        image = nib.freesurfer.MGHImage.from_filename(path)
+        claimed = math.prod(map(int, image.shape)) * image.get_data_dtype().itemsize
+        if claimed > 1100 * path.stat().st_size:  # the most that gzip makes of a byte
+            raise ValueError(f"its header claims {claimed:,} bytes, which cannot be in the file")
+        data = np.asarray(image.dataobj)
+    except Exception as e:  # of gzip, of numpy, of the header
+        raise DataError(f"cannot be read as .mgz ({e})", file=path, fix="It is truncated or damaged: copy it again") from e
+    native = data.astype(data.dtype.newbyteorder("="), copy=False)
+    native = native.astype(np.float32) if dtype == np.float32 else native
+    return NiftiContent(as_type(native, dtype, str(path)), check_affine(image.affine, file=path), None)
+
+
 def _read_image(path: Path, dtype: DTypeLike | None) -> NiftiContent:
-    """Read an image of MRtrix by its ending, any other as NIfTI."""
+    """Read an image of MRtrix or FreeSurfer by its ending, any other as NIfTI."""
+    if path.name.lower().endswith((".mgz", ".mgh")) and path.is_file():
+        return _read_mgh(path, dtype)
     if not path.name.lower().endswith(MIF_ENDINGS):
         return read_nifti(path, dtype)
     content = read_mif(path)

@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.files import DataError
+from ..hdf5.recipe import check_input
 from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, whole_number
 from ..data.interpolation import sample_trilinear
@@ -233,6 +234,7 @@ class Tracker:
         num_threads: int = 1,              # of torch, on the CPU: a step is too small to be shared among several
     ):
         _check_grids(model, volume, mask)
+        check_input(model, volume)
         given = _TrackerNumbers(model.step_size if step_size is None else step_size, theta, min_length, max_length,
                                 seed, batch_size, num_threads)
         self._max_steps = check_limits(given.step_size, given.theta, given.min_length, given.max_length)

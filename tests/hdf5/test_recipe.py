@@ -1,0 +1,99 @@
+"""A model keeps how its input was made: the same is made for a new subject, and another one is refused."""
+
+import json
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_orientation import config, write_subject
+
+from tractkit.core.files import DataError
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.hdf5.create import create_hdf5
+from tractkit.hdf5.recipe import prepare_input, recipe_in
+from tractkit.models.base import load_model, save_model
+from tractkit.models.learn2track import Learn2Track
+from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import Tracker
+from tractkit.training.trainer import TrainerOneInput
+
+pytestmark = pytest.mark.filterwarnings("ignore:The legacy:PendingDeprecationWarning")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A model of one batch, trained on a subject in LAS; and a folder with one in AIR."""
+    root = tmp_path_factory.mktemp("recipe")
+    for orientation in ("LAS", "AIR"):
+        write_subject(root / orientation, orientation, "voxel")
+    out = create_hdf5(root, root / "data.hdf5", config(standardization="independent"),
+                      {"training": ["LAS"], "validation": ["AIR"]}, progress=False)
+    dataset = MultiSubjectDataset(out).load_data()
+    model = Learn2Track(22, rnn_layer_sizes=(8,), seed=0, step_size=1.0)
+    trainer = TrainerOneInput(model, root, "run", BatchIDSampler(dataset, "streamlines"),
+                              BatchLoaderOneInput(dataset, model, "input", "streamlines"),
+                              max_epochs=1, max_batches_per_epoch_training=1, device="cpu", progress=False)
+    trainer.train_and_validate()
+    return root, dataset
+
+
+def mask_of(volume: Volume) -> Volume:
+    return Volume(np.ones(volume.shape3d, np.uint8), volume.affine)
+
+
+def test_the_input_of_a_new_subject_is_that_of_the_data_file(trained):
+    root, dataset = trained
+    folder, stored = root / "run" / "best_model", dataset.subject("AIR").volumes["input"].volume
+    model = load_model(folder)
+    for of in (folder, str(folder), model):
+        made = prepare_input(of, root / "AIR")
+        np.testing.assert_array_equal(made.data, stored.data)
+        assert np.array_equal(made.affine, stored.affine) and made.record == stored.record
+    (recipe,) = recipe_in(folder).values()
+    assert recipe.files == ("sh.nii.gz", "peaks.nii.gz", "fa.nii.gz") and recipe.orientation == "RAS"
+    assert len(recipe.mean) == len(recipe.std) == 22 and len(recipe.voxel_sizes) == 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tracker(model, made, mask_of(made))
+
+
+@pytest.mark.parametrize("changes, words", [
+    ({"standardization": "none"}, "its standardization is 'none', not 'independent'"),
+    ({"standardization": "all"}, "its standardization is 'all'"),
+    ({"std_mask": "fa.nii.gz"}, "over fa.nii.gz, not 'independent'"),
+    ({"files": ["peaks.nii.gz", "sh.nii.gz", "fa.nii.gz"], "features": ["peaks", "sh:descoteaux07_legacy", "scalars"]},
+     "the order of its files is peaks.nii.gz, sh.nii.gz"),
+    ({"features": ["sh:tournier07", "peaks", "scalars"]}, "its features are sh:tournier07, peaks"),
+    ({"features": (), "axes": None}, "not said, .* its voxel axes run AIR, not RAS"),
+])
+def test_an_input_made_otherwise_is_refused(trained, changes, words):
+    root, _ = trained
+    groups = config(standardization="independent")
+    groups["input"] |= changes
+    out = create_hdf5(root, root / "other.hdf5", groups, {"training": ["AIR"]}, progress=False, overwrite=True)
+    volume = MultiSubjectDataset(out).load_data().training_set[0].volumes["input"].volume
+    with pytest.raises(DataError, match=words) as e:
+        Tracker(load_model(root / "run" / "best_model"), volume, mask_of(volume))
+    assert "prepare_input" in e.value.fix and "other.hdf5" in e.value.file
+
+
+def test_a_plain_array_is_said_and_a_model_of_before_says_nothing(trained):
+    root, dataset = trained
+    model, volume = load_model(root / "run" / "best_model"), dataset.subject("LAS").volumes["input"].volume
+    plain = replace(volume, record=None)
+    with pytest.warns(UserWarning, match="could not be compared"):
+        Tracker(model, plain, mask_of(volume))
+    folder = root / "before"
+    save_model(model, folder)
+    card = json.loads((folder / "model.json").read_text())
+    assert card["input"]["input"]["standardization"] == "independent"  # saved again, it is still there
+    fresh = Learn2Track(22, rnn_layer_sizes=(8,), seed=0, step_size=1.0)
+    save_model(fresh, folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tracker(load_model(folder), plain, mask_of(volume))
+    with pytest.raises(DataError, match="does not say how its input was made"):
+        prepare_input(folder, root / "LAS")
