@@ -165,3 +165,28 @@ def test_a_validation_set_without_targets_is_refused_before_the_first_epoch(tmp_
     assert not list(trainer.log.records("batch"))
     trainer.batch_loader.dataset.load_data(load_validation=False)
     assert trainer.train_and_validate().epoch == 1
+
+
+@pytest.mark.parametrize("left", [0, 100, -4])
+def test_a_best_model_that_is_cut_is_written_again(tmp_path, left):
+    trainer = fit(tmp_path, kind=Scripted, max_epochs=4)
+    trainer.train_and_validate()
+    file = trainer.folder / "best_model/model.safetensors"
+    file.write_bytes(file.read_bytes()[:left])
+    again = fit(tmp_path, kind=Scripted, max_epochs=4)
+    again.train_and_validate()
+    assert is_best_model(again)
+
+
+def test_a_file_in_the_place_of_the_best_model_is_named(tmp_path):
+    trainer = fit(tmp_path, kind=Scripted, max_epochs=4)
+    trainer.train_and_validate()
+    shutil.rmtree(trainer.folder / "best_model")
+    (trainer.folder / "best_model").write_text("mine")
+    again = fit(tmp_path, kind=Scripted, max_epochs=4)
+    with pytest.raises(FileExistsError, match="a file is in the place of the folder of a model: move it away.*best_model"):
+        again.train_and_validate()
+    assert (trainer.folder / "best_model").read_text() == "mine"
+    (trainer.folder / "best_model").unlink()
+    again.train_and_validate()
+    assert is_best_model(again)

@@ -97,6 +97,8 @@ def test_a_run_of_before_puts_all_layers_in_training_mode(tmp_path):
     trainer = fit(tmp_path, model=net(), max_epochs=1)
     trainer.train_and_validate()
     del trainer.state.fingerprints["in_eval"]  # as a state that was made before
+    trainer.model.train()
+    trainer.model[1].eval()
     again = fit(tmp_path, model=net(), max_epochs=2)
     again.train_and_validate(trainer.state)
     assert again.model[1].num_batches_tracked == 6
@@ -147,3 +149,32 @@ def test_fewer_epochs_than_are_done(tmp_path):
         "Nothing left to train" in less.status.message
         and "2 epochs are done and max_epochs is 1" in less.status.message
     )
+
+
+def with_head(encoder):
+    return nn.Sequential(encoder, nn.Linear(4, 1))
+
+
+def test_two_models_that_share_an_encoder(tmp_path):
+    encoder = nn.Linear(1, 4)
+    one, other = (fit(tmp_path, name, model=with_head(encoder), max_epochs=2) for name in ("one", "other"))
+    one.step(1)
+    with pytest.raises(RuntimeError, match="a part of this model is being trained already, in .*one: .* copy.deepcopy"):
+        other.train_and_validate()
+    one.stop(wait=True)
+    other.train_and_validate()
+    assert [m for m in other.messages if m.startswith("A part of this model was trained in another run before")]
+    with pytest.raises(RuntimeError, match="the model of this state was trained in another run since"):
+        one.state.snapshot()
+    one.train_and_validate()
+    assert "The model was trained in another run: going back" in " ".join(one.messages)
+
+
+def test_two_models_may_share_an_encoder_that_is_not_trained(tmp_path):
+    encoder = nn.Linear(1, 4).requires_grad_(False)
+    one, other = (fit(tmp_path, name, model=with_head(encoder), max_epochs=1) for name in ("one", "other"))
+    one.step(1)
+    other.train_and_validate()
+    one.stop(wait=True)
+    assert not any("another run" in m for m in [*one.messages, *other.messages])
+    one.state.snapshot()

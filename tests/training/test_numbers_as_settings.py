@@ -3,6 +3,8 @@
 import json
 import math
 import pickle
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -16,7 +18,7 @@ from tractkit.core.settings import plain_numbers, settings_of
 from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.data.sampler import BatchIDSampler
-from tractkit.data.settings import DatasetSettings
+from tractkit.data.settings import DatasetSettings, SamplerSettings
 from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.models.base import TractographyModel, load_model
 from tractkit.models.learn2track import Learn2Track
@@ -309,3 +311,40 @@ def test_seeds_and_masks(wrong):
     for voxels in (wrong, -1):
         with pytest.raises(ValueError, match="^voxels must be"):
             dilate_mask(mask, voxels)
+
+
+@pytest.mark.parametrize("of", [Fraction, np.longdouble])
+def test_fractions_and_long_doubles(tmp_path, of):
+    trainer = fit(tmp_path, clip_grad=of(.5), weight_decay=of(.25), learning_rate=[of(.125)], max_epochs=of(1))
+    kept = trainer.settings
+    assert are_plain([kept.clip_grad, kept.weight_decay, kept.max_epochs, kept.learning_rate]) and kept.clip_grad == .5
+    assert trainer.train_and_validate().epoch == 1
+    assert are_plain(plain_numbers([of(1), np.array([1.5], np.longdouble), {of(2): Fraction(1, 2)}]))
+
+
+@pytest.mark.parametrize("name, wrong, words", [
+    ("prefetch", -1, "prefetch must be"), ("num_workers", -1, "num_workers must be"),
+    ("policies", (print,), "policies must be a list of policies"), ("policies", print, "policies must be a list of"),
+    ("policies", Patience(3), "policies must be a list of"), ("policies", [Patience], "policies must be a list of"),
+    ("clip_grad", Decimal("0.5"), "clip_grad must be"), ("weight_decay", np.clongdouble(1j), "weight_decay must be")])
+def test_these_are_refused_too(tmp_path, name, wrong, words):
+    with pytest.raises(ValueError, match=words):
+        fit(tmp_path, **{name: wrong})
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_part_of_a_streamline_in_a_batch_is_refused():
+    with pytest.raises(ValueError, match="batch_size_training must be a whole number of streamlines, not 4.5"):
+        SamplerSettings("streamlines", 4.5)
+    with pytest.raises(ValueError, match="batch_size_validation must be a whole number of streamlines, not 0.5"):
+        SamplerSettings("streamlines", 4, .5)
+    assert SamplerSettings("streamlines", 4.5, batch_size_units="length_mm").batch_size_training == 4.5
+
+
+def test_the_time_to_wait(tmp_path):
+    trainer = fit(tmp_path)
+    trainer.start(paused=True)
+    for seconds in (np.float32(.0625), torch.tensor(.0625), Fraction(1, 16)):
+        with pytest.raises(TimeoutError, match="still running after 0.0625 s"):
+            trainer.wait(seconds)
+    trainer.stop(wait=True)

@@ -13,8 +13,9 @@ import torch
 from draws_child import KINDS, WHERE, DrawingFit, DrawingNet, DrawingPoints, draw, make_trainer
 from helpers_children import kill_after
 from helpers_training import Points, fit, same_states
+from torch import nn
 
-from tractkit.models.layers import GlobalGenerators, StepNoise
+from tractkit.models.layers import GlobalGenerators, StepNoise, initialize_weights
 from tractkit.runs.log import RunLog
 from tractkit.training.state import TrainerState
 
@@ -259,3 +260,24 @@ def test_the_library_itself_draws_from_none(tmp_path):
     trainer.train_and_validate()
     assert not [m for m in trainer.messages if "draws from" in m]
     assert trainer.state.fingerprints["draws"] == 1
+
+
+def test_a_loader_that_forks_the_generator_beside_a_model_that_draws(tmp_path):
+    class Forks(Points):
+        def load_batch_streamlines(self, ids, *, epoch, training):
+            x, y = super().load_batch_streamlines(ids, epoch=epoch, training=training)
+            with torch.random.fork_rng():
+                torch.manual_seed(int(ids[0]))
+                time.sleep(0.002)
+                return x + 0.1 * torch.randn(1), y
+
+    def trained(name, **options):
+        model = nn.Sequential(nn.Linear(1, 16), nn.Dropout(0.3), nn.Linear(16, 1))
+        initialize_weights(model, seed=0)
+        trainer = fit(tmp_path, name, model=model, points=Forks(n=12), **options)
+        trainer.train_and_validate()
+        assert options or any("The loader draws from torch" in text for text in trainer.messages)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    ahead = [trained(f"run {i}") for i in range(2)]
+    assert torch.equal(ahead[0], ahead[1]) and torch.equal(ahead[0], trained("in turns", prefetch=0))

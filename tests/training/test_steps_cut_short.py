@@ -372,3 +372,34 @@ def test_nothing_to_go_back_to_is_an_error(tmp_path):
     with pytest.raises(RuntimeError, match="no checkpoint of the run to go back to"):
         trainer.train_and_validate()
     assert trainer.status.phase == "failed"
+
+
+class Growing(nn.Module):
+    """Keeps what it has seen in a buffer that grows, or in one more buffer in each step."""
+
+    def __init__(self, new):
+        super().__init__()
+        self.net, self.new = nn.Linear(1, 1), new
+        self.register_buffer("seen", torch.zeros(1, 1))
+
+    def forward(self, x):
+        if self.new:
+            self.register_buffer(f"seen_{len(self._buffers)}", x.detach()[:1])
+        else:
+            self.seen = torch.cat([self.seen, x.detach()[:1]])
+        return self.net(x)
+
+
+@pytest.mark.parametrize("new", [False, True])
+def test_a_buffer_that_grew_hides_no_error(tmp_path, new):
+    class Fails(Fit):
+        def compute_batch_loss(self, batch):
+            super().compute_batch_loss(batch)
+            raise KeyError("the user's own")
+    trainer = fit(tmp_path, kind=Fails, model=Growing(new))
+    with pytest.raises(KeyError, match="the user's own") as failed:
+        trainer.train_and_validate()
+    if new:
+        assert any("goes back to the last checkpoint" in note for note in failed.value.__notes__)
+    else:  # it is put back
+        assert trainer.model.seen.shape == (1, 1) and not trainer.model.seen.any()

@@ -1,10 +1,15 @@
 """Plain Python attributes of a model that change in a step are not in the state: that is said, once."""
 
+import random
+
+import numpy as np
 import pytest
 import torch
-from helpers_training import Fit, Points, fit, toy_model
+from helpers_data import make_file
+from helpers_training import Fit, Points, fit, streamline_trainer, toy_model
 from torch import nn
 
+from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.models.learn2track import Learn2Track
 from tractkit.models.unsaved import UnsavedAttributes, plain_attributes
 
@@ -127,3 +132,128 @@ def test_only_the_first_steps_are_looked_at(tmp_path):
     trainer = fit(tmp_path, model=model, points=Points(n=6), max_epochs=1)
     trainer.train_and_validate()
     assert model.n > 0 and said(trainer) == []
+
+
+class Thing:
+    pass
+
+
+def drawn(part): part.g.random()
+def drawn_by_torch(part): torch.rand(1, generator=part.g)
+def drawn_in_a_list(part): part.g[0].normal()
+def in_place(part): part.g += 1
+def anew(part): part.g = part.g * .5 + 1
+def added(part): part.g.add(len(part.g))
+def in_a_list(part): part.g[0] += 1
+
+
+OTHERS = {
+    "default_rng": (lambda: np.random.default_rng(0), drawn), "RandomState": (lambda: np.random.RandomState(0), drawn),
+    "random.Random": (lambda: random.Random(0), drawn), "torch.Generator": (torch.Generator, drawn_by_torch),
+    "list of them": (lambda: [np.random.default_rng(0)], drawn_in_a_list),
+    "tensor": (lambda: torch.zeros(3), in_place), "another tensor": (lambda: torch.zeros(3), anew),
+    "array": (lambda: np.zeros(3), in_place), "scalar": (lambda: np.float32(1), in_place),
+    "large tensor": (lambda: torch.zeros(600_000), in_place), "list of tensors": (lambda: [torch.zeros(2)], in_a_list),
+    "dict of arrays": (lambda: {0: np.zeros(2)}, in_a_list), "set": (set, added)}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_kinds_of_values(kind):
+    make, do = OTHERS[kind]
+    part = Part(do)
+    part.g = make()
+    unsaved = UnsavedAttributes(nn.Sequential(part))
+    with unsaved.watched():
+        part(torch.zeros(1, 1))
+    assert [note.split()[2] for note in unsaved.notes] == ["0.g"]
+    part.do, unsaved = nothing, UnsavedAttributes(nn.Sequential(part))
+    with unsaved.watched():
+        part(torch.zeros(1, 1))
+    assert unsaved.notes == []
+
+
+def keep_activation(part): part.g = part.net(torch.rand(4, 1)).tanh()
+def same_mask(part): part.g = torch.ones(600_000).bool()
+def object_arrays(part): part.g = np.array([Thing()])
+
+
+@pytest.mark.parametrize("do", [keep_activation, same_mask, object_arrays])
+def test_no_false_alarm_of_what_is_made_anew_in_each_step(do):
+    part = Part(do)
+    unsaved = UnsavedAttributes(part)
+    for _ in range(3):
+        with unsaved.watched():
+            part(torch.zeros(1, 1))
+    assert unsaved.notes == []
+
+
+class Owner(Fit):
+    """A child class with attributes of its own."""
+
+    def __init__(self, *args, **settings):
+        super().__init__(*args, **settings)
+        self.n, self.draws, self.crit, self.scale = 0, np.random.default_rng(0), nn.BatchNorm1d(1), 2.0
+        self.part, self.settled = next(self.model.children()), nn.BatchNorm1d(1).eval()
+
+    def compute_batch_loss(self, batch):
+        self.do()
+        return super().compute_batch_loss(batch)
+
+    def do(self): pass
+
+
+class Counts(Owner):
+    def do(self): self.n += 1
+
+
+class Draws(Owner):
+    def do(self): self.draws.random()
+
+
+class Normalizes(Owner):
+    def do(self): self.crit(torch.rand(4, 1))
+
+
+class Evaluates(Owner):
+    def do(self): self.settled(torch.rand(4, 1))
+
+
+@pytest.mark.parametrize("kind, name", [(Counts, "n"), (Draws, "draws"), (Normalizes, "crit"), (Owner, ""), (Evaluates, "")])
+def test_an_attribute_of_a_trainer(tmp_path, kind, name):
+    trainer = fit(tmp_path, kind=kind, max_epochs=1, accumulate=2)
+    trainer.train_and_validate()
+    assert [m.split()[2] for m in said(trainer)] == ([name] if name else [])
+    assert all(m.startswith("The trainer's") and "self.state.global_step" in m for m in said(trainer))
+
+
+class DrawsWhileLoading(Points):
+    """A loader with a generator of its own, a cache and buffers."""
+
+    def __init__(self, draws):
+        super().__init__()
+        self.draws, self.rng, self.cache, self.out = draws, np.random.default_rng(0), {}, np.zeros(8)
+
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        self.cache[tuple(ids)] = self.out = self.out + 1
+        if self.draws:
+            self.rng.random()
+        return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("draws", [True, False])
+def test_a_generator_of_a_loader(tmp_path, prefetch, draws):
+    trainer = fit(tmp_path, points=DrawsWhileLoading(draws), max_epochs=2, prefetch=prefetch)
+    trainer.train_and_validate()
+    assert len(said(trainer)) == draws
+    assert all(m.startswith("The loader's rng") and "default_rng((seed, epoch, *ids))" in m for m in said(trainer))
+
+
+def test_loaders_of_this_package_have_nothing_to_name(tmp_path):
+    class Own(BatchLoaderOneInput):
+        pass
+    trainer = streamline_trainer(make_file(tmp_path / "data", n_subjects=2, n=12, points=(12, 20))[0], tmp_path / "runs",
+                                 max_epochs=1)
+    trainer.batch_loader.__class__ = Own
+    trainer.train_and_validate()
+    assert said(trainer) == []

@@ -179,8 +179,8 @@ def test_a_worker_that_hangs_is_ended_by_stop(tmp_path):
 
 
 @pytest.mark.parametrize("kind, words", [
-    (IsKilled, "a worker process that loads batches was killed by the system, .* num_workers=0"),
-    (Exits, "ended with exit code 3"),
+    (IsKilled, r"a worker process that loads batches was killed \(signal 9\), .* num_workers=0"),
+    (Exits, "ended by itself with exit code 3"),
     (HasNoSharedMemory, "could not put a batch into shared memory .* num_workers=0"),
     (CannotBePickled, "could not send a batch .* num_workers=0"),
 ])
@@ -192,3 +192,38 @@ def test_a_worker_that_cannot_go_on_is_one_error_and_nothing_is_lost(tmp_path, k
     assert trainer.status.phase == "failed" and trainer.state.batch <= 2  # with a worker go the batches it had made
     trainer.train_and_validate()
     assert torch.equal(weights(trainer), trained(tmp_path))
+
+
+def test_what_asks_for_the_state_within_a_step_is_answered(tmp_path):
+    points = Stuck(at=3)
+    trainer = fit(tmp_path, "stuck", points=points, accumulate=2)
+    trainer.start()
+    waiting(trainer, 4)
+    for ask in (trainer.save_checkpoint, lambda: trainer.change(max_epochs=4), trainer.state.snapshot):
+        with pytest.raises(RuntimeError, match="waiting for batch 4 .* in the middle of a step"):
+            ask()
+    points.loose.set()
+    trainer.wait(60)
+    assert torch.equal(weights(trainer), trained(tmp_path, accumulate=2))
+
+
+def test_a_load_that_wakes_up_later_draws_nothing(tmp_path):
+    class Draws(Stuck):
+        woken = threading.Event()
+
+        def load_batch_streamlines(self, ids, *, epoch, training):
+            try:
+                while self.training == training and self.calls == self.at and not self.loose.is_set():
+                    time.sleep(0.02)
+            except BaseException:
+                self.woken.set()
+                raise
+            return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+    points = Draws(at=3)
+    trainer = fit(tmp_path, "stuck", points=points)
+    trainer.start()
+    waiting(trainer, 4)
+    trainer.stop()
+    trainer.wait(60)
+    assert points.woken.wait(60)

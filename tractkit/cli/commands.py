@@ -125,7 +125,8 @@ def run_demo_command(args: argparse.Namespace) -> None:
         subjects = [SubjectFiles(name, **{k: Path(v) for k, v in five.items()})]
         subjects[0].check_presence()
     if subjects:
-        print(f"tractkit demo: reading {', '.join(s.name for s in subjects)} …", file=sys.stderr)
+        if sys.stderr.isatty():  # the next words take seconds
+            print(f"tractkit demo: reading {', '.join(s.name for s in subjects)} …", file=sys.stderr)
     from tractkit.demo.pipeline import run_demo  # it loads torch and DIPY, which takes seconds
 
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,

@@ -120,7 +120,9 @@ _T = TypeVar("_T")
 def plain_numbers(value: _T) -> _T:
     """Return numbers of NumPy and torch, and arrays, as those of Python; also in lists, tuples and dicts."""
     if hasattr(value, "tolist") and hasattr(value, "ndim"):
-        return value.tolist()
+        value = value.tolist()
+    if isinstance(value, Real) and not isinstance(value, (int, float)):  # a fraction, a long double
+        return float(value)  # type: ignore[return-value]
     if type(value) in (list, tuple):
         return type(value)(map(plain_numbers, value))  # type: ignore[call-arg, call-overload]
     if isinstance(value, dict) and type(value) is dict:

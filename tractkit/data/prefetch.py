@@ -6,6 +6,7 @@
 __all__ = ['LoadDraws', 'Planned', 'Feeder']
 
 # %% ../../nbs/data/08_prefetch.ipynb #06360078
+import ctypes
 import errno
 import multiprocessing.connection
 import os
@@ -13,6 +14,7 @@ import pickle
 import queue
 import shutil
 import signal
+import sys
 import threading
 import time
 from collections import deque
@@ -22,6 +24,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.reduction import ForkingPickler
 from operator import methodcaller
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -41,6 +44,10 @@ _Ids_co = TypeVar("_Ids_co", covariant=True)
 # %% ../../nbs/data/08_prefetch.ipynb #866cee21
 _LOOK_AFTER = 0.5   # seconds between two looks at commands and workers, while a batch is waited for
 _LAST_BATCH = 5.0   # seconds that a load has when its batch is not wanted any more
+
+
+class _NotWanted(BaseException):
+    """Ends a load that hangs, when it wakes up."""
 
 
 class _Job(Generic[_R]):
@@ -88,6 +95,9 @@ class _Thread:
         self._closed = True
         self._jobs.put(None)
         self._thread.join(_LAST_BATCH)
+        if self.hangs and self._thread.ident is not None:
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self._thread.ident), ctypes.py_object(_NotWanted))
 
     @property
     def hangs(self) -> bool:
@@ -111,9 +121,29 @@ class _RefuseTorchDraws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") in (None, torch.default_generator):
             raise _Draws
         return func(*args, **kwargs)
+
+
+@contextmanager
+def _seeds_noted(is_asked: bool) -> Iterator[set[str]]:
+    """Note whether torch's global generator is set in the block, also if it is put back, as torch.random.fork_rng does."""
+    found: set[str] = set()
+
+    def look(frame: FrameType, event: str, called: Any) -> None:
+        if (event == "c_call" and getattr(called, "__self__", None) is torch.default_generator
+                and called.__name__ in ("manual_seed", "set_state", "seed")):
+            found.add("torch")
+
+    before = sys.getprofile()
+    if is_asked:
+        sys.setprofile(look)  # of this thread alone
+    try:
+        yield found
+    finally:
+        if is_asked:
+            sys.setprofile(before)
 
 
 def _is_known(load: Callable, plan: object) -> bool:
@@ -309,14 +339,18 @@ def _too_many_files() -> str:
 
 def _check_alive(workers: Sequence[multiprocessing.process.BaseProcess], patience: float = 0.0) -> None:
     """Raise RuntimeError if one of the workers has ended, or ends within some seconds."""
-    multiprocessing.connection.wait([w.sentinel for w in workers], patience)
+    ending = multiprocessing.connection.wait([w.sentinel for w in workers], patience)
+    for worker in workers:
+        if worker.sentinel in ending:
+            worker.join(_LAST_BATCH)  # its files are closed, and soon it is gone
     codes = [w.exitcode for w in workers if not w.is_alive()]
     if codes:
         code = codes[0] or 0
-        how = ("was killed by the system, most often because there was no more memory" if code == -signal.SIGKILL
-               else f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}")
-        raise RuntimeError(f"a worker process that loads batches {how}. Use fewer num_workers or a smaller prefetch; "
-                           f"num_workers=0 loads in a thread of this process and needs the least")
+        how = ("was killed (signal 9), most often by the system because there was no more memory. Use fewer num_workers "
+               "or a smaller prefetch; num_workers=0 loads in a thread of this process and needs the least memory."
+               if code == -signal.SIGKILL else
+               f"was ended by signal {-code}." if code < 0 else f"ended by itself with exit code {code}.")
+        raise RuntimeError(f"a worker process that loads batches {how} Training can go on from here: call it again.")
 
 
 _pinned: Callable[[_B], _B] = methodcaller("pin_memory")
@@ -391,8 +425,10 @@ class Feeder(Generic[_B]):
 
     def _make_alone(self, items: _PlanItems, k: int) -> _B:
         """Make a batch while the loop waits, with seeded generators. Note if the loader draws."""
-        with _seeded(items.draws, items.seed_of(k), ask=True) as drawn:
+        is_asked = items.draws is not None and not items.draws.alone
+        with _seeded(items.draws, items.seed_of(k), ask=True) as drawn, _seeds_noted(is_asked) as reseeded:
             batch = self._make_here(items, k)
+        drawn = drawn | reseeded
         if drawn and items.draws is not None and self.prefetch and not items.draws.alone:
             items.draws.note_drawn(drawn)
         return batch

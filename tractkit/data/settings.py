@@ -7,6 +7,7 @@ __all__ = ['DatasetSettings', 'SamplerSettings', 'only_one_of', 'LoaderSettings'
            'SeveralInputsLoaderSettings']
 
 # %% ../../nbs/data/00_settings.ipynb #0904e23a
+import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -82,6 +83,10 @@ class SamplerSettings:
         if isinstance(self.rng, bool) or not isinstance(self.rng, Integral):
             raise TypeError(f"rng is the seed, an integer; got {type(self.rng).__name__}")
         check_settings(self)
+        for name in ("batch_size_training", "batch_size_validation"):
+            size = getattr(self, name)
+            if self.batch_size_units == "nb_streamlines" and math.isfinite(size) and size != int(size):
+                raise ValueError(f"{name} must be a whole number of streamlines, not {size!r}")
         few, chunk = self.nb_subjects_per_batch is not None, self.nb_streamlines_per_chunk is not None
         if self.cycles not in (None, 1) and not few:
             raise ValueError("cycles has no meaning without nb_subjects_per_batch: subjects are not drawn in turns")

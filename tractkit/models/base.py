@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['InputOptions', 'TractographyModel', 'model_card', 'register_model', 'model_class', 'build_model',
-           'give_buffers_memory', 'save_model', 'saved_step', 'usable_device', 'load_model']
+           'give_buffers_memory', 'save_model', 'is_saved_whole', 'saved_step', 'usable_device', 'load_model']
 
 # %% ../../nbs/models/03_base.ipynb #174192bf
+import errno
 import inspect
 import json
 import math
@@ -237,6 +238,8 @@ def save_model(
     step: int | None = None,    # of a training, at whose end the model had these weights
 ) -> None:
     """Write `model.safetensors` and `model.json` to the folder. An interrupted call leaves the old ones whole."""
+    if Path(folder).is_file():
+        raise FileExistsError(errno.EEXIST, "a file is in the place of the folder of a model: move it away", str(folder))
     card = {"format": 1, "model": type(model).__name__,
             "hyperparameters": plain_numbers(getattr(model, "hyperparameters", None))}
     card |= {} if step is None else {"step": step}
@@ -248,6 +251,19 @@ def save_model(
         safetensors.torch.save_file(tensors, path, {**twins, "tractkit": json.dumps(card)})
     with atomic_path(Path(folder) / "model.json") as path:
         path.write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+
+
+def is_saved_whole(
+    folder: str | os.PathLike,  # of `save_model`
+) -> bool:
+    """Return whether the weights are there and not cut; True where they cannot be read."""
+    try:
+        with safe_open(Path(folder) / "model.safetensors", "pt"):
+            return True
+    except (FileNotFoundError, NotADirectoryError, SafetensorError):
+        return False
+    except OSError:
+        return (Path(folder) / "model.safetensors").is_file()
 
 
 def saved_step(

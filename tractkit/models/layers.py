@@ -332,7 +332,7 @@ def draws_from_torch(model: nn.Module) -> list[str]:
 class StepNoise:
     """Makes all that is drawn in a step of training a function of (seed, step), in validation of (seed, batch).
 
-    In the first steps it looks for attributes of the model that change and are not saved: `unsaved.notes`."""
+    In the first steps it looks for attributes of model and trainer that change and are not saved: `unsaved.notes`."""
 
     def __init__(
         self,
@@ -340,11 +340,12 @@ class StepNoise:
         seed: int,
         device: torch.device | str = "cpu",
         rule: int = DRAWS_RULE,  # the one that the run was begun with
+        trainer: object | None = None,  # whose own attributes are looked at, too
     ):
         self.model, self.seed, self.device, self.rule = model, seed, torch.device(device), rule
         self.generator = torch.Generator(self.device)
         use_generator(model, self.generator)
-        self.unsaved = UnsavedAttributes(model)
+        self.unsaved = UnsavedAttributes(model, trainer=trainer)
         self.shared = draws_from_torch(model)
         self.globals = GlobalGenerators(
             self.device, tuple(_GENERATORS) if rule else ("torch",) if self.shared else ())

@@ -127,8 +127,11 @@ def wait_for_batch(trainer: Trainable, seconds: float) -> None:
         serve_commands(trainer)
         if session.block == "training" and session.loading.is_stale:
             raise OtherBatches
-    elif trainer.control.stopping:
-        session.undo_step()
+        return
+    if seconds >= _LONG_WAIT:
+        state.gate.refuse(f"{trainer.reporter.status.waits}, in the middle of a step: until it is there only a stop is "
+                          "carried out. Ask again, or stop and start")
+    if trainer.control.stopping:
         raise Stopped(trainer.control.reason)
 
 
@@ -190,10 +193,22 @@ def begin_epoch(trainer: Trainable) -> int:
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
     call_policies(trainer, Event.EPOCH_STARTED, state.epoch)
+    _refuse_thawed(trainer)
     _train_mode(trainer)
     show(trainer, "", phase="training", n_batches=stop, batch=state.batch)
     session.clock.lap()
     return stop
+
+
+def _refuse_thawed(trainer: Trainable) -> None:
+    """Raise ValueError for parameters that have become trainable since the training began: no optimizer has them."""
+    state, session = at_work(trainer)
+    thawed = [name for name, p in trainer.model.named_parameters() if p.requires_grad and name in session.frozen]
+    known = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
+    if thawed := [name for name in thawed if id(dict(trainer.model.named_parameters())[name]) not in known]:
+        raise ValueError(f"{', '.join(thawed)} can be trained now, and the optimizer does not have them, so they would "
+                         "stay as they are. Thaw them between two trainings, with accept=['optimizer'], or thaw all "
+                         "before the first and give them a learning rate of 0 in a parameter group of their own")
 
 
 def _train_mode(trainer: Trainable) -> None:

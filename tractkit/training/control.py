@@ -57,6 +57,13 @@ class Gate:
                 except BaseException as e:  # belongs to the caller
                     result.set_exception(e)
 
+    def refuse(self, why: str) -> None:
+        """Answer the waiting work with RuntimeError(why): it cannot be done for a while, and who asks is not to wait."""
+        while self._jobs:
+            result = self._jobs.popleft()[1]
+            if result.set_running_or_notify_cancel():
+                result.set_exception(RuntimeError(why))
+
     def later(self, work: Callable[[], None]) -> None:
         """Have `work` done at the next safe moment, also if it is the owner who asks."""
         with self._lock:

@@ -44,24 +44,35 @@ class _Use:
 _USES: "weakref.WeakKeyDictionary[nn.Module, _Use]" = weakref.WeakKeyDictionary()
 
 
+def _uses_of(model: nn.Module) -> dict[nn.Module, _Use]:
+    """Return the runs of a model, and of models that share a parameter with it which is trained."""
+    own = {id(p) for p in model.parameters() if p.requires_grad}
+    return {other: use for other, use in list(_USES.items())
+            if other is model or not own.isdisjoint(map(id, other.parameters()))}
+
+
 def refuse_busy_model(model: nn.Module) -> None:
-    """Raise RuntimeError if a model is being trained."""
-    use = _USES.get(model)
-    if use is not None and use.is_busy:
-        raise RuntimeError(f"this model is being trained already, in {use.folder}: give each trainer a model of its "
-                           "own, such as copy.deepcopy(model)")
+    """Raise RuntimeError if a model, or a part of it, is being trained."""
+    for other, use in _uses_of(model).items():
+        if use.is_busy:
+            what = "this model" if other is model else "a part of this model"
+            raise RuntimeError(f"{what} is being trained already, in {use.folder}: give each trainer a model of its "
+                               "own, such as copy.deepcopy(model)")
 
 
 @contextlib.contextmanager
 def holding_model(trainer: Trainable, state: TrainerState) -> Iterator[None]:
     """Train a model in one run at a time. Announce one that was trained in another run, whose state it is no more."""
-    use = _USES.get(state.model)
-    if use is not None and use.run_id != state.run_id:
+    for model, use in _uses_of(state.model).items():
+        if use.run_id == state.run_id:
+            continue
         begins = "this run begins with the weights of that one" if not state.global_step else "it has other weights now"
-        announce(trainer, f"This model was trained in another run before, in {use.folder}: {begins}.")
+        what = "This model" if model is state.model else "A part of this model"
+        announce(trainer, f"{what} was trained in another run before, in {use.folder}: {begins}.")
         before = use.state()
-        if before is not None and before is not state and before.model is state.model:
+        if before is not None and before is not state and before.model is model:
             before.gate.begin("weights")
+        del _USES[model]
     _USES[state.model] = use = _Use(weakref.ref(state), state.run_id, trainer.run_folder.path)
     try:
         yield

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+from ..core.settings import plain_numbers
 from ..core.text import StateDict
 from .control import Control, stop_on_interrupt
 
@@ -127,6 +128,7 @@ class Runner(Generic[P]):
 
     def wait(self, timeout: float | None = None) -> None:
         """Wait for the loop in the background to end; raise its error, if any. TimeoutError if it goes on."""
+        timeout = plain_numbers(timeout)
         if self.thread is not None and self.thread is not threading.current_thread():
             self.thread.join(timeout)
             if self.thread.is_alive():

@@ -221,11 +221,14 @@ def _early_stopping(trainer: Commanded) -> Iterator[None]:
 # %% ../../nbs/training/18_running.ipynb #7b87a9e2
 def _end_stopped(trainer: Commanded, e: Stopped) -> None:
     state, session = at_work(trainer)
+    session.undo_step()  # one that was stopped while it waited for a batch
     call_policies(trainer, Event.TRAINING_ENDED, "stopped")
-    write_checkpoint(trainer)
-    announce(trainer,
-             f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; "
-             f"saved in {trainer.run_folder.path}. Call train_and_validate() or start() again to go on.",
+    if state.gate.half_done:
+        saved = "in the middle of a step, which cannot be undone: the next start goes back to the last checkpoint"
+    else:
+        write_checkpoint(trainer)
+        saved = f"saved in {trainer.run_folder.path}. Call train_and_validate() or start() again to go on"
+    announce(trainer, f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; {saved}.",
              "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
 
 

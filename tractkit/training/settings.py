@@ -6,7 +6,7 @@
 __all__ = ['ACCEPTED', 'NEXT_BATCH', 'NEXT_EPOCH', 'Device', 'TrainerSettings']
 
 # %% ../../nbs/training/02_settings.ipynb #3444b669
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
@@ -27,6 +27,14 @@ ACCEPTED = ("data", "plan", "model", "optimizer")  # differences in spite of whi
 NEXT_BATCH, NEXT_EPOCH = "from the next batch", "from the next epoch"
 
 # %% ../../nbs/training/02_settings.ipynb #0961f388
+def _check_policies(policies: object) -> None:
+    """Raise ValueError for anything else than several policies."""
+    listed = policies if isinstance(policies, Iterable) else [policies]
+    if listed is not policies or not all(isinstance(p, Policy) for p in listed):
+        raise ValueError("policies must be a list of policies, such as [Patience(3)], and of a function, such as "
+                         f"[Callback(epoch_finished=f)], not {policies!r}")
+
+
 @dataclass(frozen=True)
 class TrainerSettings:
     """How to train: the keywords of a trainer after the model, the folder, the sampler and the loader.
@@ -66,9 +74,9 @@ class TrainerSettings:
         (), help='resume in spite of other "data", another "plan" within an epoch, "model" or "optimizer"')
     policies: Sequence[Policy] = setting((), help="objects that are called at the events of training")
     num_workers: int = setting(
-        0, also=("processes",), help="processes that load batches; 0: a thread, the fastest for tractkit's own "
+        0, at_least=0, also=("processes",), help="processes that load batches; 0: a thread, the fastest for tractkit's own "
         "loaders; several are for a loader that computes long in Python, and one alone is slower than the thread")
-    prefetch: int = setting(2, finite=True, help="batches made ahead")
+    prefetch: int = setting(2, at_least=0, finite=True, help="batches made ahead")
     num_threads: int | None = setting(
         None, above=0, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
         "busy with other work holds up all threads")
@@ -93,6 +101,7 @@ class TrainerSettings:
         make_plain(self)
         check_settings(self, skip=("patience",) if not self.patience else ())  # 0 is None in files written before
         as_value_policy(self.learning_rate)  # ValueError if it is none
+        _check_policies(self.policies)
         if self.iterations_per_epoch and self.max_batches_per_epoch_training:
             raise ValueError("give only one of iterations_per_epoch and max_batches_per_epoch_training")
         if unknown := sorted(set(self.accept) - set(ACCEPTED)):

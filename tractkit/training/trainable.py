@@ -20,7 +20,7 @@ from torch import nn
 
 from ..core.files import DataError
 from ..core.text import Record
-from ..models.base import save_model, saved_step
+from ..models.base import is_saved_whole, save_model, saved_step
 from ..runs.checkpoint import Checkpoints, load_checkpoint
 from .callbacks import Event, EventArgument, Policies
 from .control import Control
@@ -142,7 +142,7 @@ def keep_best_model(
 ) -> bool:                        # False: it is of another epoch, and the checkpoint of the best is gone
     """Write `best_model/` again where it should have the weights of the best epoch and has not."""
     state, folder, saved = known_state(trainer), trainer.run_folder.path / "best_model", trainer.run_folder.checkpoints
-    best, kept, there = state.best_step, saved_step(folder), (folder / "model.safetensors").is_file()
+    best, kept, there = state.best_step, saved_step(folder), is_saved_whole(folder)
     own = type(trainer).save_best_model.__module__.partition(".")[0] != __name__.partition(".")[0]
     if best is None or not trainer.ranks.first or (kept in (None, best) if there else own):
         return True
