@@ -126,8 +126,8 @@ def add_hdf5_options(p: argparse.ArgumentParser) -> None:
     add = commands.add_parser("add", help="add a subject to a data file with one file per subject")
     _add_positionals(add, path="the data file", root="folder with the subject's folder", subject="name of the subject",
                      split=", ".join(PARTS))
-    add.add_argument("--accept-wrong-space", action="store_true", default=argparse.SUPPRESS,
-                     help="do not check that directions and streamlines are in one frame (see tractkit check-space)")
+    _add_flag(add, "--accept-wrong-space",
+              help="do not check that directions and streamlines are in one frame (see tractkit check-space)")
     _add_flag(add, "--no-progress", help="do not show a progress bar")
     validate = commands.add_parser(
         "validate", help="read a whole data file and report what is wrong; exit code 1 if anything is")
@@ -188,7 +188,7 @@ def _call(command: str, options: dict) -> int:
     elif command == "add":
         from tractkit.hdf5 import create
 
-        print(create.add_subject(**options))
+        print(create.add_subject(**{k: v for k, v in options.items() if v or k != "accept_wrong_space"}))
     else:
         from tractkit.hdf5 import create
 
