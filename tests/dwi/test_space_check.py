@@ -10,6 +10,8 @@ from dipy.reconst.shm import sf_to_sh
 
 from tractkit.cli.commands import main
 from tractkit.core.files import DataError
+from tractkit.demo import pipeline
+from tractkit.demo.subject_files import SubjectFiles
 from tractkit.dwi.anatomy import PhantomSettings
 from tractkit.dwi.basis_check import choose_basis, even_part
 from tractkit.dwi.fibre_coherence import (
@@ -24,6 +26,7 @@ from tractkit.dwi.gradients import DWI
 from tractkit.dwi.placement import choose_placement, placements
 from tractkit.dwi.simulate import PhantomSubject, simulate_subject
 from tractkit.dwi.space_check import check_space, check_subjects, turn_of
+from tractkit.hdf5.create import create_hdf5
 from tractkit.spatial.streamlines import Streamlines, concatenate_streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
@@ -171,8 +174,10 @@ def test_peaks_in_other_axes_say_which(field, dwi, axes, order):
     affine = np.eye(4)
     affine[:3, :3] = np.eye(3)[order] * 2 * (-1 if axes == "scanner" else 1)  # fsl: of positive determinant
     peaks = Volume(field[..., 0, :] @ turn_of(axes, affine), affine)
-    assert check_space(peaks=peaks, axes=axes).findings[0].status == "right"
-    (finding,) = check_space(peaks=peaks).findings
+    white = Volume(field.any(axis=(-1, -2)).astype(np.float32), affine)
+    assert check_space(peaks=peaks, axes=axes).findings[0].status == "open"  # of one length, so it may all be noise
+    assert check_space(peaks=peaks, axes=axes, white_matter=white).findings[0].status == "right"
+    (finding,) = check_space(peaks=peaks, white_matter=white).findings
     assert finding.status == "wrong" and f"axes={axes!r}" in finding.fix
 
 
@@ -207,3 +212,38 @@ def test_a_folder_is_searched(subject, lines, dwi, tmp_path, capsys):
     (folder / "tractogram.trk").unlink()
     (finding,) = check_subjects(folder)[0].findings
     assert finding.status == "wrong" and "(-x, y, z)" in finding.fix
+
+
+def test_a_data_file_of_what_is_not_in_one_frame_is_refused(field, lines, dwi, tmp_path):
+    (tmp_path / "sub-01").mkdir()
+    Volume(field[..., 0, :], dwi.volume.affine).save(tmp_path / "sub-01" / "peaks.nii.gz")
+    mirrored = lines.transform(np.diag([-1.0, 1, 1, 1]) + [[0, 0, 0, 47], *[[0] * 4] * 3])
+    Tractogram(mirrored, dwi.volume.affine, dwi.volume.shape3d).save(tmp_path / "sub-01" / "lines.trk")
+    config = {"input": {"type": "volume", "files": ["peaks.nii.gz"], "standardization": "none", "features": "peaks",
+                        "axes": "voxel"},
+              "streamlines": {"type": "streamlines", "files": ["lines.trk"]}}
+    splits = {"training": ["sub-01"]}
+    with pytest.raises(DataError, match=r"sub-01.*streamlines lines.trk.*\(-x, y, z\).*accept_wrong_space=True"):
+        create_hdf5(tmp_path, tmp_path / "data.hdf5", config, splits, progress=False)
+    assert not (tmp_path / "data.hdf5").exists()
+    create_hdf5(tmp_path, tmp_path / "data.hdf5", config, splits, progress=False, accept_wrong_space=True)
+    Tractogram(lines, dwi.volume.affine, dwi.volume.shape3d).save(tmp_path / "sub-01" / "lines.trk")
+    create_hdf5(tmp_path, tmp_path / "data.hdf5", config, splits, progress=False, overwrite=True)
+
+
+def test_the_demo_begins_with_what_is_in_one_frame(subject, lines, dwi, tmp_path, monkeypatch):
+    def stop(*settings):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pipeline, "demo_settings", stop)
+    subject.dwi.save(tmp_path / "dwi.nii.gz")
+    subject.mask.save(tmp_path / "mask.nii.gz")
+    np.savetxt(tmp_path / "bvals", subject.bvals[None])
+    np.savetxt(tmp_path / "bvecs", (subject.bvecs * [1, -1, 1]).T)
+    Tractogram(lines, dwi.volume.affine, dwi.volume.shape3d).save(tmp_path / "tractogram.trk")
+    files = SubjectFiles.find(tmp_path)
+    with pytest.raises(DataError, match=r"\(x, -y, z\).*accept_wrong_space=True"):
+        pipeline.run_demo(tmp_path / "out", subjects=[files])
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_demo(tmp_path / "out", subjects=[files], accept_wrong_space=True)

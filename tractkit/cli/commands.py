@@ -62,6 +62,8 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     p.add_argument("--fresh", action="store_true", help="delete what an earlier run left in the folder")
     p.add_argument("--no-html", action="store_true", help="do not execute the tutorial into an HTML page")
     add_own_data(p)
+    p.add_argument("--accept-wrong-space", action="store_true",
+                   help="go on with subjects that are not in one frame (see tractkit check-space)")
     p.add_argument("--tracked-with", default=None, metavar="TEXT",
                    help="how the reference was made, for the table (for example \"DIPY's CSD, deterministic\")")
 
@@ -128,7 +130,8 @@ def run_demo_command(args: argparse.Namespace) -> None:
     from tractkit.demo.pipeline import run_demo  # it loads torch and DIPY, which takes seconds
 
     run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
-             tracked_with=args.tracked_with, epochs=args.epochs, progress=True)
+             tracked_with=args.tracked_with, epochs=args.epochs, progress=True,
+             accept_wrong_space=args.accept_wrong_space)
 
 # %% ../../nbs/cli/02_commands.ipynb #5c13a003
 def run_check_space(args: argparse.Namespace) -> int:

@@ -56,6 +56,8 @@ def _add_processing(p: argparse.ArgumentParser) -> None:
     p.add_argument("--compress", type=float, nargs="?", const=0.01, metavar="MM",  # alone: 0.01, as in dwi_ml
                    help="or leave out points nearer to the line than this (mm; without a number 0.01)")
     _add_flag(p, "--remove-invalid", help="leave out (and report) streamlines that leave the volume")
+    _add_flag(p, "--accept-wrong-space",
+              help="do not check that directions and streamlines are in one frame (see tractkit check-space)")
     p.add_argument("--compression", metavar="KIND", help="of volumes: gzip or lzf")
     _add_flag(p, "--one-file-per-subject", help="in the folder OUT_subjects, linked from OUT; see `tractkit hdf5 add`")
     _add_flag(p, "--save-intermediate",
@@ -124,6 +126,8 @@ def add_hdf5_options(p: argparse.ArgumentParser) -> None:
     add = commands.add_parser("add", help="add a subject to a data file with one file per subject")
     _add_positionals(add, path="the data file", root="folder with the subject's folder", subject="name of the subject",
                      split=", ".join(PARTS))
+    _add_flag(add, "--accept-wrong-space",
+              help="do not check that directions and streamlines are in one frame (see tractkit check-space)")
     _add_flag(add, "--no-progress", help="do not show a progress bar")
     validate = commands.add_parser(
         "validate", help="read a whole data file and report what is wrong; exit code 1 if anything is")
@@ -184,7 +188,7 @@ def _call(command: str, options: dict) -> int:
     elif command == "add":
         from tractkit.hdf5 import create
 
-        print(create.add_subject(**options))
+        print(create.add_subject(**{k: v for k, v in options.items() if v or k != "accept_wrong_space"}))
     else:
         from tractkit.hdf5 import create
 

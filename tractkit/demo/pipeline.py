@@ -18,7 +18,7 @@ from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
 from .steps import prepare, track, train
-from .subject_files import SubjectFiles, check_subject
+from .subject_files import SubjectFiles, check_frame, check_subject
 from .trainer import INPUT, STREAMLINES
 from ..dwi.phantom import sample_subjects
 from ..hdf5.create import create_hdf5
@@ -76,7 +76,7 @@ def run_steps(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     prepare_subjects(demo, say, progress)
     if not (folder / "data.hdf5").exists():
         create_hdf5(folder / "subjects", folder / "data.hdf5", GROUPS, demo.splits, seed=settings.seed,
-                    progress=progress)
+                    accept_wrong_space=True, progress=progress)  # own subjects were checked before
         say(f"one file of everything: {path_from_here(folder) / 'data.hdf5'}")
     if not (folder / "losses.json").exists():
         train(demo, say, progress)
@@ -122,6 +122,7 @@ def run_demo(
     tracked_with: str | None = None,         # how the user's reference was made, for the table
     min_length: float = 20.0,                # mm, of tracked streamlines
     epochs: int | None = None,               # of training; None: as many as it takes
+    accept_wrong_space: bool = False,        # go on with subjects that are not in one frame; see `check_space`
     settings: DemoSettings | None = None,    # all of them at once; then none of the above but out and fresh is read
     say: Callable[[str], None] = print,      # what to do with each line of text
     progress: bool = True,                   # show progress bars
@@ -133,6 +134,8 @@ def run_demo(
         for files in subjects:
             with collected(errors):
                 check_subject(files)
+                if not accept_wrong_space:
+                    check_frame(files)
     if settings is None:
         settings = demo_settings([f.resolved() for f in subjects], seed, quick, tracked_with, min_length, epochs)
     folder = absolute_path(out or ("results/own" if settings.own else "results/demo"))

@@ -26,6 +26,7 @@ from ..core.files import DataError, atomic_path, behind_links, collected, collec
 from ..core.text import Json
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
+from .frame_check import check_frames
 from .layout import (
     ALIGNED, OWN, all_checksums, check_twins, open_hdf5, orientations_in, write_orientations, write_root)
 from .orientations import check_orientations, orientations_of
@@ -101,6 +102,7 @@ def create_hdf5(
     save_intermediate: bool = False,      # also write what is stored as NIfTI and .trk or .trx to `<out>_intermediate`
     processes: int = 1,                   # children that prepare subjects at the same time
     overwrite: bool = False,              # replace `out` if it exists
+    accept_wrong_space: bool = False,     # do not check that directions and streamlines are in one frame
     seed: int = 0,                        # for subjects whose streamlines are shared between splits
     accept_mixed_orientations: bool = False,  # voxel axes may run differently; see `check_orientations`
     progress: bool = True,                # show a progress bar
@@ -125,6 +127,8 @@ def create_hdf5(
             raw, groups = _read_groups(config, errors)
         placed = read_splits(splits, root, errors)
         jobs = _jobs(root, groups, placed, options, errors)
+        if not errors and not accept_wrong_space:
+            check_frames({job.subject: job.sources for job in jobs}, errors)
     jobs = _with_file_groups(jobs)
     subjects = _subjects_folder(out) if one_file_per_subject else None
     target = _Target(out, subjects, save_intermediate, processes, overwrite, progress)
@@ -288,6 +292,7 @@ def add_subject(
     subject: str,
     split: str,               # "training", "validation" or "testing"
     *,
+    accept_wrong_space: bool = False,  # as for `create_hdf5`
     progress: bool = True,    # show a progress bar
 ) -> Path:                    # the file
     """Add a subject, processed as the others were. Nothing that is there is opened for writing: the subject's own
@@ -312,6 +317,9 @@ def add_subject(
         raise DataError("is there already", file=path, subject=entry.name,
                         fix="Create the file again to change a subject")
     (job,) = _with_file_groups(_jobs(root, read_config(config), new, options, known=known), grouped)
+    with collecting() as errors:
+        if not accept_wrong_space:
+            check_frames({job.subject: job.sources}, errors)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
     with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group", leave=False) as bar:
         write_subject_file(file, job, config, new, _stepper(bar))
