@@ -267,9 +267,8 @@ def check_streamlines(
     data = np.nan_to_num(numbers.data.reshape(*numbers.shape3d, -1)[..., 0].astype(np.float32))
     data = np.clip(data / max(float(np.quantile(data, 0.999)), 1e-9), 0, 1)
     finding = _streamlines_finding(what, choose_placement(data, own, numbers.affine, np.eye(3)[None]), 0.3)
-    if finding.status == "wrong":  # a map alone is no proof
-        return SpaceFinding(what, "open", finding.evidence, left=finding.left or (finding.fix,))
-    return finding
+    left = finding.left or tuple(filter(None, (finding.fix,)))  # a map alone is no proof
+    return SpaceFinding(what, "open", finding.evidence, left=(*left, "half a voxel"))
 
 # %% ../../nbs/dwi/10_space_check.ipynb #4777db47
 _Image = Volume | str | os.PathLike
