@@ -10,6 +10,7 @@ from torch import nn
 from torch.optim import lr_scheduler
 
 from tractkit.training.callbacks import TorchSchedule
+from tractkit.training.policy import Policy
 
 
 def groups(parameters):
@@ -178,3 +179,31 @@ def test_two_models_may_share_an_encoder_that_is_not_trained(tmp_path):
     one.stop(wait=True)
     assert not any("another run" in m for m in [*one.messages, *other.messages])
     one.state.snapshot()
+
+
+def test_two_trainings_of_one_model_that_start_at_once(tmp_path):
+    model = toy_model()
+    first, second = fit(tmp_path, "first", model=model), fit(tmp_path, "second", model=model)
+    first.start(paused=True)
+    with pytest.raises(RuntimeError, match="this model is being trained already, in .*first"):
+        second.start()
+    first.stop(wait=True)
+    second.train_and_validate()
+    assert second.status.phase == "finished"
+
+
+def test_the_model_of_another_run_is_said_where_no_message_is_shown(tmp_path):
+    model = toy_model()
+    fit(tmp_path, "first", model=model, max_epochs=1).train_and_validate()
+    with pytest.warns(UserWarning, match="trained in another run before, in .*first: this run begins with the weights"):
+        fit(tmp_path, "second", model=model, max_epochs=1).train_and_validate()
+
+
+def test_a_layer_that_a_policy_puts_in_eval_mode_stays_in_it(tmp_path):
+    class Freezes(Policy):
+        def epoch_started(self, epoch):
+            model[1].eval()
+
+    model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
+    fit(tmp_path, model=model, policies=[Freezes()]).train_and_validate()
+    assert model[1].num_batches_tracked == 0

@@ -10,6 +10,7 @@ from helpers_waiting import until
 from tractkit.runs.log import RunLog
 from tractkit.runs.mailbox import Mailbox
 from tractkit.training.process import ProcessRun
+from tractkit.training.run_folder import LostFolder
 
 
 def delete(run):
@@ -82,3 +83,12 @@ def test_a_log_that_is_closed_while_it_is_looked_at_is_not_lost(tmp_path, monkey
     (tmp_path / "log.jsonl").unlink()
     assert log.is_lost
     log.close()
+
+
+def test_a_deleted_folder_is_not_made_again_by_the_best_model(tmp_path):
+    trainer = fit(tmp_path, checkpoint_every_seconds=None)
+    trainer.listeners.append(
+        lambda event, t: event == "batch" and t.state.global_step == 3 and shutil.rmtree(t.folder))
+    with pytest.raises(LostFolder):
+        trainer.train_and_validate()
+    assert not (trainer.folder / "best_model").exists()

@@ -192,9 +192,9 @@ def begin_epoch(trainer: Trainable) -> int:
         raise ValueError("there is nothing to train on: the epoch has no batch")
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
+    _train_mode(trainer)
     call_policies(trainer, Event.EPOCH_STARTED, state.epoch)
     _refuse_thawed(trainer)
-    _train_mode(trainer)
     show(trainer, "", phase="training", n_batches=stop, batch=state.batch)
     session.clock.lap()
     return stop

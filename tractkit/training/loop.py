@@ -50,6 +50,7 @@ def is_best(self: Trainable) -> bool:
 def save_best_model(self: Trainable) -> None:
     """Write the weights to `best_model/`, which `load_model` reads."""
     if self.ranks.first:
+        self.run_folder.check_held()
         step = known_state(self).global_step if self.is_best else None  # see `keep_best_model`
         save_model(self.model, self.run_folder.path / "best_model", step)
 

@@ -43,7 +43,7 @@ from .reporter import Listener, Reporter
 from .resume import find_state, show_position
 from .run_folder import RunFolder, SilentFolder, checked_run_name
 from .runner import Runner
-from .running import Task, run_training
+from .running import Task, run_training, starting_training
 from .serialize import as_plain_value
 from .session import Loss, Session
 from .settings import Device, TrainerSettings
@@ -245,7 +245,7 @@ class Trainer:
         task = Task(state=state) if own is None else Task(own, state, is_own=True)
         started = launch_process(self, task, paused, process)
         self.runner.start(
-            partial(run_training, self, task) if started is None else partial(follow, self), paused, started)
+            starting_training(self, task) if started is None else partial(follow, self), paused, started)
 
     def attach(self) -> None:
         """Watch and control the training process in this trainer's folder from here. RuntimeError if there is none."""
