@@ -77,7 +77,8 @@ def follow_path(
             return h5py.ExternalLink(os.fsdecode(value[0]), "/".join([os.fsdecode(value[1]), *todo]))
         links, target = links + 1, os.fsdecode(value)
         if links > _MOST_LINKS:
-            raise DataError("links to itself", group=path.strip("/"), fix="Create the file again")
+            subject, _, group_name = path.strip("/").partition("/")
+            raise DataError("links to itself", subject=subject, group=group_name or None, fix="Create the file again")
         at = [] if target.startswith("/") else at
         todo.extendleft(reversed(_steps(target)))
     return h5["/" + "/".join(at)]
