@@ -1,5 +1,5 @@
-"""Every mistake that `check_space` looks for, made on good data: is it named with the right fix, left undecided, or named
-wrongly? Axes of gradients, peaks and coefficients are exchanged and reversed in all 24 ways (the first changes
+"""Every mistake that `check_space` looks for, made on good data: is it named with the right fix, left undecided, or
+named wrongly? Axes of gradients, peaks and coefficients are exchanged and reversed in all 24 ways (the first changes
 nothing), coefficients are said to be in each of the four bases while they are in another, and streamlines are put where
 each of 102 mistakes puts them (47 mirrors and exchanges in voxels and as many in the scanner's axes, 8 of units), and
 half a voxel up and down. Undecided are also mistakes that change nothing there: reversed third axes of fibres that lie

@@ -1,4 +1,4 @@
-"""Are gradients, coefficients and streamlines in one frame? Each mistake once, on a phantom small enough to be quick."""
+"""Are gradients, coefficients and streamlines in one frame? Each mistake once, on a small phantom."""
 
 import warnings
 from dataclasses import replace

@@ -97,7 +97,11 @@ def test_five_subjects_one_with_several_shells(study, tmp_path):
     out = from_bids(study, tmp_path / "out" / "data.hdf5", say=texts.append, progress=False)
     assert "15 at 2000*" in texts[0] and "order 4" in texts[0]
     with h5py.File(out) as h5:
-        assert [list(h5.attrs[f"{s}_subjs"]) for s in SPLITS] == [["sub-01", "sub-02", "sub-03"], ["sub-04"], ["sub-05"]]
+        assert [list(h5.attrs[f"{s}_subjs"]) for s in SPLITS] == [
+            ["sub-01", "sub-02", "sub-03"],
+            ["sub-04"],
+            ["sub-05"],
+        ]
         assert {h5[f"sub-0{k}/input/data"].shape for k in range(1, 6)} == {(*SHAPE, 15)}
         assert sorted(h5["sub-02/streamlines/groups"]) == ["AF", "CST"]
     prepared = tmp_path / "out" / "data_prepared"
@@ -277,7 +281,9 @@ def test_on_the_command_line(study, tmp_path, capsys):
     said = capsys.readouterr()
     assert "say which, with * for what differs: --dwi 'sub-01_dwi.nii.gz'" in said.out
     assert said.err.count("\n") == 1 and "--skip-incomplete to leave" in said.err
-    assert main([*words, "--dwi", "sub-0?_dwi.nii.gz", "--tractograms", "*AF*", "--sh_order", "2", "--no-progress"]) == 0
+    assert (
+        main([*words, "--dwi", "sub-0?_dwi.nii.gz", "--tractograms", "*AF*", "--sh_order", "2", "--no-progress"]) == 0
+    )
     with h5py.File(tmp_path / "data.hdf5") as h5:
         assert sorted(h5) == ["sub-01", "sub-02"] and h5["sub-01/input/data"].shape[3] == 6
     assert main([*words, "--sh-order", "3", "-f", "--dwi", "sub-0?_dwi.nii.gz"]) == 2

@@ -209,7 +209,9 @@ def test_a_dpy_keeps_its_points_itself(made, tmp_path):
         n = h5["streamlines/tracks"].size
         del h5["streamlines/tracks"]
         (tmp_path / "secret").write_bytes(SECRET)
-        h5["streamlines"].create_dataset("tracks", (n // 3, 3), np.float32, external=[(str(tmp_path / "secret"), 0, 4 * n)])
+        h5["streamlines"].create_dataset(
+            "tracks", (n // 3, 3), np.float32, external=[(str(tmp_path / "secret"), 0, 4 * n)]
+        )
     with pytest.raises(DataError, match=r"a\.dpy: streamlines/tracks keeps its values in other files"):
         Tractogram.load(tmp_path / "a.dpy", reference=t)
 
@@ -346,7 +348,10 @@ def test_a_fault_that_passes_is_not_noticed(made, quick, fault):
     with serving(made.read_bytes(), answer) as web:
         data = MultiSubjectDataset(web.url).load_data()
         assert web.asked >= 2
-    points = (d.subject("sub-1").streamlines["streamlines"].get().points for d in (data, MultiSubjectDataset(made).load_data()))
+    points = (
+        d.subject("sub-1").streamlines["streamlines"].get().points
+        for d in (data, MultiSubjectDataset(made).load_data())
+    )
     assert np.array_equal(*points)
 
 

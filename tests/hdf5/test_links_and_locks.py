@@ -61,8 +61,15 @@ def test_the_folder_of_subjects_may_be_a_link_too(tmp_path):
     (tmp_path / "disk/parts").mkdir(parents=True)
     (tmp_path / "x_subjects").symlink_to("disk/parts")
     for _ in range(2):
-        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG, {"training": ["a"]}, one_file_per_subject=True, overwrite=True,
-                    progress=False)
+        create_hdf5(
+            tmp_path,
+            tmp_path / "x.hdf5",
+            CONFIG,
+            {"training": ["a"]},
+            one_file_per_subject=True,
+            overwrite=True,
+            progress=False,
+        )
     assert (tmp_path / "x_subjects").is_symlink() and [p.name for p in (tmp_path / "disk").iterdir()] == ["parts"]
     assert validate_hdf5(tmp_path / "x.hdf5", progress=False).ok
 

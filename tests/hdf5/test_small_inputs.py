@@ -1,4 +1,4 @@
-"""hdf5: text files as editors write them, numbers that float32 does not hold, masks of few voxels, .mgz, no terminal."""
+"""Text files as editors write them, numbers that float32 does not hold, masks of few voxels, .mgz, no terminal."""
 
 import warnings
 from dataclasses import replace

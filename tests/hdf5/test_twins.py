@@ -81,7 +81,9 @@ def test_nan_outside_of_the_mask(tmp_path, way):
     make_subject(tmp_path / "a", np.random.default_rng(0))
     with_nan(tmp_path / "a", (0, 1, 0))
     group = {"type": "volume", "files": "xyz.nii.gz", "standardization": way, "std_mask": "mask.nii.gz"}
-    with pytest.warns(UserWarning, match="xyz.nii.gz: 15 values outside of the mask are NaN or infinite; replaced by 0"):
+    with pytest.warns(
+        UserWarning, match="xyz.nii.gz: 15 values outside of the mask are NaN or infinite; replaced by 0"
+    ):
         path = create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG | {"input": group}, {"training": ["a"]},
                            progress=False)
     with h5py.File(path) as h5:

@@ -34,7 +34,12 @@ def refused(path: Path, match: str, read=Tractogram.load, **kwargs) -> None:
 
 
 def zipped(path: Path, n: int, n_points: int, arrays: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> Path:
-    header = {"DIMENSIONS": [9, 9, 9], "VOXEL_TO_RASMM": np.eye(4).tolist(), "NB_STREAMLINES": n, "NB_VERTICES": n_points}
+    header = {
+        "DIMENSIONS": [9, 9, 9],
+        "VOXEL_TO_RASMM": np.eye(4).tolist(),
+        "NB_STREAMLINES": n,
+        "NB_VERTICES": n_points,
+    }
     with zipfile.ZipFile(path, "w", method) as z:
         z.writestr("header.json", json.dumps(header))
         for name, data in arrays.items():
@@ -49,8 +54,13 @@ def line(**more: bytes) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "entry, says",
-    [("positions.3.float32", "the header counts"), ("offsets.uint64", "the header counts"), ("dps/a.float32", "rows for 1"),
-     ("dpv/a.float32", "rows for 2"), ("groups/g.uint32", "ids of 1")],
+    [
+        ("positions.3.float32", "the header counts"),
+        ("offsets.uint64", "the header counts"),
+        ("dps/a.float32", "rows for 1"),
+        ("dpv/a.float32", "rows for 2"),
+        ("groups/g.uint32", "ids of 1"),
+    ],
 )
 def test_a_trx_that_unpacks_to_much_more_than_it_counts(tmp_path, entry, says):
     path = zipped(tmp_path / "a.trx", 1, 2, line() | {entry: bytes(12 * 2**22)})
@@ -70,7 +80,9 @@ def test_a_trx_whose_directory_claims_more_than_a_zip_can_hold(tmp_path):
 
 
 def test_what_nobody_reads_of_a_trx_is_not_unpacked(tmp_path):
-    path = zipped(tmp_path / "a.trx", 1, 2, line() | {"dpg/CST_L/a.float32": bytes(2**25), "notes/x.1.float32": bytes(2**25)})
+    path = zipped(
+        tmp_path / "a.trx", 1, 2, line() | {"dpg/CST_L/a.float32": bytes(2**25), "notes/x.1.float32": bytes(2**25)}
+    )
     tracemalloc.start()
     with pytest.warns(UserWarning, match="data per group"):
         assert len(Tractogram.load(path)) == 1
@@ -120,7 +132,9 @@ def test_a_trk_that_counts_what_is_not_there(tmp_path, field, value, first):
      ("count: " + "9" * 5000, "cannot be read"), ("datatype: Float16LE", "Float16LE"), ("x" * 2**21, "no END")],
 )
 def test_a_tck_whose_text_cannot_be(tmp_path, text, says):
-    (tmp_path / "a.tck").write_bytes(f"mrtrix tracks\n{text}\nEND\n".encode() + np.array([[1, 1, 1], [np.nan] * 3, [np.inf] * 3], "<f4").tobytes())
+    (tmp_path / "a.tck").write_bytes(
+        f"mrtrix tracks\n{text}\nEND\n".encode() + np.array([[1, 1, 1], [np.nan] * 3, [np.inf] * 3], "<f4").tobytes()
+    )
     refused(tmp_path / "a.tck", rf"a\.tck: .*({says})", reference=(np.eye(4), (9, 9, 9)))
 
 
@@ -132,8 +146,12 @@ def test_tck_of_either_width_and_byte_order(tmp_path, kind):
     at = int(raw.partition(b"file: . ")[2][:3])
     name = f"Float{8 * int(kind[2])}{'LE' if kind[0] == '<' else 'BE'}"
     points = np.frombuffer(raw[at:], "<f4").astype(kind).tobytes()
-    (tmp_path / "b.tck").write_bytes(f"mrtrix tracks\ndatatype: {name}\ncount: 2\nfile: . 200\nEND\n".encode().ljust(200) + points)
-    np.testing.assert_array_equal(Tractogram.load(tmp_path / "b.tck", reference=t).streamlines.points, t.streamlines.points)
+    (tmp_path / "b.tck").write_bytes(
+        f"mrtrix tracks\ndatatype: {name}\ncount: 2\nfile: . 200\nEND\n".encode().ljust(200) + points
+    )
+    np.testing.assert_array_equal(
+        Tractogram.load(tmp_path / "b.tck", reference=t).streamlines.points, t.streamlines.points
+    )
 
 
 @pytest.mark.parametrize("kind", ["trk", "tck"])
@@ -172,7 +190,12 @@ def header_of(shape: tuple[int, ...], kind: type = np.float32, start: float = 35
 @pytest.mark.parametrize("kind", [np.float32, np.int16, np.uint8])
 def test_a_volume_that_claims_what_its_file_cannot_hold(tmp_path, ending, kind):
     path = tmp_path / f"a{ending}"
-    for shape, two in (((32767, 32767, 32767), False), ((32767,) * 4, False), ((2**40, 2**20, 4), True), ((-3, 5, 5), False)):
+    for shape, two in (
+        ((32767, 32767, 32767), False),
+        ((32767,) * 4, False),
+        ((2**40, 2**20, 4), True),
+        ((-3, 5, 5), False),
+    ):
         raw = header_of(shape, kind, 544 if two else 352, two) + bytes(1000)
         path.write_bytes(gzip.compress(raw) if ending == ".nii.gz" else raw)
         for dtype in (np.float32, bool, None):

@@ -108,8 +108,8 @@ def test_a_header_in_float32_is_the_same_grid(tmp_path):
 def test_no_other_comparison_of_affines():
     """Whoever compares two affines asks `same_grid`; exceptions are named here, with the reason."""
     allowed = {
-        "spatial/nifti.py": 2,        # is the header that is kept that of this affine, bit for bit; does a qform hold it
-        "data/interpolation.py": 1,   # points are moved wherever affines differ at all: the bits of a run depend on it
+        "spatial/nifti.py": 2,  # is the header that is kept that of this affine, bit for bit; does a qform hold it
+        "data/interpolation.py": 1,  # points are moved wherever affines differ at all: the bits of a run depend on it
     }
     package = Path(__file__).parents[2] / "tractkit"
     found = {}

@@ -184,7 +184,9 @@ def test_a_file_in_the_place_of_the_best_model_is_named(tmp_path):
     shutil.rmtree(trainer.folder / "best_model")
     (trainer.folder / "best_model").write_text("mine")
     again = fit(tmp_path, kind=Scripted, max_epochs=4)
-    with pytest.raises(FileExistsError, match="a file is in the place of the folder of a model: move it away.*best_model"):
+    with pytest.raises(
+        FileExistsError, match="a file is in the place of the folder of a model: move it away.*best_model"
+    ):
         again.train_and_validate()
     assert (trainer.folder / "best_model").read_text() == "mine"
     (trainer.folder / "best_model").unlink()

@@ -234,14 +234,32 @@ def test_every_number_of_a_dataset(tmp_path, kind):
     made.load_data(load_testing=true, subj_id=np.array(["sub-0"]), volume_groups=np.str_("input"))
     assert are_plain(made.settings()) and made.settings()["subj_id"] == ["sub-0"] and len(made.subjects()) == 1
     given = DatasetSettings(str(data), true, **{k: of(v) for k, v in numbers.items()}, streamline_groups=("a", "b"))
-    assert pickle.dumps(given) == pickle.dumps(DatasetSettings(str(data), True, **numbers, streamline_groups=["a", "b"]))
+    assert pickle.dumps(given) == pickle.dumps(
+        DatasetSettings(str(data), True, **numbers, streamline_groups=["a", "b"])
+    )
 
 
-@pytest.mark.parametrize("name, wrong", [
-    ("lazy", "no"), ("lazy", np.array([1, 0])), ("cache_size", 2.5), ("cache_size", -1), ("cache_size", np.array([1, 2])),
-    ("cache_bytes", "1 GB"), ("cache_bytes", math.nan), ("cache_bytes", -1), ("block_bytes", 0), ("block_bytes", None),
-    ("path", 3), ("load_training", "no"), ("subj_id", 3), ("subj_id", [1, 2]), ("volume_groups", np.array([1.5])),
-    ("streamline_groups", [None])])
+@pytest.mark.parametrize(
+    "name, wrong",
+    [
+        ("lazy", "no"),
+        ("lazy", np.array([1, 0])),
+        ("cache_size", 2.5),
+        ("cache_size", -1),
+        ("cache_size", np.array([1, 2])),
+        ("cache_bytes", "1 GB"),
+        ("cache_bytes", math.nan),
+        ("cache_bytes", -1),
+        ("block_bytes", 0),
+        ("block_bytes", None),
+        ("path", 3),
+        ("load_training", "no"),
+        ("subj_id", 3),
+        ("subj_id", [1, 2]),
+        ("volume_groups", np.array([1.5])),
+        ("streamline_groups", [None]),
+    ],
+)
 def test_others_are_refused_by_a_dataset(tmp_path, name, wrong):
     data = make_file(tmp_path / "data", n_subjects=1, n=2, points=(5, 6))[0]
     with pytest.raises(ValueError, match=f"^{name} must be"):

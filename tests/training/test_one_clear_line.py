@@ -1,4 +1,4 @@
-"""What a machine lacks (a GPU, open files, a home folder) is one line that says what to do, before a run has a folder."""
+"""What a machine lacks (a GPU, open files, a home folder) is one line that says what to do, before there is a folder."""
 
 import errno
 import os
@@ -19,17 +19,27 @@ from tractkit.tracking.tracker import Tracker
 from tractkit.training.trainer import Trainer
 
 
-@pytest.mark.parametrize("there, device, says", [
-    (0, "cuda:3", "'cuda:3': this machine has no GPU that CUDA finds"), (0, "cuda", "no GPU"), (1, "cuda:1", "cuda:0 only"),
-    (4, "cuda:4", "cuda:0 to cuda:3 only"), (0, "gpu", "'gpu' is none that torch has"), (0, "cuda:x", "is none"),
-    (0, torch.device("cuda", 2), "no GPU"),
-])
+@pytest.mark.parametrize(
+    "there, device, says",
+    [
+        (0, "cuda:3", "'cuda:3': this machine has no GPU that CUDA finds"),
+        (0, "cuda", "no GPU"),
+        (1, "cuda:1", "cuda:0 only"),
+        (4, "cuda:4", "cuda:0 to cuda:3 only"),
+        (0, "gpu", "'gpu' is none that torch has"),
+        (0, "cuda:x", "is none"),
+        (0, torch.device("cuda", 2), "no GPU"),
+    ],
+)
 def test_a_device_that_is_not_there(tmp_path, monkeypatch, there, device, says):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: there)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: there > 0)
     volume, mask = (Volume(np.ones(shape, np.float32), np.eye(4)) for shape in ((2, 2, 2, 1), (2, 2, 2)))
-    for make in (lambda: Trainer(toy_model(), tmp_path, "run", device=device), lambda: load_model(tmp_path, device=device),
-                 lambda: Tracker(Learn2Track(1, rnn_layer_sizes=(4,)), volume, mask, step_size=1.0, device=device)):
+    for make in (
+        lambda: Trainer(toy_model(), tmp_path, "run", device=device),
+        lambda: load_model(tmp_path, device=device),
+        lambda: Tracker(Learn2Track(1, rnn_layer_sizes=(4,)), volume, mask, step_size=1.0, device=device),
+    ):
         with pytest.raises(ValueError, match=says) as e:
             make()
         assert "\n" not in str(e.value)

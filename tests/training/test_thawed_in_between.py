@@ -17,7 +17,9 @@ def test_a_layer_that_is_thawed_in_a_training_is_named(tmp_path):
     model = toy_model()
     model[0].requires_grad_(False)
     trainer = fit(tmp_path, kind=Thaws, model=model)
-    with pytest.raises(ValueError, match=r"0\.weight, 0\.bias can be trained now, and the optimizer does not have them"):
+    with pytest.raises(
+        ValueError, match=r"0\.weight, 0\.bias can be trained now, and the optimizer does not have them"
+    ):
         trainer.train_and_validate()
     assert trainer.state.epoch == 1
     again = fit(tmp_path, model=model, accept=["optimizer"])

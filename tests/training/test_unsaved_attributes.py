@@ -37,7 +37,9 @@ def said(trainer):
     return [m for m in trainer.messages if "is not saved" in m or "are not saved" in m]
 
 
-@pytest.mark.parametrize("do, name", [(increase, "n"), (append, "seen"), (average, "means"), (once, "n"), (nothing, "")])
+@pytest.mark.parametrize(
+    "do, name", [(increase, "n"), (append, "seen"), (average, "means"), (once, "n"), (nothing, "")]
+)
 def test_an_attribute_that_changes_is_named_once(tmp_path, do, name):
     trainer = fit(tmp_path, model=nn.Sequential(toy_model(), Part(do)), max_epochs=2)
     trainer.train_and_validate()
@@ -218,7 +220,9 @@ class Evaluates(Owner):
     def do(self): self.settled(torch.rand(4, 1))
 
 
-@pytest.mark.parametrize("kind, name", [(Counts, "n"), (Draws, "draws"), (Normalizes, "crit"), (Owner, ""), (Evaluates, "")])
+@pytest.mark.parametrize(
+    "kind, name", [(Counts, "n"), (Draws, "draws"), (Normalizes, "crit"), (Owner, ""), (Evaluates, "")]
+)
 def test_an_attribute_of_a_trainer(tmp_path, kind, name):
     trainer = fit(tmp_path, kind=kind, max_epochs=1, accumulate=2)
     trainer.train_and_validate()
@@ -252,8 +256,10 @@ def test_a_generator_of_a_loader(tmp_path, prefetch, draws):
 def test_loaders_of_this_package_have_nothing_to_name(tmp_path):
     class Own(BatchLoaderOneInput):
         pass
-    trainer = streamline_trainer(make_file(tmp_path / "data", n_subjects=2, n=12, points=(12, 20))[0], tmp_path / "runs",
-                                 max_epochs=1)
+
+    trainer = streamline_trainer(
+        make_file(tmp_path / "data", n_subjects=2, n=12, points=(12, 20))[0], tmp_path / "runs", max_epochs=1
+    )
     trainer.batch_loader.__class__ = Own
     trainer.train_and_validate()
     assert said(trainer) == []

@@ -103,7 +103,9 @@ def add_from_bids_options(p: argparse.ArgumentParser) -> None:
     signal.add_argument("--input", choices=("auto", "sh", "fodf"), default="auto",
                         help="spherical harmonics of the signal, or fibre orientations as the study has them (default: "
                         "fibre orientations where all subjects have them)")
-    signal.add_argument("--shell", type=float, metavar="B", help="of several shells, in s/mm² (default: one that all have)")
+    signal.add_argument(
+        "--shell", type=float, metavar="B", help="of several shells, in s/mm² (default: one that all have)"
+    )
     signal.add_argument("--b0-threshold", type=float, default=50, metavar="B",
                         help="volumes of at most this are b0, in s/mm² (default: 50)")
     signal.add_argument("--sh-order", type=int, metavar="N",

@@ -119,7 +119,8 @@ def atomic_path(
     """Yield a path to write to; it becomes `path` only if the block ends without an error.
 
     A symbolic link stays one: the file that it leads to is replaced. The temporary file is flushed to disk (fsync)
-    before the rename and the folder after it, where the platform can. After an error it is deleted and `path` is as it was."""
+    before the rename and the folder after it, where the platform can. After an error it is deleted and `path` is as it
+    was."""
     given = without_tilde(path)
     final = behind_links(given)
     final.parent.mkdir(parents=True, exist_ok=True)

@@ -106,8 +106,12 @@ def own_datasets(
         for encoded in parent:
             count += 1
             if count > _MOST_NAMES or above.count("/") > _DEEPEST:
-                raise _refused(f"has more than {_MOST_NAMES:,} entries, or {_DEEPEST} groups in one another", file, start,
-                               "Create the file again")
+                raise _refused(
+                    f"has more than {_MOST_NAMES:,} entries, or {_DEEPEST} groups in one another",
+                    file,
+                    start,
+                    "Create the file again",
+                )
             name = f"{above}{encoded.decode()}"
             kind, entry = parent.links.get_info(encoded).type, f"{start}/{name}"
             if kind == h5py.h5l.TYPE_HARD:

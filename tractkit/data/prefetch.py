@@ -121,14 +121,17 @@ class _RefuseTorchDraws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") in (None, torch.default_generator):
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") in (
+            None,
+            torch.default_generator,
+        ):
             raise _Draws
         return func(*args, **kwargs)
 
 
 @contextmanager
 def _seeds_noted(is_asked: bool) -> Iterator[set[str]]:
-    """Note whether torch's global generator is set in the block, also if it is put back, as torch.random.fork_rng does."""
+    """Note whether torch's generator is set in the block, even if it is put back, as by torch.random.fork_rng."""
     found: set[str] = set()
 
     def look(frame: FrameType, event: str, called: Any) -> None:
@@ -346,10 +349,14 @@ def _check_alive(workers: Sequence[multiprocessing.process.BaseProcess], patienc
     codes = [w.exitcode for w in workers if not w.is_alive()]
     if codes:
         code = codes[0] or 0
-        how = ("was killed (signal 9), most often by the system because there was no more memory. Use fewer num_workers "
-               "or a smaller prefetch; num_workers=0 loads in a thread of this process and needs the least memory."
-               if code == -signal.SIGKILL else
-               f"was ended by signal {-code}." if code < 0 else f"ended by itself with exit code {code}.")
+        how = (
+            "was killed (signal 9), most often by the system because there was no more memory. Use fewer num_workers "
+            "or a smaller prefetch; num_workers=0 loads in a thread of this process and needs the least memory."
+            if code == -signal.SIGKILL
+            else f"was ended by signal {-code}."
+            if code < 0
+            else f"ended by itself with exit code {code}."
+        )
         raise RuntimeError(f"a worker process that loads batches {how} Training can go on from here: call it again.")
 
 

@@ -163,7 +163,8 @@ def select_shell(
     """Return the b0 volumes and those within `tolerance` of `bval`. Raises DataError if there are too few."""
     near = np.abs(dwi.bvals - bval) <= tolerance
     if (near & ~dwi.is_b0).sum() < 6:
-        raise DataError(f"{(near & ~dwi.is_b0).sum()} volumes have b = {bval:g} ± {tolerance:g}; at least 6 are needed",
+        n = (near & ~dwi.is_b0).sum()
+        raise DataError(f"{n} volumes have b = {bval:g} ± {tolerance:g}; at least 6 are needed",
                         file=dwi.files.get("bvals"),
                         fix=f"It has {text_of_shells(shells_of(dwi.bvals, dwi.b0_threshold))}")
     keep = near | dwi.is_b0

@@ -49,8 +49,10 @@ class StreamlinesGroup:
 
     files: tuple[str, ...]           # .trk, .tck, .trx, or what DIPY reads; wildcards and {subject}
     dps_keys: tuple[str, ...] = ()   # data per streamline to keep; "*" is all
-    dpp_keys: tuple[str, ...] = ()   # data per point to keep
-    groups: tuple[str, ...] | None = None  # of a .trx, to keep; True is all. None: one of each file, if there are several
+    dpp_keys: tuple[str, ...] = ()  # data per point to keep
+    groups: tuple[str, ...] | None = (
+        None  # of a .trx, to keep; True is all. None: one of each file, if there are several
+    )
     connectivity_matrix: str | None = None                        # a .npy
     connectivity_nb_blocs: tuple[int, int, int] | None = None     # how many along each axis; or
     connectivity_labels: str | None = None                        # a NIfTI of labels
@@ -61,7 +63,6 @@ _GROUP_TYPES: dict[str, type] = {"volume": VolumeGroup, "streamlines": Streamlin
 _STANDARDIZATIONS = ("all", "independent", "per_file", "none")
 FEATURES = ("scalars", "peaks", "dwi", *(f"sh:{basis}" for basis in SH_BASES))  # what a volume's numbers can be
 AXES = ("voxel", "scanner", "fsl")  # fsl: as bvecs, the voxel axes with the first reversed if the determinant is > 0
-
 
 # %% ../../nbs/hdf5/00_config.ipynb #a745293c
 class _Invalid(ValueError):
@@ -119,9 +120,17 @@ def _blocs(value: Json) -> tuple[int, ...] | None:
 
 
 _PARSERS: dict[str, Callable[[Json], Json]] = {
-    "enforce_files_presence": _flag, "connectivity_matrix": _one_word, "connectivity_labels": _one_word,
-    "connectivity_nb_blocs": _blocs, "standardization": lambda value: value, "features": _features, "axes": _axes,
-    "groups": lambda value: ("*",) if value is True else () if value is False else None if value is None else _words(value)}
+    "enforce_files_presence": _flag,
+    "connectivity_matrix": _one_word,
+    "connectivity_labels": _one_word,
+    "connectivity_nb_blocs": _blocs,
+    "standardization": lambda value: value,
+    "features": _features,
+    "axes": _axes,
+    "groups": lambda value: (
+        ("*",) if value is True else () if value is False else None if value is None else _words(value)
+    ),
+}
 
 # %% ../../nbs/hdf5/00_config.ipynb #af7f694a
 def _read_group(name: str, raw: Json, file: str | os.PathLike | None) -> VolumeGroup | StreamlinesGroup:
@@ -201,8 +210,12 @@ def _check_all_say(groups: Mapping[str, VolumeGroup | StreamlinesGroup], file: s
     volumes = {name: bool(group.features) for name, group in groups.items() if isinstance(group, VolumeGroup)}
     silent = [name for name, said in volumes.items() if not said]
     if silent and len(silent) < len(volumes):
-        raise DataError("does not say its 'features', and other volumes do", file=file, group=silent[0],
-                        fix="Say them of all volumes ('scalars' for masks and maps): all are brought to one orientation")
+        raise DataError(
+            "does not say its 'features', and other volumes do",
+            file=file,
+            group=silent[0],
+            fix="Say them of all volumes ('scalars' for masks and maps): all are brought to one orientation",
+        )
 
 
 def load_config(

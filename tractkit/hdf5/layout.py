@@ -83,7 +83,9 @@ def _version() -> str:
 
 # %% ../../nbs/hdf5/05_layout.ipynb #cc3ad894
 ALIGNED = {"alignment_threshold": 1, "alignment_interval": 64}  # keywords of h5py.File
-OWN = {"locking": False}  # also: of a file that this process made and nobody else knows; some file systems have no locks
+OWN = {
+    "locking": False
+}  # also: of a file that this process made and nobody else knows; some file systems have no locks
 
 
 def write_volume(
@@ -213,7 +215,7 @@ def write_root(
 
 # %% ../../nbs/hdf5/05_layout.ipynb #5a1c0101
 def check_whole_file(h5: h5py.File, file: str | os.PathLike) -> None:
-    """Raise DataError, naming file and entry, if anything in it or in the files that it links to is read from elsewhere."""
+    """Raise DataError, naming file and entry, if anything in it, or in files that it links to, lies elsewhere."""
     todo: list[str] = [os.fspath(file)]
     seen = {os.path.realpath(file)}
     while todo:

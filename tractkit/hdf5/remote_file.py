@@ -191,7 +191,10 @@ class RemoteFile:
         folder_bytes: int = 2**34,              # of blocks kept there
         block_size: int = 2**16,                # bytes
     ):
-        block_size, folder_bytes = whole_number("block_size", block_size, 1), whole_number("folder_bytes", folder_bytes, 1)
+        block_size, folder_bytes = (
+            whole_number("block_size", block_size, 1),
+            whole_number("folder_bytes", folder_bytes, 1),
+        )
         self.path, self.options, self.block_size = url, dict(storage_options or {}), block_size
         self.cache: ByteCache[tuple[str, int], np.ndarray] = ByteCache(cache_bytes)
         self.folder = None if cache_folder is None else _BlockFolder(cache_folder, folder_bytes)

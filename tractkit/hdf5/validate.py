@@ -204,7 +204,9 @@ def validate_hdf5(
     except DataError as e:
         if not Path(path).is_file():
             raise
-        return HDF5Report(os.fspath(path), (Finding("error", e.subject or "", e.group or "", "", e.problem, e.fix or ""),))
+        return HDF5Report(
+            os.fspath(path), (Finding("error", e.subject or "", e.group or "", "", e.problem, e.fix or ""),)
+        )
     with h5:
         try:
             names, findings = list(h5), [*_root_findings(h5), *_orientation_findings(h5)]

@@ -239,7 +239,9 @@ def save_model(
 ) -> None:
     """Write `model.safetensors` and `model.json` to the folder. An interrupted call leaves the old ones whole."""
     if Path(folder).is_file():
-        raise FileExistsError(errno.EEXIST, "a file is in the place of the folder of a model: move it away", str(folder))
+        raise FileExistsError(
+            errno.EEXIST, "a file is in the place of the folder of a model: move it away", str(folder)
+        )
     card = {"format": 1, "model": type(model).__name__,
             "hyperparameters": plain_numbers(getattr(model, "hyperparameters", None))}
     card |= {} if step is None else {"step": step}
@@ -332,7 +334,9 @@ def usable_device(device: torch.device | str) -> torch.device:
         raise ValueError(f"device {device!r} is none that torch has: cpu, cuda, cuda:1 or mps, for instance") from None
     count = torch.cuda.device_count() if found.type == "cuda" and torch.cuda.is_available() else 0
     if found.type == "cuda" and (found.index or 0) >= count:
-        there = f"cuda:0 to cuda:{count - 1} only" if count > 1 else "cuda:0 only" if count else "no GPU that CUDA finds"
+        there = (
+            f"cuda:0 to cuda:{count - 1} only" if count > 1 else "cuda:0 only" if count else "no GPU that CUDA finds"
+        )
         raise ValueError(f"device {str(found)!r}: this machine has {there}; give one that it has, such as device='cpu'")
     if found.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError("device 'mps': this machine has none; give one that it has, such as device='cpu'")

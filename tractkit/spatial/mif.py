@@ -72,7 +72,9 @@ def _numbers_of(path: Path, entries: dict[str, list[str]], key: str, least: int)
     try:
         numbers = [float(word) for line in entries.get(key, []) for word in line.replace(",", " ").split()]
     except ValueError as e:
-        raise DataError(f"its header says {key}: {', '.join(entries[key])[:60]}, which are no numbers", file=path) from e
+        raise DataError(
+            f"its header says {key}: {', '.join(entries[key])[:60]}, which are no numbers", file=path
+        ) from e
     if len(numbers) < least:
         _fail(path, f"its header has {len(numbers)} numbers for {key!r} and needs {least}")
     return numbers

@@ -87,7 +87,7 @@ _LONGEST_START = 2**26  # bytes of a header with its extensions
 
 
 def _check_start(path: Path) -> None:
-    """Raise ValueError if the header of a .nii or .nii.gz says that the numbers begin much later: all before is read."""
+    """Raise ValueError if a header says that the numbers begin much later: all before them would be read."""
     if not path.name.lower().endswith((".nii", ".nii.gz")):
         return
     with gzip.open(path) if path.name.lower().endswith(".gz") else open(path, "rb") as f:
@@ -113,9 +113,12 @@ def _check_size(path: Path, image: nib.Nifti1Pair) -> None:
         return
     claimed = int(stored.offset) + math.prod(image.shape) * stored.dtype.itemsize
     if min(image.shape) < 0 or claimed > most:
-        raise DataError(f"its data cannot be read (its header claims {_by(image.shape)} numbers of type {stored.dtype}, "
-                        f"{claimed:,} bytes; the file of {held.stat().st_size:,} bytes holds at most {most:,})",
-                        file=path, fix="The file is truncated or damaged: copy it again")
+        raise DataError(
+            f"its data cannot be read (its header claims {_by(image.shape)} numbers of type {stored.dtype}, "
+            f"{claimed:,} bytes; the file of {held.stat().st_size:,} bytes holds at most {most:,})",
+            file=path,
+            fix="The file is truncated or damaged: copy it again",
+        )
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -123,7 +123,7 @@ def read_trx(
     path: Path,         # a zip, or a folder
     grid: Grid | None,  # of a reference
 ) -> TractogramContent:
-    """Read a .trx. Raises DataError, with the entry, if it is damaged; or if it is on another grid than the reference."""
+    """Read a .trx. Raises DataError, with the entry, if it is damaged or on another grid than the reference."""
     with _trx_files(path) as files:
         if "header.json" not in files or files["header.json"].size > _LONGEST_HEADER:
             raise DataError("header.json is missing, or larger than a header", fix="It is damaged: write it again")

@@ -99,8 +99,9 @@ class Volume:
 
     @staticmethod
     def load(path: str | os.PathLike, *, dtype: DTypeLike | None = np.float32, check_finite: bool = False) -> "Volume":
-        """Read .nii, .nii.gz or MRtrix's .mif, .mif.gz, .mih as `dtype`: float32; bool for a mask (nonzero); an integer type for labels; None for
-        the file's own.
+        """Read .nii, .nii.gz or MRtrix's .mif, .mif.gz, .mih as `dtype`.
+
+        `dtype` is float32, bool for a mask (nonzero), an integer type for labels, or None for the file's own.
 
         Raises DataError naming the file if it is missing, no image, truncated, not 3-D or 4-D, has a bad affine or
         values that `dtype` cannot hold, and with `check_finite` if it holds NaN or infinity."""
@@ -140,7 +141,9 @@ def _read_mgh(path: Path, dtype: DTypeLike | None) -> NiftiContent:
             raise ValueError(f"its header claims {claimed:,} bytes, which cannot be in the file")
         data = np.asarray(image.dataobj)
     except Exception as e:  # of gzip, of numpy, of the header
-        raise DataError(f"cannot be read as .mgz ({e})", file=path, fix="It is truncated or damaged: copy it again") from e
+        raise DataError(
+            f"cannot be read as .mgz ({e})", file=path, fix="It is truncated or damaged: copy it again"
+        ) from e
     native = data.astype(data.dtype.newbyteorder("="), copy=False)
     native = native.astype(np.float32) if dtype == np.float32 else native
     return NiftiContent(as_type(native, dtype, str(path)), check_affine(image.affine, file=path), None)

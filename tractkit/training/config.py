@@ -121,9 +121,12 @@ def read_run_config(
         config = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(
-            "there is no such config", file=path, fix="Give a config.yaml, or the folder of a run") from None
+            "there is no such config", file=path, fix="Give a config.yaml, or the folder of a run"
+        ) from None
     except OSError as e:
-        raise DataError(f"cannot be read ({e.strerror})", file=path, fix="Give a config.yaml, or the folder of a run") from e
+        raise DataError(
+            f"cannot be read ({e.strerror})", file=path, fix="Give a config.yaml, or the folder of a run"
+        ) from e
     except (yaml.YAMLError, UnicodeDecodeError) as e:
         raise DataError(f"cannot be read as YAML: {' '.join(str(e).split())}", file=path) from e
     if not isinstance(config, Mapping) or not all(

@@ -58,7 +58,7 @@ class Gate:
                     result.set_exception(e)
 
     def refuse(self, why: str) -> None:
-        """Answer the waiting work with RuntimeError(why): it cannot be done for a while, and who asks is not to wait."""
+        """Answer the waiting work with RuntimeError(why): it cannot be done for a while, and nobody is to wait."""
         while self._jobs:
             result = self._jobs.popleft()[1]
             if result.set_running_or_notify_cancel():

@@ -199,6 +199,8 @@ def check_validation_points(trainer: Trainable) -> None:
     ours = type(trainer).compute_batch_loss.__module__.partition(".")[0] == __name__.partition(".")[0]
     if not (points >= (2 if ours else 1)).any():
         found = f"{len(points):,} streamlines, of one point each or none" if len(points) else "no streamline"
-        raise ValueError(f"the validation set has no points to compute a loss from: its {len(subjects)} subjects have "
-                         f"{found}, in group {group!r}. Give it streamlines of two points or more, or leave it out with "
-                         "load_data(load_validation=False)")
+        raise ValueError(
+            f"the validation set has no points to compute a loss from: its {len(subjects)} subjects have "
+            f"{found}, in group {group!r}. Give it streamlines of two points or more, or leave it out with "
+            "load_data(load_validation=False)"
+        )

@@ -252,9 +252,11 @@ class ProcessRun:
         if error := last.get("error"):
             raise RuntimeError(f"the training process failed: {error['type']}: {error['message']}\n\n{error['trace']}")
         if not last.get("ended") and not self.mailbox.output.parent.exists():
-            raise RuntimeError(f"{self.folder} was moved or deleted, or its process/ was, while a process trained there: "
-                               "put it back, or give a trainer the place where it is now; it goes on from its last "
-                               "checkpoint")
+            raise RuntimeError(
+                f"{self.folder} was moved or deleted, or its process/ was, while a process trained there: "
+                "put it back, or give a trainer the place where it is now; it goes on from its last "
+                "checkpoint"
+            )
         if not last.get("ended"):
             tail = self.mailbox.output.read_text(errors="replace")[-2000:] if self.mailbox.output.exists() else ""
             code = f" (exit code {self._process.poll()})" if self._process is not None else ""

@@ -71,8 +71,10 @@ def _refuse_claimed_model(model: nn.Module, own: Path) -> None:
     trained = {id(p) for p in model.parameters() if p.requires_grad}
     for other, folder in list(_CLAIMS.items()):
         if folder != own and (other is model or not trained.isdisjoint(map(id, other.parameters()))):
-            raise RuntimeError(f"{'this model' if other is model else 'a part of this model'} is being trained already, "
-                               f"in {folder}: give each trainer a model of its own, such as copy.deepcopy(model)")
+            raise RuntimeError(
+                f"{'this model' if other is model else 'a part of this model'} is being trained already, "
+                f"in {folder}: give each trainer a model of its own, such as copy.deepcopy(model)"
+            )
 
 
 def refuse_busy_model(model: nn.Module, own: Path) -> None:

@@ -74,8 +74,12 @@ class TrainerSettings:
         (), help='resume in spite of other "data", another "plan" within an epoch, "model" or "optimizer"')
     policies: Sequence[Policy] = setting((), help="objects that are called at the events of training")
     num_workers: int = setting(
-        0, at_least=0, also=("processes",), help="processes that load batches; 0: a thread, the fastest for tractkit's own "
-        "loaders; several are for a loader that computes long in Python, and one alone is slower than the thread")
+        0,
+        at_least=0,
+        also=("processes",),
+        help="processes that load batches; 0: a thread, the fastest for tractkit's own "
+        "loaders; several are for a loader that computes long in Python, and one alone is slower than the thread",
+    )
     prefetch: int = setting(2, at_least=0, finite=True, help="batches made ahead")
     num_threads: int | None = setting(
         None, above=0, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
