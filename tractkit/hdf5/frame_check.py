@@ -9,14 +9,14 @@ __all__ = ['check_frames']
 from collections.abc import Mapping
 
 from ..core.files import DataError, collected
-from ..dwi.sh import sidecar_of
-from ..dwi.space_check import check_space
 from .config import StreamlinesGroup, VolumeGroup
 from .sources import GroupSources
 
 # %% ../../nbs/hdf5/06_frame_check.ipynb #7ab8f7c9
 def _directions_of(source: GroupSources) -> dict[str, str | None] | None:
     """Return the first file with directions of a volume group, and what is said of it; None if there is none."""
+    from tractkit.dwi.sh import sidecar_of  # here: a command reads headers without DIPY
+
     group = source.group
     assert isinstance(group, VolumeGroup)
     for k, file in enumerate(source.files):
@@ -35,6 +35,8 @@ def check_frames(
     errors: list[ValueError],                            # where what is wrong is put
 ) -> None:
     """Find what is not in one frame among the sources of each subject."""
+    from tractkit.dwi.space_check import check_space
+
     for subject, sources in subjects.items():
         volumes = [s for s in sources.values() if isinstance(s.group, VolumeGroup)]
         said = next((d for s in volumes if (d := _directions_of(s))), None)

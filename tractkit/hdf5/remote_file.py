@@ -139,7 +139,8 @@ def _repeated(action: Callable[[], _T]) -> _T:
 # %% ../../nbs/hdf5/04_remote_file.ipynb #5a1c0203
 def _read_ranges(fs: "AbstractFileSystem", path: str, begins: list[int], ends: list[int]) -> list[bytes]:
     """Read ranges of bytes; of a web server's replies no more than that."""
-    if "http" not in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
+    protocol = getattr(fs, "protocol", ())
+    if "http" not in (protocol if isinstance(protocol, tuple) else (protocol,)):
         return fs.cat_ranges([path] * len(begins), begins, ends)
     from fsspec.asyn import sync
     return sync(fs.loop, _request_ranges, fs, path, begins, ends)
