@@ -577,7 +577,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tractkit.data.prefetch._Make.in_worker': ( 'data/prefetch.html#_make.in_worker',
                                                                                     'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._NotSent': ('data/prefetch.html#_notsent', 'tractkit/data/prefetch.py'),
-                                        'tractkit.data.prefetch._NotWanted': ('data/prefetch.html#_notwanted', 'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._Packed': ('data/prefetch.html#_packed', 'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch._Packed.__init__': ( 'data/prefetch.html#_packed.__init__',
                                                                                      'tractkit/data/prefetch.py'),

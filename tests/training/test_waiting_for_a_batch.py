@@ -205,25 +205,3 @@ def test_what_asks_for_the_state_within_a_step_is_answered(tmp_path):
     points.loose.set()
     trainer.wait(60)
     assert torch.equal(weights(trainer), trained(tmp_path, accumulate=2))
-
-
-def test_a_load_that_wakes_up_later_draws_nothing(tmp_path):
-    class Draws(Stuck):
-        woken = threading.Event()
-
-        def load_batch_streamlines(self, ids, *, epoch, training):
-            try:
-                while self.training == training and self.calls == self.at and not self.loose.is_set():
-                    time.sleep(0.02)
-            except BaseException:
-                self.woken.set()
-                raise
-            return super().load_batch_streamlines(ids, epoch=epoch, training=training)
-
-    points = Draws(at=3)
-    trainer = fit(tmp_path, "stuck", points=points)
-    trainer.start()
-    waiting(trainer, 4)
-    trainer.stop()
-    trainer.wait(60)
-    assert points.woken.wait(60)

@@ -6,7 +6,6 @@
 __all__ = ['LoadDraws', 'Planned', 'Feeder']
 
 # %% ../../nbs/data/08_prefetch.ipynb #06360078
-import ctypes
 import errno
 import multiprocessing.connection
 import os
@@ -44,10 +43,6 @@ _Ids_co = TypeVar("_Ids_co", covariant=True)
 # %% ../../nbs/data/08_prefetch.ipynb #866cee21
 _LOOK_AFTER = 0.5   # seconds between two looks at commands and workers, while a batch is waited for
 _LAST_BATCH = 5.0   # seconds that a load has when its batch is not wanted any more
-
-
-class _NotWanted(BaseException):
-    """Ends a load that hangs, when it wakes up."""
 
 
 class _Job(Generic[_R]):
@@ -95,9 +90,6 @@ class _Thread:
         self._closed = True
         self._jobs.put(None)
         self._thread.join(_LAST_BATCH)
-        if self.hangs and self._thread.ident is not None:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self._thread.ident), ctypes.py_object(_NotWanted))
 
     @property
     def hangs(self) -> bool:
