@@ -84,17 +84,19 @@ def starting_training(trainer: Commanded, task: Task) -> Callable[[], None]:
 def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
     """Lock the folder of the run, and serve it: its status is written and commands in it are carried out."""
     trainer.reporter.open(progress and trainer.settings.progress)
-    show(trainer, "", phase="starting", message="")
+    is_held = False
     with contextlib.ExitStack() as stack:
-        if trainer.ranks.first:
-            stack.enter_context(folder_lock(trainer.run_folder.path))
-            stack.enter_context(served(trainer))
-            stack.enter_context(trainer.run_folder.held())
-        stack.callback(trainer.reporter.close)
         try:
+            show(trainer, "", phase="starting", message="")
+            if trainer.ranks.first:
+                stack.enter_context(folder_lock(trainer.run_folder.path))
+                stack.enter_context(served(trainer))
+                stack.enter_context(trainer.run_folder.held())
+            stack.callback(trainer.reporter.close)
+            is_held = True
             yield
-        except BaseException as e:  # before the first batch, or after the last checkpoint
-            if trainer.reporter.status.phase != "failed":
+        except BaseException as e:  # before the first batch, or after the last checkpoint; Ctrl-C at any time
+            if trainer.reporter.status.phase != "failed" and (is_held or not isinstance(e, Exception)):
                 _show_failure(trainer, e)
             raise
 
