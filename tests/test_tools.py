@@ -137,7 +137,8 @@ def test_notebook_whose_kernel_dies_fails(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["<x.Y object at 0x7f00aa11>", "saved /tmp/x/y.trk", "/home/me/data", "50%|█████     | 1/2", "12.3it/s"]
+    "text",
+    ["<x.Y object at 0x7f00aa11>", "saved /tmp/x/y.trk", "/home/me/data", "50%|█████     | 1/2", "12.3it/s"],
 )
 def test_outputs_that_change_from_run_to_run_are_seen(tmp_path, text):
     nb = nbformat.read(write_notebook(tmp_path / "n.ipynb", ("x", [printed(text)])), as_version=4)

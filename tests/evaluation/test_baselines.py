@@ -6,6 +6,8 @@ import pytest
 import torch
 from dipy.data import default_sphere
 from dipy.reconst.shm import sf_to_sh
+from helpers_training import Straight
+from helpers_training import Straight
 
 from tractkit.core.files import DataError
 from tractkit.core.rng import fold, normal
@@ -90,19 +92,6 @@ def test_the_wrong_definition_of_the_basis_shows():
     )
     off = wrong.streamlines[0] - np.float32([10, 4, 4])
     assert np.abs(off - np.outer(off @ d, d)).max() > 0.3
-
-
-class Straight:
-    nb_features, step_size = 1, 1.0
-
-    def init_state(self, n, device):
-        return None
-
-    def select_state(self, state, ids):
-        return None
-
-    def step(self, inputs, previous, state):
-        return torch.where((previous == 0).all(1, keepdim=True), torch.tensor([1.0, 0, 0]), previous), None
 
 
 @pytest.mark.parametrize(

@@ -235,6 +235,7 @@ def test_volumes_of_other_formats(tmp_path, ending):
     if ending == ".mgz":
         raw = struct.pack(">7i", 1, 2**20, 2**20, 2**20, 1, 3, 0) + bytes(2000)
     else:
-        raw = b"mrtrix image\ndim: 99999,99999,99999\nvox: 1,1,1\nlayout: +0,+1,+2\ndatatype: Float32LE\nfile: . 200\nEND\n"
+        raw = (b"mrtrix image\ndim: 99999,99999,99999\nvox: 1,1,1\nlayout: +0,+1,+2\n"
+               b"datatype: Float32LE\nfile: . 200\nEND\n")
     path.write_bytes(raw if ending == ".mif" else gzip.compress(raw))
     refused(path, "cannot|claims|NIfTI|holds|bytes", Volume.load)

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 from helpers_data import make_file
-from helpers_training import Fit, Points, fit, leaves, toy_model
+from helpers_training import Fit, Points, Straight, fit, leaves, toy_model
 from torch import nn
 
 from tractkit.core.settings import plain_numbers, settings_of
@@ -277,19 +277,6 @@ def test_blocks_of_a_url():
             MultiSubjectDataset("memory://no-such-file", block_size=wrong)
         with pytest.raises(ValueError, match="^folder_bytes must be"):
             MultiSubjectDataset("memory://no-such-file", folder_bytes=wrong)
-
-
-class Straight:
-    nb_features, step_size = 1, 1.0
-
-    def init_state(self, n, device):
-        return None
-
-    def select_state(self, state, ids):
-        return None
-
-    def step(self, inputs, previous, state):
-        return torch.tensor([[1.0, 0, 0]]).expand(len(inputs), 3), state
 
 
 def track(of, **options):

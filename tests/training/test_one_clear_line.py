@@ -1,4 +1,4 @@
-"""What a machine lacks (a GPU, open files, a home folder) is one line that says what to do, before there is a folder."""
+"""What a machine lacks (a GPU, open files, a home folder) is one line that says what to do, before a folder."""
 
 import errno
 import os

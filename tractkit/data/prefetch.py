@@ -264,7 +264,7 @@ class _Same(Dataset[_Item]):
     def __getitem__(self, item: _Item) -> _Item:
         return item
 
-
+# %% ../../nbs/data/08_prefetch.ipynb #cc92d33d
 class _Make(Generic[_B]):
     """From an item to a batch."""
 
@@ -354,7 +354,7 @@ def _check_alive(workers: Sequence[multiprocessing.process.BaseProcess], patienc
 
 _pinned: Callable[[_B], _B] = methodcaller("pin_memory")
 
-
+# %% ../../nbs/data/08_prefetch.ipynb #40b2d002
 def _start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()

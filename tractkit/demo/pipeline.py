@@ -111,6 +111,16 @@ def results_text(demo: Demo) -> str:
             f"look closer:  make lab   (or: tractkit lab)")
 
 # %% ../../nbs/demo/06_pipeline.ipynb #2b2463fa
+def _check_subjects(subjects: Sequence[SubjectFiles], accept_wrong_space: bool) -> None:
+    """Raise DataErrors for all that is wrong with the user's files, before anything is computed."""
+    with collecting() as errors:
+        for files in subjects:
+            with collected(errors):
+                check_subject(files)
+                if not accept_wrong_space:
+                    check_frame(files)
+
+
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for the user's files
     *,
@@ -130,12 +140,7 @@ def run_demo(
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
 
     Raises DataError for files that do not fit and for a folder with another run, KeyboardInterrupt when stopped."""
-    with collecting() as errors:
-        for files in subjects:
-            with collected(errors):
-                check_subject(files)
-                if not accept_wrong_space:
-                    check_frame(files)
+    _check_subjects(subjects, accept_wrong_space)
     if settings is None:
         settings = demo_settings([f.resolved() for f in subjects], seed, quick, tracked_with, min_length, epochs)
     folder = absolute_path(out or ("results/own" if settings.own else "results/demo"))

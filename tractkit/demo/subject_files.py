@@ -95,6 +95,4 @@ def check_frame(
 
     report = check_space(files.tractogram, dwi=files.dwi, bvals=files.bvals, bvecs=files.bvecs, mask=files.mask,
                          name=files.name)
-    if report.wrong:
-        raise DataError("; ".join(f"{f.what}: {f.evidence}" for f in report.wrong), subject=files.name,
-                        fix=". ".join(f.fix for f in report.wrong) + "; or give accept_wrong_space=True")
+    report.raise_if_wrong(otherwise="give accept_wrong_space=True")

@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 from scipy.special import eval_legendre
 
-from .fibre_coherence import axis_maps, choose, coherence_of_maps, cubes_of
+from .fibre_coherence import axis_maps, best_place, choose, coherence_of_maps, cubes_of
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from dipy.core.sphere import Sphere
@@ -98,10 +98,7 @@ class BasisChoice:
     @property
     def best(self) -> tuple[int, int]:
         """Basis and map with the highest coherence among the possible ones; what was said to be right, if possible."""
-        if self.possible[0, 0]:
-            return 0, 0
-        basis, axes = np.unravel_index(np.where(self.possible, self.scores, -np.inf).argmax(), self.scores.shape)
-        return int(basis), int(axes)
+        return best_place(self.scores, self.possible)
 
 
 def split_values(

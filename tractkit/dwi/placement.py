@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.rng import fold, permutation
-from .fibre_coherence import axis_maps, choose, describe_map
+from .fibre_coherence import axis_maps, best_place, choose, describe_map
 from ..spatial.space import voxel_sizes
 from ..spatial.streamlines import Streamlines
 
@@ -86,14 +86,10 @@ def _mirrors(affine: np.ndarray, shape: Sequence[int]) -> list[Placement]:
             continue
         scanner[:3, :3] = grid[:3, :3] = m
         grid[:3, 3] = np.where(m.sum(axis=1) < 0, last, 0)
-        found.append(
-            Placement(
-                inverse @ scanner @ affine,
-                f"{describe_map(m)} in rasmm",
-                "the streamlines' scanner axes are reversed or exchanged",
-                f"In the tractogram, replace each point (x, y, z) in rasmm by {describe_map(m)}",
-            )
-        )
+        found.append(Placement(
+            inverse @ scanner @ affine, f"{describe_map(m)} in rasmm",
+            "the streamlines' scanner axes are reversed or exchanged",
+            f"In the tractogram, replace each point (x, y, z) in rasmm by {describe_map(m)}"))
         found.append(Placement(
             grid, f"{describe_map(m)} in voxels", "the streamlines' voxel axes are reversed or exchanged",
             f"In the tractogram, replace each point (x, y, z) in voxels by {describe_map(m)}, where -x means counted "
@@ -153,10 +149,7 @@ class PlacementChoice:
     @property
     def best(self) -> tuple[int, int]:
         """Map and placement with the highest agreement; the first, if they are possible."""
-        if self.possible[0, 0]:
-            return 0, 0
-        a, b = np.unravel_index(np.where(self.possible, self.scores, -np.inf).argmax(), self.scores.shape)
-        return int(a), int(b)
+        return best_place(self.scores, self.possible)
 
 # %% ../../nbs/dwi/09_placement.ipynb #eaebde25
 _HALF = np.array([-0.5, 0.0, 0.5])

@@ -52,11 +52,15 @@ class SpaceReport:
         """What is wrong for sure."""
         return [f for f in self.findings if f.status == "wrong"]
 
-    def raise_if_wrong(self) -> "SpaceReport":
+    def raise_if_wrong(
+        self,
+        otherwise: str = "",  # another way out, for the error
+    ) -> "SpaceReport":
         """Return the report. Raises DataError with all that is wrong."""
         if self.wrong:
             text = "; ".join(f"{f.what}: {f.evidence}" for f in self.wrong)
-            raise DataError(text, subject=self.name, fix=". ".join(f.fix for f in self.wrong))
+            fixes = [". ".join(f.fix for f in self.wrong), *filter(None, [otherwise])]
+            raise DataError(text, subject=self.name, fix="; or ".join(fixes))
         return self
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FEATURES', 'AXES', 'SPLITS', 'VolumeGroup', 'StreamlinesGroup', 'read_config', 'load_config', 'SplitEntry',
-           'read_splits']
+           'read_splits', 'split_lines']
 
 # %% ../../nbs/hdf5/00_config.ipynb #c30beb06
 import os
@@ -275,7 +275,7 @@ def read_splits(
                 found.append(DataError(f"unknown split {key!r}", fix=fix))
         for split in SPLITS:
             with collected(found):
-                for entry in _split_lines(splits.get(split) or ()):
+                for entry in split_lines(splits.get(split) or ()):
                     with collected(found):
                         entries.append((split, *_read_entry(entry, Path(root))))
                     if not Path(root).is_dir():  # one error is enough
@@ -287,8 +287,10 @@ def read_splits(
     return {split: [] for split in SPLITS}
 
 
-def _split_lines(value: Sequence | str | os.PathLike) -> list:
-    """Return the entries of one split, from a list or a text file with one a line."""
+def split_lines(value: Sequence | str | os.PathLike) -> list:
+    """Return the entries of one split, from a list or a text file with one a line.
+
+    Raises DataError for a file that cannot be read."""
     if isinstance(value, (str, os.PathLike)):
         try:
             lines = Path(value).read_text(encoding="utf-8-sig").splitlines()  # an editor's mark at the beginning

@@ -111,27 +111,16 @@ def create_hdf5(
 
     All headers are checked first; the file appears at `out` only when it is complete, so Ctrl-C leaves nothing.
     Raises DataError, naming file, subject and group, for whatever is wrong with the input: DataErrors for several."""
-    root, given = Path(root), Path(out)
+    given = Path(out)
     out = behind_links(given)
     options = ProcessingOptions(
         step_size, nb_points, compress, remove_invalid, seed, compression, enforce_files_presence,
         accept_mixed_orientations)
     if processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
-    raw: Mapping[str, Json] = {}
-    groups: _Groups = {}
-    with collecting() as errors:
-        with collected(errors):
-            _check_target(out, overwrite)
-        with collected(errors):
-            raw, groups = _read_groups(config, errors)
-        placed = read_splits(splits, root, errors)
-        jobs = _jobs(root, groups, placed, options, errors)
-        if not errors and not accept_wrong_space:
-            check_frames({job.subject: job.sources for job in jobs}, errors)
-    jobs = _with_file_groups(jobs)
     subjects = _subjects_folder(out) if one_file_per_subject else None
     target = _Target(out, subjects, save_intermediate, processes, overwrite, progress)
+    raw, placed, jobs = _checked(target, Path(root), config, splits, options, accept_wrong_space)
     _write_file(target, raw, placed, options, jobs)
     return given
 
@@ -146,6 +135,28 @@ class _Target:
     processes: int
     overwrite: bool
     progress: bool
+
+
+_Places = Mapping[str, Sequence | str | os.PathLike] | Sequence  # see `read_splits`
+
+
+def _checked(
+    target: _Target, root: Path, config: Mapping[str, Json] | str | os.PathLike, splits: _Places,
+    options: ProcessingOptions, accept_wrong_space: bool,
+) -> tuple[Mapping[str, Json], dict[str, list[SplitEntry]], list[Job]]:
+    """Read config, splits and headers. Raises all that is wrong with them at once."""
+    raw: Mapping[str, Json] = {}
+    groups: _Groups = {}
+    with collecting() as errors:
+        with collected(errors):
+            _check_target(target.out, target.overwrite)
+        with collected(errors):
+            raw, groups = _read_groups(config, errors)
+        placed = read_splits(splits, root, errors)
+        jobs = _jobs(root, groups, placed, options, errors)
+        if not errors and not accept_wrong_space:
+            check_frames({job.subject: job.sources for job in jobs}, errors)
+    return raw, placed, _with_file_groups(jobs)
 
 
 def _check_target(out: Path, overwrite: bool) -> None:

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..core.files import DataError, DataErrors, absolute_path, atomic_path, path_from_here
 from ..core.text import Json
 from ..dwi.prepare import check_shell, prepare_subject
-from .config import SPLITS, ProcessingOptions, read_config
+from .config import SPLITS, ProcessingOptions, read_config, split_lines
 from .create import create_hdf5
 from .sources import find_sources
 from .study import Choices, Study, SubjectPlan, plan_study, study_table
@@ -132,18 +132,13 @@ def splits_of(
 
 def _lines(given: Sequence[str]) -> list[str]:
     """Return the entries of a split, from a list, or from a .txt with one a line."""
-    if len(given) == 1 and given[0].endswith(".txt"):
-        try:
-            return [line.strip() for line in Path(given[0]).read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError as e:
-            raise DataError("cannot read the list of subjects", file=given[0], fix=e.strerror) from e
-    return list(given)
+    return split_lines(given[0] if len(given) == 1 and given[0].endswith(".txt") else given)
 
 
 def _entries_of(line: str, names: Mapping[str, Sequence[str]]) -> list[str]:
     """Return an entry as it is, or the same for each session of the subject."""
-    subject, _, share = line.partition(" ")
-    return [f"{name} {share}".strip() for name in names.get(subject, [subject])]
+    subject, *share = line.split()
+    return [" ".join([name, *share]) for name in names.get(subject, [subject])]
 
 # %% ../../nbs/hdf5/14_from_folders.ipynb #6f1d000c
 def _only_named(study: Study, splits: Mapping[str, Sequence[str]]) -> Study:

@@ -83,9 +83,7 @@ def _version() -> str:
 
 # %% ../../nbs/hdf5/05_layout.ipynb #cc3ad894
 ALIGNED = {"alignment_threshold": 1, "alignment_interval": 64}  # keywords of h5py.File
-OWN = {
-    "locking": False
-}  # also: of a file that this process made and nobody else knows; some file systems have no locks
+OWN = {"locking": False}  # also: of a file that this process made, and nobody else knows; some have no locks
 
 
 def write_volume(

@@ -211,6 +211,11 @@ class _TrackerNumbers:
         check_settings(self)
 
 # %% ../../nbs/tracking/00_tracker.ipynb #e0256d33
+def _device_of(model: StepModel) -> torch.device | str:
+    parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
+    return next((p.device for p in parameters), "cpu")
+
+
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
 
@@ -245,10 +250,7 @@ class Tracker:
         self.step_size = float(given.step_size)
         self.theta, self.min_length, self.max_length = given.theta, given.min_length, given.max_length
         self.volume, self.mask, self.seed, self.num_threads = volume, mask, given.seed, given.num_threads
-        if device is None:
-            parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
-            device = next((p.device for p in parameters), "cpu")
-        self.device = usable_device(device)
+        self.device = usable_device(_device_of(model) if device is None else device)
         self.batch_size = batch_size or (1000 if self.device.type == "cpu" else 20_000)
         self.report = TrackingReport()
         self._model = model

@@ -113,7 +113,7 @@ def serve_commands(trainer: Trainable) -> None:
     if stopping:
         raise stop or Stopped("stopped by another rank")
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #536e95df
 def wait_for_batch(trainer: Trainable, seconds: float) -> None:
     """Show that a batch has been waited for, and carry out commands meanwhile. Called twice a second."""
     state, session = at_work(trainer)
@@ -146,7 +146,7 @@ def finish_content_check(trainer: Trainable, wait: bool) -> None:
     while not settle_content(trainer, 0.2) and wait:
         serve_commands(trainer)
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #32833106
 def rest(trainer: Trainable, resting: bool) -> None:
     """Begin or end a pause."""
     state, session = at_work(trainer)
@@ -203,9 +203,10 @@ def begin_epoch(trainer: Trainable) -> int:
 def _refuse_thawed(trainer: Trainable) -> None:
     """Raise ValueError for parameters that have become trainable since the training began: no optimizer has them."""
     state, session = at_work(trainer)
-    thawed = [name for name, p in trainer.model.named_parameters() if p.requires_grad and name in session.frozen]
     known = {id(p) for group in state.optimizer.param_groups for p in group["params"]}
-    if thawed := [name for name in thawed if id(dict(trainer.model.named_parameters())[name]) not in known]:
+    thawed = [name for name, p in trainer.model.named_parameters()
+              if p.requires_grad and name in session.frozen and id(p) not in known]
+    if thawed:
         raise ValueError(f"{', '.join(thawed)} can be trained now, and the optimizer does not have them, so they would "
                          "stay as they are. Thaw them between two trainings, with accept=['optimizer'], or thaw all "
                          "before the first and give them a learning rate of 0 in a parameter group of their own")

@@ -11,9 +11,10 @@ import contextlib
 import math
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -31,6 +32,9 @@ from .state import TrainerState
 from .trainable import Trainable, announce, known_state
 
 # %% ../../nbs/training/11_resume.ipynb #714a4114
+_V = TypeVar("_V")
+
+
 @dataclass
 class _Use:
     """The run that a model is, or was last, trained in."""
@@ -44,53 +48,40 @@ class _Use:
 _USES: "weakref.WeakKeyDictionary[nn.Module, _Use]" = weakref.WeakKeyDictionary()
 
 
-def _uses_of(model: nn.Module) -> dict[nn.Module, _Use]:
-    """Return the runs of a model, and of models that share a parameter with it which is trained."""
+def _sharing(model: nn.Module, known: MutableMapping[nn.Module, _V]) -> list[tuple[nn.Module, _V]]:
+    """Return the entries of a model, and of models that share a parameter with it which is trained."""
     own = {id(p) for p in model.parameters() if p.requires_grad}
-    return {other: use for other, use in list(_USES.items())
-            if other is model or not own.isdisjoint(map(id, other.parameters()))}
+    return [(other, value) for other, value in list(known.items())
+            if other is model or not own.isdisjoint(map(id, other.parameters()))]
 
 
 _CLAIMS: "weakref.WeakKeyDictionary[nn.Module, Path]" = weakref.WeakKeyDictionary()  # for runs that are starting
 
 
-def claim_model(trainer: Trainable, model: nn.Module) -> Callable[[], None]:
-    """Claim a model for a training that is about to start. Return what gives the claim up.
+def claim_model(trainer: Trainable, model: nn.Module) -> contextlib.ExitStack:
+    """Claim a model for a training that is about to start. Return the claim, which ends as a context.
 
     RuntimeError if it, or a part of it, is being trained or claimed for another run."""
     refuse_busy_model(model, trainer.run_folder.path)
     _CLAIMS[model] = trainer.run_folder.path
-
-    def give_up() -> None:
-        _CLAIMS.pop(model, None)
-
-    return give_up
-
-
-def _refuse_claimed_model(model: nn.Module, own: Path) -> None:
-    trained = {id(p) for p in model.parameters() if p.requires_grad}
-    for other, folder in list(_CLAIMS.items()):
-        if folder != own and (other is model or not trained.isdisjoint(map(id, other.parameters()))):
-            raise RuntimeError(
-                f"{'this model' if other is model else 'a part of this model'} is being trained already, "
-                f"in {folder}: give each trainer a model of its own, such as copy.deepcopy(model)"
-            )
+    claim = contextlib.ExitStack()
+    claim.callback(_CLAIMS.pop, model, None)
+    return claim
 
 
 def refuse_busy_model(model: nn.Module, own: Path) -> None:
     """Raise RuntimeError if a model, or a part of it, is being trained, or is about to be in another folder."""
-    _refuse_claimed_model(model, own)
-    for other, use in _uses_of(model).items():
-        if use.is_busy:
-            what = "this model" if other is model else "a part of this model"
-            raise RuntimeError(f"{what} is being trained already, in {use.folder}: give each trainer a model of its "
-                               "own, such as copy.deepcopy(model)")
+    busy = [(other, use.folder) for other, use in _sharing(model, _USES) if use.is_busy]
+    for other, folder in busy + [(other, folder) for other, folder in _sharing(model, _CLAIMS) if folder != own]:
+        what = "this model" if other is model else "a part of this model"
+        raise RuntimeError(f"{what} is being trained already, in {folder}: give each trainer a model of its own, such "
+                           "as copy.deepcopy(model)")
 
 
 @contextlib.contextmanager
 def holding_model(trainer: Trainable, state: TrainerState) -> Iterator[None]:
     """Train a model in one run at a time. Announce one that was trained in another run, whose state it is no more."""
-    for model, use in _uses_of(state.model).items():
+    for model, use in _sharing(state.model, _USES):
         if use.run_id == state.run_id:
             continue
         begins = "this run begins with the weights of that one" if not state.global_step else "it has other weights now"

@@ -11,6 +11,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from ..data.dataset import MultiSubjectDataset
 from ..hdf5.recipe import recipe_of
@@ -55,9 +56,10 @@ def run_training(
     trainer: Commanded,
     task: Task,
     progress: bool = False,  # show the progress line
+    claim: contextlib.AbstractContextManager | None = None,  # of the model, while the training starts
 ) -> None:
     """Run a task, with all that a run needs around it."""
-    with holding_folder(trainer, progress):
+    with claim or contextlib.nullcontext(), holding_folder(trainer, progress):
         is_running = True
         while is_running:
             with session_of(trainer, task) as is_open:
@@ -65,19 +67,12 @@ def run_training(
                     task.body(trainer)
             is_running = go_back_if_asked(trainer)
 
-
+# %% ../../nbs/training/18_running.ipynb #3170fab2
 def starting_training(trainer: Commanded, task: Task) -> Callable[[], None]:
     """Claim the model for a training in the background, and return the call that runs it."""
     owner = task.state or trainer.state
-    give_up = claim_model(trainer, trainer.model if owner is None else owner.model)
-
-    def run() -> None:
-        try:
-            run_training(trainer, task)
-        finally:
-            give_up()
-
-    return run
+    return partial(run_training, trainer, task,
+                   claim=claim_model(trainer, trainer.model if owner is None else owner.model))
 
 
 @contextlib.contextmanager
@@ -158,7 +153,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
                 check_schedule(trainer)
             yield True
 
-
+# %% ../../nbs/training/18_running.ipynb #d293056a
 def begin(trainer: Commanded) -> None:
     """Prepare for the first batch: bring the folder to the state, and write a checkpoint."""
     state, _ = at_work(trainer)

@@ -34,7 +34,7 @@ def _check_policies(policies: object) -> None:
         raise ValueError("policies must be a list of policies, such as [Patience(3)], and of a function, such as "
                          f"[Callback(epoch_finished=f)], not {policies!r}")
 
-
+# %% ../../nbs/training/02_settings.ipynb #3d90fbac
 @dataclass(frozen=True)
 class TrainerSettings:
     """How to train: the keywords of a trainer after the model, the folder, the sampler and the loader.
