@@ -7,7 +7,6 @@ import torch
 from dipy.data import default_sphere
 from dipy.reconst.shm import sf_to_sh
 from helpers_training import Straight
-from helpers_training import Straight
 
 from tractkit.core.files import DataError
 from tractkit.core.rng import fold, normal
