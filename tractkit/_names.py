@@ -590,6 +590,7 @@ NAMES = {
     "is_saved_whole": "models.base",
     "is_training_here": "training.trainable",
     "item_key": "functional.sources",
+    "join_inputs": "hdf5.recipe",
     "keep_best_model": "training.trainable",
     "keeps_own_rates": "training.live_settings",
     "keywords_of": "training.config",
