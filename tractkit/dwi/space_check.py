@@ -21,9 +21,9 @@ from .basis_check import BASES_TO_TRY, choose_basis, even_part, split_values
 from .fibre_coherence import (
     Choice, axis_maps, choose, coherence_of_maps, cubes_of, describe_map, tensor_directions)
 from .find_files import FoundSubject, candidates, find_subjects
-from .gradients import DWI, load_dwi
+from .gradients import DWI, load_dwi, read_gradients
 from .placement import PlacementChoice, choose_placement
-from .sh import load_sh, sidecar_of
+from .sh import has_sh_sidecar, load_sh
 from ..spatial.mif import MIF_ENDINGS, mif_gradients
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
@@ -284,7 +284,7 @@ def _loaded(image: _Image) -> Volume:
 
 def _sh_said(sh: _Image, basis: str | None, kind: str | None) -> tuple[str | None, str | None]:
     """Return basis and kind of coefficients, from the sidecar where they are not given."""
-    if basis is None and not isinstance(sh, Volume) and sidecar_of(Path(sh)).is_file():
+    if basis is None and not isinstance(sh, Volume) and has_sh_sidecar(Path(sh)):
         info = load_sh(sh)[1]
         return f"{info.basis}{'_legacy' * info.legacy}", kind or (
             info.kind if info.kind in ("signal", "fodf") else None
@@ -315,12 +315,12 @@ def _dwi_of(dwi: DWI | str | os.PathLike, bvals: str | os.PathLike | None, bvecs
     elif bvals is None or bvecs is None:
         raise DataError("needs bvals and bvecs", file=dwi, fix="Give both")
     else:
-        b, vectors = np.loadtxt(bvals).ravel(), np.loadtxt(bvecs)
-        vectors = vectors.T if vectors.shape[0] == 3 and vectors.shape != (len(b), 3) else vectors
-        vectors = vectors @ turn_of(bvecs_axes, volume.affine)
+        b, vectors = read_gradients(bvals, bvecs)
+        vectors = vectors @ turn_of(bvecs_axes, volume.affine) if vectors.shape[1:] == (3,) else vectors
     mean = volume.data.reshape(*volume.shape3d, -1).mean(axis=-1)
     brain = _loaded(mask).data.reshape(volume.shape3d) > 0 if mask is not None else mean > split_values(mean.ravel())
-    return DWI(volume, b, vectors, brain, files={"dwi": str(dwi), **({"bvecs": str(bvecs)} if bvecs else {})})
+    files = {"dwi": dwi, "bvals": bvals, "bvecs": bvecs}
+    return DWI(volume, b, vectors, brain, files={what: str(file) for what, file in files.items() if file is not None})
 
 # %% ../../nbs/dwi/10_space_check.ipynb #33411e92
 def check_space(
