@@ -170,6 +170,7 @@ NAMES = {
     "NEXT_EPOCH": "training.settings",
     "NO_CONNECTION": "evaluation.scoring",
     "NO_GROUP": "data.order",
+    "NO_POINTS": "training.errors",
     "NO_VULKAN": "viz.vulkan",
     "NamedCurves": "lab.live_curves",
     "Neighborhood": "spatial.volume",

@@ -411,7 +411,7 @@ def test_it_stops_with_the_data_named_and_the_state_before_it(tmp_path, bad):
     clean.step(4)
     trainer = fit(tmp_path, kind=Bad, model=with_buffers())
     with pytest.raises(
-        FloatingPointError, match=rf"{'loss' if bad == 'loss' else 'norm of the gradient'} .*nan in epoch 1, batch 4 \("
+        FloatingPointError, match=rf"{'loss' if bad == 'loss' else 'norm of the gradient'} .*nan in epoch 1, batch 5 \("
     ):
         trainer.train_and_validate()
     assert same_states(TrainerState.load(trainer.folder, model=with_buffers()), clean.state) == []
@@ -490,7 +490,7 @@ def test_too_little_memory_says_what_to_lower_and_saves(tmp_path):
     )
     with pytest.raises(
         OutOfMemory,
-        match=r"in epoch 1, batch 2 \(streamlines of .*lower batch_size_training \(now 8 "
+        match=r"in epoch 1, batch 3 \(streamlines of .*lower batch_size_training \(now 8 "
               r"nb_streamlines\).*accumulate.*20.00 GiB",
     ):
         trainer.train_and_validate()

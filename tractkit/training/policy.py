@@ -360,7 +360,7 @@ class TimeProfiler(Policy):
                 f.write(json.dumps(record) + "\n")
             return
         text = ", ".join(f"{k} {v:.3g} s" for k, v in record.items() if k not in ("index", "n_steps"))
-        print(f"epoch {record['index']} ({record['n_steps']} steps): {text}", file=self.output or sys.stdout)
+        print(f"epoch {record['index'] + 1} ({record['n_steps']} steps): {text}", file=self.output or sys.stdout)
 
 # %% ../../nbs/training/02_policy.ipynb #f1796048
 class TQDM(Policy):
@@ -379,7 +379,7 @@ class TQDM(Policy):
     def train_step_started(self, epoch: int, iteration: int) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                desc=f"epoch {epoch}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True)
+                desc=f"epoch {epoch + 1}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True)
 
     def train_step_finished(self, epoch: int, iteration: int, loss: float) -> None:
         if self._bar is not None:
