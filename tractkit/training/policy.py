@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import absolute_path
-from ..core.settings import plain_numbers
+from ..core.settings import plain_numbers, words
 from ..core.text import Json, Record, StateDict
 
 Value: TypeAlias = Any  # of a value policy: a number, as a rule
@@ -39,7 +39,7 @@ class EarlyStopping(Exception):
 class Policy:
     """Do something at events of a training. A child class overrides the methods of those that it needs."""
 
-    remembers: Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
+    remembers: str | Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
 
     def epoch_started(self, epoch: int) -> None:
         """Before the first step of an epoch, also of one that is resumed in the middle."""
@@ -65,7 +65,7 @@ class Policy:
 
     def state_dict(self) -> StateDict:
         if "*" not in self.remembers:
-            return {name: getattr(self, name) for name in self.remembers}
+            return {name: getattr(self, name) for name in words(self.remembers)}
         now, made = _plain_attributes(self), self._as_made()
         return {k: v for k, v in now.items() if k not in made or made[k] != v}
 
