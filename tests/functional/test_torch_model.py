@@ -317,9 +317,9 @@ def in_threes(xs):
 def test_finite_sources_end_with_words():
     batches = Infinite([1, 2, 3, 4, 5], batch_size=2, batches_per_epoch=3)
     assert [b[0].tolist() for b in batches] == [[1, 2], [3, 4], [5]]
-    with pytest.raises(ValueError, match="ended before batch 3"):
+    with pytest.raises(ValueError, match="ended after 3 batches"):
         batches.load(3)
-    with pytest.warns(UserWarning, match="6 items"), pytest.raises(ValueError, match="ended before batch 3"):
+    with pytest.warns(UserWarning, match="6 items"), pytest.raises(ValueError, match="ended after 3 batches"):
         Infinite(iter([1, 2, 3, 4, 5]), batch_size=2, batches_per_epoch=9).load(3)
 
 
