@@ -24,6 +24,7 @@ from tractkit.dwi.fodf import Response, compute_fodf, estimate_response, fodf_pe
 from tractkit.dwi.gradients import DWI, load_dwi, select_shell
 from tractkit.dwi.prepare import prepare_subject
 from tractkit.dwi.sh import ShInfo, compute_sh, largest_sh_order, load_sh, save_sh
+from tractkit.dwi.space_check import _dwi_of
 from tractkit.spatial.resample import resample_step
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
@@ -208,6 +209,44 @@ def test_rows_or_columns(tmp_path, series, columns):
         and dwi.nb_directions == 32
         and "32 at b = 2000" in repr(dwi)
     )
+
+
+@pytest.mark.parametrize("way", [
+    "mark", "utf-16", "comments", "tabs", "commas", "commas and spaces", "semicolons", "windows", "old mac", "column"])
+def test_gradients_as_editors_and_scanners_write_them(tmp_path, series, way):
+    write(tmp_path, series)
+    for name in ("bvals", "bvecs"):
+        text = (tmp_path / name).read_text()
+        if way == "column":
+            text = "\n".join(" ".join(row) for row in zip(*map(str.split, text.splitlines()), strict=True))
+        text = {"comments": "# of the scanner\n% and of MATLAB\n" + text.replace("\n", "  # end\n"),
+                "tabs": text.replace(" ", "\t"), "commas": text.replace(" ", ","), "old mac": text.replace("\n", "\r"),
+                "commas and spaces": text.replace(" ", ", "), "semicolons": text.replace(" ", ";"),
+                "windows": text.replace("\n", "\r\n") + "\r\n\r\n"}.get(way, text)
+        kind = {"mark": "utf-8-sig", "utf-16": "utf-16"}.get(way, "utf-8")
+        (tmp_path / name).write_bytes(text.encode(kind))
+    files = [tmp_path / name for name in ("dwi.nii.gz", "bvals", "bvecs")]
+    for dwi in (load(tmp_path), _dwi_of(*files, None, "fsl")):  # with a mask, and without
+        np.testing.assert_allclose(dwi.bvals, series.bvals)
+        np.testing.assert_allclose(dwi.bvecs, series.bvecs, atol=1e-12)
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("0 1000 abc", "line 1 has 'abc'"), ("0 1000\n# so\n0 1e", "line 3 has '1e'"), ("0,5 1000,0", "commas"),
+    ("0,5;1000,0", "commas"), ("1 2 3\n1 2", "row 2 has 2 numbers, row 1 has 3"), ("# nothing", "no numbers"),
+    (b"\x1f\x8b\x08\xff\xfe", "no text"), (b"0 1000\x00", "line 1 has"), (None, "more than")])
+def test_a_text_that_is_no_table_is_named_with_its_line(tmp_path, series, text, said, monkeypatch):
+    write(tmp_path, series)
+    file = tmp_path / "bvals"
+    if text is None:
+        monkeypatch.setattr("tractkit.core.text._MOST_TEXT", 100)
+    else:
+        file.write_bytes(text if isinstance(text, bytes) else text.encode())
+    files = [tmp_path / name for name in ("dwi.nii.gz", "bvals", "bvecs")]
+    for read in (lambda: load(tmp_path), lambda: _dwi_of(*files, None, "fsl")):
+        with pytest.raises(DataError, match=said) as e:
+            read()
+        assert e.value.file == str(file)
 
 
 def test_fsl_reverses_the_first_axis_if_the_determinant_is_positive(tmp_path, series):

@@ -1,6 +1,6 @@
 """Damaged files: each gives one error that names its place, or loads what is in it; none hangs, crashes or is changed.
 
-Every file is read by a child of its own under a time limit (see helpers_fuzz). 50 files, or 500 with FULL=1; which ones
+Every file is read by a child of its own under a time limit (see helpers_fuzz). 50 files, or 250 with FULL=1; which ones
 follows from the code alone, so that a run can be repeated."""
 
 import hashlib
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from tractkit.spatial.tractogram import Tractogram
 
 FULL = os.environ.get("FULL") == "1"
-CASES = 500 if FULL else 50
+CASES = 250 if FULL else 50
 SUBJECTS = ("sub-0", "sub-1", "sub-2")
 repeatable = settings(
     max_examples=CASES // 2,

@@ -11,6 +11,8 @@ from helpers_data import CONFIG, SHAPE, make_subject, random_lines
 
 from tractkit.cli.commands import main
 from tractkit.core.files import DataError
+from tractkit.dwi.sh import load_sh
+from tractkit.dwi.space_check import check_space
 from tractkit.hdf5.config import read_config, read_splits
 from tractkit.hdf5.create import create_hdf5
 from tractkit.spatial.tractogram import Tractogram
@@ -28,6 +30,42 @@ def test_lists_and_configs_as_editors_write_them(tmp_path):
                        ("c.yaml", "s: {type: streamlines, files: a.trk}\n")):
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + text.encode())
         assert list(read_config(tmp_path / name)) == ["s"]
+
+
+@pytest.mark.parametrize("kind", ["utf-8", "utf-16", "no text", "too long", "a folder", "missing"])
+def test_texts_that_a_user_gives_are_read_or_named(tmp_path, monkeypatch, kind):
+    image = tmp_path / "sh.nii.gz"
+    Volume(np.zeros((2, 2, 2, 6), np.float32), np.eye(4)).save(image)
+    (tmp_path / "a").mkdir()
+    texts = {"list.txt": "a\r\n", "c.yaml": "s: {type: streamlines, files: ü.trk}\r\n",
+             "c.json": '{"s": {"type": "streamlines", "files": "ü.trk"}}', "sh.json": '{"kind": "fodf", "sh_order": 2}'}
+    reads = {"list.txt": lambda file: read_splits({"training": file}, tmp_path), "c.yaml": read_config,
+             "c.json": read_config, "sh.json": lambda file: load_sh(image)}
+    for name, text in texts.items():
+        file, encoding = tmp_path / name, kind if kind.startswith("utf") else "utf-8-sig"
+        file.write_bytes(b"\xfa\xce\x80\x00" if kind == "no text" else text.encode(encoding))
+        if kind == "too long":
+            monkeypatch.setattr("tractkit.core.text._MOST_TEXT", 2)
+        elif kind in ("a folder", "missing"):
+            file.unlink()
+            if kind == "a folder":
+                file.mkdir()
+        if kind.startswith("utf"):
+            assert reads[name](file)
+            continue
+        with pytest.raises(DataError, match={"no text": "no text", "too long": "more than"}.get(kind, ".")) as e:
+            reads[name](file)
+        assert e.value.file == str(file), name
+
+
+@pytest.mark.parametrize("text", ['{"EchoTime": 0.09}', "[1]", "no JSON"])
+def test_a_json_beside_an_image_need_not_be_about_coefficients(tmp_path, text):
+    make_subject(tmp_path / "a", np.random.default_rng(0))
+    (tmp_path / "a/xyz.json").write_text(text)  # BIDS has one beside each image
+    create_hdf5(tmp_path, tmp_path / "data.hdf5", CONFIG, {"training": ["a"]}, progress=False)
+    Volume(np.random.default_rng(0).random((4, 4, 4, 6)), np.eye(4)).save(tmp_path / "sh.nii.gz")
+    (tmp_path / "sh.json").write_text(text)
+    assert check_space(sh=tmp_path / "sh.nii.gz").findings[0].status != "wrong"
 
 
 def test_whole_numbers_that_float32_does_not_hold(tmp_path):

@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,13 @@ import pytest
 import torch
 from draws_child import KINDS, WHERE, DrawingFit, DrawingNet, DrawingPoints, draw, make_trainer
 from helpers_children import kill_after
-from helpers_training import Points, fit, same_states
+from helpers_training import Points, fit, same_states, toy_model
 from torch import nn
 
 from tractkit.models.layers import GlobalGenerators, StepNoise, initialize_weights
 from tractkit.runs.log import RunLog
+from tractkit.training.callbacks import Callback, Event, OnNonFinite, TorchSchedule
+from tractkit.training.policy import LambdaEpoch, Policy
 from tractkit.training.state import TrainerState
 
 FEEDING = {"thread": {}, "workers": {"num_workers": 2}, "in turns": {"prefetch": 0}}
@@ -165,6 +168,75 @@ def test_a_validation_of_ones_own_draws_the_same_in_each_epoch(tmp_path):
             assert draw(KINDS) == expected
         ends[name] = trainer.state
     assert same_states(ends["whole"], ends["parts"]) == []
+
+
+EVENTS = [e.value for e in Event if e not in (Event.NON_FINITE, Event.TRAINING_ENDED)]
+
+
+class DrawsAt(Policy):
+    """Draws at one event, also from the dropout of the model; the loss of the next steps has what was drawn."""
+
+    def __init__(self, event):
+        self.now = 0.0
+        setattr(self, event, self.draw)
+
+    def draw(self, *args, **kwargs):
+        noise = nn.functional.dropout(torch.ones(20), 0.5).mean().item() + self.dropout(torch.ones(20)).mean().item()
+        self.now = draw(KINDS) + noise
+
+
+class FitWithPolicies(DrawingFit):
+    def compute_batch_loss(self, batch):
+        loss, n = super().compute_batch_loss(batch)
+        return loss * (1 + sum(policy.now for policy in self.policies[1:])), n
+
+
+def test_policies_that_draw_at_events(tmp_path):
+    """Stopped in the midst of the second epoch, and gone on with; each batch is saved, so that this event, too, comes
+    as often as in a run that is not stopped. Each policy keeps what it drew last: what differs names it."""
+    ends = {}
+    for name, stops in {"whole": [], "parts": [8]}.items():
+        for stop in [*stops, None]:
+            policies, model = [DrawsAt(event) for event in EVENTS], toy_model()
+            for policy in policies:
+                policy.dropout = model[2]
+            trainer = fit(tmp_path, name, FitWithPolicies, model, DrawingPoints({}), max_epochs=2, policies=policies,
+                          checkpoint_every_batches=1)
+            trainer.listeners.append(
+                lambda event, t, stop=stop: event == "batch" and t.state.global_step == stop and t.control.stop())
+            others_draw(len(name) + (stop or 0))
+            expected = draw(KINDS)
+            others_draw(len(name) + (stop or 0))
+            trainer.train_and_validate()
+            assert draw(KINDS) == expected and all(policy.now for policy in policies)
+        ends[name] = trainer.state
+    assert same_states(ends["whole"], ends["parts"]) == []
+
+
+@pytest.mark.parametrize("rate, calls", [(0.01, 0), (LambdaEpoch(lambda epoch: 0.01), 2), (
+    TorchSchedule(partial(torch.optim.lr_scheduler.StepLR, step_size=1)), 0)])
+def test_policies_of_this_package_are_not_seeded(tmp_path, monkeypatch, rate, calls):
+    """They never draw; a function of a user's own may."""
+    events = []
+    seed = StepNoise.event
+    monkeypatch.setattr(StepNoise, "event", lambda self, name, at: events.append(name) or seed(self, name, at))
+    fit(tmp_path, learning_rate=rate, max_epochs=2, patience=5, policies=[OnNonFinite()]).train_and_validate()
+    assert events == ["epoch_started"] * calls
+
+
+def test_a_run_begun_before_policies_were_seeded_keeps_its_rule(tmp_path):
+    trainer = fit(tmp_path, max_epochs=1, policies=[DrawsAt("epoch_finished")])
+    trainer.policies[1].dropout = trainer.model[2]
+    state = trainer.train_and_validate()
+    assert state.fingerprints.pop("event_draws") == 1
+    others_draw(1)
+    expected = draw(KINDS)
+    others_draw(1)
+    more = fit(tmp_path, "more", max_epochs=2, policies=[Callback(epoch_started=lambda epoch: draw(KINDS))])
+    state.save(tmp_path / "old.ckpt")
+    old = TrainerState.load(tmp_path / "old.ckpt", model=toy_model())
+    assert "event_draws" not in more.train_and_validate(old).fingerprints
+    assert draw(KINDS) != expected
 
 
 def test_what_is_drawn_is_seen():

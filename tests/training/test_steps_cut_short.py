@@ -166,10 +166,10 @@ def test_a_step_that_fails_at_some_calls(tmp_path, whole, step, error):
 @pytest.mark.full
 @pytest.mark.parametrize("step,error", PLACES)
 def test_a_step_that_fails_at_every_call(tmp_path, whole, step, error):
-    """Every eighth call, another first one in each case; with TRACTKIT_EVERY_CALL=1 each of them (ten minutes)."""
+    """Every sixteenth call, another first one in each case; with TRACTKIT_EVERY_CALL=1 each of them (ten minutes)."""
     trace = Trace(step)
     trace.run(counted(tmp_path / "listed"))
-    every = 1 if os.environ.get("TRACTKIT_EVERY_CALL") else 8
+    every = 1 if os.environ.get("TRACTKIT_EVERY_CALL") else 16
     places = range(2 * PLACES.index((step, error)) % every, len(trace.calls), every)
     wrong = table_of(tmp_path, whole, step, error, places)
     print(f"step {step}, {error.__name__}: {len(trace.calls)} calls, {len(set(trace.calls))} different ones, "

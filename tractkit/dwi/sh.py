@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import DataError, atomic_path
-from ..core.text import Json, parse_json
+from ..core.text import Json, parse_json, read_text
 from .gradients import DWI, check_one_shell
 from ..spatial.volume import Volume
 
@@ -97,6 +97,15 @@ def sidecar_of(path: Path) -> Path:
     """Return the .json beside a NIfTI."""
     return path.with_name(path.name.removesuffix(".gz").removesuffix(".nii") + ".json")
 
+
+def has_sh_sidecar(path: Path) -> bool:
+    """Return whether the .json beside an image is about coefficients: BIDS has one, about the scan, beside each."""
+    try:
+        said = parse_json(read_text(sidecar_of(path)))
+    except ValueError:
+        return False
+    return isinstance(said, dict) and "sh_order" in said
+
 # %% ../../nbs/dwi/04_sh.ipynb #a60f3fb0
 def save_sh(
     volume: Volume,               # (X, Y, Z, coefficients)
@@ -125,8 +134,10 @@ def load_sh(
                         fix='Write it by hand: '
                             '{"kind": "signal", "sh_order": 6, "basis": "descoteaux07", "legacy": true}')
     try:
-        info = ShInfo(**parse_json(sidecar.read_text(encoding="utf-8")))
+        info = ShInfo(**parse_json(read_text(sidecar)))
         fits = volume.nb_features == nb_coefficients(info.sh_order)
+    except DataError:
+        raise
     except (ValueError, TypeError) as e:
         raise DataError(f"is no sidecar of spherical harmonics ({e})", file=sidecar,
                         fix="Prepare the subject anew") from e

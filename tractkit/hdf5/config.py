@@ -17,7 +17,7 @@ import numpy as np
 import yaml
 
 from ..core.files import DataError, collected, collecting
-from ..core.text import Json, nearest_name, parse_json, parse_yaml
+from ..core.text import Json, nearest_name, parse_json, parse_yaml, read_text
 from ..dwi.sh_basis import SH_BASES
 from ..spatial.resample import compress as compress_streamlines
 from ..spatial.resample import resample_nb_points, resample_step
@@ -226,10 +226,10 @@ def load_config(
     Raises DataError if it cannot be read, or gives a name twice."""
     path = Path(path)
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
         return parse_json(text, _each_once) if path.suffix == ".json" else parse_yaml(text)
-    except OSError as e:
-        raise DataError("cannot read the config", file=path, fix=e.strerror) from e
+    except DataError:
+        raise
     except (ValueError, yaml.YAMLError) as e:
         raise DataError(f"the config is no valid {path.suffix[1:] or 'YAML'}: {e}", file=path) from e
 
@@ -293,10 +293,10 @@ def split_lines(value: Sequence | str | os.PathLike) -> list:
     Raises DataError for a file that cannot be read."""
     if isinstance(value, (str, os.PathLike)):
         try:
-            lines = Path(value).read_text(encoding="utf-8-sig").splitlines()  # an editor's mark at the beginning
-            return [line for line in (re.sub(r"(^|\s)#.*", "", line) for line in lines) if line.strip()]
-        except OSError as e:
-            raise DataError("cannot read the list of subjects", file=value, fix=e.strerror) from e
+            lines = read_text(value).splitlines()
+        except DataError as e:
+            raise DataError(f"cannot read the list of subjects: it {e.problem}", file=value, fix=e.fix) from e
+        return [line for line in (re.sub(r"(^|\s)#.*", "", line) for line in lines) if line.strip()]
     return list(value)
 
 # %% ../../nbs/hdf5/00_config.ipynb #971ddcbc

@@ -15,7 +15,7 @@ from .sources import GroupSources
 # %% ../../nbs/hdf5/06_frame_check.ipynb #7ab8f7c9
 def _directions_of(source: GroupSources) -> dict[str, str | None] | None:
     """Return the first file with directions of a volume group, and what is said of it; None if there is none."""
-    from tractkit.dwi.sh import sidecar_of  # here: a command reads headers without DIPY
+    from tractkit.dwi.sh import has_sh_sidecar  # here: a command reads headers without DIPY
 
     group = source.group
     assert isinstance(group, VolumeGroup)
@@ -25,7 +25,7 @@ def _directions_of(source: GroupSources) -> dict[str, str | None] | None:
             return {"peaks": str(file), "axes": group.axes}
         if word and word.startswith("sh:"):
             return {"sh": str(file), "basis": word[3:], "axes": group.axes}
-        if word is None and sidecar_of(file).is_file() and sidecar_of(file) != file:
+        if word is None and has_sh_sidecar(file):
             return {"sh": str(file)}
     return None
 

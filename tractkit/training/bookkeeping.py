@@ -22,7 +22,8 @@ from .live_settings import check_changes, keeps_own_rates
 from .resume import check_plan, describe_settings
 from .policy import SettingValue
 from .session import EpochEnd, OtherBatches, Session, weighted_mean
-from .trainable import Trainable, announce, at_work, call_policies, show, write_checkpoint
+from .trainable import (
+    Trainable, announce, at_work, call_policies, seeding_event, show, write_checkpoint)
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #067fdedd
 def set_learning_rate(trainer: Trainable) -> None:
@@ -77,7 +78,8 @@ def end_step(trainer: Trainable) -> None:
 def _call_at_end(trainer: Trainable, event: Event, *args: EventArgument, **kwargs: EventArgument) -> None:
     """Call the policies with what has ended. The state is whole then, also if one ends the training or fails."""
     state = at_work(trainer)[0]
-    error = trainer.policies.call_all(state, event, *args, **kwargs)[1]
+    with seeding_event(trainer, event, *args):
+        error = trainer.policies.call_all(state, event, *args, **kwargs)[1]
     state.gate.end()
     if error is not None:
         raise error

@@ -18,7 +18,7 @@ import torch
 
 from ..core.settings import plain_numbers
 from ..core.text import StateDict
-from .policy import EarlyStopping, Policy, ValuePolicy
+from .policy import EarlyStopping, LambdaEpoch, Policy, ValuePolicy
 from .serialize import policy_name
 
 # %% ../../nbs/training/04_callbacks.ipynb #499f2a77
@@ -41,7 +41,9 @@ class Event(StrEnum):
             checkpoint_saved(path)                         # also between batches, when it is time
         training_ended(why)                                # "finished", "stopped" or "failed"
 
-    If a policy returns True from `non_finite`, that batch is left out."""
+    If a policy returns True from `non_finite`, that batch is left out.
+    What a policy of a user's own draws from global generators of random numbers is a function of the seed, the event
+    and the epoch; at steps and checkpoints, of the seed, the event and the step."""
 
     TRAINING_STARTED = "training_started"
     EPOCH_STARTED = "epoch_started"
@@ -129,6 +131,10 @@ class Policies(list[Policy]):
                 self.remember(state, i)
         return answer, error
 
+    def may_draw(self, event: Event) -> bool:
+        """Return whether a user's own code is called at an event: that of this package draws no random numbers."""
+        return any(_is_own(policy, event) for policy in self)
+
     def remember(self, state: Memories, i: int) -> None:
         """Keep in the state what policy `i` remembers."""
         if remembered := self[i].state_dict():
@@ -158,6 +164,18 @@ class Policies(list[Policy]):
         for policy in self:
             product *= policy.factor_now if isinstance(policy, OnNonFinite) else 1.0
         return product
+
+
+def _is_own(policy: Policy, event: Event) -> bool:
+    """Return whether a policy calls code of a user's own at an event."""
+    method = getattr(policy, event.value, None)
+    if isinstance(policy, LambdaEpoch):
+        return event is Event.EPOCH_STARTED
+    if isinstance(policy, TorchSchedule):  # of torch's schedulers, those with a function
+        kind = type(policy.scheduler)
+        is_stepped = event is (Event.TRAIN_STEP_FINISHED if policy.every == "step" else Event.EPOCH_FINISHED)
+        return is_stepped and (hasattr(policy.scheduler, "lr_lambdas") or not kind.__module__.startswith("torch."))
+    return method is not None and not str(getattr(method, "__module__", "")).startswith("tractkit.")
 
 # %% ../../nbs/training/04_callbacks.ipynb #5050a27f
 class Callback(Policy):

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ..core.text import Record, StateDict
-from ..models.layers import DRAWS_RULE, GlobalGenerators, plan_seed
+from ..models.layers import DRAWS_RULE, EVENT_DRAWS_RULE, GlobalGenerators, plan_seed
 from ..models.threads import use_threads
 from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
@@ -216,8 +216,8 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
         if changed := differences(before["config"], config):
             announce_difference(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    kept = {key: before[key] for key in ("changes", "planned", "draws") if before.get(key)}
-    kept |= {} if before else {"draws": DRAWS_RULE}
+    kept = {key: before[key] for key in ("changes", "planned", "draws", "event_draws") if before.get(key)}
+    kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE}
     kept |= _layers_in_eval(trainer, before) | _optimizer_as_made(trainer, state)
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})

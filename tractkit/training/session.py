@@ -23,7 +23,7 @@ from torch import nn
 from ..core.settings import plain_numbers
 from ..core.text import StateDict
 from ..data.prefetch import Feeder, LoadDraws
-from ..models.layers import DRAWS_RULE, StepNoise, bound_kept_shapes
+from ..models.layers import DRAWS_RULE, EVENT_DRAWS_RULE, StepNoise, bound_kept_shapes
 from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
 from .policy import EarlyStopping
 from .progress import Pace
@@ -357,6 +357,7 @@ class Session:
         rule = state.fingerprints.get("draws", 0) if state.fingerprints else DRAWS_RULE
         self.noise = StepNoise(state.model, state.seed, recipe.device, rule, recipe)
         self.draws = LoadDraws(self.noise.globals, state.seed, recipe.ranks.rank) if rule else None
+        self.seeds_events = bool(rule and (state.fingerprints or {"event_draws": EVENT_DRAWS_RULE}).get("event_draws"))
         bound_kept_shapes(state.model)
         self.plans, self.pace, self.clock = Plans(recipe, state, self.noise), Pace(), Clock()
         self.changes_more = may_change_more(state.model)
