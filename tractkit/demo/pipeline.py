@@ -8,12 +8,13 @@ __all__ = ['run_demo', 'open_demo']
 # %% ../../nbs/demo/06_pipeline.ipynb #0e10dc22
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, absolute_path, atomic_path, collected, collecting, path_from_here
+from ..core.text import Record
 from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
@@ -22,6 +23,9 @@ from .subject_files import SubjectFiles, check_frame, check_subject
 from .trainer import INPUT, STREAMLINES
 from ..dwi.phantom import sample_subjects
 from ..hdf5.create import create_hdf5
+from ..hdf5.orientations import orientations_text
+from ..hdf5.sources import image_grid
+from ..spatial.space import voxel_order
 from ..spatial.tractogram import Tractogram
 from ..viz.stills import snapshot
 
@@ -60,14 +64,32 @@ def prepare_subjects(demo: Demo, say: Callable[[str], None], progress: bool) -> 
             snapshot(Tractogram.load(last.tractogram, reference=last.dwi), path=folder / "phantom.png", view="axial")
             say(f"the seven bundles: {path_from_here(folder) / 'phantom.png'}")
     tested = {subject_name(e) for part in ("validation", "testing") for e in demo.splits[part]}
+    to_ras = run_differently(sources.values(), say)
     for name in tqdm(names, desc="signal and fODF", unit="subject", disable=not progress, leave=False):
-        prepare(sources[name], folder / "subjects" / name, name in tested, white[name], say)
+        prepare(sources[name], folder / "subjects" / name, name in tested, white[name], to_ras, say)
+
+
+def run_differently(subjects: Iterable[SubjectFiles], say: Callable[[str], None]) -> bool:
+    """Return whether the voxel axes of series run differently; if so, print whose."""
+    found: dict[str, list[str]] = {}
+    for files in subjects:
+        (affine, _), _ = image_grid(files.dwi, files.name, "dwi")
+        found.setdefault(voxel_order(affine), []).append(files.name)
+    if len(found) > 1:
+        say(f"voxel axes run differently ({orientations_text(found)}): everything is brought to RAS, the streamlines "
+            "that are tracked, too")
+    return len(found) > 1
 
 # %% ../../nbs/demo/06_pipeline.ipynb #4b3ad2e2
-GROUPS = {
-    INPUT: {"type": "volume", "files": ["sh.nii.gz"], "standardization": "independent", "std_mask": "mask.nii.gz"},
-    STREAMLINES: {"type": "streamlines", "files": ["tractogram.trk"]},
-}
+def groups_of(demo: Demo) -> dict[str, Record]:
+    """Return the config of the HDF5. Where all subjects are RAS, it says what the features are: they stay as they are,
+    and the model's folder keeps how to bring other subjects to RAS."""
+    volume: Record = {"type": "volume", "files": ["sh.nii.gz"], "standardization": "independent",
+                      "std_mask": "mask.nii.gz"}
+    volumes = [demo.folder / "subjects" / name / "sh.nii.gz" for name in demo.settings.subjects]
+    if all(voxel_order(image_grid(v, v.parent.name, INPUT)[0][0]) == "RAS" for v in volumes):
+        volume |= {"features": "sh:descoteaux07_legacy", "axes": "voxel"}
+    return {INPUT: volume, STREAMLINES: {"type": "streamlines", "files": ["tractogram.trk"]}}
 
 
 def run_steps(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
@@ -75,7 +97,7 @@ def run_steps(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     folder, settings = demo.folder, demo.settings
     prepare_subjects(demo, say, progress)
     if not (folder / "data.hdf5").exists():
-        create_hdf5(folder / "subjects", folder / "data.hdf5", GROUPS, demo.splits, seed=settings.seed,
+        create_hdf5(folder / "subjects", folder / "data.hdf5", groups_of(demo), demo.splits, seed=settings.seed,
                     accept_wrong_space=True, progress=progress)  # own subjects were checked before
         say(f"one file of everything: {path_from_here(folder) / 'data.hdf5'}")
     if not (folder / "losses.json").exists():

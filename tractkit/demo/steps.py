@@ -21,8 +21,9 @@ from .results import Demo
 from .subject_files import SubjectFiles, check_subject
 from .trainer import INPUT
 from ..dwi.fodf import compute_fodf
-from ..dwi.gradients import DWI, load_dwi, select_shell
+from ..dwi.gradients import DWI, load_dwi, reorient_dwi, select_shell
 from ..dwi.sh import ShInfo, compute_sh, load_sh, save_sh
+from ..hdf5.load_groups import reorient_tractogram
 from tractkit.evaluation.baselines import (
     DipySettings,
     choose_dipy_settings,
@@ -76,14 +77,17 @@ def prepare(
     work: Path,                # the folder to fill
     fodf: bool,                # with fibre orientations, for a subject that is tracked
     wm_mask: Path | None,      # where white matter is; None: from the tensor
+    to_ras: bool,              # bring all to voxel axes that run right, anterior, superior
     say: Callable[[str], None],
 ) -> None:
     """Write what the HDF5 and the trackers read of one subject, unless it was written."""
-    done = work / ("prepared-fodf" if fodf else "prepared")
+    done = work / ("prepared" + ("-fodf" if fodf else "") + ("-ras" if to_ras else ""))
     if done.exists():
         return
     tractogram = check_subject(files)
     dwi = one_shell(load_dwi(files.dwi, files.bvals, files.bvecs, files.mask), say)
+    if to_ras:
+        dwi, tractogram = reorient_dwi(dwi), reorient_tractogram(tractogram)
     work.mkdir(parents=True, exist_ok=True)
     signal = compute_sh(dwi)
     save_sh(signal, work / "sh.nii.gz", ShInfo("signal", order_of(signal)))

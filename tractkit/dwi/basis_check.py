@@ -20,6 +20,7 @@ with warnings.catch_warnings():  # importing FURY, which DIPY does too, would si
     from dipy.core.sphere import Sphere
     from dipy.data import get_sphere
     from dipy.reconst.shm import sh_to_sf_matrix
+    from dipy.segment.threshold import otsu
 
 # %% ../../nbs/dwi/08_basis_check.ipynb #555cc756
 BASES_TO_TRY = ("descoteaux07_legacy", "descoteaux07", "tournier07", "tournier07_legacy")
@@ -105,12 +106,8 @@ def split_values(
     values: np.ndarray,  # (n,)
 ) -> float:
     """Return the threshold that splits values into low and high ones (Otsu 1979)."""
-    count, edges = np.histogram(values, 256)
-    centre, below = (edges[1:] + edges[:-1]) / 2, np.cumsum(count)
-    mass = np.cumsum(count * centre)
-    with np.errstate(all="ignore"):
-        between = below * (below[-1] - below) * (mass / below - (mass[-1] - mass) / (below[-1] - below)) ** 2
-    return float(centre[int(np.nan_to_num(between).argmax())])
+    with np.errstate(invalid="ignore"):  # of values that are all the same
+        return float(otsu(values))
 
 # %% ../../nbs/dwi/08_basis_check.ipynb #d9c8be01
 def _skewness(values: np.ndarray) -> np.ndarray:

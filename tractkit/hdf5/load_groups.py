@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_volume_group', 'standardize', 'load_streamlines_group', 'LoadedTractograms', 'load_tractograms',
-           'load_connectivity']
+           'reorient_tractogram', 'load_connectivity']
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #0ff1e1cf
 import warnings
@@ -240,7 +240,7 @@ def load_tractograms(s: GroupSources, remove_invalid: bool) -> LoadedTractograms
     except DataError as e:
         raise s.error(e.problem, fix=e.fix) from None
     _chosen(s, s.files[0], "group", s.group.groups or (), t.groups)
-    t = _reoriented(t) if s.to_ras else t
+    t = reorient_tractogram(t) if s.to_ras else t
     kept = tuple(map(len, parts))
     if s.file_groups:
         starts = np.cumsum([0, *kept])
@@ -248,7 +248,7 @@ def load_tractograms(s: GroupSources, remove_invalid: bool) -> LoadedTractograms
     return LoadedTractograms(t, kept, tuple(removed))
 
 # %% ../../nbs/hdf5/02_load_groups.ipynb #a3284fa9
-def _reoriented(t: Tractogram) -> Tractogram:
+def reorient_tractogram(t: Tractogram) -> Tractogram:
     """Return streamlines on their grid with the voxel axes nearest to right, anterior and superior."""
     turn = Reorientation.to_ras(t.affine, tuple(t.dimensions))
     if turn.is_identity:

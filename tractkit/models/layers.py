@@ -26,6 +26,7 @@ import torch
 from torch import nn
 
 from ..core.rng import fold, torch_seed, uniform
+from ..core.settings import plain_numbers, whole_number
 from .blocks import FPN, ConsistentSequential, Lambda, PyramidPooling, ResBlock  # noqa: F401
 from .blocks import CenteredCrop, InterpolateToInput, MoveAxis, Reshape, Softmax  # noqa: F401
 from .blocks import MidActivation, PostActivation, PreActivation  # noqa: F401
@@ -107,8 +108,9 @@ class KeyedDropout(nn.Module):
 
     def __init__(self, p: float = 0.5):
         super().__init__()
-        if not 0 <= p < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {p}")
+        p = plain_numbers(p)
+        if not isinstance(p, (int, float)) or not 0 <= p < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {p!r}")
         self.p = p
         self.generator: torch.Generator | None = None
 
@@ -316,7 +318,7 @@ class GlobalGenerators:
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while another training draws
         self.notes: list[str] = []                       # what the user is to know
         self._lent: _Turn | None = None
-        self._is_beside_cells = threading.current_thread() is not threading.main_thread()
+        self.is_beside_cells = threading.current_thread() is not threading.main_thread()
 
     @contextmanager
     def seeded(
@@ -347,8 +349,8 @@ class GlobalGenerators:
             _TURNS.leave(turn)
 
     def _note_in_block(self, drawn: set[str]) -> None:
-        if self._is_beside_cells:
-            self._is_beside_cells = False
+        if self.is_beside_cells:
+            self.is_beside_cells = False
             self.notes.append(
                 f"This training draws from {generator_names(drawn)}, which all code of a kernel shares: a cell that "
                 "draws while it trains changes its numbers. start(process=True) trains where no cell draws")
@@ -580,7 +582,8 @@ class StackedRNN(nn.Module):
             raise ValueError(f"rnn_key must be 'lstm' or 'gru', not {rnn_key!r}")
         if not layer_sizes:
             raise ValueError("layer_sizes is empty: give the size of at least one layer")
-        self.layer_sizes = tuple(layer_sizes)
+        input_size = whole_number("input_size", input_size, at_least=1)
+        self.layer_sizes = layer_sizes = tuple(whole_number("each of layer_sizes", n, at_least=1) for n in layer_sizes)
         kind = nn.LSTM if rnn_key == "lstm" else nn.GRU
         skip = input_size if use_skip_connection else 0
         sizes = [input_size, *(s + skip for s in layer_sizes[:-1])]

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeAlias
 
 import torch
@@ -158,6 +159,12 @@ def has_own_steps(recipe: Recipe, state: TrainerState) -> bool:
     kinds = [type(part).__module__ for part in (recipe, state.optimizer, *layers)]
     return bool(draws_from_torch(state.model)) or any(hooks) or any(map(recipe.policies.may_draw, IN_STEP)) or any(
         kind.partition(".")[0] not in ("torch", "tractkit") or kind.startswith("tractkit.functional") for kind in kinds)
+
+
+def _end_if_stopped(recipe: Recipe) -> None:
+    """Raise Stopped after a command to stop, while another training draws; of several ranks, all stop later."""
+    if recipe.control.stopping and recipe.ranks.size == 1:
+        raise Stopped(recipe.control.reason)
 
 
 class BackgroundCheck(Protocol):
@@ -373,7 +380,8 @@ class Session:
         self.noise = StepNoise(state.model, state.seed, recipe.device, rule, recipe)
         self.draws = LoadDraws(self.noise.globals, state.seed, recipe.ranks.rank) if rule else None
         self.noise.waits = has_own_steps(recipe, state)
-        self.noise.globals.on_wait = self._end_if_stopped
+        self.noise.globals.on_wait = partial(_end_if_stopped, recipe)
+        self.noise.globals.is_beside_cells &= not recipe.control.is_alone
         self.seeds_events = bool(rule and (state.fingerprints or {"event_draws": EVENT_DRAWS_RULE}).get("event_draws"))
         bound_kept_shapes(state.model)
         self.plans, self.pace, self.clock = Plans(recipe, state, self.noise), Pace(), Clock()
@@ -398,11 +406,6 @@ class Session:
             self.scaler.load_state_dict(state.scaler)
         if settings.compile:
             state.model.compile(**(settings.compile if isinstance(settings.compile, Mapping) else {}))
-
-    def _end_if_stopped(self) -> None:
-        """Raise Stopped after a command to stop, while another training draws; of several ranks, all stop later."""
-        if self.recipe.control.stopping and self.recipe.ranks.size == 1:
-            raise Stopped(self.recipe.control.reason)
 
     # -- batches
 
@@ -504,7 +507,8 @@ class Session:
 
     def take_notes(self) -> list[str]:
         """Return what the user is to know of this session, once."""
-        lists = [self.noise.unsaved.notes, self.noise.globals.notes] + ([self.draws.notes] if self.draws is not None else [])
+        lists = [self.noise.unsaved.notes, self.noise.globals.notes]
+        lists += [self.draws.notes] if self.draws is not None else []
         found = [text for notes in lists for text in notes]
         for notes in lists:
             notes.clear()

@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['Body', 'Trainable', 'at_work', 'known_state', 'is_training_here', 'run_alone', 'call_policies', 'seeding_event',
-           'show', 'announce', 'keep_best_model', 'write_checkpoint']
+           'show', 'announce', 'announce_difference', 'warn_unseen', 'keep_best_model', 'write_checkpoint']
 
 # %% ../../nbs/training/10_trainable.ipynb #e8ed5895
 import contextlib
 import copy
 import math
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Protocol, TypeAlias
@@ -149,6 +150,18 @@ def show(trainer: Trainable, event: str, **changes: float | str) -> None:
 def announce(trainer: Trainable, text: str, event: str = "", **changes: float | str) -> None:
     """Show a message."""
     trainer.reporter.announce(text, trainer.state, event, **changes)
+
+
+def announce_difference(trainer: Trainable, text: str) -> None:
+    """Show a message about what makes the numbers others than a user expects: as a warning where none are shown."""
+    announce(trainer, text)
+    warn_unseen(trainer, text)
+
+
+def warn_unseen(trainer: Trainable, text: str) -> None:
+    """Warn, where a trainer shows no messages."""
+    if not trainer.settings.progress and trainer.ranks.first:
+        warnings.warn(text, stacklevel=6)
 
 # %% ../../nbs/training/10_trainable.ipynb #ae856109
 def keep_best_model(

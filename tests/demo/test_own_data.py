@@ -1,0 +1,97 @@
+"""One's own subjects in a demo: written in several orientations, with points outside, and with settings of one's own."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.demo import pipeline
+from tractkit.demo.pipeline import run_demo
+from tractkit.demo.subject_files import SubjectFiles
+from tractkit.dwi.phantom import sample_subjects
+from tractkit.hdf5.recipe import check_input, prepare_input, recipe_of
+from tractkit.spatial.space import same_grid, voxel_order
+from tractkit.spatial.volume import Volume
+
+pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
+FILES = ("dwi.nii.gz", "bvals", "bvecs", "mask.nii.gz", "tractogram.trk")
+
+
+def write_turned(
+    source: Path, folder: Path, orientation: str,
+    small: bool = True,  # a mask of some voxels and some of the streamlines, which is faster
+) -> SubjectFiles:
+    """Write a subject in another orientation: volumes, b-vectors and streamlines, by nibabel alone."""
+    folder.mkdir(parents=True)
+    start = nib.load(source / "dwi.nii.gz").affine
+    old, new = nib.orientations.io_orientation(start), nib.orientations.axcodes2ornt(orientation)
+    change = nib.orientations.ornt_transform(old, new)
+    for name in ("dwi.nii.gz", "mask.nii.gz"):
+        image = nib.load(source / name)
+        if small and name == "mask.nii.gz":
+            part = np.zeros(image.shape, np.uint8)
+            part[18:30, 18:30, 4:8] = np.asarray(image.dataobj)[18:30, 18:30, 4:8]
+            image = nib.Nifti1Image(part, image.affine)
+        image = image.as_reoriented(change)
+        nib.save(image, folder / name)
+    turn = np.zeros((3, 3))
+    turn[change[:, 0].astype(int), np.arange(3)] = change[:, 1]
+    fsl = [np.diag([-1.0 if np.linalg.det(a[:3, :3]) > 0 else 1.0, 1, 1]) for a in (start, image.affine)]
+    bvecs = np.loadtxt(source / "bvecs")
+    np.savetxt(folder / "bvecs", fsl[1] @ turn @ fsl[0] @ (bvecs if bvecs.shape[0] == 3 else bvecs.T))
+    (folder / "bvals").write_bytes((source / "bvals").read_bytes())
+    lines = nib.streamlines.load(source / "tractogram.trk").streamlines[::40 if small else 1]
+    header = {"voxel_to_rasmm": image.affine, "dimensions": image.shape[:3], "voxel_sizes": image.header.get_zooms()[:3],
+              "voxel_order": orientation}
+    nib.streamlines.save(nib.streamlines.Tractogram(lines, affine_to_rasmm=np.eye(4)), folder / "tractogram.trk",
+                         header=header)
+    return SubjectFiles.find(folder)
+
+
+@pytest.fixture
+def until_training(monkeypatch):
+    """Run a demo as far as its training."""
+    def stopped(*args):
+        raise KeyboardInterrupt
+
+    def run(out: Path, subjects, **options) -> list[str]:
+        said: list[str] = []
+        with pytest.raises(KeyboardInterrupt):
+            run_demo(out, subjects=subjects, quick=True, html=False, say=said.append, progress=False,
+                     accept_wrong_space=True, **options)
+        return said
+
+    monkeypatch.setattr(pipeline, "train", stopped)
+    return run
+
+
+def test_subjects_in_several_orientations_are_brought_to_one(tmp_path, until_training):
+    """One brain written three times is three times the same in the data file and in what the trackers read."""
+    source = sample_subjects(3, progress=False) / "sub-01"
+    subjects = [write_turned(source, tmp_path / "study" / o, o) for o in ("RAS", "LPI", "SRP")]
+    said = until_training(tmp_path / "out", subjects)
+    assert any("RAS in RAS; LPI in LPI; SRP in SRP" in text and "brought to RAS" in text for text in said), said
+    dataset = MultiSubjectDataset(tmp_path / "out" / "data.hdf5").load_data()
+    first, *others = dataset.subjects()
+    work = tmp_path / "out" / "subjects"
+    for subject in (first, *others):
+        volume, lines = subject.volumes["input"].volume, subject.streamlines["streamlines"].as_tractogram()
+        assert voxel_order(volume.affine) == "RAS" and same_grid(
+            (volume.affine, volume.shape3d), (lines.affine, lines.dimensions))
+        np.testing.assert_allclose(volume.data, first.volumes["input"].volume.data, atol=1e-3)
+        expected = first.streamlines["streamlines"].as_tractogram()
+        np.testing.assert_allclose(lines.rasmm().points, expected.rasmm().points, atol=1e-3)
+        for name in ("mask", "wm_mask", "sh") + (("fodf",) if subject is not first else ()):
+            one, same = (Volume.load(work / n / f"{name}.nii.gz") for n in (subject.name, "LPI"))
+            volume.check_same_grid(one)
+            np.testing.assert_allclose(one.data, same.data, atol=1e-3)
+        record = subject.volumes["input"].record
+        assert record.orientation == "RAS" and record.features == ("sh:descoteaux07_legacy",)
+    recipe = SimpleNamespace(input_recipe={"input": recipe_of([s.volumes["input"].record for s in dataset.subjects()])})
+    for name in ("SRP", "LPI"):  # as the tracker takes it
+        made = prepare_input(recipe, work / name)
+        check_input(recipe, made)
+        np.testing.assert_array_equal(made.data, dataset.subject(name).volumes["input"].volume.data)
