@@ -25,7 +25,14 @@ from tractkit.dwi.fibre_coherence import (
 from tractkit.dwi.gradients import DWI
 from tractkit.dwi.placement import choose_placement, placements
 from tractkit.dwi.simulate import PhantomSubject, simulate_subject
-from tractkit.dwi.space_check import check_space, check_subjects, turn_of
+from tractkit.dwi.space_check import (
+    FibreField,
+    check_space,
+    check_streamlines,
+    check_subjects,
+    field_of_dwi,
+    turn_of,
+)
 from tractkit.hdf5.create import create_hdf5
 from tractkit.spatial.streamlines import Streamlines, concatenate_streamlines
 from tractkit.spatial.tractogram import Tractogram
@@ -54,6 +61,11 @@ def dwi(subject) -> DWI:
 def field(dwi):
     directions, fa = tensor_directions(dwi.volume.data, dwi.bvals, dwi.bvecs, dwi.mask, 50)
     return np.where(fa[..., None] > 0.2, directions, 0)[..., None, :]
+
+
+@pytest.fixture(scope="module")
+def field_(dwi) -> FibreField:
+    return field_of_dwi(dwi)
 
 
 def possible_maps(field, sizes) -> list[str]:
@@ -129,6 +141,55 @@ def test_half_a_voxel_is_seen(field, lines, dwi, by):
     found = choose_placement(field, lines.transform(moved), dwi.volume.affine, SAME)
     assert found.best == (0, 0) and found.shift is not None
     assert np.abs(found.shift + by).max() < 0.2
+
+
+def moved(shape, turn: float = 0.0, scale: float = 1.0, shift=(0, 0, 0)) -> np.ndarray:
+    """Return what turns about the third axis, by degrees, and scales about the middle of a grid, then shifts."""
+    c, s, matrix = np.cos(np.radians(turn)), np.sin(np.radians(turn)), np.eye(4)
+    matrix[:3, :3] = scale * np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]])
+    matrix[:3, 3] = np.array(shape) / 2 - matrix[:3, :3] @ (np.array(shape) / 2) + shift
+    return matrix
+
+
+@pytest.mark.parametrize("shift, fix", [
+    ((1, 1, 1), "subtract 1 voxel in x, subtract 1 voxel in y, subtract 1 voxel in z (voxels were counted from 1"),
+    ((2, 0, 0), "subtract 2 voxels in x"),
+    pytest.param((0, -3, 0), "add 3 voxels in y", marks=pytest.mark.full)])
+def test_whole_voxels_are_named(field_, lines, dwi, shift, fix):
+    bad = lines.transform(moved(dwi.volume.shape3d, shift=shift))
+    finding = check_streamlines(Tractogram(bad, dwi.volume.affine, dwi.volume.shape3d), field_)
+    assert finding.status == "wrong" and fix in finding.fix
+
+
+@pytest.mark.parametrize("turn, scale", [
+    (8, 1.0), (0, 1.2), *(pytest.param(*k, marks=pytest.mark.full) for k in [(15, 1.0), (-20, 1.0), (0, 0.8)])])
+def test_what_is_turned_or_scaled_is_wrong(field_, lines, dwi, turn, scale):
+    bad = lines.transform(moved(dwi.volume.shape3d, turn, scale))
+    finding = check_streamlines(Tractogram(bad, dwi.volume.affine, dwi.volume.shape3d), field_)
+    assert finding.status == "wrong" and "compare the transforms" in finding.fix
+
+
+def test_a_mirror_that_is_moved_too_is_not_repaired_by_the_mirror_alone(field_, lines, dwi):
+    mirror = np.diag([-1.0, 1, 1, 1]) + [[0, 0, 0, dwi.volume.shape3d[0] - 1], *[[0] * 4] * 3]
+    bad = lines.transform(moved(dwi.volume.shape3d, shift=(2, 2, 0)) @ mirror)
+    finding = check_streamlines(Tractogram(bad, dwi.volume.affine, dwi.volume.shape3d), field_)
+    assert finding.status == "open" or "compare the transforms" in finding.fix
+
+
+def test_random_lines_are_never_right(field_, lines, dwi):
+    ways = np.random.default_rng(0).normal(size=lines.points.shape).astype(np.float32)
+    noise = Streamlines(lines.points + ways, lines.offsets)  # where the fibres are, but along none
+    finding = check_streamlines(Tractogram(noise, dwi.volume.affine, dwi.volume.shape3d), field_)
+    assert finding.status == "open"
+
+
+@pytest.mark.parametrize("few", [slice(0, 20), slice(20, 40), slice(None, None, 3)])
+def test_one_bundle_and_few_streamlines_are_not_wrong(field_, lines, dwi, few):
+    ids = np.arange(len(lines.offsets) - 1)[few]
+    kept = [lines.points[lines.offsets[i]:lines.offsets[i + 1]] for i in ids]
+    some = Streamlines(np.concatenate(kept), np.cumsum([0, *map(len, kept)]))
+    finding = check_streamlines(Tractogram(some, dwi.volume.affine, dwi.volume.shape3d), field_)
+    assert finding.status != "wrong" and "motion" not in finding.evidence
 
 
 def test_nothing_but_a_map_of_white_matter_leaves_mirrors_open(field, lines, dwi):

@@ -22,7 +22,7 @@ from .fibre_coherence import (
     Choice, axis_maps, choose, coherence_of_maps, cubes_of, describe_map, tensor_directions)
 from .find_files import FoundSubject, candidates, find_subjects
 from .gradients import DWI, load_dwi, read_gradients
-from .placement import PlacementChoice, choose_placement
+from .placement import Motion, PlacementChoice, choose_placement
 from .sh import has_sh_sidecar, load_sh
 from ..spatial.mif import MIF_ENDINGS, mif_gradients
 from ..spatial.tractogram import Tractogram
@@ -222,6 +222,35 @@ def _shift_finding(what: str, evidence: str, shift: np.ndarray) -> SpaceFinding 
     return None
 
 
+_MAYBE, _GAIN, _LEVEL = 0.025, 0.05, 0.25  # how much better another place has to be; how far from chance right ones are
+_TRANSFORMS = ("They were moved, turned or scaled by something that is not a flip: compare the transforms that were "
+               "applied to the streamlines and to the volume (registration, resampling, cropping, voxel size)")
+
+
+def _motion_finding(what: str, inside: str, motion: Motion | None) -> SpaceFinding | None:
+    """Return what is wrong with streamlines that fit better after a small motion; None if they do not."""
+    if motion is None or motion.gain < (_MAYBE if motion.clear else _GAIN):
+        return None
+    better = f"agreement {motion.before:.2f} where they are, {motion.after:.2f} after a small motion; {inside}"
+    if not motion.clear or motion.gain < _GAIN:
+        return SpaceFinding(what, "open", f"they may fit better elsewhere: {better}", left=("moved, turned or scaled",))
+    better = f"they fit elsewhere: {better}"
+    if motion.shift is None:
+        return SpaceFinding(what, "wrong", better, _TRANSFORMS)
+    parts = [f"{'add' if v > 0 else 'subtract'} {abs(v):g} voxel{'s' * bool(abs(v) > 1)} in {axis}"
+             for v, axis in zip(motion.shift, "xyz", strict=True) if v]
+    counted = " (voxels were counted from 1 instead of 0)" if set(motion.shift.tolist()) <= {-1.0, 0.0} else ""
+    return SpaceFinding(what, "wrong", better, f"In the tractogram, {', '.join(parts)}{counted}")
+
+
+def _unlike_chance(finding: SpaceFinding, level: float) -> SpaceFinding:
+    """Leave open what agrees with the fibres hardly better than with those of any other place."""
+    if finding.status == "open" or level >= _LEVEL:
+        return finding
+    return SpaceFinding(finding.what, "open", f"they follow the fibres hardly better than by chance: "
+                        f"{finding.evidence}", left=("moved, turned or scaled", "of other data"))
+
+
 def _streamlines_finding(what: str, found: PlacementChoice, least: float) -> SpaceFinding:
     """Put in words which mistakes streamlines can have suffered."""
     allowed = np.atleast_1d(found.possible.any(axis=0))
@@ -232,14 +261,19 @@ def _streamlines_finding(what: str, found: PlacementChoice, least: float) -> Spa
     others = [p for p, ok in zip(found.tried[1:], allowed[1:], strict=True) if ok]
     if allowed[0]:
         evidence = f"they run along the fibres where they are (agreement {found.scores[k, 0]:.2f}); {inside}"
-        moved = None if found.shift is None else _shift_finding(what, evidence, found.shift)
+        half = None if found.shift is None else _shift_finding(what, evidence, found.shift)
+        if half and half.status == "wrong" and (found.motion is None or not found.motion.turned):
+            return _unlike_chance(half, found.level)
         status: Literal["right", "open"] = "open" if others else "right"
-        return moved or SpaceFinding(what, status, evidence, left=tuple(p.name for p in others))
+        return _motion_finding(what, inside, found.motion) or half or _unlike_chance(
+            SpaceFinding(what, status, evidence, left=tuple(p.name for p in others)), found.level)
     own, there = found.scores[:, 0].max(), found.scores[k, best]
     evidence = f"they fit elsewhere: agreement {own:.2f} where they are, {there:.2f} there; {inside}"
     if there < least:
         return SpaceFinding(what, "open", f"they fit nowhere: agreement {own:.2f} where they are, {there:.2f} at best; "
                             f"{inside}")
+    if found.motion is not None and found.motion.gain > _GAIN:
+        return SpaceFinding(what, "wrong", evidence, _TRANSFORMS, tuple(p.name for p in others))
     if len(others) == 1:
         return SpaceFinding(what, "wrong", f"{others[0].problem}; {evidence}", others[0].fix)
     return SpaceFinding(what, "wrong", evidence, "It is not decided what to do", tuple(p.name for p in others))
