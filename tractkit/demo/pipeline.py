@@ -27,6 +27,7 @@ from ..hdf5.orientations import orientations_text
 from ..hdf5.sources import image_grid
 from ..spatial.space import voxel_order
 from ..spatial.tractogram import Tractogram
+from ..training.progress import bars_move
 from ..viz.stills import snapshot
 
 # %% ../../nbs/demo/06_pipeline.ipynb #7d5f47f6
@@ -94,11 +95,11 @@ def groups_of(demo: Demo) -> dict[str, Record]:
 
 def run_steps(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Run all steps that are not done."""
-    folder, settings = demo.folder, demo.settings
-    prepare_subjects(demo, say, progress)
+    folder, settings, bars = demo.folder, demo.settings, progress and bars_move()
+    prepare_subjects(demo, say, bars)
     if not (folder / "data.hdf5").exists():
         create_hdf5(folder / "subjects", folder / "data.hdf5", groups_of(demo), demo.splits, seed=settings.seed,
-                    accept_wrong_space=True, progress=progress)  # own subjects were checked before
+                    accept_wrong_space=True, progress=bars)  # own subjects were checked before
         say(f"one file of everything: {path_from_here(folder) / 'data.hdf5'}")
     if not (folder / "losses.json").exists():
         train(demo, say, progress)
