@@ -789,6 +789,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'tractkit/data/subject.py')},
             'tractkit.demo.pipeline': { 'tractkit.demo.pipeline._check_subjects': ( 'demo/pipeline.html#_check_subjects',
                                                                                     'tractkit/demo/pipeline.py'),
+                                        'tractkit.demo.pipeline._run_or_reuse': ( 'demo/pipeline.html#_run_or_reuse',
+                                                                                  'tractkit/demo/pipeline.py'),
                                         'tractkit.demo.pipeline.check_numbers': ( 'demo/pipeline.html#check_numbers',
                                                                                   'tractkit/demo/pipeline.py'),
                                         'tractkit.demo.pipeline.groups_of': ('demo/pipeline.html#groups_of', 'tractkit/demo/pipeline.py'),

@@ -202,18 +202,23 @@ def run_demo(
     folder = absolute_path(out or ("results/own" if settings.own else "results/demo"))
     open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
-    if (folder / "scores.txt").exists():
-        say(f"{path_from_here(folder)}: this run is finished and reused (start anew with fresh=True, "
+    _run_or_reuse(demo, html, say, progress)
+    return demo
+
+
+def _run_or_reuse(demo: Demo, html: bool, say: Callable[[str], None], progress: bool) -> None:
+    """Run what is left of a demo, and print its scores."""
+    if (demo.folder / "scores.txt").exists():
+        say(f"{path_from_here(demo.folder)}: this run is finished and reused (start anew with fresh=True, "
             "on the command line --fresh)")
     else:
         say(plan_text(demo))
         run_steps(demo, say, progress)
-    if html and not (folder / "tutorial.html").exists():
+    if html and not (demo.folder / "tutorial.html").exists():
         say("tutorial: the notebook, executed on this run")
         write_tutorial(demo, say)
-    say((folder / "scores.txt").read_text(encoding="utf-8"))
+    say((demo.folder / "scores.txt").read_text(encoding="utf-8"))
     say(results_text(demo))
-    return demo
 
 # %% ../../nbs/demo/06_pipeline.ipynb #d637638f
 def open_demo(
