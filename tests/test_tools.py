@@ -272,8 +272,13 @@ def test_docs_pages_are_laid_out_as_the_checkout(tmp_path):
     docs.gather(tmp_path / "source")
     index = (tmp_path / "source" / "index.md").read_text()
     listed = re.findall(r"^(\S+\.(?:md|ipynb))$", index, re.MULTILINE)
-    assert {"ARCHITECTURE.md", "nbs/core/00_files.ipynb", "api/core.files.md"} <= set(listed)
+    assert {"ARCHITECTURE.md", "nbs/tutorials/90_phantom.ipynb", "packages/core.md"} <= set(listed)
     assert [page for page in listed if not (tmp_path / "source" / page).exists()] == []
+    pages = [p.read_text() for p in (tmp_path / "source" / "packages").iterdir()]
+    led_to = {link for page in pages for link in re.findall(r"\]\(\.\./(\S+)\)", page)} | set(listed)
+    there = {p.relative_to(tmp_path / "source").as_posix() for p in (tmp_path / "source").rglob("*.*")
+             if p.suffix in (".md", ".ipynb")}
+    assert there - led_to == {"index.md"} and led_to <= there
     shown = json.loads((tmp_path / "source" / "nbs" / "core" / "00_files.ipynb").read_text())
     assert not any("#|" in "".join(cell["source"]) for cell in shown["cells"])
 

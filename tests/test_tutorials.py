@@ -91,10 +91,11 @@ def test_links_that_lead_nowhere_are_found(tmp_path):
 
 
 @pytest.mark.full
-def test_the_site_is_built_from_what_is_stored(tmp_path, monkeypatch):
+def test_the_site_is_built_from_what_is_stored(tmp_path, monkeypatch, capfd):
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")  # whoever asks the network gets no answer
     assert build.make_site(tmp_path / "source", tmp_path / "html") == 0
+    assert "WARNING" not in capfd.readouterr().err
     pages = {p.relative_to(tmp_path / "html").as_posix() for p in (tmp_path / "html").rglob("*.html")}
     assert {"index.html", "ARCHITECTURE.html", "api/viz.viewer.html"} | {
         f"nbs/tutorials/{p.stem}.html" for p in TUTORIALS

@@ -13,7 +13,8 @@ from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.data.sampler import BatchIDSampler
 from tractkit.hdf5.create import create_hdf5
-from tractkit.hdf5.recipe import prepare_input, recipe_in
+from tractkit.hdf5.features import InputRecord
+from tractkit.hdf5.recipe import join_inputs, prepare_input, recipe_in, recipe_of
 from tractkit.models.base import load_model, save_model
 from tractkit.models.learn2track import Learn2Track
 from tractkit.spatial.volume import Volume
@@ -97,3 +98,36 @@ def test_a_plain_array_is_said_and_a_model_of_before_says_nothing(trained):
         Tracker(load_model(folder), plain, mask_of(volume))
     with pytest.raises(DataError, match="does not say how its input was made"):
         prepare_input(folder, root / "LAS")
+
+
+def several(root, **of_maps):
+    """The inputs of AIR in two groups, made as the config says."""
+    both = config(standardization="independent")["input"]
+    maps = {**both, "files": ["peaks.nii.gz", "fa.nii.gz"], "features": ["peaks", "scalars"], **of_maps}
+    groups = config() | {"input": both | {"files": ["sh.nii.gz"], "features": both["features"][:1]}, "maps": maps}
+    out = create_hdf5(root, root / "several.hdf5", groups, {"training": ["AIR"]}, progress=False, overwrite=True)
+    return {n: v.volume for n, v in MultiSubjectDataset(out).load_data().training_set[0].volumes.items()}
+
+
+def test_each_of_several_inputs_is_compared(trained):
+    root, _ = trained
+    inputs = several(root)
+    model = Learn2Track(22, rnn_layer_sizes=(8,), seed=0, step_size=1.0)
+    recipe = {name: recipe_of([InputRecord.from_plain(v.record)]) for name, v in inputs.items()}
+    vars(model)["input_recipe"] = recipe
+    made = {name: prepare_input(model, root / "AIR", group=name) for name in inputs}
+    joined = join_inputs(made)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Tracker(model, joined, mask_of(joined))
+    np.testing.assert_array_equal(joined.data, np.concatenate([v.data for v in inputs.values()], axis=-1))
+    Tracker(Learn2Track(22, rnn_layer_sizes=(8,), seed=0, step_size=1.0), joined, mask_of(joined))  # without a recipe
+    with pytest.raises(DataError, match="its inputs are maps, input, not input, maps"):
+        Tracker(model, join_inputs(dict(reversed(made.items()))), mask_of(joined))
+    with pytest.raises(DataError, match="maps.*its standardization is 'none', not 'independent'"):
+        Tracker(model, join_inputs(several(root, standardization="none")), mask_of(joined))
+    for record in (None, made["input"].record):  # joined by hand
+        with pytest.warns(UserWarning, match=r"could not be compared .*input: sh.nii.gz.*maps: peaks.nii.gz"):
+            Tracker(model, replace(joined, record=record), mask_of(joined))
+    with pytest.raises(DataError, match="maps.*has shape"):
+        join_inputs({"input": made["input"], "maps": replace(made["maps"], data=made["maps"].data[1:])})

@@ -579,8 +579,8 @@ def test_numbers_that_are_not_finite_stop_before_the_weights(tmp_path):
             return mean, n
 
     for name, text in (
-        ("loss", "the loss is nan in epoch 1, batch 4"),
-        ("gradient", "norm of the gradient is nan in epoch 1, batch 4"),
+        ("loss", "the loss is nan in epoch 1, batch 5"),
+        ("gradient", "norm of the gradient is nan in epoch 1, batch 5"),
     ):
         trainer = fit(tmp_path, name, kind=Explodes)
         trainer.bad = name

@@ -80,6 +80,30 @@ def test_one_set_between_steps_by_a_policy_is_not_named(tmp_path):
     assert said(trainer) == []
 
 
+class Means(nn.Module):
+    """Keeps a running mean in a buffer: one that is saved, or not; also in a module of torch's."""
+
+    def __init__(self, persistent, changes=True, of_torch=False):
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(1, 1))
+        self.changes, self.owner = changes, [self.net if of_torch else self]
+        self.owner[0].register_buffer("mean", torch.zeros(1), persistent=persistent)
+
+    def forward(self, x):
+        if self.training:
+            self.owner[0].mean = self.owner[0].mean * 0.9 + x.detach().mean() * self.changes
+        return self.net(x)
+
+
+@pytest.mark.parametrize("model, name", [
+    (Means(False), "mean"), (Means(False, of_torch=True), "net.mean"), (Means(True), ""), (Means(False, False), "")])
+def test_a_buffer_that_is_not_saved_is_named_if_it_changes(tmp_path, model, name):
+    trainer = fit(tmp_path, model=model, max_epochs=2)
+    trainer.train_and_validate()
+    assert [m.split()[2] for m in said(trainer)] == ([name] if name else [])
+    assert all("persistent=False" in m for m in said(trainer))
+
+
 class Caching(nn.Module):
     """Keeps a shape from its first call, as many models do."""
 

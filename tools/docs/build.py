@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -20,6 +21,7 @@ from tools.export import PACKAGES, generated_modules, public_names  # noqa: E402
 
 SOURCE, HTML = ROOT / "_docs" / "source", ROOT / "_docs" / "html"
 TEXTS = ["ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/RESULTS.md"]
+ORPHAN = "---\norphan: true\n---\n\n"  # a page that is not in the side bar: its package's page leads to it
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
@@ -67,7 +69,7 @@ def api_page(path: Path, root: Path = ROOT) -> str:
     lines, tree, names = text.splitlines(), ast.parse(text), public_names(path)
     module = ".".join(path.relative_to(root / "tractkit").with_suffix("").parts)
     notebook = re.search(r"nbs/(\S+\.ipynb)", text)
-    parts = [f"# {module}", markdown(ast.get_docstring(tree) or "")]
+    parts = [ORPHAN + f"# {module}", markdown(ast.get_docstring(tree) or "")]
     if notebook:
         parts.append(f"Argued and shown in [its notebook](../nbs/{notebook.group(1)}).")
     described = set()
@@ -98,7 +100,20 @@ def page_of_notebook(path: Path) -> str:
             source = re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE)
         cell["source"] = source
         shown.append(cell)
-    return json.dumps({**notebook, "cells": shown})
+    metadata = {**notebook["metadata"], **({} if path.parent.name == "tutorials" else {"orphan": True})}
+    return json.dumps({**notebook, "cells": shown, "metadata": metadata})
+
+
+def package_page(package: str, notebooks: Iterable[Path], modules: Iterable[str]) -> str:
+    """The page of a package: its notebooks, each with its title, its sentence and the API page of its module."""
+    rows = []
+    for path in notebooks:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        title, sentence = re.match(r"# (.+?)\s*(?:\n+> (.+?))?\s*(?:\n\n|$)", "".join(cells[0]["source"])).groups()
+        module = re.search(r"#\|\s*default_exp\s+(\S+)", "\n".join("".join(cell["source"]) for cell in cells))
+        api = f" · [API](../api/{module.group(1)}.md)" if module and module.group(1) in modules else ""
+        rows.append(f"- [{title}](../nbs/{package}/{path.name}){api}" + (f"\\\n  {sentence}" if sentence else ""))
+    return f"# {package}\n\n" + "\n".join(rows) + "\n"
 
 
 def toctree(caption: str, pages: list[str]) -> str:
@@ -129,14 +144,14 @@ def gather(source: Path = SOURCE, root: Path = ROOT) -> None:
     for name in TEXTS:
         (source / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, source / name)
+    (source / "packages").mkdir()
+    for package in PACKAGES:
+        page = package_page(package, sorted((root / "nbs" / package).glob("*.ipynb")), modules)
+        (source / "packages" / f"{package}.md").write_text(page, encoding="utf-8")
     trees = [
         toctree("Tutorials", [name for name in notebooks if name.startswith("nbs/tutorials/")]),
         toctree("The project", TEXTS),
-        *(toctree(package, [name for name in notebooks if name.startswith(f"nbs/{package}/")]) for package in PACKAGES),
-        *(
-            toctree(f"API: {package}", [f"api/{name}.md" for name in modules if name.startswith(f"{package}.")])
-            for package in PACKAGES
-        ),
+        toctree("Notebooks and API", [f"packages/{package}.md" for package in PACKAGES]),
     ]
     readme = (root / "README.md").read_text(encoding="utf-8")
     (source / "index.md").write_text("\n\n".join([readme, *filter(None, trees)]) + "\n", encoding="utf-8")

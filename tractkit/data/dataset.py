@@ -29,7 +29,7 @@ from ..hdf5.content import DataContent, GroupContent, describe_content
 from ..core.hdf5_links import follow_path
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
-from ..core.settings import plain_numbers
+from ..core.settings import plain_numbers, suggesting_keywords
 from ..core.text import Record
 from ..hdf5.local_file import LocalFile, reading
 from ..hdf5.remote_file import BlockOptions, RemoteFile, data_file
@@ -312,6 +312,7 @@ class MultiSubjectDataset:
     In memory (`lazy=False`), or with points and volumes read from the file as they are needed. Usable in any
     process and thread. Raises DataError, naming file, subject and group, for a file that is damaged."""
 
+    @suggesting_keywords
     def __init__(
         self,
         path: str | os.PathLike,       # a file, or its URL: s3://, http(s)://, whatever fsspec knows

@@ -19,10 +19,11 @@ from .control import Stopped
 from .data_check import settle_content
 from .errors import add_place_to_errors
 from .live_settings import check_changes, keeps_own_rates
-from .resume import check_plan, describe_settings
+from .resume import check_plan, describe_settings, note_validation_plan
 from .policy import SettingValue
 from .session import EpochEnd, OtherBatches, Session, weighted_mean
-from .trainable import Trainable, announce, at_work, call_policies, show, write_checkpoint
+from .trainable import (
+    Trainable, announce, at_work, call_policies, seeding_event, show, write_checkpoint)
 
 # %% ../../nbs/training/13_bookkeeping.ipynb #067fdedd
 def set_learning_rate(trainer: Trainable) -> None:
@@ -77,7 +78,8 @@ def end_step(trainer: Trainable) -> None:
 def _call_at_end(trainer: Trainable, event: Event, *args: EventArgument, **kwargs: EventArgument) -> None:
     """Call the policies with what has ended. The state is whole then, also if one ends the training or fails."""
     state = at_work(trainer)[0]
-    error = trainer.policies.call_all(state, event, *args, **kwargs)[1]
+    with seeding_event(trainer, event, *args):
+        error = trainer.policies.call_all(state, event, *args, **kwargs)[1]
     state.gate.end()
     if error is not None:
         raise error
@@ -152,6 +154,9 @@ def rest(trainer: Trainable, resting: bool) -> None:
     state, session = at_work(trainer)
     if resting:
         write_checkpoint(trainer)
+        session.noise.globals.lend()
+    else:
+        session.noise.globals.take_back()
     trainer.reporter.rest(resting, state)
     session.clock.lap()
     session.loading.forget_pause()
@@ -251,6 +256,7 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
         session.note_trained(state.epoch, state.train_loss)
     trained = session.trained[0] == state.epoch
     losses = trainer.ranks.share(trainer.run_folder.log.losses(state.epoch)) if trained else []
+    note_validation_plan(trainer, state, session.plans.of("validation")[0])
     if trained:
         call_policies(trainer, Event.VALIDATION_STARTED, state.epoch, losses)
     session.begin_step(1)
