@@ -131,6 +131,24 @@ def test_subjects_with_other_letters_in_their_names(tmp_path):
     assert [plan.name for plan in inner.subjects] == ["sub-P_001"]
 
 
+def test_advice_names_a_shell_that_is_there(tmp_path):
+    subject(tmp_path, 1, [(700, 30), (1200, 30), (2800, 60)])
+    subject(tmp_path, 2, [(1000, 30), (3000, 60)])
+    table = study_table(plan_study(tmp_path))
+    assert "no shell is common to all" in table and "1000" not in table.split("missing:")[1] and "note:" not in table
+    subject(tmp_path, 3, [(1000, 30), (2000, 60)])
+    said = plan_study(tmp_path, Choices(shell=2000), subjects=["2", "sub-3"])
+    assert "say one that all have: shell=1000" in problems(said)["sub-2"][0]
+
+
+def test_a_word_that_is_part_of_a_name(tmp_path):
+    subject(tmp_path, "003", [(1000, 30)])
+    touch(tmp_path, "sub-003/anat/sub-003_label-WM_mask.nii.gz")
+    study = plan_study(tmp_path, Choices(mask=("label-WM",)), subjects=["003"])
+    assert not problems(study) and study.subjects[0].masks[0].name == "sub-003_label-WM_mask.nii.gz"
+    assert plan_study(tmp_path, Choices(mask=("desc-brain_mask.nii.gz",))).subjects[0].masks
+
+
 def test_some_tractograms_and_some_subjects(tmp_path):
     for k in (1, 2):
         subject(tmp_path, k, [(1000, 30)], tracts=("AF", "CST", "whole"))
