@@ -4577,6 +4577,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                       'tractkit/training/run_folder.py'),
                                               'tractkit.training.run_folder.RunFolder.held': ( 'training/run_folder.html#runfolder.held',
                                                                                                'tractkit/training/run_folder.py'),
+                                              'tractkit.training.run_folder.RunFolder.hold_checkpoints': ( 'training/run_folder.html#runfolder.hold_checkpoints',
+                                                                                                           'tractkit/training/run_folder.py'),
                                               'tractkit.training.run_folder.RunFolder.is_lost': ( 'training/run_folder.html#runfolder.is_lost',
                                                                                                   'tractkit/training/run_folder.py'),
                                               'tractkit.training.run_folder.RunFolder.write_config': ( 'training/run_folder.html#runfolder.write_config',

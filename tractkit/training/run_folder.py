@@ -63,7 +63,8 @@ class RunFolder:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Remember what is in this folder's place while the block trains, so that `check_held` can compare."""
-        self._held = {name: _place(self.path / name) for name in ("", ".lock", "process")} if self.writes else {}
+        names = ("", ".lock", "process", "checkpoints")
+        self._held = {name: _place(self.path / name) for name in names} if self.writes else {}
         try:
             yield
         finally:
@@ -72,15 +73,21 @@ class RunFolder:
     @property
     def is_lost(self) -> bool:
         """Whether the folder, or what a training needs in it, is no longer what it was when the training began."""
-        return self.log.is_lost or any(_place(self.path / name) != place for name, place in self._held.items())
+        held = {name: place for name, place in self._held.items() if place is not None or name != "checkpoints"}
+        return self.log.is_lost or any(_place(self.path / name) != place for name, place in held.items())
+
+    def hold_checkpoints(self) -> None:
+        """Remember the folder of the checkpoints too, once there is one."""
+        if "checkpoints" in self._held and self._held["checkpoints"] is None:
+            self._held["checkpoints"] = _place(self.path / "checkpoints")
 
     def check_held(self) -> None:
-        """Raise LostFolder if the folder was moved, deleted or replaced, or its log or process/ was."""
+        """Raise LostFolder if the folder was moved, deleted or replaced, or its log, checkpoints/ or process/ was."""
         if self._held and self.is_lost:
             raise LostFolder(
-                f"{self.path} was moved, deleted or replaced while it was trained, or its log or process/ was: nothing "
-                "more is written there. Put it back, or give a new trainer the place where it is now; the run goes on "
-                "from its last checkpoint")
+                f"{self.path} was moved, deleted or replaced while it was trained, or its log, checkpoints/ or "
+                "process/ was: nothing more is written there. Put it back, or give a new trainer the place where it is "
+                "now; the run goes on from its last checkpoint, or, with the same trainer, from where it is")
 
     @classmethod
     def claim(cls, parent: str | os.PathLike, names: Iterable[str], kept: Checkpoints) -> "RunFolder":
