@@ -123,6 +123,7 @@ class Control:
         self._unit = "batch"
         self._stop: str | None = None
         self.rested = threading.Event()         # set while the loop waits in a pause
+        self.is_alone = False                   # whether nothing else than this training runs in the process
 
     def reset(self, paused: bool = False) -> None:
         """Forget all commands, before a new loop."""

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['torch_threads', 'claim_model', 'refuse_busy_model', 'holding_model', 'find_state', 'check_fit', 'check_plan',
-           'nothing_left', 'share_state', 'describe_settings', 'leave_to_others', 'show_position']
+           'note_validation_plan', 'nothing_left', 'share_state', 'describe_settings', 'leave_to_others',
+           'show_position']
 
 # %% ../../nbs/training/11_resume.ipynb #2ea88d49
 import contextlib
@@ -214,10 +215,13 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
             say(trainer, f"The sampler has changed: {'; '.join(changed)}.{later}")
         if not state.batch and (text := _other_plan(trainer, before.get("planned", ""))):
             warned(trainer, f"The sampler plans other batches than before: {text}.")
+        elif text := _other_plan(trainer, before.get("planned_validation", ""), "validation"):
+            warned(trainer, f"The sampler plans another validation than before: {text}. Losses of before "
+                            "are of other batches.")
         if changed := differences(before["config"], config):
             warned(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    kept = {key: before[key] for key in ("changes", "planned", "draws", "event_draws") if before.get(key)}
+    kept = {key: before[key] for key in _KEPT if before.get(key)}
     kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE}
     kept |= _layers_in_eval(trainer, before) | _optimizer_as_made(trainer, state)
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
@@ -238,6 +242,9 @@ def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:
                             "use the new ones, take() the state, then change(learning_rate=...), or set others in "
                             "state.optimizer.param_groups.")
     return {"optimizer": made} if made else {}
+
+
+_KEPT = ("changes", "planned", "planned_validation", "draws", "event_draws")
 
 
 def _layers_in_eval(trainer: Trainable, before: Record) -> Record:
@@ -271,21 +278,27 @@ def check_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None
         state.fingerprints["planned"] = sample
 
 
-def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None) -> str:
+def note_validation_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None:
+    """Keep a sample of what is validated on in this epoch: it is compared when the run is resumed."""
+    if sample := _sample(trainer, state.epoch, plan, "validation"):
+        state.fingerprints["planned_validation"] = sample
+
+
+def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None, subset: str = "training") -> str:
     """Return a sample of the plan of an epoch, which may be at hand; empty for a sampler with settings."""
     sampler = trainer.batch_sampler
     if isinstance(sampler, Described):
         return ""
     if plan is None or trainer.ranks.size > 1:  # that of a rank has parts of batches
-        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, "training")):
-            plan = sampler.plan(epoch, "training")
+        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, subset)):
+            plan = sampler.plan(epoch, subset)
     return plan_sample(plan.plans[0] if isinstance(plan, ChainedPlan) else plan, epoch)
 
 
-def _other_plan(trainer: Trainable, before: str) -> str:
+def _other_plan(trainer: Trainable, before: str, subset: str = "training") -> str:
     """Plan an epoch again. Return what differs from the sample of before; empty if nothing does."""
     epoch = int(before.partition(" ")[0]) if before else 0
-    now = _sample(trainer, epoch) if before else ""
+    now = _sample(trainer, epoch, subset=subset) if before else ""
     text = sample_differences(before, now) if now else ""
     return f"of epoch {epoch + 1}, {text}" if text else ""
 

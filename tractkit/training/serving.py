@@ -112,6 +112,7 @@ def serve_trainer(trainer: Startable, paused: bool = False) -> None:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: trainer.control.stop("terminated"))
+    trainer.control.is_alone = True
     trainer.start(paused)
     while trainer.running:
         time.sleep(0.02)
