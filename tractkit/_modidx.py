@@ -4605,6 +4605,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'tractkit/training/run_folder.py'),
                                               'tractkit.training.run_folder.RunFolder.hold_checkpoints': ( 'training/run_folder.html#runfolder.hold_checkpoints',
                                                                                                            'tractkit/training/run_folder.py'),
+                                              'tractkit.training.run_folder.RunFolder.is_elsewhere': ( 'training/run_folder.html#runfolder.is_elsewhere',
+                                                                                                       'tractkit/training/run_folder.py'),
                                               'tractkit.training.run_folder.RunFolder.is_lost': ( 'training/run_folder.html#runfolder.is_lost',
                                                                                                   'tractkit/training/run_folder.py'),
                                               'tractkit.training.run_folder.RunFolder.write_config': ( 'training/run_folder.html#runfolder.write_config',

@@ -107,5 +107,7 @@ def test_the_same_trainer_goes_on_from_where_it_is(tmp_path, how):
     trainer.stop()
     with pytest.raises(LostFolder, match="log, checkpoints/ or process/ was: nothing more is written"):
         trainer.wait()
+    last = Mailbox(tmp_path / "run").read_status()  # whoever watches from another process knows why it ended
+    assert last["ended"] and last["error"]["type"] == "LostFolder"
     assert same_states(trainer.train_and_validate(), whole) == []
     assert RunLog(tmp_path / "run").path.stat().st_size and trainer.checkpoints.steps()[-1] == 18
