@@ -317,9 +317,9 @@ def in_threes(xs):
 def test_finite_sources_end_with_words():
     batches = Infinite([1, 2, 3, 4, 5], batch_size=2, batches_per_epoch=3)
     assert [b[0].tolist() for b in batches] == [[1, 2], [3, 4], [5]]
-    with pytest.raises(ValueError, match="ended before batch 3"):
+    with pytest.raises(ValueError, match="ended after 3 batches"):
         batches.load(3)
-    with pytest.warns(UserWarning, match="6 items"), pytest.raises(ValueError, match="ended before batch 3"):
+    with pytest.warns(UserWarning, match="6 items"), pytest.raises(ValueError, match="ended after 3 batches"):
         Infinite(iter([1, 2, 3, 4, 5]), batch_size=2, batches_per_epoch=9).load(3)
 
 
@@ -526,7 +526,7 @@ def test_a_step_of_ones_own(tmp_path):
 def test_a_loss_that_is_no_number_leaves_the_weights(tmp_path):
     bad = [*DATA[:2], (X[:3], np.full((3, 1), np.nan)), DATA[3]]
     model = make_model()
-    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, batch 2"):
+    with pytest.raises(FloatingPointError, match="loss is nan in epoch 1, batch 3"):
         train_model(model, bad, 1, .1, progress=False, checkpoints_path=tmp_path)
     assert TrainerState.load(tmp_path, line(), optimizer=torch.optim.Adam).global_step == 2
     train_model(model, DATA, 1, .1, progress=False, checkpoints_path=tmp_path)

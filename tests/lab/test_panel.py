@@ -286,7 +286,7 @@ def test_a_failure_is_shown_once_with_its_batch_and_after_a_fix_it_goes_on(make_
     p.buttons["start"].click()
     until(lambda: p.readout.readout["phase"] == "failed")
     ids = str(trainer.batch_sampler.plan(1, "training")[3])
-    text = f"ZeroDivisionError: division by zero It happened in epoch 2, batch 3 ({ids})."
+    text = f"ZeroDivisionError: division by zero It happened in epoch 2, batch 4 ({ids})."
     assert p.readout.readout["message"] == text and p.readout.readout["messages"].count(text) == 1
     left = make_panel(trainer.folder).readout.readout
     assert left["phase"] == "failed" and left["message"].startswith("ZeroDivisionError: division by zero")

@@ -392,7 +392,7 @@ def test_an_error_says_of_which_batch(tmp_path):
         run.train_and_validate()
     batch = next(i for i, ids in enumerate(run.batch_sampler.plan(1, "training")) if 3 in ids)
     assert e.value.__notes__ == [
-        f"It happened in epoch 2, batch {batch} ({str(run.batch_sampler.plan(1, 'training')[batch])})."
+        f"It happened in epoch 2, batch {batch + 1} ({str(run.batch_sampler.plan(1, 'training')[batch])})."
     ]
     assert run.status.message == f"OSError: cannot be read {e.value.__notes__[0]}" and run.status.phase == "failed"
     run.batch_loader = Points()  # after a fix

@@ -210,5 +210,5 @@ def test_onlookers(capsys):
     drive([TimeProfiler(), LoggerPolicy(Logger()), bar, TQDM(loss=False)], 2, 3)
     assert seen == [("train/loss", 0.5, i) for i in range(6)]
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in out.splitlines()] == ["epoch 0 (3 steps)", "epoch 1 (3 steps)"]
+    assert [line.split(":")[0] for line in out.splitlines()] == ["epoch 1 (3 steps)", "epoch 2 (3 steps)"]
     assert "3/3" in err and "loss 0.5" in err

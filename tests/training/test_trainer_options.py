@@ -411,7 +411,7 @@ def test_it_stops_with_the_data_named_and_the_state_before_it(tmp_path, bad):
     clean.step(4)
     trainer = fit(tmp_path, kind=Bad, model=with_buffers())
     with pytest.raises(
-        FloatingPointError, match=rf"{'loss' if bad == 'loss' else 'norm of the gradient'} .*nan in epoch 1, batch 4 \("
+        FloatingPointError, match=rf"{'loss' if bad == 'loss' else 'norm of the gradient'} .*nan in epoch 1, batch 5 \("
     ):
         trainer.train_and_validate()
     assert same_states(TrainerState.load(trainer.folder, model=with_buffers()), clean.state) == []
@@ -427,7 +427,7 @@ def test_streamlines_are_named(tmp_path):
     trainer = streamline_trainer(data, tmp_path)
     loss = trainer.model.compute_loss
     trainer.model.compute_loss = lambda *a, **k: (loss(*a, **k)[0] * float("nan"), 1)
-    with pytest.raises(FloatingPointError, match=r"batch 0 \(streamlines of sub-0: \d+, \d+"):
+    with pytest.raises(FloatingPointError, match=r"batch 1 \(streamlines of sub-0: \d+, \d+"):
         trainer.train_and_validate()
 
 
@@ -463,7 +463,7 @@ def test_but_not_without_end(tmp_path):
     class Bad(Explodes):
         at = range(99)
 
-    with pytest.raises(FloatingPointError, match="batch 3"):
+    with pytest.raises(FloatingPointError, match="batch 4"):
         fit(tmp_path, kind=Bad, policies=[OnNonFinite(at_most=3)]).train_and_validate()
 
 
@@ -490,7 +490,7 @@ def test_too_little_memory_says_what_to_lower_and_saves(tmp_path):
     )
     with pytest.raises(
         OutOfMemory,
-        match=r"in epoch 1, batch 2 \(streamlines of .*lower batch_size_training \(now 8 "
+        match=r"in epoch 1, batch 3 \(streamlines of .*lower batch_size_training \(now 8 "
               r"nb_streamlines\).*accumulate.*20.00 GiB",
     ):
         trainer.train_and_validate()

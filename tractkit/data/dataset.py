@@ -29,7 +29,7 @@ from ..hdf5.content import DataContent, GroupContent, describe_content
 from ..core.hdf5_links import follow_path
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
-from ..core.settings import plain_numbers
+from ..core.settings import plain_numbers, suggesting_keywords
 from ..core.text import Record
 from ..hdf5.local_file import LocalFile, reading
 from ..hdf5.remote_file import BlockOptions, RemoteFile, data_file
@@ -312,6 +312,7 @@ class MultiSubjectDataset:
     In memory (`lazy=False`), or with points and volumes read from the file as they are needed. Usable in any
     process and thread. Raises DataError, naming file, subject and group, for a file that is damaged."""
 
+    @suggesting_keywords
     def __init__(
         self,
         path: str | os.PathLike,       # a file, or its URL: s3://, http(s)://, whatever fsspec knows
@@ -370,7 +371,8 @@ class MultiSubjectDataset:
         loaded: dict[str, SubjectData] = {}
         self._reader.found.clear()
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once
-        for name in tqdm([n for group in names.values() for n in group], delay=2, unit="subject", leave=False):
+        every = [n for group in names.values() for n in group]
+        for name in tqdm(every, delay=2, unit="subject", leave=False, disable=None):  # None: off in a file
             if name not in loaded:
                 loaded[name] = self._reader.read(name, chosen, shared)
         self._subsets = {split: MultisubjectSubset(split, [loaded[n] for n in names[split]]) for split in SPLITS}

@@ -20,7 +20,7 @@ from torch import nn
 
 from ..core.files import DataError
 from ..core.html import html_card
-from ..core.settings import plain_numbers, settings_of
+from ..core.settings import plain_numbers, settings_of, suggesting_keywords
 from ..core.text import Record, format_bytes
 from .assemble import LoadedStreamlines, Resampling, add_noise, load_streamlines, pack_batch, resampling_by
 from .assemble import streamline_keys
@@ -73,6 +73,7 @@ class StreamlinesBatchLoader:
     than two such parts stays whole. Noise is cut at two standard deviations. Raises ValueError for bad settings,
     DataError if a subject lacks the group or the data asked for."""
 
+    @suggesting_keywords
     def __init__(
         self,
         dataset: MultiSubjectDataset,  # loaded
@@ -255,6 +256,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
     neighborhood is the model's; without a model, or for one that has none of its own, it can be given here. Raises
     ValueError if the two differ."""
 
+    @suggesting_keywords
     def __init__(
         self,
         dataset: MultiSubjectDataset,  # loaded
@@ -366,6 +368,7 @@ def _explain_moving(loader: BatchLoaderSeveralInputs, device: torch.device) -> s
 class BatchLoaderOneInput(BatchLoaderSeveralInputs):
     """A loader with one volume group, whose inputs are one tensor. See `BatchLoaderSeveralInputs`."""
 
+    @suggesting_keywords
     def __init__(
         self,
         dataset: MultiSubjectDataset,  # loaded

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.files import DataError
 from ..core.rng import fold
-from ..core.settings import settings_of
+from ..core.settings import settings_of, suggesting_keywords
 from ..core.text import Record
 from ..core.html import Html, as_html, html_card, html_table, svg_bars
 from .dataset import MultiSubjectDataset, SubjectData
@@ -94,6 +94,7 @@ class BatchIDSampler:
     (a batch of few subjects cannot hold the shares). Raises ValueError for bad settings and DataError if a subset has
     subjects without the streamlines group or without the classes."""
 
+    @suggesting_keywords
     def __init__(
         self,
         dataset: MultiSubjectDataset,  # loaded

@@ -94,7 +94,7 @@ class BatchIter(ABC, Generic[_B]):
 
     def _warn_of_replay(self, number: int) -> None:
         if n := self.nb_replayed(number):
-            warnings.warn(f"to get to batch {number}, {n} items of the source are drawn again and thrown away; the "
+            warnings.warn(f"to get to batch {number + 1}, {n} items of the source are drawn again and thrown away; the "
                           "batches are those of an uninterrupted run only if it gives the same ones again. Sources by "
                           "number need none of that: sample, load_by_random_id, Source", stacklevel=3)
 
@@ -175,7 +175,7 @@ class Infinite(BatchIter[Any]):
         else:
             chunk = self._items.items(range(number * self.batch_size, (number + 1) * self.batch_size))
         if not chunk:
-            raise ValueError(f"the source has ended before batch {number}: give one that is endless, such as sample or "
+            raise ValueError(f"the source has ended after {number} batches: give one that is endless, such as sample or "
                              "load_by_random_id, or fewer batches_per_epoch and epochs")
         return self.combine(chunk)
 
@@ -248,7 +248,7 @@ class _Passes(BatchIter[_B]):
             self._start_pass(epoch)
         found = self._items.items([place])
         if not found:
-            raise ValueError(f"{type(self.batches).__name__} has ended before batch {number}")
+            raise ValueError(f"{type(self.batches).__name__} has ended after {number} batches")
         return found[0]
 
     def nb_replayed(self, number: int) -> int:

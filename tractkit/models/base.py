@@ -24,7 +24,7 @@ from torch import nn
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, html_fold, html_table
-from ..core.settings import plain_numbers
+from ..core.settings import plain_numbers, whole_number
 from ..core.text import Json, Record, StateDict, format_bytes, nearest_name
 from .direction_getters import Targets, point_directions
 from ..spatial.volume import Neighborhood
@@ -76,9 +76,15 @@ class TractographyModel(nn.Module):
         **hyperparameters: Json,         # what the child was built with
     ):
         super().__init__()
-        step_size, nb_points, compress = plain_numbers((step_size, nb_points, compress))
+        step_size, nb_points, compress, neighborhood_resolution, neighborhood_resolution_mm = plain_numbers(
+            (step_size, nb_points, compress, neighborhood_resolution, neighborhood_resolution_mm))
         hyperparameters = plain_numbers(hyperparameters)
-        _check_hyperparameters({"step_size": step_size, "nb_points": nb_points, "compress": compress}, hyperparameters)
+        _check_hyperparameters(
+            {"step_size": step_size, "nb_points": nb_points, "compress": compress,
+             "neighborhood_resolution": neighborhood_resolution,
+             "neighborhood_resolution_mm": neighborhood_resolution_mm}, hyperparameters)
+        nb_points, neighborhood_radius = (None if n is None else whole_number(name, n, at_least=1) for name, n in (
+            ("nb_points", nb_points), ("neighborhood_radius", neighborhood_radius)))
         if sum(x is not None for x in (step_size, nb_points, compress)) > 1:
             raise ValueError("a model has one of step_size, nb_points and compress")
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
@@ -354,7 +360,9 @@ def load_model(
     device = usable_device(device)
     path = Path(os.path.expanduser(folder)) / "model.safetensors"
     if not path.is_file():
-        raise DataError("no model.safetensors in this folder", file=folder, fix="Give the folder of a saved model")
+        best = path.parent / "best_model"
+        fix = f"Give its {best.name}: load_model({str(best)!r})" if best.is_dir() else "Give the folder of a saved model"
+        raise DataError("no model.safetensors in this folder", file=folder, fix=fix)
     try:
         with safe_open(path, framework="pt") as f:
             card = json.loads((f.metadata() or {})["tractkit"])

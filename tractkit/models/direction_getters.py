@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.settings import whole_number
 from .layers import KeyedDropout
 
 # %% ../../nbs/models/02_direction_getters.ipynb #2839ae5f
@@ -69,6 +70,7 @@ class CosineRegression(nn.Module):
 
     def __init__(self, input_size: int, dropout: float = 0.0):
         super().__init__()
+        input_size = whole_number("input_size", input_size, at_least=1)
         hidden = math.ceil(input_size / 2)
         self.hidden, self.dropout, self.out = nn.Linear(input_size, hidden), KeyedDropout(dropout), nn.Linear(hidden, 3)
 

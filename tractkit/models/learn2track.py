@@ -12,7 +12,7 @@ from typing import Unpack
 import numpy as np
 import torch
 
-from ..core.settings import plain_numbers
+from ..core.settings import whole_number
 from .base import InputOptions, PackedBatch, State, TractographyModel, check_options, register_model
 from .direction_getters import CosineRegression, Targets, point_directions, previous_directions
 from .layers import StackedRNN, initialize_weights, pad_buckets
@@ -42,11 +42,13 @@ class Learn2Track(TractographyModel):
         seed: int = 1234,                           # of the first weights; no hyperparameter
         **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
-        nb_features, rnn_layer_sizes, dropout, dg_dropout, step_size, nb_previous_dirs, seed = plain_numbers(
-            (nb_features, rnn_layer_sizes, dropout, dg_dropout, step_size, nb_previous_dirs, seed))
-        use_skip_connection, use_layer_normalization = map(bool, (use_skip_connection, use_layer_normalization))
-        Learn2TrackSettings(nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs, use_skip_connection,
-                            use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)  # or ValueError
+        nb_features = whole_number("nb_features", nb_features, at_least=1)
+        given = Learn2TrackSettings(
+            nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs, use_skip_connection,
+            use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)  # or ValueError
+        rnn_layer_sizes, dropout, dg_dropout = given.rnn_layer_sizes, given.dropout, given.dg_dropout
+        nb_previous_dirs, step_size, seed = given.nb_previous_dirs, given.step_size, given.seed
+        use_skip_connection, use_layer_normalization = given.use_skip_connection, given.use_layer_normalization
         if type(self) is Learn2Track:  # a child may have hyperparameters of its own
             check_options(Learn2Track, of_inputs)
         super().__init__(

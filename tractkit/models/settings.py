@@ -9,7 +9,7 @@ __all__ = ['Learn2TrackSettings']
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 
-from ..core.settings import check_settings, setting
+from ..core.settings import check_settings, setting, whole_number
 
 # %% ../../nbs/models/00_settings.ipynb #b4743767
 @dataclass(frozen=True)
@@ -17,6 +17,7 @@ class Learn2TrackSettings:
     """How a Learn2Track model is built: its keywords, in the order of a command line's help."""
 
     nb_features: int | None = setting(
+        above=0, finite=True,
         help="numbers in a voxel of the volume, read from the data by default; "
              "a neighborhood sees so many at each of its points")
     rnn_key: str = setting("lstm", help='"lstm" or "gru"')
@@ -41,3 +42,9 @@ class Learn2TrackSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        sizes = self.rnn_layer_sizes
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+            raise ValueError("rnn_layer_sizes must be a list with the size of each layer, such as [100, 100], not "
+                             f"{sizes!r}")
+        plain = [whole_number("each of rnn_layer_sizes", size, at_least=1) for size in sizes]
+        object.__setattr__(self, "rnn_layer_sizes", plain)

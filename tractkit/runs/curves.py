@@ -86,11 +86,11 @@ def read_run(
     if not log.path.exists():
         arrays = {p.stem: np.load(p) for p in sorted((folder / "logs").glob("*.npy"))}
         if not arrays:
-            raise DataError(
-                "there is no log of a run in this folder",
-                file=folder,
-                fix="Give the folder that has log.jsonl, or logs/*.npy of dwi_ml",
-            )
+            inside = sorted(path.parent.name for path in folder.glob("*/log.jsonl"))
+            fix = (f"It holds {len(inside)} folders of runs: give one, such as {inside[0]}, or all of them: "
+                   f"[run.folder for run in find_runs({str(folder)!r})]" if inside else
+                   "Give the folder that has log.jsonl, or logs/*.npy of dwi_ml")
+            raise DataError("there is no log of a run in this folder", file=folder, fix=fix)
         return RunColumns(name, {"epoch": {
             k.removesuffix("_per_epoch").removesuffix("_duration").removesuffix("_monitor"): v
             for k, v in arrays.items()

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from ..core.files import DataError
 from ..hdf5.recipe import check_input
 from ..core.rng import fold, fold_ids, uniform
-from ..core.settings import check_settings, setting, whole_number
+from ..core.settings import check_settings, setting, suggesting_keywords, whole_number
 from ..data.interpolation import sample_trilinear
 from ..models.base import usable_device
 from ..models.direction_getters import unit
@@ -222,6 +222,7 @@ class Tracker:
     Deterministic: no random numbers are drawn after the seeds. A streamline does not depend on the other seeds of
     its batch, except that matrix products of another size may round the last bit differently."""
 
+    @suggesting_keywords
     def __init__(
         self,
         model: StepModel,                  # copied; see `StepModel`

@@ -22,6 +22,7 @@ import yaml
 import tractkit.training.policy as policies_of_tractkit
 from ..data.dataset import MultiSubjectDataset
 from ..core.files import DataError, absolute_path
+from ..core.settings import words
 from ..core.text import Json, Record, nearest_name, parse_yaml
 from .callbacks import OnNonFinite
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
@@ -213,7 +214,7 @@ def _object(value: Json, file: _File) -> Any:
 # %% ../../nbs/training/21_config.ipynb #8284630a
 def build_trainer(
     config: Record | str | os.PathLike,         # settings, a .yaml file, or a run's folder
-    imports: Iterable[str | os.PathLike] = (),  # Python files that define classes of one's own
+    imports: str | os.PathLike | Iterable[str | os.PathLike] = (),  # Python files that define classes of one's own
     file: str | os.PathLike | None = None,      # where settings came from, for an error
 ) -> Trainer:
     """Build the trainer that a config describes, with data loaded. If its folder holds a run, it goes on with that run.
@@ -221,7 +222,7 @@ def build_trainer(
     DataError names an unknown key and the nearest known one, a missing key, or a value that a class refuses."""
     file = file if isinstance(config, Mapping) else config
     settings = config if isinstance(config, Mapping) else read_run_config(config)
-    modules = [import_file(path) for path in imports]
+    modules = [import_file(path) for path in words(imports)]
     classes = check_run_config(settings, modules, file)
     sections: dict[str, Record] = {
         name: {k: v for k, v in (settings.get(name) or {}).items() if k != "class"} for name in SECTIONS}

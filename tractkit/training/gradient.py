@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from .callbacks import Event
-from .errors import leave_out_or_raise, refuse_without_gradient
+from .errors import NO_POINTS, leave_out_or_raise, refuse_without_gradient
 from .policy import EarlyStopping
 from .trainable import Trainable, at_work, call_policies
 
@@ -65,7 +65,11 @@ def change_weights(trainer: Trainable) -> float:
     is_scaled_too_high = scaler is not None and scaler.get_scale() > 1.0
     if not math.isfinite(norm) and not is_scaled_too_high:
         session.mark_whole()  # the weights are not touched
-        leave_out_or_raise(trainer, f"the norm of the gradient is {norm}", whole=True)
+        if whole_of_step(step.used):
+            leave_out_or_raise(trainer, f"the norm of the gradient is {norm}", whole=True)
+        else:
+            leave_out_or_raise(trainer, "no batch of the step has points (n is 0), so the step has no mean", whole=True,
+                               fix=NO_POINTS)
         optimizer.zero_grad(set_to_none=True)
         return norm
     try:

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['GivenOptimizer', 'make_optimizer', 'refuse_untrainable', 'optimizer_name', 'trained_parameters', 'describe_optimizer',
-           'moments_of']
+           'options_as_made', 'other_options', 'moments_of']
 
 # %% ../../nbs/training/03_optimizers.ipynb #d05b8d0d
 import inspect
 import itertools
+import json
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
@@ -43,6 +45,7 @@ def make_optimizer(
     if isinstance(optimizer, torch.optim.Optimizer):
         if not {id(p) for g in optimizer.param_groups for p in g["params"]} <= {id(p) for p in model.parameters()}:
             raise ValueError("the optimizer is of the parameters of another model")
+        _note_as_made(optimizer)
         return optimizer
     if isinstance(optimizer, type):
         rates = dict(lr=learning_rate, weight_decay=weight_decay)
@@ -90,6 +93,40 @@ def describe_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, name:
     return {"format": 2, "name": name, "parameters": names, "state": optimizer.state_dict()}
 
 # %% ../../nbs/training/03_optimizers.ipynb #dc8b7cbc
+_AS_MADE: "weakref.WeakKeyDictionary[torch.optim.Optimizer, str]" = weakref.WeakKeyDictionary()
+
+
+def _note_as_made(optimizer: torch.optim.Optimizer) -> str:
+    """Return the options of the groups of an optimizer, as JSON, as they were at the first call with it."""
+    if optimizer not in _AS_MADE:
+        _AS_MADE[optimizer] = json.dumps(_options(optimizer), default=str)
+    return _AS_MADE[optimizer]
+
+
+def _options(optimizer: torch.optim.Optimizer) -> list[Record]:
+    """Return the options of each group, as plain values."""
+    left_out = ("params", "param_names", "initial_lr")
+    return [{k: plain_numbers(v) for k, v in g.items() if k not in left_out} for g in optimizer.param_groups]
+
+
+def options_as_made(model: nn.Module, optimizer: GivenOptimizer) -> str:
+    """Return the options with which a user makes an optimizer, or a function that makes one, as JSON.
+
+    Empty for one by its name or class: its options are settings of the trainer."""
+    return "" if isinstance(optimizer, (str, type)) else _note_as_made(make_optimizer(model, optimizer))
+
+
+def other_options(
+    before: str,  # of `options_as_made`, when training began
+    now: str,     # likewise
+    optimizer: torch.optim.Optimizer,  # that goes on
+) -> dict[str, tuple[Json, Json]]:     # name -> (that of `optimizer`, that of now)
+    """Return the options that are made otherwise than before, and are others than those of an optimizer."""
+    groups = (json.loads(text or "[]") for text in (before, now, json.dumps(_options(optimizer), default=str)))
+    return {name: (own.get(name), value) for old, new, own in zip(*groups, strict=False) for name, value in new.items()
+            if value != old.get(name) and value != own.get(name)}
+
+
 def moments_of(
     known: StateDict,  # of `describe_optimizer`
     model: nn.Module,

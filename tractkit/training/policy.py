@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import absolute_path
-from ..core.settings import plain_numbers
+from ..core.settings import plain_numbers, words
 from ..core.text import Json, Record, StateDict
 
 Value: TypeAlias = Any  # of a value policy: a number, as a rule
@@ -39,7 +39,7 @@ class EarlyStopping(Exception):
 class Policy:
     """Do something at events of a training. A child class overrides the methods of those that it needs."""
 
-    remembers: Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
+    remembers: str | Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
 
     def epoch_started(self, epoch: int) -> None:
         """Before the first step of an epoch, also of one that is resumed in the middle."""
@@ -65,7 +65,7 @@ class Policy:
 
     def state_dict(self) -> StateDict:
         if "*" not in self.remembers:
-            return {name: getattr(self, name) for name in self.remembers}
+            return {name: getattr(self, name) for name in words(self.remembers)}
         now, made = _plain_attributes(self), self._as_made()
         return {k: v for k, v in now.items() if k not in made or made[k] != v}
 
@@ -360,7 +360,7 @@ class TimeProfiler(Policy):
                 f.write(json.dumps(record) + "\n")
             return
         text = ", ".join(f"{k} {v:.3g} s" for k, v in record.items() if k not in ("index", "n_steps"))
-        print(f"epoch {record['index']} ({record['n_steps']} steps): {text}", file=self.output or sys.stdout)
+        print(f"epoch {record['index'] + 1} ({record['n_steps']} steps): {text}", file=self.output or sys.stdout)
 
 # %% ../../nbs/training/02_policy.ipynb #f1796048
 class TQDM(Policy):
@@ -379,7 +379,7 @@ class TQDM(Policy):
     def train_step_started(self, epoch: int, iteration: int) -> None:
         if self._bar is None:
             self._bar = tqdm(
-                desc=f"epoch {epoch}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True)
+                desc=f"epoch {epoch + 1}", total=self.total, initial=iteration, mininterval=0.25, dynamic_ncols=True)
 
     def train_step_finished(self, epoch: int, iteration: int, loss: float) -> None:
         if self._bar is not None:

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['torch_threads', 'claim_model', 'refuse_busy_model', 'holding_model', 'find_state', 'check_fit', 'check_plan',
-           'nothing_left', 'share_state', 'describe_settings', 'leave_to_others', 'show_position']
+           'note_validation_plan', 'nothing_left', 'share_state', 'describe_settings', 'leave_to_others',
+           'show_position']
 
 # %% ../../nbs/training/11_resume.ipynb #2ea88d49
 import contextlib
@@ -28,8 +29,10 @@ from .data_check import compare_data
 from .epoch_plan import (
     BatchPlan, ChainedPlan, Described, plan_mark, plan_sample, sample_differences, sampler_settings)
 from .serialize import policy_name
+from .live_settings import keeps_own_rates
+from .optimizers import options_as_made, other_options
 from .state import TrainerState
-from .trainable import Trainable, announce, known_state
+from .trainable import Trainable, announce, announce_difference, known_state, warn_unseen
 
 # %% ../../nbs/training/11_resume.ipynb #714a4114
 _V = TypeVar("_V")
@@ -87,9 +90,7 @@ def holding_model(trainer: Trainable, state: TrainerState) -> Iterator[None]:
         begins = "this run begins with the weights of that one" if not state.global_step else "it has other weights now"
         what = "This model" if model is state.model else "A part of this model"
         text = f"{what} was trained in another run before, in {use.folder}: {begins}."
-        announce(trainer, text)
-        if not trainer.settings.progress:  # nobody would see it, and the numbers are others
-            warnings.warn(text, stacklevel=6)
+        announce_difference(trainer, text)
         before = use.state()
         if before is not None and before is not state and before.model is model:
             before.gate.begin("weights")
@@ -198,6 +199,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
     sampler, config = sampler_settings(trainer.batch_sampler), describe_settings(trainer)
     environment = describe_environment(trainer.device, torch.get_num_threads())
     before = state.fingerprints
+    warned = announce_difference if trainer.run_folder.checkpoints.steps() else announce  # a branch is other on purpose
     if before:
         if changed := differences(before["environment"], environment):
             warnings.warn(
@@ -208,17 +210,41 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
                 " This epoch is finished with its batches as they were; "
                 f"the new ones begin with epoch {state.epoch + 2}."
                 if state.batch else "")
-            announce(trainer, f"The sampler has changed: {'; '.join(changed)}.{later}")
+            is_known = all(text.partition(":")[0] in trainer.live.changed for text in changed)  # made while it trained
+            say = announce if is_known else warned
+            say(trainer, f"The sampler has changed: {'; '.join(changed)}.{later}")
         if not state.batch and (text := _other_plan(trainer, before.get("planned", ""))):
-            announce(trainer, f"The sampler plans other batches than before: {text}.")
+            warned(trainer, f"The sampler plans other batches than before: {text}.")
+        elif text := _other_plan(trainer, before.get("planned_validation", ""), "validation"):
+            warned(trainer, f"The sampler plans another validation than before: {text}. Losses of before "
+                            "are of other batches.")
         if changed := differences(before["config"], config):
-            announce(trainer, f"Going on with other settings: {'; '.join(changed)}.")
+            warned(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    kept = {key: before[key] for key in ("changes", "planned", "draws", "event_draws") if before.get(key)}
+    kept = {key: before[key] for key in _KEPT if before.get(key)}
     kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE}
-    kept |= _layers_in_eval(trainer, before)
+    kept |= _layers_in_eval(trainer, before) | _optimizer_as_made(trainer, state)
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})
+
+
+def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:
+    """Return, as {"optimizer": options}, how a user made an optimizer that is given ready made or by a function.
+
+    Announce, once, options that are others than before: the run goes on with those of its state. Of a run begun before
+    this was kept, they are kept from now on."""
+    made, before = options_as_made(state.model, trainer.optimizer), state.fingerprints.get("optimizer", "")
+    of_policy = {"lr"} if not keeps_own_rates(trainer) else set()
+    other = {k: v for k, v in other_options(before, made, state.optimizer).items() if k not in of_policy}
+    if other:
+        listed = ", ".join(f"{name} {kept!r} -> {now!r}" for name, (kept, now) in other.items())
+        announce_difference(trainer, f"The optimizer is made with other options than this run goes on with: {listed}. To "
+                            "use the new ones, take() the state, then change(learning_rate=...), or set others in "
+                            "state.optimizer.param_groups.")
+    return {"optimizer": made} if made else {}
+
+
+_KEPT = ("changes", "planned", "planned_validation", "draws", "event_draws")
 
 
 def _layers_in_eval(trainer: Trainable, before: Record) -> Record:
@@ -231,8 +257,8 @@ def _layers_in_eval(trainer: Trainable, before: Record) -> Record:
     # a model that is in eval mode as a whole is so after a validation, or was read from a file
     now = [name for name, layer in model.named_modules() if not layer.training] if model.training else kept
     if before and now != kept:
-        announce(trainer, f"Other layers are in eval mode than before: {', '.join(kept) or 'none'} -> "
-                          f"{', '.join(now) or 'none'}.")
+        announce_difference(trainer, f"Other layers are in eval mode than before: {', '.join(kept) or 'none'} -> "
+                                     f"{', '.join(now) or 'none'}.")
     return {"in_eval": now}
 
 # %% ../../nbs/training/11_resume.ipynb #02c7bff2
@@ -252,21 +278,27 @@ def check_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None
         state.fingerprints["planned"] = sample
 
 
-def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None) -> str:
+def note_validation_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None:
+    """Keep a sample of what is validated on in this epoch: it is compared when the run is resumed."""
+    if sample := _sample(trainer, state.epoch, plan, "validation"):
+        state.fingerprints["planned_validation"] = sample
+
+
+def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None, subset: str = "training") -> str:
     """Return a sample of the plan of an epoch, which may be at hand; empty for a sampler with settings."""
     sampler = trainer.batch_sampler
     if isinstance(sampler, Described):
         return ""
     if plan is None or trainer.ranks.size > 1:  # that of a rank has parts of batches
-        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, "training")):
-            plan = sampler.plan(epoch, "training")
+        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, subset)):
+            plan = sampler.plan(epoch, subset)
     return plan_sample(plan.plans[0] if isinstance(plan, ChainedPlan) else plan, epoch)
 
 
-def _other_plan(trainer: Trainable, before: str) -> str:
+def _other_plan(trainer: Trainable, before: str, subset: str = "training") -> str:
     """Plan an epoch again. Return what differs from the sample of before; empty if nothing does."""
     epoch = int(before.partition(" ")[0]) if before else 0
-    now = _sample(trainer, epoch) if before else ""
+    now = _sample(trainer, epoch, subset=subset) if before else ""
     text = sample_differences(before, now) if now else ""
     return f"of epoch {epoch + 1}, {text}" if text else ""
 
@@ -275,8 +307,19 @@ def nothing_left(trainer: Trainable, state: TrainerState) -> str:
     """Return why there is nothing left to train in a finished run; empty if there is."""
     end = state.finished
     if state.epoch > trainer.settings.max_epochs or end and state.epoch == trainer.settings.max_epochs:
-        return f"{state.epoch} epochs are done and max_epochs is {trainer.settings.max_epochs}"
-    return f"stopped early, {end['message']}" if end and end["by"] in map(policy_name, trainer.policies) else ""
+        return f"{state.epoch} epochs are done and max_epochs is {trainer.settings.max_epochs}{_unused(trainer, state)}"
+    stopped = end and end["by"] in map(policy_name, trainer.policies)
+    return f"stopped early, {end['message']}{_unused(trainer, state)}" if end and stopped else ""
+
+
+def _unused(trainer: Trainable, state: TrainerState) -> str:
+    """Return which settings are others than those of a finished run; warn of them where messages are not shown."""
+    other = differences(state.fingerprints["config"], describe_settings(trainer)) if state.fingerprints else []
+    if not other:
+        return ""
+    text = f"other settings than before are not used ({'; '.join(other)}): give them another experiment_name"
+    warn_unseen(trainer, f"{trainer.run_folder.path} is trained to its end; {text}")
+    return f"; {text}"
 
 
 def share_state(trainer: Trainable, state: TrainerState) -> None:

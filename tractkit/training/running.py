@@ -18,7 +18,7 @@ from ..hdf5.recipe import recipe_of
 from ..models.threads import default_threads
 from ..runs.lock import folder_lock
 from .bookkeeping import finish_content_check, report_epoch, write_changes
-from .callbacks import Event, TorchSchedule
+from .callbacks import Event, Scheduler, TorchSchedule
 from .commands import Commanded
 from .control import Stopped
 from .data_check import begin_content_check, check_validation_points
@@ -184,19 +184,36 @@ def begin(trainer: Commanded) -> None:
 
 # %% ../../nbs/training/18_running.ipynb #78b5d865
 def check_schedule(trainer: Commanded) -> None:
-    """Raise ValueError if a scheduler of torch that has an end, such as OneCycleLR, ends before the training."""
+    """Raise ValueError if a scheduler of torch that has an end, such as OneCycleLR, ends before the training.
+
+    It may be one of those that a SequentialLR or a ChainedScheduler steps."""
     (state, session), rate = at_work(trainer), trainer.policies[0]
-    scheduler = rate.scheduler if isinstance(rate, TorchSchedule) else None
-    total, done = getattr(scheduler, "total_steps", None), getattr(scheduler, "last_epoch", 0)
-    if total is None or not isinstance(rate, TorchSchedule):
+    if not isinstance(rate, TorchSchedule) or rate.scheduler is None:
         return
     left = trainer.settings.max_epochs - state.epoch
     if rate.every == "step":
         size, n = trainer.settings.accumulate, session.plans.of("training")[1]
         left = (left - 1) * math.ceil(n / size) + math.ceil((n - state.batch) / size)
-    if done + left > total:
-        raise ValueError(f"{type(scheduler).__name__} ends after {total} steps, and this training steps it "
-                         f"{done + left} times: make it with total_steps={done + left}, or lower max_epochs")
+    for name, total, needed in _ends_of(rate.scheduler, _steps_done(rate.scheduler) + left):
+        if needed > total:
+            raise ValueError(f"{name} ends after {total} steps, and this training steps it "
+                             f"{needed} times: make it with total_steps={needed}, or lower max_epochs")
+
+
+def _steps_done(scheduler: Scheduler) -> int:
+    """Return how often a scheduler was stepped; a ChainedScheduler does not count, and those that it steps do."""
+    nested = getattr(scheduler, "_schedulers", [])
+    return getattr(scheduler, "last_epoch", None) or max(map(_steps_done, nested), default=0)
+
+
+def _ends_of(scheduler: Scheduler, steps: int) -> Iterator[tuple[str, int, int]]:
+    """Yield name and end of each scheduler that has one, and how often it is stepped in `steps` steps of the outer."""
+    if (total := getattr(scheduler, "total_steps", None)) is not None:
+        yield type(scheduler).__name__, total, steps
+    turns = getattr(scheduler, "_milestones", [])  # of a SequentialLR: the step at which the next one begins
+    for i, inner in enumerate(getattr(scheduler, "_schedulers", [])):
+        begin, stop = turns[i - 1] if turns and i else 0, turns[i] - 1 if i < len(turns) else steps
+        yield from _ends_of(inner, min(steps, stop) - begin)
 
 # %% ../../nbs/training/18_running.ipynb #5fefe911
 @contextlib.contextmanager

@@ -30,6 +30,7 @@ from ..runs.checkpoint import Checkpoints, load_checkpoint, save_checkpoint
 from ..runs.fingerprint import describe_model, differences
 from ..runs.log import Curve, EpochRecords, History, RunLog
 from .control import Gate
+from .settings import checked_accept
 from .optimizers import (
     GivenOptimizer, describe_optimizer, make_optimizer, moments_of, optimizer_name)
 
@@ -92,12 +93,12 @@ class TrainerState:
                 **{name: getattr(self, name) for name in _PLAIN}, "epochs": self.records.kept,
                 "curve": self.curve.state_dict()}
 
-    def load_state_dict(self, tree: StateDict, accept: Sequence[str] = ()) -> None:
+    def load_state_dict(self, tree: StateDict, accept: str | Sequence[str] = ()) -> None:
         """Take over a tree of `state_dict`. ValueError, with the differences, if it is of another model or optimizer.
 
         With "model" in `accept`, the weights that fit by name and shape are taken over, and the optimizer starts anew;
         with "optimizer", it keeps what fits, and another optimizer starts anew."""
-        _take_weights(self, tree, accept)
+        _take_weights(self, tree, checked_accept(accept))
         self.take_values(tree)
 
     def take_values(self, tree: StateDict) -> None:
@@ -120,7 +121,7 @@ class TrainerState:
         model: nn.Module | None = None,            # filled with the weights; None: built, if its class is registered
         optimizer: GivenOptimizer | None = None,   # needed again if it was not a name
         device: torch.device | str = "cpu",
-        accept: Sequence[str] = (),                # "model", "optimizer": go on with another, as far as it fits
+        accept: str | Sequence[str] = (),          # "model", "optimizer": go on with another, as far as it fits
     ) -> "TrainerState":
         """Read a state. DataError if there is none or it is damaged, or its model has to be given, or does not fit."""
         tree, file = read_tree(path)
@@ -129,7 +130,7 @@ class TrainerState:
     @classmethod
     def from_tree(
         cls, tree: StateDict, model: nn.Module | None = None, optimizer: GivenOptimizer | None = None,
-        device: torch.device | str = "cpu", file: str | os.PathLike | None = None, accept: Sequence[str] = (),
+        device: torch.device | str = "cpu", file: str | os.PathLike | None = None, accept: str | Sequence[str] = (),
     ) -> "TrainerState":
         """Make a state of what a checkpoint, read from `file`, holds; see `load`."""
         with _errors_of(tree, file):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from ..core.files import absolute_path
-from ..core.settings import whole_number
+from ..core.settings import explain_settings, suggesting_keywords, whole_number
 from ..core.text import Json, Record, StateDict
 from ..models.base import TractographyModel, usable_device
 from ..runs.checkpoint import Checkpoints
@@ -123,10 +123,11 @@ def config_of(trainer: "Trainer") -> Record:
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e004
 def with_settings(init: Callable[..., None]) -> Callable[..., None]:
-    """Show the settings as keywords in the signature of a trainer, for help and completion."""
+    """Show the settings as keywords in the signature of a trainer, for help and completion, and explain each."""
     own = [p for p in inspect.signature(init).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     vars(init)["__signature__"] = inspect.Signature([*own, *inspect.signature(TrainerSettings).parameters.values()])
-    return init
+    init.__doc__ = f"{init.__doc__}\n\nThe settings:\n\n{explain_settings(TrainerSettings)}"
+    return suggesting_keywords(init)
 
 
 OF_THIS_PROCESS = {
@@ -156,6 +157,7 @@ class Trainer:
         batch_loader: Any = None,                    # a function, or load_batch_streamlines(ids, epoch=, training=)
         *args: Any, **settings: Any,                 # those of `TrainerSettings`, in their order or by name
     ):
+        """Make a trainer; its settings are keywords. TypeError for others, ValueError for values they cannot have."""
         self.settings = TrainerSettings(*args, **settings)
         check_loader(type(self), batch_loader)
         self.model, self.batch_sampler, self.batch_loader = model, batch_sampler, batch_loader
