@@ -362,6 +362,6 @@ def _link_subject(
             check_twins(checksums, config, placed, path)
             write_root(h5, config, placed, job.options, checksums)
             write_orientations(h5, orientations)
-            write_space_check(h5, space_check_in(h5) | frames)
+            write_space_check(h5, {**space_check_in(h5), **frames})
         if (path.stat().st_ino, path.stat().st_mtime_ns) != (stamp.st_ino, stamp.st_mtime_ns):
             raise DataError("was changed by someone else meanwhile", file=path, fix="Add the subject again")
