@@ -349,7 +349,7 @@ def _link_subject(
         with h5py.File(temporary, "r+", **OWN) as h5:
             checksums = all_checksums(h5) | _linked(h5, file, file.parent.name, job.entries)
             del h5.attrs["tractkit_checksums"]
-            check_twins(checksums, config, placed, path)
+            check_twins(checksums, config, placed, path, job.entries)
             write_root(h5, config, placed, job.options, checksums)
             write_orientations(h5, orientations)
         if (path.stat().st_ino, path.stat().st_mtime_ns) != (stamp.st_ino, stamp.st_mtime_ns):
