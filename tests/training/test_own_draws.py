@@ -4,6 +4,7 @@ killed at random, ends in the same bits, whoever else draws before and after it.
 import random
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -19,8 +20,11 @@ from torch import nn
 from tractkit.models.layers import GlobalGenerators, StepNoise, initialize_weights
 from tractkit.runs.log import RunLog
 from tractkit.training.callbacks import Callback, Event, OnNonFinite, TorchSchedule
+from tractkit.training.control import Stopped
 from tractkit.training.policy import LambdaEpoch, Policy
+from tractkit.training.session import has_own_steps
 from tractkit.training.state import TrainerState
+from tractkit.training.trainer import Trainer
 
 FEEDING = {"thread": {}, "workers": {"num_workers": 2}, "in turns": {"prefetch": 0}}
 
@@ -141,6 +145,26 @@ def test_steps_differ_and_validations_do_not():
             seen[name] = draw(KINDS)
     assert seen["3"] == seen["again"] and seen["valid"] == seen["valid again"]
     assert len({seen[name] for name in ("3", "4", "valid", "other")}) == 4
+
+
+@pytest.mark.parametrize("step", [6, 8])
+def test_a_sampler_that_validates_on_others_is_noticed(tmp_path, step):
+    """Also in the midst of an epoch; one that plans the same, by draws, is not taken for another."""
+    class Other(DrawingPoints):
+        def plan(self, epoch, subset):
+            plan = super().plan(epoch, subset)
+            return plan[:, ::-1] if subset == "validation" else plan
+
+    said = []
+    for kind in (DrawingPoints, DrawingPoints, Other):
+        trainer = fit(tmp_path, "run", DrawingFit, DrawingNet([]), kind({"sampler": KINDS}), max_epochs=3)
+        stop = step if not said else step + 2
+        trainer.listeners.append(
+            lambda event, t, stop=stop: event == "batch" and t.state.global_step == stop and t.control.stop())
+        others_draw(len(said))
+        trainer.train_and_validate()
+        said.append([m for m in trainer.messages if "plans" in m])
+    assert not said[0] + said[1] and len(said[2]) == 1 and "another validation" in said[2][0]
 
 
 class FitValidates(DrawingFit):
@@ -270,6 +294,145 @@ def test_a_run_of_the_old_rule_keeps_it(tmp_path):
         ends.append(other.train_and_validate(old))
         assert "draws" not in ends[-1].fingerprints
     assert same_states(ends[0], ends[1]) == [] and same_states(ends[0], ends[2]) != []
+
+
+# -- two trainings in one kernel
+
+def beside(call):
+    """Make a call in a thread. Return it; it is joined by `ended`."""
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    return thread
+
+
+def ended(thread):
+    thread.join(20)
+    return not thread.is_alive()
+
+
+def in_the_background(*trainers):
+    for trainer in trainers:
+        trainer.start()
+    return [trainer.wait(60) for trainer in trainers]
+
+
+def test_two_trainings_that_draw_take_turns(tmp_path):
+    """In threads of one kernel: each has the weights that it has alone, and no loader is blamed."""
+    job = dict.fromkeys(WHERE, KINDS)
+    kinds = [(job, {}), ({"forward": ["numpy"]}, {"rng": 5})]
+    alone = [make_trainer(tmp_path, f"alone {i}", job, max_epochs=2, **options).train_and_validate()
+             for i, (job, options) in enumerate(kinds)]
+    trainers = [make_trainer(tmp_path, f"both {i}", job, slow=0.002, max_epochs=2, **options)
+                for i, (job, options) in enumerate(kinds)]
+    both = in_the_background(*trainers)
+    assert [same_states(a, b) for a, b in zip(alone, both, strict=True)] == [[], []]
+    assert not [m for m in trainers[1].messages if "loader draws" in m]
+    assert [len([m for m in t.messages if "start(process=True)" in m]) for t in trainers] == [1, 1]
+
+
+def test_cells_are_a_matter_of_trainings_in_the_background(tmp_path):
+    trainers = [make_trainer(tmp_path, "draws", {"loss": ["random"]}, max_epochs=1), fit(tmp_path, max_epochs=1)]
+    trainers[0].train_and_validate()
+    in_the_background(trainers[1])
+    assert not [m for t in trainers for m in t.messages if "start(process=True)" in m]
+
+
+def test_a_policy_that_trains_another_model(tmp_path):
+    """In the turn of the trainer that calls it, also by a thread that loads."""
+    job = dict.fromkeys(WHERE, KINDS)
+
+    def train_another(epoch, **_):
+        make_trainer(tmp_path, f"inner {epoch}", job, max_epochs=1).train_and_validate()
+
+    trainer = make_trainer(tmp_path, "outer", job, max_epochs=1, policies=[Callback(epoch_finished=train_another)])
+    trainer.start()
+    trainer.wait(30)
+    plain = make_trainer(tmp_path, "plain", job, max_epochs=1).train_and_validate()
+    inner = TrainerState.load(tmp_path / "inner 0", model=DrawingNet(KINDS))
+    assert [k for k in same_states(plain, inner) if "policies" not in k] == []
+
+
+def test_what_never_draws_does_not_wait():
+    """And leaves the generators to those that draw."""
+    one, other, seen = GlobalGenerators(), GlobalGenerators(), []
+    with one.seeded(1):
+        expected = draw(KINDS), draw(KINDS)
+    with one.seeded(1):
+        first = draw(KINDS)
+
+        def step():
+            with other.seeded(2, waits=False):
+                seen.append(1)
+
+        assert ended(beside(step)) and seen
+        assert (first, draw(KINDS)) == expected
+
+
+def test_a_training_that_is_paused_lets_others_draw():
+    one, other, seen = GlobalGenerators(), GlobalGenerators(), []
+    with one.seeded(1):
+        expected = draw(KINDS), draw(KINDS)
+
+    def step():
+        with other.seeded(2):
+            seen.append(draw(KINDS))
+
+    with one.seeded(1):
+        first, waiting = draw(KINDS), beside(step)
+        assert not seen
+        one.lend()
+        assert ended(waiting)
+        one.take_back()
+        assert (first, draw(KINDS)) == expected
+    step()
+    assert seen[0] == seen[1]
+
+
+def test_a_training_that_waits_can_be_stopped():
+    one, other, raised = GlobalGenerators(), GlobalGenerators(), []
+
+    def stop():
+        raise Stopped("stopped")
+
+    def step():
+        other.on_wait = stop
+        try:
+            with other.seeded(2, may_end=True):
+                pass
+        except Stopped as e:
+            raised.append(e)
+
+    with one.seeded(1):
+        assert ended(beside(step)) and raised
+
+
+def test_a_training_that_hangs_holds_nobody(monkeypatch):
+    monkeypatch.setattr("tractkit.models.layers._PATIENCE", 0.0)
+    one, other, before = GlobalGenerators(), GlobalGenerators(), []
+
+    def step():
+        with other.seeded(2):
+            before.append(draw(KINDS))
+
+    others_draw(1)
+    expected = draw(KINDS)
+    others_draw(1)
+    with one.seeded(1):
+        assert ended(beside(step))
+    assert draw(KINDS) == expected
+    assert before and len(other.notes) == 1 and "hung" in other.notes[0]
+    step()
+    assert before[0] == before[1]
+
+
+def test_steps_of_this_package_are_known_not_to_draw(tmp_path):
+    def is_own(kind=Trainer, model=None, **events):
+        trainer = fit(tmp_path, kind=kind, model=model, policies=[Callback(**events)])
+        return has_own_steps(trainer, TrainerState.create(trainer.model))
+
+    assert not is_own(epoch_finished=print)
+    assert is_own(gradient_ready=print) and is_own(DrawingFit) and is_own(model=DrawingNet([]))
+    assert is_own(model=nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
 
 
 # -- killed

@@ -179,8 +179,9 @@ class LoadDraws:
         self.alone = True
         self.notes.append(
             f"The loader draws from {generator_names(drawn)}: its batches are loaded between steps from now on, not "
-            "ahead of them. A generator of its own, np.random.default_rng((seed, epoch, ...)), or num_workers=1 or "
-            "more has them loaded ahead again")
+            "ahead of them; the numbers are right either way. To have them loaded ahead again, make a generator in "
+            "each load, rng = np.random.default_rng((seed, epoch, *ids)), and draw from it; or use num_workers=1 or "
+            "more")
 
     def is_in_doubt(self, made: "_Made") -> bool:
         """Return whether somebody has drawn since a batch was begun."""
@@ -200,7 +201,7 @@ class LoadDraws:
 
 def _seeded(draws: LoadDraws | None, seed: int | None, ask: bool = False) -> AbstractContextManager[set[str]]:
     """Seed the global generators, where they are to be seeded."""
-    return nullcontext(set()) if draws is None or seed is None else draws.generators.seeded(seed, ask)
+    return nullcontext(set()) if draws is None or seed is None else draws.generators.seeded(seed, ask, may_end=True)
 
 # %% ../../nbs/data/08_prefetch.ipynb #c85462b8
 _Item = tuple[_Ids, int, bool, int | None]  # the ids of a batch as the plan has them, epoch, training, seed

@@ -13,10 +13,12 @@ import ctypes
 import operator
 import os
 import random
+import threading
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -201,6 +203,101 @@ class _Outer:
     bits: np.random.BitGenerator | None = None
     own: np.random.RandomState | None = None
 
+# %% ../../nbs/models/01_layers.ipynb #d4a70002
+_LOOK_AFTER = 0.5   # seconds between two looks at commands, while another training draws
+_PATIENCE = 60.0    # seconds without a sign of life, after which a turn is over
+
+
+@dataclass(eq=False)
+class _Turn:
+    """A time in which one training draws from the global generators."""
+
+    thread: int
+    owners: set["GlobalGenerators"] = field(default_factory=set)  # several where a policy trains another model
+    depth: int = 0
+    since: float = 0.0
+
+
+class _Turns:
+    """Lets the trainings of a process draw from the global generators one after another."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._now: _Turn | None = None
+        self._waiting: list[GlobalGenerators] = []
+
+    def take(self, owner: "GlobalGenerators", waits: bool = True, may_end: bool = False) -> _Turn | None:
+        """Begin a turn, or go deeper into one's own. None if another training has it and one does not wait."""
+        with self._changed:
+            if not self._is_free(owner):
+                if not waits:
+                    return None
+                self._wait(owner, may_end)
+            self._now = turn = self._now or _Turn(threading.get_ident())
+            turn.owners.add(owner)
+            turn.depth, turn.since = turn.depth + 1, time.monotonic()
+            return turn
+
+    def _is_free(self, owner: "GlobalGenerators") -> bool:
+        if self._now is None:
+            return not self._waiting or self._waiting[0] is owner
+        return owner in self._now.owners or self._now.thread == threading.get_ident()
+
+    def _wait(self, owner: "GlobalGenerators", may_end: bool) -> None:
+        self._waiting.append(owner)
+        try:
+            while not self._is_free(owner):
+                self._changed.wait(_LOOK_AFTER)
+                if may_end:
+                    owner.on_wait()
+                if self._waiting[0] is owner and self._end_hung():
+                    owner.notes.append(
+                        f"Another training of this kernel draws random numbers and has hung for {_PATIENCE:.0f} s: "
+                        "this one does not wait for it. The numbers of that one may not repeat")
+        finally:
+            self._waiting.remove(owner)
+            self._changed.notify_all()
+
+    def _end_hung(self) -> bool:
+        """End a turn without a sign of life. Return whether there was one."""
+        if self._now is None or time.monotonic() - self._now.since < _PATIENCE:
+            return False
+        self._now = None
+        return True
+
+    def leave(self, turn: _Turn | None) -> None:
+        """Come out of a block of a turn; out of the last one, end the turn."""
+        with self._changed:
+            if turn is not None and turn is self._now:
+                turn.depth -= 1
+                if not turn.depth:
+                    self._now = None
+                    self._changed.notify_all()
+
+    def lend(self, owner: "GlobalGenerators") -> _Turn | None:
+        """Interrupt a turn of a thread, if it has one. Return it."""
+        with self._changed:
+            turn = self._now
+            if turn is None or owner not in turn.owners or turn.thread != threading.get_ident():
+                return None
+            self._now = None
+            self._changed.notify_all()
+            return turn
+
+    def take_back(self, turn: _Turn) -> None:
+        """Go on with a turn that was interrupted."""
+        with self._changed:
+            while self._now is not turn:
+                if self._now is None or self._end_hung():
+                    self._now, turn.since = turn, time.monotonic()
+                else:
+                    self._changed.wait(_LOOK_AFTER)
+
+
+_TURNS = _Turns()
+if hasattr(os, "register_at_fork"):  # a fork has none of the threads that wait
+    os.register_at_fork(after_in_child=lambda: vars(_TURNS).update(vars(_Turns())))
+
 # %% ../../nbs/models/01_layers.ipynb #44dcda6a
 class GlobalGenerators:
     """Seed the global generators of torch, NumPy and Python for blocks of code, and put them back."""
@@ -218,22 +315,57 @@ class GlobalGenerators:
         self.nb_changes = 0             # how often that was seen
         self._left: dict[str, Hashable] = {}
         self._before = np.random.get_state(legacy=False)
+        self.on_wait: Callable[[], None] = lambda: None  # called now and then while another training draws
+        self.notes: list[str] = []                       # what the user is to know
+        self._lent: _Turn | None = None
+        self.is_beside_cells = threading.current_thread() is not threading.main_thread()
 
     @contextmanager
     def seeded(
         self,
         seed: int,
-        ask: bool = False,  # what is drawn in the block
+        ask: bool = False,       # what is drawn in the block
+        waits: bool = True,      # False: where another training draws, do not seed
+        may_end: bool = False,   # on_wait may raise
     ) -> Iterator[set[str]]:
-        """Seed the generators for the block. After it, if asked, the set that is yielded has those drawn from."""
+        """Seed the generators for the block, which other trainings of this process do not draw beside.
+
+        After it, if asked, the set that is yielded has those drawn from."""
         drawn: set[str] = set()
-        outer = self._seed(seed)
-        try:
+        turn = _TURNS.take(self, waits, may_end) if self._torch else None
+        if turn is None:
             yield drawn
+            return
+        try:
+            outer = self._seed(seed)
+            try:
+                yield drawn
+            finally:
+                _TURNS.take_back(turn)
+                drawn |= self._put_back(outer)
+                if drawn and not ask:
+                    self._note_in_block(drawn)
         finally:
-            drawn |= self._put_back(outer)
-            if drawn and self.watching and not ask:
-                self.note(drawn)
+            _TURNS.leave(turn)
+
+    def _note_in_block(self, drawn: set[str]) -> None:
+        if self.is_beside_cells:
+            self.is_beside_cells = False
+            self.notes.append(
+                f"This training draws from {generator_names(drawn)}, which all code of a kernel shares: a cell that "
+                "draws while it trains changes its numbers. start(process=True) trains where no cell draws")
+        if self.watching:
+            self.note(drawn)
+
+    def lend(self) -> None:
+        """Let other trainings draw, in a pause inside of a block."""
+        self._lent = _TURNS.lend(self)
+
+    def take_back(self) -> None:
+        """Let no others draw any more, after a pause."""
+        if self._lent is not None:
+            _TURNS.take_back(self._lent)
+        self._lent = None
 
     def _seed(self, seed: int) -> _Outer:
         """Seed the generators. Return what they were."""
@@ -270,7 +402,7 @@ class GlobalGenerators:
 
     def watch(self) -> None:
         """Begin to look for draws. Those of torch that were seen before are known still."""
-        self._left, self.watching = self._marks(), True
+        self._left, self.watching = self._read_marks(), True
         self.changed &= {"torch"}
 
     def unwatch(self) -> None:
@@ -279,7 +411,7 @@ class GlobalGenerators:
 
     def look(self) -> None:
         """Note what was drawn since the last look, outside of blocks."""
-        self._look(self._marks())
+        self._look(self._read_marks())
 
     def note(self, drawn: set[str]) -> None:
         """Note what was drawn. Where that is torch's alone, it is noted once."""
@@ -292,11 +424,15 @@ class GlobalGenerators:
             self.note(drawn)
         self._left = marks
 
-    def _marks(self) -> dict[str, Hashable]:
-        """Return what changes in each generator when something is drawn from it."""
-        return {"torch": _bytes_of([g.get_state() for g in self._torch]),
-                "numpy": _mark_of_bits(np.random.mtrand.get_bit_generator()),
-                "random": _mark_of(_READ(), vars(_PYTHON)["gauss_next"])}
+    def _read_marks(self) -> dict[str, Hashable]:
+        """Return what changes in each generator when something is drawn from it, read while no training draws."""
+        turn = _TURNS.take(self, may_end=True)
+        try:
+            return {"torch": _bytes_of([g.get_state() for g in self._torch]),
+                    "numpy": _mark_of_bits(np.random.mtrand.get_bit_generator()),
+                    "random": _mark_of(_READ(), vars(_PYTHON)["gauss_next"])}
+        finally:
+            _TURNS.leave(turn)
 
     def close(self) -> None:
         """Put back a normal number that NumPy had drawn ahead: it is lost where its generator is replaced."""
@@ -350,6 +486,7 @@ class StepNoise:
         use_generator(model, self.generator)
         self.unsaved = UnsavedAttributes(model, trainer=trainer)
         self.shared = draws_from_torch(model)
+        self.waits = True  # for a turn, before a step; False for a training whose steps are known not to draw
         self.globals = GlobalGenerators(
             self.device, tuple(_GENERATORS) if rule else ("torch",) if self.shared else ())
         if self.shared:
@@ -365,15 +502,16 @@ class StepNoise:
         """Seed the noise for what is computed inside the block."""
         seed = torch_seed(fold(self.seed, "noise", step))
         self.generator.manual_seed(seed)
-        with self.unsaved.watched(), self.globals.seeded(seed):
+        with self.unsaved.watched(), self.globals.seeded(seed, waits=self.waits, may_end=True):
             yield
 
     def validation(self, i: int) -> contextlib.AbstractContextManager:
         """Seed the noise for batch `i` of a validation: the same in each epoch."""
         seed = torch_seed(fold(self.seed, "validation", i))
-        if self.rule:
-            self.generator.manual_seed(seed)
-        return self._seeded(seed)
+        if not self.rule:
+            return contextlib.nullcontext()
+        self.generator.manual_seed(seed)
+        return self.globals.seeded(seed, waits=self.waits, may_end=True)
 
     def event(self, name: str, at: int) -> contextlib.AbstractContextManager:
         """Seed the noise for what policies draw at an event of an epoch or a step."""

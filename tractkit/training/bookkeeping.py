@@ -19,7 +19,7 @@ from .control import Stopped
 from .data_check import settle_content
 from .errors import add_place_to_errors
 from .live_settings import check_changes, keeps_own_rates
-from .resume import check_plan, describe_settings
+from .resume import check_plan, describe_settings, note_validation_plan
 from .policy import SettingValue
 from .session import EpochEnd, OtherBatches, Session, weighted_mean
 from .trainable import (
@@ -154,6 +154,9 @@ def rest(trainer: Trainable, resting: bool) -> None:
     state, session = at_work(trainer)
     if resting:
         write_checkpoint(trainer)
+        session.noise.globals.lend()
+    else:
+        session.noise.globals.take_back()
     trainer.reporter.rest(resting, state)
     session.clock.lap()
     session.loading.forget_pause()
@@ -253,6 +256,7 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
         session.note_trained(state.epoch, state.train_loss)
     trained = session.trained[0] == state.epoch
     losses = trainer.ranks.share(trainer.run_folder.log.losses(state.epoch)) if trained else []
+    note_validation_plan(trainer, state, session.plans.of("validation")[0])
     if trained:
         call_policies(trainer, Event.VALIDATION_STARTED, state.epoch, losses)
     session.begin_step(1)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['torch_threads', 'claim_model', 'refuse_busy_model', 'holding_model', 'find_state', 'check_fit', 'check_plan',
-           'nothing_left', 'share_state', 'describe_settings', 'leave_to_others', 'show_position']
+           'note_validation_plan', 'nothing_left', 'share_state', 'describe_settings', 'leave_to_others',
+           'show_position']
 
 # %% ../../nbs/training/11_resume.ipynb #2ea88d49
 import contextlib
@@ -198,6 +199,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
     sampler, config = sampler_settings(trainer.batch_sampler), describe_settings(trainer)
     environment = describe_environment(trainer.device, torch.get_num_threads())
     before = state.fingerprints
+    warned = announce_difference if trainer.run_folder.checkpoints.steps() else announce  # a branch is other on purpose
     if before:
         if changed := differences(before["environment"], environment):
             warnings.warn(
@@ -209,14 +211,17 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
                 f"the new ones begin with epoch {state.epoch + 2}."
                 if state.batch else "")
             is_known = all(text.partition(":")[0] in trainer.live.changed for text in changed)  # made while it trained
-            say = announce if is_known else announce_difference
+            say = announce if is_known else warned
             say(trainer, f"The sampler has changed: {'; '.join(changed)}.{later}")
         if not state.batch and (text := _other_plan(trainer, before.get("planned", ""))):
-            announce_difference(trainer, f"The sampler plans other batches than before: {text}.")
+            warned(trainer, f"The sampler plans other batches than before: {text}.")
+        elif text := _other_plan(trainer, before.get("planned_validation", ""), "validation"):
+            warned(trainer, f"The sampler plans another validation than before: {text}. Losses of before "
+                            "are of other batches.")
         if changed := differences(before["config"], config):
-            announce_difference(trainer, f"Going on with other settings: {'; '.join(changed)}.")
+            warned(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
-    kept = {key: before[key] for key in ("changes", "planned", "draws", "event_draws") if before.get(key)}
+    kept = {key: before[key] for key in _KEPT if before.get(key)}
     kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE}
     kept |= _layers_in_eval(trainer, before) | _optimizer_as_made(trainer, state)
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
@@ -237,6 +242,9 @@ def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:
                             "use the new ones, take() the state, then change(learning_rate=...), or set others in "
                             "state.optimizer.param_groups.")
     return {"optimizer": made} if made else {}
+
+
+_KEPT = ("changes", "planned", "planned_validation", "draws", "event_draws")
 
 
 def _layers_in_eval(trainer: Trainable, before: Record) -> Record:
@@ -270,21 +278,27 @@ def check_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None
         state.fingerprints["planned"] = sample
 
 
-def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None) -> str:
+def note_validation_plan(trainer: Trainable, state: TrainerState, plan: BatchPlan) -> None:
+    """Keep a sample of what is validated on in this epoch: it is compared when the run is resumed."""
+    if sample := _sample(trainer, state.epoch, plan, "validation"):
+        state.fingerprints["planned_validation"] = sample
+
+
+def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None, subset: str = "training") -> str:
     """Return a sample of the plan of an epoch, which may be at hand; empty for a sampler with settings."""
     sampler = trainer.batch_sampler
     if isinstance(sampler, Described):
         return ""
     if plan is None or trainer.ranks.size > 1:  # that of a rank has parts of batches
-        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, "training")):
-            plan = sampler.plan(epoch, "training")
+        with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, subset)):
+            plan = sampler.plan(epoch, subset)
     return plan_sample(plan.plans[0] if isinstance(plan, ChainedPlan) else plan, epoch)
 
 
-def _other_plan(trainer: Trainable, before: str) -> str:
+def _other_plan(trainer: Trainable, before: str, subset: str = "training") -> str:
     """Plan an epoch again. Return what differs from the sample of before; empty if nothing does."""
     epoch = int(before.partition(" ")[0]) if before else 0
-    now = _sample(trainer, epoch) if before else ""
+    now = _sample(trainer, epoch, subset=subset) if before else ""
     text = sample_differences(before, now) if now else ""
     return f"of epoch {epoch + 1}, {text}" if text else ""
 

@@ -23,7 +23,7 @@ from ..core.files import DataError
 from ..core.text import Record
 from ..models.base import is_saved_whole, save_model, saved_step
 from ..runs.checkpoint import Checkpoints, load_checkpoint
-from .callbacks import Event, EventArgument, Policies
+from .callbacks import IN_STEP, Event, EventArgument, Policies
 from .control import Control
 from .epoch_plan import Batch, Sampler
 from .live_settings import LiveSettings
@@ -131,13 +131,12 @@ def seeding_event(
 ) -> contextlib.AbstractContextManager[set[str] | None]:
     """Seed the global generators for what policies of a user's own draw at an event outside of a step."""
     state, session = at_work(trainer)
-    if event in _IN_STEP or not session.seeds_events or not trainer.policies.may_draw(event):
+    if event in IN_STEP or not session.seeds_events or not trainer.policies.may_draw(event):
         return contextlib.nullcontext()
     at = 0 if event is Event.TRAINING_STARTED else args[0] if event in _OF_EPOCH else state.global_step
     return session.noise.event(event.value, int(at))  # type: ignore[arg-type]
 
 
-_IN_STEP = (Event.GRADIENT_READY, Event.NON_FINITE)  # that is seeded already
 _OF_EPOCH = (Event.EPOCH_STARTED, Event.VALIDATION_STARTED, Event.EPOCH_FINISHED)
 
 
@@ -197,6 +196,7 @@ def write_checkpoint(trainer: Trainable, wait: bool = True) -> Path:
     path = run.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
     if wait:
         run.checkpoints.wait()
+    run.hold_checkpoints()
     if session is not None:
         session.saves.note(state.global_step)
         call_policies(trainer, Event.CHECKPOINT_SAVED, path)
