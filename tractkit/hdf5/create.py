@@ -359,7 +359,7 @@ def _link_subject(
         with h5py.File(temporary, "r+", **OWN) as h5:
             checksums = all_checksums(h5) | _linked(h5, file, file.parent.name, job.entries)
             del h5.attrs["tractkit_checksums"]
-            check_twins(checksums, config, placed, path)
+            check_twins(checksums, config, placed, path, job.entries)
             write_root(h5, config, placed, job.options, checksums)
             write_orientations(h5, orientations)
             write_space_check(h5, {**space_check_in(h5), **frames})

@@ -150,32 +150,53 @@ def all_checksums(h5: h5py.File) -> dict[str, str]:
 
 
 def find_twins(
-    checksums: Mapping[str, str],  # of groups of streamlines, by subject/group
-) -> Iterator[tuple[str, str, str]]:
-    """Yield a group and two subjects, wherever the streamlines of two subjects are the same."""
-    seen: dict[tuple[str, str], str] = {}
-    for key in sorted(checksums):
+    lines: Mapping[str, str],    # checksums of groups of streamlines, by subject/group
+    volumes: Mapping[str, str],  # of volumes
+) -> Iterator[tuple[str, str, str, str]]:
+    """Yield a group, two subjects and what they have in common: the streamlines of a group, or else all volumes.
+
+    One volume of several may be a template that all subjects share."""
+    seen: dict[tuple[tuple[str, str], ...], str] = {}
+    found: set[tuple[str, str]] = set()
+    for key in sorted(lines):
         subject, _, name = key.partition("/")
-        first = seen.setdefault((name, checksums[key]), subject)
+        first = seen.setdefault(((name, lines[key]),), subject)
         if first != subject:
-            yield name, first, subject
+            found.add((first, subject))
+            yield name, first, subject, "streamlines"
+    of_subjects: dict[str, list[tuple[str, str]]] = {}
+    for key in sorted(volumes):
+        subject, _, name = key.partition("/")
+        of_subjects.setdefault(subject, []).append((name, volumes[key]))
+    seen.clear()
+    for subject, all_volumes in of_subjects.items():
+        first = seen.setdefault(tuple(all_volumes), subject)
+        if first != subject and (first, subject) not in found:
+            yield all_volumes[0][0], first, subject, "volumes" if len(all_volumes) > 1 else "volume"
 
 
 def check_twins(
     checksums: Mapping[str, str], config: Mapping[str, Json], placed: Mapping[str, Sequence[SplitEntry]], file: Path,
+    added: Sequence[SplitEntry] = (),  # to a file: those that were there are compared with these alone
 ) -> None:
-    """Raise DataError for each subject that is there under two names in different splits; warn of those in one."""
+    """Raise DataError for each subject that is there under two names in different splits; warn of those in one.
+
+    Shares of one subject, asked for as such, may be anywhere."""
     splits = {e.name: split for split, entries in placed.items() for e in entries}
-    names = {name for name, group in config.items() if isinstance(group, Mapping) and group["type"] == "streamlines"}
-    lines = {key: c for key, c in checksums.items() if key.partition("/")[2] in names}
+    origins = {e.name: e.subject for entries in placed.values() for e in entries}
+    new = {e.name for e in added} or set(origins)
+    kinds = {name: group["type"] for name, group in config.items() if isinstance(group, Mapping)}
+    lines, volumes = ({key: c for key, c in checksums.items() if kinds.get(key.partition("/")[2]) == kind}
+                      for kind in ("streamlines", "volume"))
     with collecting() as errors:
-        for name, first, subject in find_twins(lines):
+        for name, first, subject, same in find_twins(lines, volumes):
+            if origins[first] == origins[subject] or not {first, subject} & new:
+                continue
             if splits[first] == splits[subject]:
-                warnings.warn(f"{subject}/{name}: has the streamlines of {first}: one subject counts twice",
-                              stacklevel=5)
+                warnings.warn(f"{subject}/{name}: has the {same} of {first}: one subject counts twice", stacklevel=5)
             else:
                 errors.append(DataError(
-                    f"has the streamlines of {first} of {splits[first]}, and is in {splits[subject]}", file=file,
+                    f"has the {same} of {first} of {splits[first]}, and is in {splits[subject]}", file=file,
                     subject=subject, group=name, fix="It is one subject under two names: leave one out"))
 
 
@@ -333,6 +354,9 @@ def open_hdf5(
                             fix="Keep the folder of subjects beside the file")
         if missing := [s for s in SPLITS if f"{s}_subjs" not in h5.attrs]:
             raise DataError(f"attribute '{missing[0]}_subjs' is missing", file=path,
+                            fix="Create it with tractkit.create_hdf5")
+        if whole and (bad := [s for s in SPLITS if not isinstance(h5.attrs[f"{s}_subjs"], np.ndarray)]):
+            raise DataError(f"attribute '{bad[0]}_subjs' is no list of names", file=path,
                             fix="Create it with tractkit.create_hdf5")
         version = h5.attrs.get("tractkit_format", HDF5_FORMAT)
         if not isinstance(version, (int, np.integer)) or version > HDF5_FORMAT:
