@@ -93,6 +93,19 @@ def test_fodf_where_all_have_it(tmp_path):
     assert (of_mrtrix.input, of_mrtrix.features, of_mrtrix.axes) == ("fodf", "sh:tournier07", "scanner")
 
 
+def test_fodf_of_mrtrix_chosen_by_name_have_its_basis(tmp_path):
+    touch(tmp_path, *(f"s{k}/{file}" for k in (1, 2) for file in ("dwi.mif", "my_fods.mif", "wmfod.nii.gz", "t.tck")),
+          "s1/fodf.nii.gz")
+    for name in ("*fods.mif", "my_fods.mif", "wmfod.nii.gz"):
+        chosen = plan_study(tmp_path, Choices(input="fodf", fodf=(name,)))
+        assert (chosen.features, chosen.axes) == ("sh:tournier07", "scanner")
+    said = plan_study(tmp_path, Choices(fodf=("*fods.mif",), basis="descoteaux07", axes="voxel"))
+    assert (said.features, said.axes) == ("sh:descoteaux07", "voxel")
+    assert plan_study(tmp_path, Choices(fodf=("fodf.nii.gz",)), subjects=["s1"]).features == "sh:descoteaux07_legacy"
+    with pytest.raises(DataError, match="my_fods.mif: is of MRtrix by its name, and fodf.nii.gz is not"):
+        plan_study(tmp_path, Choices(fodf=("/fodf.nii.gz", "fodf.nii.gz", "*fods.mif")))
+
+
 NAMES = {"sub-1__AF_left.trk": "AF_left", "sub-1_bundle-AF_tractogram.trk": "AF", "sub-1_ses-2_tractogram.trx":
          "tractogram", "sub-1_space-ACPC_model-x_bundle-CSTL_streamlines.tck.gz": "CSTL", "CC_1.tck": "CC_1",
          "sub-1__pft_tracking_prob_wm_seed_0.trk": "pft_tracking_prob_wm_seed_0",

@@ -34,6 +34,8 @@ class Choices:
     b0_threshold: float = 50         # s/mm²; volumes of at most this are b0
     sh_order: int | None = None
     bvecs_axes: Literal["fsl", "voxel"] = "fsl"
+    basis: str | None = None  # of fibre orientations; None: descoteaux07_legacy, of MRtrix's files tournier07
+    axes: Literal["voxel", "scanner", "fsl"] | None = None  # of them; None: voxel, of MRtrix's files scanner
 
 
 @dataclass(frozen=True)
@@ -206,11 +208,24 @@ def plan_study(
     kinds = [next((kind for kind in ("fodf", "mrtrix_fodf") if candidates(f, kind)), None) for f in found]
     has_fodf = choices.fodf or len(set(kinds)) == 1 and kinds[0] is not None
     if choices.input == "fodf" or choices.input == "auto" and has_fodf:
-        of_mrtrix = not choices.fodf and "mrtrix_fodf" in kinds
+        of_mrtrix = _are_of_mrtrix(found, choices) if choices.fodf else "mrtrix_fodf" in kinds
         plans = tuple(_plan_fodf(f, choices, "mrtrix_fodf" if of_mrtrix else "fodf") for f in found)
-        return Study(plans, "fodf", "sh:tournier07" if of_mrtrix else "sh:descoteaux07_legacy",
-                     "scanner" if of_mrtrix else "voxel", None, None)
+        basis = choices.basis or ("tournier07" if of_mrtrix else "descoteaux07_legacy")
+        return Study(plans, "fodf", f"sh:{basis}", choices.axes or ("scanner" if of_mrtrix else "voxel"), None, None)
+    if choices.basis or choices.axes:
+        raise ValueError("basis= and axes= are of fibre orientations, and the input is computed from the series")
     return _with_shell(tuple(_plan_sh(f, choices) for f in found), choices)
+
+
+def _are_of_mrtrix(found: Sequence[FoundSubject], choices: Choices) -> bool:
+    """Return whether fibre orientations chosen by name are MRtrix's. Raises DataError if some are and some are not."""
+    files = [(f, file) for f in found for file in candidates(f, "fodf", choices.fodf)]
+    theirs = [file for f, file in files if file.name.endswith(MIF_ENDINGS) or file in candidates(f, "mrtrix_fodf")]
+    if 0 < len(theirs) < len(files) and not (choices.basis and choices.axes):
+        other = next(file for _, file in files if file not in theirs)
+        raise DataError(f"is of MRtrix by its name, and {other.name} is not: they have different bases",
+                        file=theirs[0], fix="Choose those of one program, or say basis= and axes= for all of them")
+    return bool(theirs)
 
 
 def _is_called(found: FoundSubject, name: str) -> bool:
