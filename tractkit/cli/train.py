@@ -89,7 +89,7 @@ def add_run_options(
                    help="any setting, its value in YAML; repeat it")
     p.add_argument("--model", default=absent, help="class of the model")
     p.add_argument(
-        "--use-gpu", dest="device", action="store_const", const="cuda", default=absent, help="as --device cuda"
+        "--use-gpu", action="store_true", help="as --device cuda"
     )
     groups = {section: p.add_argument_group(f"settings of the {section}") for section in PARTS}
     for key, sections in run_settings().items():
@@ -169,6 +169,8 @@ def check_options(options: Mapping[str, Json]) -> None:
 def config_of_options(args: argparse.Namespace) -> tuple[Config, Path | None]:
     """Return the settings of a run, those of the command line over those of its config, and the config's file."""
     options = dict(vars(args))
+    if options.get("use_gpu") and not str(options.setdefault("device", "cuda")).startswith("cuda"):
+        raise DataError(f"--use-gpu and --device {options['device']} contradict each other", fix="Give one of them")
     check_options(options)
     config, file = read_start(args)
     for key, sections in run_settings().items():
@@ -236,8 +238,10 @@ def _import_problem(error: ImportError, imports: Sequence[str]) -> DataError:
 # %% ../../nbs/cli/00_train.ipynb #6495893b
 def _launch(config: Config, args: argparse.Namespace) -> tuple[str, Path]:
     """Train in several processes; return the phase in which the training ended, and the folder of the run."""
+    from tractkit.models.base import usable_device
     from tractkit.training.torchrun import launch
 
+    usable_device(str(config["trainer"].get("device") or "cpu"))  # before there is a folder
     if not config["trainer"].get("experiment_name"):  # all processes are to work on one folder
         folder = claim_folder(config["trainer"].get("experiments_path") or "runs", dated_names())
         remove_unused(folder, args)

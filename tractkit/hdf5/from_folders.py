@@ -11,7 +11,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
@@ -137,14 +137,20 @@ def _lines(given: Sequence[str]) -> list[str]:
 
 def _entries_of(line: str, names: Mapping[str, Sequence[str]]) -> list[str]:
     """Return an entry as it is, or the same for each session of the subject."""
-    subject, *share = line.split()
-    return [" ".join([name, *share]) for name in names.get(subject, [subject])]
+    subject = _subject_in(line.strip(), names)
+    share = line.strip().removeprefix(subject)
+    return [name + share for name in names.get(subject, [subject])]
+
+
+def _subject_in(entry: str, names: Container[str]) -> str:
+    """Return the subject of an entry, whose name may hold spaces, without its share."""
+    return entry if entry in names or len(entry.split()) < 2 else entry.rsplit(maxsplit=1)[0]
 
 # %% ../../nbs/hdf5/14_from_folders.ipynb #6f1d000c
 def _only_named(study: Study, splits: Mapping[str, Sequence[str]]) -> Study:
     """Return the study of the subjects that a split names. Raises DataError for one that is not there."""
-    named = [entry.split()[0] for entries in splits.values() for entry in entries]
     there = [plan.name for plan in study.subjects]
+    named = [_subject_in(entry, there) for entries in splits.values() for entry in entries]
     if unknown := [name for name in named if name not in there]:
         raise DataError("no such subject in the study", subject=unknown[0], fix=f"There are {', '.join(there)}")
     return replace(study, subjects=tuple(plan for plan in study.subjects if plan.name in named))
@@ -260,7 +266,7 @@ def from_bids(
     say(f"{len(study.subjects)} subject{'s' * (len(study.subjects) > 1)} in {place}\n\n{study_table(study)}\n")
     study = _without_incomplete(study, skip_incomplete, say)
     there = {plan.name for plan in study.subjects}
-    placed = {split: [e for e in entries if e.split()[0] in there] for split, entries in given.items()}
+    placed = {split: [e for e in entries if _subject_in(e, there) in there] for split, entries in given.items()}
     placed = placed if any((splits or {}).values()) else splits_of(study, {})
     say("\n".join(f"{split + ':':12}{' '.join(entries) or 'none'}" for split, entries in placed.items()) + "\n")
     if dry_run:

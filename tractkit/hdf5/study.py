@@ -122,21 +122,50 @@ def _masks(found: FoundSubject, choices: Choices) -> tuple[Path, ...]:
     return tuple(masks if masks or choices.mask else candidates(found, "tissues"))
 
 # %% ../../nbs/hdf5/13_study.ipynb #5f1d000d
-_ENTITIES = ("sub", "ses", "acq", "dir", "run", "space", "desc", "tracksys")
+_ENTITIES = ("sub", "ses", "acq", "dir", "run", "space", "tracksys", "coordsys", "trkmethod", "recogmethod", "hemi",
+             "desc", "bundle", "label")
+_GO_ON = ("desc", "bundle", "label")  # the words behind these belong to them: bundle-AF_L
+_KINDS = ("tractogram", "tractography", "streamlines")
 
 
-def _bundle_name(file: Path, subject: str) -> str:
-    """Return what a tractogram is of, from its file's name."""
-    stem = file.name.removesuffix(".gz").rpartition(".")[0].removeprefix(f"{subject}__")
-    words = [word for word in stem.split("_") if word]
-    said = [word.partition("-")[2] for word in words if word.startswith(("bundle-", "label-"))]
-    plain = [word for word in words if word.partition("-")[0] not in _ENTITIES or "-" not in word]
-    ends = [word for word in plain if word not in ("tractogram", "tractography", "streamlines")]
-    return said[0] if said else "_".join(ends or plain or words)
+def _said_by_name(file: Path, subject: str) -> dict[str, str]:
+    """Return the entities in a file's name, "" for the words without one, and "kind" for the last resort."""
+    stem = file.name.removesuffix(".gz").rpartition(".")[0].removeprefix(f"{subject}_")
+    said: dict[str, str] = {"kind": stem.strip("_")}
+    key = ""
+    for word in filter(None, stem.split("_")):
+        start, dash, value = word.partition("-")
+        if word in _KINDS:
+            said["kind"], key = word, ""
+            continue
+        known = bool(dash) and start in _ENTITIES
+        key = start if known else key if key in _GO_ON else ""
+        said[key] = "_".join(filter(None, (said.get(key), value if known else word)))
+    return said
+
+
+def _bundle_name(said: Mapping[str, str]) -> str:
+    """Return what a tractogram is of: its bundle with its side, else its own words, else its description."""
+    name = said.get("bundle") or said.get("label") or said.get("") or said.get("desc")
+    return "_".join(filter(None, (name, said.get("hemi")))) or said["kind"]
+
+
+def _bundle_names(files: Sequence[Path], subject: str) -> list[str]:
+    """Return the names of a subject's tractograms: what differs between files of one name is added to it, first of
+    what their names say, then the folder's name."""
+    said = [_said_by_name(file, subject) for file in files]
+    names = [_bundle_name(each) for each in said]
+    full = []
+    for name, each in zip(names, said, strict=True):
+        alike = [other for other, its in zip(said, names, strict=True) if its == name]
+        differing = [key for key in _ENTITIES if len({other.get(key) for other in alike}) > 1 and key in each]
+        full.append("_".join([name, *(f"{key}-{each[key]}" for key in differing)]))
+    return [f"{file.parent.name}_{name}" if full.count(name) > 1 else name
+            for file, name in zip(files, full, strict=True)]
 
 
 def _tractograms_of(found: FoundSubject, choices: Choices, problems: list[str]) -> dict[str, Path]:
-    """Return the tractograms by the names they will have. Of two with one name, the folder's name comes before it."""
+    """Return the tractograms by the names they will have."""
     files: list[Path] = []
     for pattern in choices.tractograms or ("*",):
         matches = candidates(found, "tractogram", [pattern])
@@ -147,9 +176,7 @@ def _tractograms_of(found: FoundSubject, choices: Choices, problems: list[str]) 
         problems.append("no tractogram (.trk, .trx, .tck)")
     problems += [f"{file.name} is a link, and its file is not here; fetch it (datalad get)"
                  for file in files if not file.exists()]
-    names = [_bundle_name(file, found.subject) for file in files]
-    names = [f"{file.parent.name}_{name}" if names.count(name) > 1 else name
-             for file, name in zip(files, names, strict=True)]
+    names = _bundle_names(files, found.subject)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         same = [str(file) for file, name in zip(files, names, strict=True) if name == twice[0]]
