@@ -112,6 +112,10 @@ def add_from_bids_options(p: argparse.ArgumentParser) -> None:
                         help="even (default: the largest that all subjects allow, up to 8)")
     signal.add_argument("--bvecs-axes", choices=("fsl", "voxel"), default="fsl",
                         help="axes that the directions are written in (default: fsl)")
+    signal.add_argument("--basis", metavar="NAME", help="of fibre orientations that the study has, such as "
+                        "descoteaux07 (default: descoteaux07_legacy, of MRtrix's files tournier07)")
+    signal.add_argument("--axes", choices=("voxel", "scanner", "fsl"),
+                        help="axes that they are in (default: voxel, of MRtrix's files scanner)")
     _add_processing(p)
 
 # %% ../../nbs/cli/01_data_files.ipynb #dbbfd9cb

@@ -258,7 +258,8 @@ def check_streamlines(
     if field is not None:
         own = tractogram.rasmm().transform(np.linalg.inv(field.affine))
         maps = field.maps
-        if field.finding.status == "wrong":  # were they tracked with what is wrong?
+        same = any(np.allclose(m, np.eye(3)) for m in maps)  # a basis may be wrong, and the axes right
+        if field.finding.status == "wrong" and not same:  # were they tracked with what is wrong?
             maps = np.concatenate([maps, np.eye(3)[None]])
         found = choose_placement(field.directions, own, field.affine, maps)
         if len(maps) > len(field.maps) and found.scores[-1].max() >= found.scores[:-1].max():

@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 from ..core.files import DataError, DataErrors, absolute_path, atomic_path, path_from_here
 from ..core.text import Json
 from ..dwi.prepare import check_shell, prepare_subject
+from ..dwi.sh_basis import ShBasis
 from .config import SPLITS, ProcessingOptions, read_config, split_lines
 from .create import create_hdf5
 from .sources import find_sources
@@ -230,6 +231,8 @@ class CreateOptions(TypedDict, total=False):
     save_intermediate: bool
     processes: int
     seed: int
+    accept_wrong_space: bool
+    accept_mixed_orientations: bool
 
 
 def from_bids(
@@ -256,6 +259,8 @@ def from_bids(
     ProcessingOptions(options.get("step_size"), options.get("nb_points"), options.get("compress"),
                       seed=options.get("seed", 0), compression=options.get("compression"))  # raises for bad numbers
     check_shell(choices.shell, choices.b0_threshold)
+    if choices.basis is not None:
+        ShBasis.parse(choices.basis)
     if choices.sh_order is not None and (choices.sh_order < 0 or choices.sh_order % 2):
         raise ValueError(f"the signal has even orders only, so sh_order cannot be {choices.sh_order}")
     if out.exists() and not (overwrite or dry_run):

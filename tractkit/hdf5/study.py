@@ -34,6 +34,8 @@ class Choices:
     b0_threshold: float = 50         # s/mm²; volumes of at most this are b0
     sh_order: int | None = None
     bvecs_axes: Literal["fsl", "voxel"] = "fsl"
+    basis: str | None = None  # of fibre orientations; None: descoteaux07_legacy, of MRtrix's files tournier07
+    axes: Literal["voxel", "scanner", "fsl"] | None = None  # of them; None: voxel, of MRtrix's files scanner
 
 
 @dataclass(frozen=True)
@@ -208,8 +210,10 @@ def plan_study(
     if choices.input == "fodf" or choices.input == "auto" and has_fodf:
         of_mrtrix = not choices.fodf and "mrtrix_fodf" in kinds
         plans = tuple(_plan_fodf(f, choices, "mrtrix_fodf" if of_mrtrix else "fodf") for f in found)
-        return Study(plans, "fodf", "sh:tournier07" if of_mrtrix else "sh:descoteaux07_legacy",
-                     "scanner" if of_mrtrix else "voxel", None, None)
+        basis = choices.basis or ("tournier07" if of_mrtrix else "descoteaux07_legacy")
+        return Study(plans, "fodf", f"sh:{basis}", choices.axes or ("scanner" if of_mrtrix else "voxel"), None, None)
+    if choices.basis or choices.axes:
+        raise ValueError("basis= and axes= are of fibre orientations, and the input is computed from the series")
     return _with_shell(tuple(_plan_sh(f, choices) for f in found), choices)
 
 
