@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import torch
+from draws_child import KINDS, WHERE, make_trainer
 from helpers_training import Fit, Points, fit, toy_model
 from torch import nn
 
@@ -150,6 +151,19 @@ TOGETHER = {  # not the same alone: that all ranks do the same is what counts
 }
 
 
+def train_with_draws(root: Path, ranks: Ranks) -> None:
+    """Everybody draws from global generators, in a run that is stopped and gone on with, and in one that is not."""
+    for i, (name, stop) in enumerate([("draws", None), ("draws-parts", 8), ("draws-parts", None)]):
+        torch.manual_seed(i + ranks.rank)
+        trainer = make_trainer(root, name, dict.fromkeys(WHERE, KINDS), max_epochs=2)
+        take_rank(trainer, ranks)
+        trainer.listeners.append(
+            lambda event, t, stop=stop: ranks.first and event == "batch" and t.state.global_step == stop
+            and t.control.stop())
+        trainer.train_and_validate()
+        assert trainer.state.global_step == (stop or 12)
+
+
 def main() -> None:
     ranks, root = Ranks.join(), Path(sys.argv[1])
     for name, make in (CASES | TOGETHER).items():
@@ -160,6 +174,7 @@ def main() -> None:
         weights = {k: v.tolist() for k, v in trainer.model.state_dict().items()}
         ranks.check_same(weights, f"weights after {name!r}")
         ranks.check_same(trainer.state.validation, f"length of the validation of {name!r}")
+    train_with_draws(root, ranks)
     ranks.leave()
 
 

@@ -26,7 +26,7 @@ __all__ = [
     # from the file to a batch
     "MultiSubjectDataset", "SubjectData", "MRIData", "SFTData", "BatchIDSampler", "StreamlineBatch",
     "StreamlinesBatchLoader", "BatchLoaderOneInput", "BatchLoaderSeveralInputs", "Neighborhood",
-    "resample_step", "resample_nb_points", "compress", "segment_directions",
+    "resample_step", "resample_nb_points", "segment_directions",
     # a model
     "Learn2Track", "TractographyModel", "StackedRNN", "KeyedDropout", "CosineRegression", "point_directions",
     "previous_directions", "initialize_weights", "register_model", "build_model", "save_model", "load_model",
@@ -39,7 +39,7 @@ __all__ = [
     "RunLog", "find_runs", "read_run", "read_runs", "plot_losses", "plot_runs", "plot_correlation", "write_csv",
     "export_comet", "upload_comet", "load_latest", "load_best_val", "load_weights", "read_weights",
     # tracking, and how good it is
-    "dilate_mask", "seeds_from_mask", "Tracker", "GroundTruth", "score_tractogram", "score_table",
+    "prepare_input", "dilate_mask", "seeds_from_mask", "Tracker", "GroundTruth", "score_tractogram", "score_table",
     "classify_streamlines", "compare_tractograms", "density_map", "track_dipy", "track_oracle",
     "previous_direction_loss",
     # any model on any batches

@@ -50,7 +50,6 @@ from .data.loader import BatchLoaderSeveralInputs as BatchLoaderSeveralInputs
 from .spatial.volume import Neighborhood as Neighborhood
 from .spatial.resample import resample_step as resample_step
 from .spatial.resample import resample_nb_points as resample_nb_points
-from .spatial.resample import compress as compress
 from .spatial.streamlines import segment_directions as segment_directions
 from .models.learn2track import Learn2Track as Learn2Track
 from .models.base import TractographyModel as TractographyModel
@@ -90,6 +89,7 @@ from .runs.weights import load_latest as load_latest
 from .runs.weights import load_best_val as load_best_val
 from .runs.weights import load_weights as load_weights
 from .runs.weights import read_weights as read_weights
+from .hdf5.recipe import prepare_input as prepare_input
 from .tracking.tracker import dilate_mask as dilate_mask
 from .tracking.tracker import seeds_from_mask as seeds_from_mask
 from .tracking.tracker import Tracker as Tracker

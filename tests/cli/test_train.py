@@ -196,6 +196,21 @@ def test_other_mistakes_are_one_line(data, whole, tmp_path, capsys):
         main(["train", str(data), "--max-epoks", "3"])
 
 
+@pytest.mark.parametrize("argv, named", [
+    (["--use-gpu", "--device", "cpu"], "--use-gpu and --device cpu contradict each other. Give one of them"),
+    (["--device", "cpu", "--use-gpu"], "--use-gpu and --device cpu contradict each other. Give one of them"),
+    pytest.param(["--use-gpu"], "this machine has no GPU", marks=pytest.mark.skipif(
+        torch.cuda.is_available(), reason="there is a GPU")),
+    (["--device", "cuda:99", "--nproc-per-node", "2"], "device 'cuda:99': this machine has"),
+    (["--nb-features", "7"], "the model reads 7 features"),
+])
+def test_a_device_or_width_that_does_not_fit_leaves_no_folder(data, tmp_path, capsys, monkeypatch, argv, named):
+    monkeypatch.chdir(tmp_path)
+    groups = ["--input-group-name", "input", "--streamline-group-name", "streamlines", "--num-workers", "0"]
+    assert named in complaint(capsys, "train", str(data), *groups, *argv)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_number_is_a_number(tmp_path):
     (tmp_path / "c.yaml").write_text(
         "trainer: {weight_decay: 1e-3, learning_rate: 0.01*3 0.001, clip_grad: 1., experiment_name: 2026-11-21}"

@@ -168,6 +168,26 @@ def test_links(tmp_path):
     assert len({os.path.realpath(file) for _, file in found.files}) == len(found.files)
 
 
+def test_what_cannot_be_read_is_left_out_and_reported_once(tmp_path, monkeypatch):
+    bids(tmp_path)
+    (tmp_path / "self").symlink_to("self")
+    (tmp_path / "sub-01" / "dwi" / "self").symlink_to("self")
+    (tmp_path / "sub-01" / "closed").mkdir()
+    (tmp_path / "closed").mkdir()
+    real = os.scandir
+
+    def scandir(folder):
+        if os.path.basename(folder) == "closed":
+            raise PermissionError(13, "Permission denied", os.fspath(folder))
+        return real(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.warns(UserWarning, match="4 places cannot be read and are left out: .*closed.*Permission") as said:
+        (found,) = find_subjects(tmp_path)
+    assert len(said) == 1
+    assert chosen(found, "bvals") == ["sub-01/dwi/sub-01_dwi.bval"]
+
+
 def test_several_and_none(tmp_path):
     touch(tmp_path, *(f"sub-01/dwi/sub-01_run-{k}_dwi.nii.gz" for k in (1, 2)), "sub-01/dwi/sub-01_run-1_sbref.nii.gz")
     (found,) = find_subjects(tmp_path)

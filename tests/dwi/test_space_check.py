@@ -1,8 +1,11 @@
 """Are gradients, coefficients and streamlines in one frame? Each mistake once, on a small phantom."""
 
+import json
+import shutil
 import warnings
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from dipy.data import get_sphere
@@ -33,7 +36,8 @@ from tractkit.dwi.space_check import (
     field_of_dwi,
     turn_of,
 )
-from tractkit.hdf5.create import create_hdf5
+from tractkit.hdf5.create import add_subject, create_hdf5
+from tractkit.hdf5.describe import describe_hdf5
 from tractkit.spatial.streamlines import Streamlines, concatenate_streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
@@ -287,9 +291,41 @@ def test_a_data_file_of_what_is_not_in_one_frame_is_refused(field, lines, dwi, t
     with pytest.raises(DataError, match=r"sub-01.*streamlines lines.trk.*\(-x, y, z\).*accept_wrong_space=True"):
         create_hdf5(tmp_path, tmp_path / "data.hdf5", config, splits, progress=False)
     assert not (tmp_path / "data.hdf5").exists()
-    create_hdf5(tmp_path, tmp_path / "data.hdf5", config, splits, progress=False, accept_wrong_space=True)
+    out = tmp_path / "data.hdf5"
+    create_hdf5(tmp_path, out, config, splits, progress=False, accept_wrong_space=True)
+    assert "1 not checked, accepted (sub-01)" in describe_hdf5(out).about["one frame"]
     Tractogram(lines, dwi.volume.affine, dwi.volume.shape3d).save(tmp_path / "sub-01" / "lines.trk")
-    create_hdf5(tmp_path, tmp_path / "data.hdf5", config, splits, progress=False, overwrite=True)
+    shutil.copytree(tmp_path / "sub-01", tmp_path / "sub-02")
+    Tractogram(lines[:-1], dwi.volume.affine, dwi.volume.shape3d).save(tmp_path / "sub-02" / "lines.trk")
+    create_hdf5(tmp_path, out, config, splits, progress=False, overwrite=True, one_file_per_subject=True)
+    add_subject(out, tmp_path, "sub-02", "training", accept_wrong_space=True, progress=False)
+    assert describe_hdf5(out).about["one frame"] == "1 undecided (sub-01); 1 not checked, accepted (sub-02)"
+    with h5py.File(out) as h5:
+        record = json.loads(h5.attrs["tractkit_space_check"])
+    assert record["version"] == 1 and [f["status"] for f in record["subjects"]["sub-01"]["findings"]] == ["open", "right"]
+
+
+def test_another_basis_of_fibre_orientations_is_named_with_the_option(field, lines, dwi, tmp_path, capsys):
+    sphere, fibres = get_sphere(name="repulsion100"), field.any(axis=(-1, -2))
+    data = np.full((*fibres.shape, 45), 1e-3, np.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        data[fibres] += sf_to_sh(np.exp(12 * ((field[fibres][:, 0] @ sphere.vertices.T) ** 2 - 1)), sphere,
+                                 sh_order_max=8, basis_type="descoteaux07", legacy=False)
+    folder = tmp_path / "study" / "sub-01"
+    folder.mkdir(parents=True)
+    Volume(data, dwi.volume.affine).save(folder / "sub-01__fodf.nii.gz")
+    Tractogram(lines, dwi.volume.affine, dwi.volume.shape3d).save(folder / "sub-01__all.trk")
+    command = ["hdf5", "from-bids", str(tmp_path / "study"), str(tmp_path / "data.hdf5")]
+    assert main(command) == 2
+    said = capsys.readouterr().err
+    assert "'features': 'sh:descoteaux07' in the config (from-bids: --basis 'descoteaux07')" in said
+    assert "streamlines" not in said  # they are along the fibres, whatever the basis
+    assert main([*command, "--basis", "descoteaux07", "--overwrite"]) == 0
+    with h5py.File(tmp_path / "data.hdf5") as h5:
+        assert json.loads(h5.attrs["tractkit_config"])["input"]["features"] == ["sh:descoteaux07"]
+        assert {r["verdict"] for r in json.loads(h5.attrs["tractkit_space_check"])["subjects"].values()} == {"right"}
+    assert main([*command, "--basis", "descoteau", "--overwrite"]) == 2
 
 
 def test_the_demo_begins_with_what_is_in_one_frame(subject, lines, dwi, tmp_path, monkeypatch):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_orientation import config, write_subject
 
+import tractkit
 from tractkit.core.files import DataError
 from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
@@ -17,6 +18,7 @@ from tractkit.hdf5.features import InputRecord
 from tractkit.hdf5.recipe import join_inputs, prepare_input, recipe_in, recipe_of
 from tractkit.models.base import load_model, save_model
 from tractkit.models.learn2track import Learn2Track
+from tractkit.spatial.space import apply_affine
 from tractkit.spatial.volume import Volume
 from tractkit.tracking.tracker import Tracker
 from tractkit.training.trainer import TrainerOneInput
@@ -131,3 +133,35 @@ def test_each_of_several_inputs_is_compared(trained):
             Tracker(model, replace(joined, record=record), mask_of(joined))
     with pytest.raises(DataError, match="maps.*has shape"):
         join_inputs({"input": made["input"], "maps": replace(made["maps"], data=made["maps"].data[1:])})
+
+
+def test_a_new_subject_leads_to_a_tracker(trained):
+    root, _ = trained
+    model = load_model(root / "run" / "best_model")
+    volume = tractkit.prepare_input(model, root / "LAS")
+    own = Volume.load(root / "LAS" / "fa.nii.gz")  # as it lies there, not turned
+    rng = np.random.default_rng(0)
+    mask = Volume((rng.random(own.shape3d) < 0.8).astype(np.uint8), own.affine)
+    with pytest.raises(DataError, match=r"the same voxels, with axes that run differently.*turned_like"):
+        Tracker(model, volume, mask)
+    turned = mask.turned_like(volume)
+    Tracker(model, volume, turned)
+    assert turned.same_grid(volume) and turned.turned_like(volume) is turned
+    for voxel in np.argwhere(turned.data)[:9]:  # the same value at the same place
+        there = np.rint(apply_affine(np.linalg.inv(mask.affine) @ turned.affine, voxel[None])[0]).astype(int)
+        assert mask.data[tuple(there)] == 1
+    np.testing.assert_array_equal(turned.turned_like(mask).data, mask.data)
+    moved = Volume(mask.data, mask.affine + np.pad(np.ones((3, 1)), ((0, 1), (3, 0))))
+    for volume_of_other_points in (moved, Volume(mask.data[1:], mask.affine)):
+        with pytest.raises(DataError, match="Resample"):
+            volume_of_other_points.turned_like(volume)
+
+
+def test_files_that_a_new_subject_lacks_are_named_with_what_makes_them(trained, tmp_path):
+    root, _ = trained
+    (tmp_path / "sub-07").mkdir()
+    with pytest.raises(DataError) as e:
+        prepare_input(root / "run" / "best_model", tmp_path / "sub-07")
+    assert str(tmp_path / "sub-07") == e.value.file and "sh.nii.gz, peaks.nii.gz, fa.nii.gz: no such file" in str(e.value)
+    assert "from-bids" in e.value.fix and "prepare_subject" in e.value.fix
+    assert "config" not in str(e.value) and "enforce_files_presence" not in str(e.value)

@@ -11,8 +11,11 @@ import pytest
 from helpers_data import CONFIG, make_subject
 
 from tractkit.core.files import DataError
+from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.hdf5.create import add_subject, create_hdf5
+from tractkit.hdf5.layout import hdf5_fingerprint
 from tractkit.hdf5.validate import validate_hdf5
+from tractkit.spatial.tractogram import Tractogram
 
 
 @pytest.fixture
@@ -61,6 +64,9 @@ def test_shares_of_one_subject_are_no_twins(twins):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         path = create_hdf5(twins, twins / "x.hdf5", CONFIG, shares, progress=False)
+        linked = create_hdf5(twins, twins / "y.hdf5", CONFIG, shares, one_file_per_subject=True, progress=False)
+        add_subject(linked, twins, "b", "testing", progress=False)
+    assert not validate_hdf5(linked, progress=False).findings
     assert not validate_hdf5(path, progress=False).findings
 
 
@@ -96,3 +102,64 @@ def test_nan_outside_of_the_mask(tmp_path, way):
         create_hdf5(tmp_path, tmp_path / "y.hdf5", CONFIG | {"input": group}, {"training": ["a"]}, progress=False)
     with pytest.raises(DataError, match="values are not finite.*std_mask"):
         create_hdf5(tmp_path, tmp_path / "y.hdf5", CONFIG, {"training": ["a"]}, progress=False)
+
+
+def rewritten(folder, change):
+    """Write the streamlines of a subject otherwise; the volume stays."""
+    t = Tractogram.load(folder / "lines.trk")
+    change(t).save(folder / "lines.trk")
+
+
+@pytest.mark.parametrize("change", [lambda t: t[::2], lambda t: t[::-1]], ids=["every second", "reversed order"])
+def test_a_twin_with_other_streamlines_is_known_by_its_volume(twins, change):
+    rewritten(twins / "twin", change)
+    with pytest.raises(DataError, match="twin/input: has the volume of a of training, and is in testing"):
+        create_hdf5(twins, twins / "x.hdf5", CONFIG, {"training": ["a", "b"], "testing": ["twin"]}, progress=False)
+    with pytest.warns(UserWarning, match="twin/input: has the volume of a: one subject counts twice"):
+        path = create_hdf5(twins, twins / "x.hdf5", CONFIG, {"training": ["a", "b", "twin"]}, progress=False)
+    assert [f.group for f in validate_hdf5(path, progress=False).warnings] == ["input"]
+
+
+def test_a_volume_linked_across_splits_and_a_template_of_all(twins):
+    shutil.copy(twins / "a" / "xyz.nii.gz", twins / "b" / "template.nii.gz")
+    shutil.copy(twins / "a" / "xyz.nii.gz", twins / "a" / "template.nii.gz")
+    path = create_hdf5(twins, twins / "x.hdf5", CONFIG, {"training": ["a"], "testing": ["b"]}, progress=False)
+    assert validate_hdf5(path, progress=False).ok
+    with h5py.File(path, "r+") as h5:
+        del h5["b/input"]
+        h5["b/input"] = h5py.SoftLink("/a/input")
+    report = validate_hdf5(path, progress=False)
+    assert ("b", "input", "has the volume of a of training, and is in testing") in [
+        (f.subject, f.group, f.problem) for f in report.errors]
+    with h5py.File(path, "r+") as h5:  # what all subjects share beside their own: no twins
+        h5["a/template"] = h5["b/template"] = h5["a/input"]
+        del h5["b/input"]
+        h5.copy("a/input", "b/input")
+        h5["b/input/data"][0] += 1
+        del h5["b/input"].attrs["tractkit_checksum"], h5["a/input"].attrs["tractkit_checksum"]
+    assert not [f for f in validate_hdf5(path, progress=False).errors if "has the" in f.problem]
+
+
+def test_a_mask_of_several_volumes_is_one_error(tmp_path):
+    make_subject(tmp_path / "a", np.random.default_rng(0))
+    image = nib.load(tmp_path / "a" / "xyz.nii.gz")
+    mask = np.ones((*image.shape[:3], 3), np.uint8)
+    nib.save(nib.Nifti1Image(mask, image.affine), tmp_path / "a" / "mask.nii.gz")
+    group = {"type": "volume", "files": "xyz.nii.gz", "standardization": "all", "std_mask": "mask.nii.gz"}
+    with pytest.raises(DataError, match="mask.nii.gz: a/input: holds 3 volumes, and a mask is one"):
+        create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG | {"input": group}, {"training": ["a"]}, progress=False)
+    nib.save(nib.Nifti1Image(mask[..., :1], image.affine), tmp_path / "a" / "mask.nii.gz")
+    create_hdf5(tmp_path, tmp_path / "x.hdf5", CONFIG | {"input": group}, {"training": ["a"]}, progress=False)
+
+
+@pytest.mark.parametrize("value", [5, h5py.Empty("S1"), "a", ["."], ["a/input"]], ids=str)
+def test_lists_of_subjects_that_are_none(twins, value):
+    path = create_hdf5(twins, twins / "x.hdf5", CONFIG, {"training": ["a"], "testing": ["b"]}, progress=False)
+    with h5py.File(path, "r+") as h5:
+        h5.attrs["training_subjs"] = value
+    report = validate_hdf5(path, progress=False)
+    assert "training_subjs" in report.errors[0].place
+    if not isinstance(value, list):
+        for read in (lambda p: MultiSubjectDataset(p).load_data(), hdf5_fingerprint):
+            with pytest.raises(DataError, match="'training_subjs' is no list of names"):
+                read(path)

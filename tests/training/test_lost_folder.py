@@ -4,7 +4,7 @@ import os
 import shutil
 
 import pytest
-from helpers_training import SlowPoints, fit
+from helpers_training import SlowPoints, fit, same_states
 from helpers_waiting import until
 
 from tractkit.runs.log import RunLog
@@ -29,6 +29,7 @@ LOST = {
     "without its log": lambda run: (run / "log.jsonl").unlink(),
     "without process": lambda run: shutil.rmtree(run / "process"),
     "replaced": replace,
+    "without checkpoints": lambda run: (run / "checkpoints").rename(run / "old checkpoints"),
 }
 
 
@@ -92,3 +93,21 @@ def test_a_deleted_folder_is_not_made_again_by_the_best_model(tmp_path):
     with pytest.raises(LostFolder):
         trainer.train_and_validate()
     assert not (trainer.folder / "best_model").exists()
+
+
+@pytest.mark.parametrize("how", ["without checkpoints", "its log cut"])
+def test_the_same_trainer_goes_on_from_where_it_is(tmp_path, how):
+    whole = fit(tmp_path, "whole").train_and_validate()
+    trainer = fit(tmp_path)
+    trainer.step(7)
+    if how == "its log cut":
+        os.truncate(tmp_path / "run" / "log.jsonl", 0)
+    else:
+        LOST[how](tmp_path / "run")
+    trainer.stop()
+    with pytest.raises(LostFolder, match="log, checkpoints/ or process/ was: nothing more is written"):
+        trainer.wait()
+    last = Mailbox(tmp_path / "run").read_status()  # whoever watches from another process knows why it ended
+    assert last["ended"] and last["error"]["type"] == "LostFolder"
+    assert same_states(trainer.train_and_validate(), whole) == []
+    assert RunLog(tmp_path / "run").path.stat().st_size and trainer.checkpoints.steps()[-1] == 18

@@ -159,3 +159,12 @@ def test_other_settings_of_a_run_are_seen_without_messages_too(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fit(tmp_path, max_epochs=2, learning_rate=.2).train_and_validate()
+
+
+def test_a_branch_has_other_settings_on_purpose(tmp_path):
+    state = fit(tmp_path, max_epochs=1).train_and_validate()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        branch = fit(tmp_path, "branch", max_epochs=2, learning_rate=.3)
+        branch.train_and_validate(state.fork())
+    assert any("Going on with other settings" in text for text in branch.messages)

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from draws_child import KINDS, DrawingNet
 from helpers_data import make_file
 from helpers_training import FitBreaks, SlowPoints, fit, log_without_time, same_states, toy_model
 from helpers_waiting import until
@@ -98,6 +99,13 @@ def test_what_the_first_rank_is_told_all_do(together):
         (4, "reverse_ratio", 0.0),
         (4, "batch_size_training", 6),
     ]
+
+
+def test_draws_of_ones_own_stopped_and_resumed(together):
+    """From global generators, in model, loss, loader, sampler and a validation's loss: two processes that were stopped
+    in the midst of an epoch end as two that were not."""
+    whole, parts = (TrainerState.load(together / name, DrawingNet(KINDS)) for name in ("draws", "draws-parts"))
+    assert whole.global_step == 12 and same_states(whole, parts) == []
 
 
 def test_one_rank_writes(together):

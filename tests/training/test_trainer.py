@@ -683,6 +683,7 @@ def test_the_progress_line_is_bounded(tmp_path):
         fit(tmp_path, progress=True, points=Points(300), max_epochs=2).train_and_validate()
     assert len(err.getvalue()) < 6000 and "epoch 2/2" in err.getvalue() and "valid" in err.getvalue()
     assert out.getvalue().count("\n") == 1 and "Finished: 2 epochs" in out.getvalue()
+    assert err.getvalue().count("\n") == 1 and "\r" not in err.getvalue(), "a bar moves in a file"
     quiet = io.StringIO()
     with redirect_stdout(quiet), redirect_stderr(quiet):
         fit(tmp_path, "quiet", progress=False).train_and_validate()

@@ -22,7 +22,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
 
-from .data_files import add_hdf5_options, run_hdf5, with_hyphens
+from .data_files import add_hdf5_options, in_terms_of_options, run_hdf5, with_hyphens
 from ..core.files import DataError, collected, collecting
 from ..core.text import nearest_name
 
@@ -67,6 +67,19 @@ def add_demo(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
                    help="go on with subjects that are not in one frame (see tractkit check-space)")
     p.add_argument("--tracked-with", default=None, metavar="TEXT",
                    help="how the reference was made, for the table (for example \"DIPY's CSD, deterministic\")")
+    p.add_argument("--remove-invalid", action="store_true",
+                   help="leave out (and report) streamlines that leave the volume")
+    p.add_argument("--shell", type=float, metavar="B",
+                   help="of several shells, in s/mm² (default: that of the most directions)")
+    p.add_argument("--b0-threshold", type=float, default=50, metavar="B",
+                   help="volumes of at most this are b0, in s/mm² (default: 50)")
+    tracking = p.add_argument_group("tracking", "of this model; on your own data of DIPY, too")
+    tracking.add_argument("--min-length", type=float, default=20, metavar="MM", help="of streamlines (default: 20)")
+    tracking.add_argument("--step-size", type=float, metavar="MM", help="default: the smallest side of a voxel; DIPY: "
+                          "half of it")
+    tracking.add_argument("--theta", type=float, metavar="DEGREES",
+                          help="largest turn between two steps (default: 60; DIPY: 30)")
+    tracking.add_argument("--seeds", type=_positive, metavar="N", help="at most, of a test subject (default: 5000)")
 
 # %% ../../nbs/cli/02_commands.ipynb #5c13a001
 def add_check_space(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -145,9 +158,13 @@ def run_demo_command(args: argparse.Namespace) -> None:
             print(f"tractkit demo: reading {', '.join(s.name for s in subjects)} …", file=sys.stderr)
     from tractkit.demo.pipeline import run_demo  # it loads torch and DIPY, which takes seconds
 
-    run_demo(args.out, subjects=subjects, seed=args.seed, quick=args.quick, fresh=args.fresh, html=not args.no_html,
-             tracked_with=args.tracked_with, epochs=args.epochs, progress=True,
-             accept_wrong_space=args.accept_wrong_space)
+    same = ("seed", "quick", "fresh", "tracked_with", "epochs", "min_length", "step_size", "theta", "remove_invalid",
+            "shell", "b0_threshold", "accept_wrong_space")
+    try:
+        run_demo(args.out, subjects=subjects, html=not args.no_html, max_seeds=args.seeds,
+                 **{name: getattr(args, name) for name in same})
+    except DataError as e:
+        raise in_terms_of_options(e) from e
 
 # %% ../../nbs/cli/02_commands.ipynb #5c13a003
 def run_check_space(args: argparse.Namespace) -> int:
@@ -265,7 +282,7 @@ def main(
 ) -> int:                               # exit code
     """Run the command `tractkit`."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    argv = with_hyphens(argv) if argv[:1] in (["hdf5"], ["train"], ["resume"], ["check-space"]) else argv
+    argv = with_hyphens(argv) if argv[:1] in (["hdf5"], ["train"], ["resume"], ["check-space"], ["demo"]) else argv
     args = parser(argv[0] if argv else None).parse_args(argv)
     if args.version:
         print_version()

@@ -371,7 +371,8 @@ class MultiSubjectDataset:
         loaded: dict[str, SubjectData] = {}
         self._reader.found.clear()
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once
-        for name in tqdm([n for group in names.values() for n in group], delay=2, unit="subject", leave=False):
+        every = [n for group in names.values() for n in group]
+        for name in tqdm(every, delay=2, unit="subject", leave=False, disable=None):  # None: off in a file
             if name not in loaded:
                 loaded[name] = self._reader.read(name, chosen, shared)
         self._subsets = {split: MultisubjectSubset(split, [loaded[n] for n in names[split]]) for split in SPLITS}

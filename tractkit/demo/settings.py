@@ -34,6 +34,11 @@ class DemoSettings:
     grid_seeds: int = 800            # of the validation subject, for each of DIPY's settings that are tried
     min_length: float = 20.0         # mm, of tracked streamlines
     tracked_with: str | None = None  # how the reference was made, in the user's words
+    remove_invalid: bool = False     # leave out the user's streamlines that leave the volume
+    step_size: float | None = None   # mm, of tracking; None: the model's, and DIPY's own
+    theta: float | None = None       # degrees, the largest turn between two steps; None: 60, and DIPY's own
+    shell: float | None = None       # s/mm²: of several shells, the one to use; None: that of the most directions
+    b0_threshold: float = 50.0       # s/mm²; volumes of at most this are b0
 
     @property
     def phantom_seed(self) -> int:
@@ -71,7 +76,9 @@ def subject_name(entry: str) -> str:
 
 
 def read_settings(card: Path) -> DemoSettings:
-    """Read the settings that `DemoSettings.to_json` wrote."""
+    """Read the settings that `DemoSettings.to_json` wrote, in this or an earlier version.
+
+    Raises ValueError, TypeError, KeyError or AttributeError for what it did not write."""
     values = json.loads(card.read_text(encoding="utf-8"))
     values["files"] = [SubjectFiles(f.pop("name"), **{k: Path(path) for k, path in f.items()}) for f in values["files"]]
     for name, value in values.items():

@@ -18,6 +18,7 @@ from ..core.files import DataError, atomic_path
 from ..core.rng import fold, permutation
 from ..core.text import Json
 from .results import Demo
+from .settings import DemoSettings
 from .subject_files import SubjectFiles, check_subject
 from .trainer import INPUT
 from ..dwi.fodf import compute_fodf
@@ -57,8 +58,10 @@ def white_matter(dwi: DWI) -> Volume:
     return Volume(inside, dwi.volume.affine)
 
 # %% ../../nbs/demo/04_steps.ipynb #4194660b
-def one_shell(dwi: DWI, say: Callable[[str], None]) -> DWI:
-    """Return the shell with the most directions; if there are several, print its b-value."""
+def one_shell(dwi: DWI, shell: float | None, say: Callable[[str], None]) -> DWI:
+    """Return the shell that is asked for, or that with the most directions; then, if it is one of several, print it."""
+    if shell is not None:
+        return select_shell(dwi, shell)
     shells, counts = np.unique(np.round(dwi.bvals[~dwi.is_b0], -2), return_counts=True)
     if shells.max() - shells.min() <= 0.15 * shells.max():
         return dwi
@@ -75,6 +78,7 @@ def order_of(sh: Volume) -> int:
 def prepare(
     files: SubjectFiles,
     work: Path,                # the folder to fill
+    settings: DemoSettings,
     fodf: bool,                # with fibre orientations, for a subject that is tracked
     wm_mask: Path | None,      # where white matter is; None: from the tensor
     to_ras: bool,              # bring all to voxel axes that run right, anterior, superior
@@ -84,8 +88,12 @@ def prepare(
     done = work / ("prepared" + ("-fodf" if fodf else "") + ("-ras" if to_ras else ""))
     if done.exists():
         return
-    tractogram = check_subject(files)
-    dwi = one_shell(load_dwi(files.dwi, files.bvals, files.bvecs, files.mask), say)
+    limit = settings.b0_threshold
+    tractogram = check_subject(files, remove_invalid=settings.remove_invalid, shell=settings.shell, b0_threshold=limit)
+    dwi = load_dwi(files.dwi, files.bvals, files.bvecs, files.mask, b0_threshold=limit)
+    dwi = one_shell(dwi, settings.shell, say)
+    removed = len(Tractogram.load(files.tractogram, dwi.volume)) - len(tractogram) if settings.remove_invalid else 0
+    say_streamlines(files, tractogram, removed, say)
     if to_ras:
         dwi, tractogram = reorient_dwi(dwi), reorient_tractogram(tractogram)
     work.mkdir(parents=True, exist_ok=True)
@@ -99,6 +107,15 @@ def prepare(
         save_sh(fibres, work / "fodf.nii.gz", ShInfo("fodf", order_of(fibres)))
     tractogram.save(work / "tractogram.trk")
     done.touch()
+
+
+def say_streamlines(files: SubjectFiles, tractogram: Tractogram, removed: int, say: Callable[[str], None]) -> None:
+    """Print how many streamlines were left out, and how many are single points, if any."""
+    if removed:
+        say(f"  {files.name}: {removed:,} streamlines leave the volume and are left out")
+    if single := int((tractogram.streamlines.nb_points < 2).sum()):
+        say(f"  {files.name}: {single:,} of {len(tractogram):,} streamlines are single points; nothing is learned from "
+            "them")
 
 # %% ../../nbs/demo/04_steps.ipynb #15f7824e
 def train_both(
@@ -147,7 +164,8 @@ def train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     write_json(demo.folder / "losses.json", {"validation": losses, "curves": curves})
 
 # %% ../../nbs/demo/04_steps.ipynb #61355743
-LONGEST = 200.0  # mm, of streamlines
+LONGEST = 200.0     # mm, of streamlines
+USUAL_THETA = 60.0  # degrees, the largest turn between two of the model's steps
 
 
 def seeds_and_mask(
@@ -174,8 +192,10 @@ def shuffled(volume: Volume, mask: Volume, seed: int) -> Volume:
 # %% ../../nbs/demo/04_steps.ipynb #d5dbd369
 def usual_dipy_settings(demo: Demo, say: Callable[[str], None]) -> DipySettings:
     """Return DIPY's best settings on a validation subject of the phantom; without a truth, the usual ones."""
-    if demo.settings.own:
-        return DipySettings(step_size=0.5 * float(demo.background.voxel_sizes.min()))
+    settings = demo.settings
+    if settings.own:
+        step = settings.step_size or 0.5 * float(demo.background.voxel_sizes.min())
+        return DipySettings(step) if settings.theta is None else DipySettings(step, settings.theta)
     work, _ = demo.subject("validation")
     seeds, mask = seeds_and_mask(work, demo.settings.seed, demo.settings.grid_seeds)
     fodf, card = load_sh(work / "fodf.nii.gz")
@@ -197,7 +217,8 @@ def track(demo: Demo, say: Callable[[str], None]) -> None:
     say(f"  from {len(seeds):,} seeds: this model, DIPY, " + ("DIPY again" if settings.own else "an oracle"))
 
     def follow(volume: Volume) -> Tractogram:
-        tracker = Tracker(model, volume, mask, min_length=settings.min_length, max_length=LONGEST)
+        tracker = Tracker(model, volume, mask, step_size=settings.step_size, theta=settings.theta or USUAL_THETA,
+                          min_length=settings.min_length, max_length=LONGEST)
         return tracker.track(seeds, progress=False)
 
     def dipy(seeds: np.ndarray) -> Tractogram:

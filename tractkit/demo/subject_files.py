@@ -59,40 +59,48 @@ class SubjectFiles:
 # %% ../../nbs/demo/00_subject_files.ipynb #d0c85347
 def check_subject(
     files: SubjectFiles,
+    *,
+    remove_invalid: bool = False,  # leave out streamlines without points or that leave the volume
+    shell: float | None = None,    # s/mm²: of several shells, the one that is used
+    b0_threshold: float = 50,      # s/mm²; volumes of at most this are b0
 ) -> "Tractogram":  # the reference streamlines, voxel space, center origin
     """Read all five files of a subject and check that they belong together.
 
     Raises DataError, naming the file, for whatever is missing, damaged or does not fit."""
-    from tractkit.dwi.gradients import load_dwi  # here, as these load DIPY and the names of files are checked before
+    from tractkit.dwi.gradients import load_dwi, select_shell  # here, as these load DIPY and the names of files are checked before
     from tractkit.spatial.tractogram import Tractogram
 
     files.check_presence()
     with collecting() as errors:
         dwi = tractogram = None
         with collected(errors):
-            dwi = load_dwi(files.dwi, files.bvals, files.bvecs, files.mask)
+            dwi = load_dwi(files.dwi, files.bvals, files.bvecs, files.mask, b0_threshold=b0_threshold)
+            dwi = dwi if shell is None else select_shell(dwi, shell)
         if dwi or files.tractogram.suffix.lower() in (".trk", ".trx"):  # others take the grid of the series
             with collected(errors):
                 tractogram = Tractogram.load(files.tractogram, reference=dwi.volume if dwi else None)
     assert tractogram is not None
-    outside = int((~tractogram.inside()).sum())
-    if outside:
-        raise DataError(f"{outside:,} of {len(tractogram):,} streamlines leave the volume of {files.dwi}",
+    inside = tractogram.inside()
+    if not inside.all() and not remove_invalid:
+        raise DataError(f"{(~inside).sum():,} of {len(tractogram):,} streamlines leave the volume of {files.dwi}",
                         file=files.tractogram, subject=files.name,
-                        fix="Is it in the space of this series? Remove them, for example with DIPY's "
-                            "remove_invalid_streamlines")
-    if len(tractogram) < 20:
-        raise DataError(f"{len(tractogram)} streamlines are too few to train and test on",
+                        fix="Is it in the space of this series? Give remove_invalid=True to leave them out")
+    tractogram = tractogram[inside & (tractogram.streamlines.nb_points > 0)] if remove_invalid else tractogram
+    usable = int((tractogram.streamlines.nb_points > 1).sum())
+    if usable < 20:
+        raise DataError(f"{usable} streamlines of two points or more are too few to train and test on",
                         file=files.tractogram, subject=files.name)
     return tractogram
 
 # %% ../../nbs/demo/00_subject_files.ipynb #5c13b001
 def check_frame(
     files: SubjectFiles,
+    b0_threshold: float = 50,  # s/mm²; volumes of at most this are b0
 ) -> None:
     """Raise DataError if gradients and streamlines of a subject are not in one frame; see `check_space`."""
+    from tractkit.dwi.gradients import load_dwi
     from tractkit.dwi.space_check import check_space
 
-    report = check_space(files.tractogram, dwi=files.dwi, bvals=files.bvals, bvecs=files.bvecs, mask=files.mask,
-                         name=files.name)
+    dwi = load_dwi(files.dwi, files.bvals, files.bvecs, files.mask, b0_threshold=b0_threshold)
+    report = check_space(files.tractogram, dwi=dwi, mask=files.mask, name=files.name)
     report.raise_if_wrong(otherwise="give accept_wrong_space=True")

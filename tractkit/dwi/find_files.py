@@ -8,6 +8,7 @@ __all__ = ['USUAL_NAMES', 'find_file', 'FoundSubject', 'find_subjects', 'candida
 # %% ../../nbs/dwi/07_find_files.ipynb #4f1d0003
 import os
 import re
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -66,14 +67,19 @@ def find_subjects(
     Raises DataError if a folder does not exist, or no subject is found."""
     root, subject, session = _study_of(place)
     near = [root] if subject is None else [root / subject, root / "derivatives"]  # not all that is beside a subject
-    trees = [*filter(Path.is_dir, near), *(_folder(other) for other in others)]
+    trees = [*filter(os.path.isdir, near), *(_folder(other) for other in others)]
     folders: dict[str, list[Path]] = {}
+    closed: dict[str, str] = {}
     for tree in trees:
-        for folder in _subject_folders(tree, set(), 0):
+        for folder in _subject_folders(tree, set(), 0, closed):
             if subject in (None, folder.name) and folder not in folders.get(folder.name, []):
                 folders.setdefault(folder.name, []).append(folder)
-    found = [entry for name in sorted(folders) for entry in _sessions(name, folders[name], root)]
-    found = [entry for entry in found if session in (None, entry.session)]
+    found = [entry for name in sorted(folders) for entry in _sessions(name, folders[name], root, closed)]
+    found = [entry for entry in found if session in (None, entry.session) and _counts(entry)]
+    if closed:
+        some = ", ".join(f"{place} ({why})" for place, why in list(closed.items())[:4]) + ", …" * (len(closed) > 4)
+        warnings.warn(f"{len(closed)} place{'s' * (len(closed) > 1)} cannot be read and "
+                      f"{'are' if len(closed) > 1 else 'is'} left out: {some}", stacklevel=2)
     if not found:
         raise DataError("holds no subject", file=place, fix="A subject's folder is called sub-…, or holds a series "
                         "(…_dwi.nii.gz, dwi.nii.gz, data.nii.gz), or the folders of TractoFlow")
@@ -89,14 +95,23 @@ def _folder(place: str | os.PathLike) -> Path:
 
 
 def _is_subject(name: str) -> bool:
-    return re.fullmatch(r"sub-[A-Za-z0-9+]+", name) is not None
+    return name.startswith("sub-") and len(name) > 4
+
+
+def _counts(found: FoundSubject) -> bool:
+    """Return whether it is a subject: with a label that BIDS does not allow (sub-01_base, of FreeSurfer), only with a
+    series, images or tractograms of diffusion."""
+    return re.fullmatch(r"sub-[A-Za-z0-9+]+", found.subject) is not None or not _is_subject(found.subject) or any(
+        _is_tractogram(file) or candidates(found, what) for what in ("dwi", "fodf", "mrtrix_fodf")
+        for _, file in found.files)
 
 
 def _study_of(place: str | os.PathLike) -> tuple[Path, str | None, str | None]:
     """Return the folder of the study, and the subject and session if the place is within theirs."""
     folder = _folder(place)
     parts = folder.parts
-    at = next((k for k in range(len(parts) - 1, 0, -1) if _is_subject(parts[k])), None)
+    at = next((k for k in range(len(parts) - 1, 0, -1) if _is_subject(parts[k])
+               and not any(_is_subject(p) and parts[k].startswith(f"{p}_") for p in parts[:k])), None)
     if at is None:
         return folder.parent if folder.name in ("dwi", "Diffusion") else folder, None, None
     session = next((part for part in parts[at + 1:] if part.startswith("ses-")), None)
@@ -104,37 +119,55 @@ def _study_of(place: str | os.PathLike) -> tuple[Path, str | None, str | None]:
     return Path(*parts[:end]), parts[at], session
 
 
-def _entries(folder: Path) -> list[os.DirEntry]:
-    """Return what is in a folder, in order, without what is hidden."""
-    with os.scandir(folder) as entries:
-        return sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+def _entries(folder: Path, closed: dict[str, str]) -> list[tuple[str, bool]]:
+    """Return the names in a folder and whether each is a folder, in order, without what is hidden. What cannot be
+    read, such as a link to itself, is left out, and written down with the reason."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            there = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    except OSError as e:
+        closed[str(folder)] = e.strerror or str(e)
+        return []
+    for entry in there:
+        try:
+            found.append((entry.name, entry.is_dir()))
+        except OSError as e:
+            closed[str(folder / entry.name)] = e.strerror or str(e)
+    return found
 
 
-def _subject_folders(folder: Path, seen: set[str], depth: int) -> Iterator[Path]:
+def _subject_folders(folder: Path, seen: set[str], depth: int, closed: dict[str, str]) -> Iterator[Path]:
     """Yield the subjects' folders in a tree, each real folder once."""
     real = os.path.realpath(folder)
     if real in seen or depth > _DEEPEST:
         return
     seen.add(real)
-    entries = _entries(folder)
-    inner = [e.name for e in entries if e.is_dir() and not e.name.endswith(".trx")]
-    hcp = "T1w" in inner and (folder / "T1w" / "Diffusion").is_dir()
-    if _is_subject(folder.name) or _OWN_FOLDERS & set(inner) or hcp or any(_SERIES.search(e.name) for e in entries):
+    entries = _entries(folder, closed)
+    inner = [name for name, is_folder in entries if is_folder and not name.endswith(".trx")]
+    hcp = "T1w" in inner and os.path.isdir(folder / "T1w" / "Diffusion")
+    if _is_subject(folder.name) or _OWN_FOLDERS & set(inner) or hcp or any(_SERIES.search(name) for name, _ in entries):
         yield folder
         return
     for name in inner:
         if name not in _SKIPPED:
-            yield from _subject_folders(folder / name, seen, depth + 1)
+            yield from _subject_folders(folder / name, seen, depth + 1, closed)
 
 # %% ../../nbs/dwi/07_find_files.ipynb #4f1d000c
-def _files_of(folder: Path, depth: int = 0) -> Iterator[Path]:
-    """Yield the files in a subject's folder, and folders called .trx, in order."""
-    for entry in _entries(folder) if depth <= _DEEPEST else ():
-        if entry.is_dir() and not entry.name.endswith(".trx"):
-            if entry.name not in _SKIPPED:
-                yield from _files_of(folder / entry.name, depth + 1)
+def _files_of(folder: Path, closed: dict[str, str], depth: int = 0, above: frozenset[str] = frozenset()
+              ) -> Iterator[Path]:
+    """Yield the files in a subject's folder, and folders called .trx, in order. A link to a folder above leads out of
+    the subject, and is left out."""
+    real = os.path.realpath(folder)
+    if depth > _DEEPEST or real in above:
+        return
+    above |= {real} if above else {real, *map(str, Path(real).parents)}
+    for name, is_folder in _entries(folder, closed):
+        if is_folder and not name.endswith(".trx"):
+            if name not in _SKIPPED:
+                yield from _files_of(folder / name, closed, depth + 1, above)
         else:
-            yield folder / entry.name
+            yield folder / name
 
 
 def _session_of(folder: Path, file: Path) -> str | None:
@@ -144,9 +177,10 @@ def _session_of(folder: Path, file: Path) -> str | None:
     return said[0] if said else in_name[1] if in_name else None
 
 
-def _sessions(subject: str, folders: list[Path], root: Path) -> Iterator[FoundSubject]:
+def _sessions(subject: str, folders: list[Path], root: Path, closed: dict[str, str]) -> Iterator[FoundSubject]:
     """Yield a subject once, or once for each session of its series and tractograms."""
-    files = [(folder, file, _session_of(folder, file)) for folder in folders for file in _files_of(folder)]
+    files = [(folder, file, _session_of(folder, file)) for folder in folders
+             for file in _files_of(folder, closed)]
     told = [_SPLITS[part] for folder in folders for part in folder.parts if part in _SPLITS]
     own = {s for _, file, s in files if s and (_SERIES.search(file.name) or _is_tractogram(file))}
     names: list[str | None] = [*sorted(own)] or [None]
@@ -193,7 +227,9 @@ def candidates(
     if patterns:
         right = [(folder, file) for folder, file in found.files
                  if (_is_tractogram(file) if what == "tractogram" else _image_stem(folder, file))]
-        every = [[file for folder, file in right if _fits(folder, file, pattern)] for pattern in patterns]
+        every = [[file for folder, file in right if _fits(folder, file, pattern)]
+                 or [file for _, file in right if not re.search(r"[*?[]", pattern) and pattern in file.name]
+                 for pattern in patterns]
         return next(filter(None, every), [])
     if what == "tractogram":
         return [file for _, file in found.files if _is_tractogram(file)]
@@ -228,13 +264,13 @@ def gradient_files(
     if eddy := [file for folder, file in found.files
                 if fnmatchcase("/" + file.relative_to(folder).as_posix(), _EDDY[what])]:
         return eddy
-    own = [file for file in sorted(series.parent.iterdir()) if file.name.endswith(_ENDINGS[what])]
+    own = [series.with_name(name) for name, _ in _entries(series.parent, {}) if name.endswith(_ENDINGS[what])]
     if own and not _is_subject(stem.partition("_")[0]):
         return own
     wanted = set(stem.split("_"))
     for folder in series.parents:
-        fitting = [file for file in sorted(folder.iterdir()) if file.name.endswith(_ENDINGS[what])
-                   and set(file.name.rpartition(".")[0].split("_")) <= wanted]
+        fitting = [folder / name for name, _ in _entries(folder, {}) if name.endswith(_ENDINGS[what])
+                   and set(name.rpartition(".")[0].split("_")) <= wanted]
         if fitting or folder == found.root or _is_subject(folder.name) and not folder.is_relative_to(found.root):
             return sorted(fitting, key=lambda file: -file.name.count("_"))[:1]
     return []

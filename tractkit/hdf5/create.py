@@ -23,12 +23,13 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/07_create.ipynb #1f0d0588
 from ..core.files import DataError, atomic_path, behind_links, collected, collecting
-from ..core.text import Json
+from ..core.text import Json, Record
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .frame_check import check_frames
 from .layout import (
-    ALIGNED, OWN, all_checksums, check_twins, open_hdf5, orientations_in, write_orientations, write_root)
+    ALIGNED, OWN, all_checksums, check_twins, open_hdf5, orientations_in, space_check_in, write_orientations,
+    write_root, write_space_check)
 from .orientations import check_orientations, orientations_of
 from .sources import GroupSources, find_sources, group_names
 from .write_subjects import Job, write_in_children, write_in_turn, write_subject_file, write_subjects
@@ -102,7 +103,7 @@ def create_hdf5(
     save_intermediate: bool = False,      # also write what is stored as NIfTI and .trk or .trx to `<out>_intermediate`
     processes: int = 1,                   # children that prepare subjects at the same time
     overwrite: bool = False,              # replace `out` if it exists
-    accept_wrong_space: bool = False,     # do not check that directions and streamlines are in one frame
+    accept_wrong_space: bool = False,     # do not check that directions and streamlines are in one frame; recorded
     seed: int = 0,                        # for subjects whose streamlines are shared between splits
     accept_mixed_orientations: bool = False,  # voxel axes may run differently; see `check_orientations`
     progress: bool = True,                # show a progress bar
@@ -120,8 +121,8 @@ def create_hdf5(
         raise ValueError(f"processes must be at least 1, not {processes}")
     subjects = _subjects_folder(out) if one_file_per_subject else None
     target = _Target(out, subjects, save_intermediate, processes, overwrite, progress)
-    raw, placed, jobs = _checked(target, Path(root), config, splits, options, accept_wrong_space)
-    _write_file(target, raw, placed, options, jobs)
+    raw, placed, jobs, frames = _checked(target, Path(root), config, splits, options, accept_wrong_space)
+    _write_file(target, raw, placed, options, jobs, frames)
     return given
 
 # %% ../../nbs/hdf5/07_create.ipynb #a2354cd9
@@ -143,10 +144,11 @@ _Places = Mapping[str, Sequence | str | os.PathLike] | Sequence  # see `read_spl
 def _checked(
     target: _Target, root: Path, config: Mapping[str, Json] | str | os.PathLike, splits: _Places,
     options: ProcessingOptions, accept_wrong_space: bool,
-) -> tuple[Mapping[str, Json], dict[str, list[SplitEntry]], list[Job]]:
+) -> tuple[Mapping[str, Json], dict[str, list[SplitEntry]], list[Job], dict[str, Record]]:
     """Read config, splits and headers. Raises all that is wrong with them at once."""
     raw: Mapping[str, Json] = {}
     groups: _Groups = {}
+    frames: dict[str, Record] = {}
     with collecting() as errors:
         with collected(errors):
             _check_target(target.out, target.overwrite)
@@ -154,9 +156,17 @@ def _checked(
             raw, groups = _read_groups(config, errors)
         placed = read_splits(splits, root, errors)
         jobs = _jobs(root, groups, placed, options, errors)
-        if not errors and not accept_wrong_space:
-            check_frames({job.subject: job.sources for job in jobs}, errors)
-    return raw, placed, _with_file_groups(jobs)
+        if not errors:
+            frames = _frames(jobs, accept_wrong_space, errors)
+    return raw, placed, _with_file_groups(jobs), frames
+
+
+def _frames(jobs: Sequence[Job], accept_wrong_space: bool, errors: list[ValueError]) -> dict[str, Record]:
+    """Return by name in the file whether subjects are in one frame."""
+    found: dict[str, Record] = dict.fromkeys((job.subject for job in jobs), {"verdict": "not checked, accepted"})
+    if not accept_wrong_space:
+        found = check_frames({job.subject: job.sources for job in jobs}, errors)
+    return {entry.name: found[job.subject] for job in jobs for entry in job.entries}
 
 
 def _check_target(out: Path, overwrite: bool) -> None:
@@ -225,7 +235,7 @@ def _with_file_groups(jobs: list[Job], grouped: set[str] | None = None) -> list[
 # %% ../../nbs/hdf5/07_create.ipynb #f5a73070
 def _write_file(
     target: _Target, config: Mapping[str, Json], placed: Mapping[str, list[SplitEntry]], options: ProcessingOptions,
-    jobs: Sequence[Job],
+    jobs: Sequence[Job], frames: Mapping[str, Record],
 ) -> None:
     """Write all subjects, then the attributes of the file."""
     out, overwrite = target.out, target.overwrite
@@ -245,6 +255,7 @@ def _write_file(
         write_root(h5, config, placed, options, linked if target.subjects else None)
         check_twins(linked if target.subjects else all_checksums(h5), config, placed, out)
         write_orientations(h5, _orientations(jobs))
+        write_space_check(h5, frames)
 
 
 def _stepper(bar: tqdm) -> Callable[[str], None]:
@@ -329,19 +340,18 @@ def add_subject(
                         fix="Create the file again to change a subject")
     (job,) = _with_file_groups(_jobs(root, read_config(config), new, options, known=known), grouped)
     with collecting() as errors:
-        if not accept_wrong_space:
-            check_frames({job.subject: job.sources}, errors)
+        frames = _frames([job], accept_wrong_space, errors)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
     with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group", leave=False) as bar:
         write_subject_file(file, job, config, new, _stepper(bar))
     together = {s: placed[s] + new[s] for s in SPLITS}
-    _link_subject(path, stamp, file, job, config, together, _orientations([job], known))
+    _link_subject(path, stamp, file, job, config, together, _orientations([job], known), frames)
     return given
 
 # %% ../../nbs/hdf5/07_create.ipynb #9de34fac
 def _link_subject(
     path: Path, stamp: os.stat_result, file: Path, job: Job, config: Mapping[str, Json],
-    placed: Mapping[str, list[SplitEntry]], orientations: Mapping[str, list[str]],
+    placed: Mapping[str, list[SplitEntry]], orientations: Mapping[str, list[str]], frames: Mapping[str, Record],
 ) -> None:
     """Replace a file of links by one with one subject more. Raises DataError if it changed since `stamp`."""
     with _writing(path), atomic_path(path) as temporary:
@@ -349,8 +359,9 @@ def _link_subject(
         with h5py.File(temporary, "r+", **OWN) as h5:
             checksums = all_checksums(h5) | _linked(h5, file, file.parent.name, job.entries)
             del h5.attrs["tractkit_checksums"]
-            check_twins(checksums, config, placed, path)
+            check_twins(checksums, config, placed, path, job.entries)
             write_root(h5, config, placed, job.options, checksums)
             write_orientations(h5, orientations)
+            write_space_check(h5, {**space_check_in(h5), **frames})
         if (path.stat().st_ino, path.stat().st_mtime_ns) != (stamp.st_ino, stamp.st_mtime_ns):
             raise DataError("was changed by someone else meanwhile", file=path, fix="Add the subject again")

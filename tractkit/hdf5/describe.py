@@ -23,7 +23,7 @@ from ..core.html import html_table, svg_bars, text_table
 from ..core.text import Json, Record, format_bytes
 from .config import SPLITS
 from .features import read_record
-from .layout import open_hdf5
+from .layout import open_hdf5, space_check_in
 from ..spatial.space import check_affine, voxel_order, voxel_sizes
 
 # %% ../../nbs/hdf5/11_describe.ipynb #36e54ccb
@@ -244,8 +244,19 @@ def _about(
             "on disk": format_bytes(disk) + (f" in {len(files)} files" if len(files) > 1 else ""),
             "points": ", ".join(shaped) or "as in the sources",
             **({"sources": f"{len(sources)} files of {format_bytes(sum(sources.values()))}"} if sources else {}),
+            **({"one frame": frames} if (frames := _frames_in(h5)) else {}),
             **({"fingerprint": str(_plain(attrs["tractkit_fingerprint"]))[:12]}
                if "tractkit_fingerprint" in attrs else {})}
+
+
+def _frames_in(h5: h5py.File) -> str:
+    """Describe for how many subjects directions and streamlines were in one frame; name some of the others."""
+    by_verdict: dict[str, list[str]] = {}
+    for name, record in space_check_in(h5).items():
+        by_verdict.setdefault(str(record.get("verdict")), []).append(name)
+    return "; ".join(f"{len(names)} {verdict}" + (f" ({', '.join(names[:3])}{', …' * (len(names) > 3)})"
+                                                  if verdict in ("wrong", "undecided", "not checked, accepted") else "")
+                     for verdict, names in by_verdict.items())
 
 
 def describe_hdf5(

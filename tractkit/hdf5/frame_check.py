@@ -6,9 +6,11 @@
 __all__ = ['check_frames']
 
 # %% ../../nbs/hdf5/06_frame_check.ipynb #6b3535c7
+import re
 from collections.abc import Mapping
 
 from ..core.files import DataError, collected
+from ..core.text import Record
 from .config import StreamlinesGroup, VolumeGroup
 from .sources import GroupSources
 
@@ -33,9 +35,11 @@ def _directions_of(source: GroupSources) -> dict[str, str | None] | None:
 def check_frames(
     subjects: Mapping[str, Mapping[str, GroupSources]],  # by subject, then by group
     errors: list[ValueError],                            # where what is wrong is put
-) -> None:
+) -> dict[str, Record]:  # what was found of each subject, as the data file records it
     """Find what is not in one frame among the sources of each subject."""
     from tractkit.dwi.space_check import check_space
+
+    records: dict[str, Record] = dict.fromkeys(subjects, {"verdict": "nothing to compare"})
 
     for subject, sources in subjects.items():
         volumes = [s for s in sources.values() if isinstance(s.group, VolumeGroup)]
@@ -48,4 +52,14 @@ def check_frames(
             report = check_space(files, peaks=said.get("peaks"), sh=said.get("sh"), basis=said.get("basis"),
                                  axes=said.get("axes"), name=subject)
             errors += [DataError(f"{f.what}: {f.evidence}", subject=subject,
-                                 fix=f"{f.fix}; or give accept_wrong_space=True") for f in report.wrong]
+                                 fix=f"{_in_config(f.fix)}; or give accept_wrong_space=True") for f in report.wrong]
+            verdict = next((word for word in ("wrong", "open") if word in {f.status for f in report.findings}), "right")
+            records[subject] = {"verdict": verdict.replace("open", "undecided"), "findings": [
+                {"what": f.what, "status": f.status, "evidence": f.evidence} for f in report.findings]}
+    return records
+
+
+def _in_config(fix: str) -> str:
+    """Return what to do in terms of a config, and of from_bids, which writes it."""
+    fix = re.sub(r"\bbasis='(\w+)'", r"'features': 'sh:\1' in the config (from-bids: basis='\1')", fix)
+    return re.sub(r"\baxes='(\w+)'", r"'axes': '\1' in the config (from-bids: axes='\1')", fix)

@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.files import DataError
+from ..core.files import DataError, DataErrors
 from ..core.text import Record
 from .config import VolumeGroup
 from .features import InputRecord
 from .load_groups import load_volume_group
-from .sources import find_sources
+from .sources import MISSING, GroupSources, find_sources
 from ..spatial.volume import Volume
 
 # %% ../../nbs/hdf5/07_recipe.ipynb #f1d1729b
@@ -155,6 +155,23 @@ def _compare(recipe: InputRecord, record: InputRecord, file: str | None, group: 
         warnings.warn("the voxels are {} mm, those of the training {} mm".format(*sizes), stacklevel=4)
 
 # %% ../../nbs/hdf5/07_recipe.ipynb #eba12327
+def _sources(folder: Path, name: str, how: VolumeGroup) -> dict[str, GroupSources]:
+    """Find the files of an input. Raises one DataError for all that are missing, with what makes them."""
+    errors: list[ValueError] = []
+    found = find_sources(folder.parent, folder.name, {name: how}, errors=errors)
+    missing = [Path(e.file).name for e in errors if isinstance(e, DataError) and e.file and e.problem == MISSING]
+    if missing:
+        mask = f", its mask of {', '.join(how.std_mask)}" * bool(how.std_mask)
+        raise DataError(
+            f"{', '.join(missing)}: no such file. The model's input is made of {', '.join(how.files)}{mask}",
+            file=folder, group=name, fix="Give a folder that has them: of raw data `tractkit hdf5 from-bids STUDY "
+            "data.hdf5` makes one for each subject in data_prepared/, and tk.prepare_subject(folder) makes sh.nii.gz "
+            "and fodf.nii.gz of a diffusion series")
+    if errors:
+        raise errors[0] if len(errors) == 1 else DataErrors(errors)
+    return found
+
+
 def prepare_input(
     model: object,                # a model that was loaded or trained, or its folder: a run's best_model, say
     subject: str | os.PathLike,   # folder of a subject, with the files that the training's subjects had
@@ -162,6 +179,8 @@ def prepare_input(
     group: str | None = None,     # of a model with several inputs: which one; see `join_inputs`
 ) -> Volume:                      # (X, Y, Z, C) float32, ready for `Tracker`
     """Make the input of a model for a new subject, as it was made for the training.
+
+    Its voxel axes are those of the training: give `Tracker` a mask of the subject by `mask.turned_like(input)`.
 
     Raises DataError for a model without a recipe, and for files that are missing or do not fit."""
     recipes = recipe_in(model)
@@ -174,6 +193,6 @@ def prepare_input(
     name = next(iter(recipes)) if group is None else group
     recipe, folder = recipes[name], Path(os.path.expanduser(subject)).resolve()
     how = VolumeGroup(recipe.files, recipe.standardization, recipe.std_mask, features=recipe.features, axes=recipe.axes)
-    sources = find_sources(folder.parent, folder.name, {name: how})
+    sources = _sources(folder, name, how)
     volume = load_volume_group(sources[name])
     return replace(volume, record=InputRecord.from_plain(volume.record or {}).plain())  # as a data file gives it

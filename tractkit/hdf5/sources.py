@@ -28,6 +28,7 @@ from ..spatial.tck import read_tck_header
 
 # %% ../../nbs/hdf5/01_sources.ipynb #cf1e8746
 Grid = tuple[np.ndarray, Sequence[int]]  # affine, shape
+MISSING = "no such file"  # the problem of an error
 
 # %% ../../nbs/hdf5/01_sources.ipynb #139202f3
 @dataclass(frozen=True, eq=False)
@@ -161,9 +162,9 @@ class _Finder:
             if not matches:
                 missing = self.folder / pattern.replace("{subject}", self.folder.name)
                 if enforce:
-                    self.errors.append(self.error(name, "no such file", missing, fix))
+                    self.errors.append(self.error(name, MISSING, missing, fix))
                 else:
-                    warnings.warn(f"{missing}: no such file; {self.folder.name}/{name} goes without it", stacklevel=5)
+                    warnings.warn(f"{missing}: {MISSING}; {self.folder.name}/{name} goes without it", stacklevel=5)
             if again := next((p for p in matches if p in files), None):
                 self.errors.append(self.error(name, "is named by two patterns", again, "List each file once"))
             files += matches
@@ -198,6 +199,10 @@ class _Finder:
                     self.error(name, f"its grid is not that of {files[0].name} ({how})", path, "Resample it"))
         if len(self.errors) > before:
             return None
+        for path, (_, volumes) in zip(masks, images[len(files):], strict=True):
+            if volumes != 1:
+                self.errors.append(self.error(name, f"holds {volumes} volumes, and a mask is one", path,
+                                              "Save one of them, or where any is above 0, as the mask"))
         widths = tuple(n for _, n in images[:len(files)])
         kinds = self._kinds(group)
         for path, kind, width in zip(files, kinds, widths, strict=bool(kinds)):

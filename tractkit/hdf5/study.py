@@ -34,6 +34,8 @@ class Choices:
     b0_threshold: float = 50         # s/mm²; volumes of at most this are b0
     sh_order: int | None = None
     bvecs_axes: Literal["fsl", "voxel"] = "fsl"
+    basis: str | None = None  # of fibre orientations; None: descoteaux07_legacy, of MRtrix's files tournier07
+    axes: Literal["voxel", "scanner", "fsl"] | None = None  # of them; None: voxel, of MRtrix's files scanner
 
 
 @dataclass(frozen=True)
@@ -122,21 +124,50 @@ def _masks(found: FoundSubject, choices: Choices) -> tuple[Path, ...]:
     return tuple(masks if masks or choices.mask else candidates(found, "tissues"))
 
 # %% ../../nbs/hdf5/13_study.ipynb #5f1d000d
-_ENTITIES = ("sub", "ses", "acq", "dir", "run", "space", "desc", "tracksys")
+_ENTITIES = ("sub", "ses", "acq", "dir", "run", "space", "tracksys", "coordsys", "trkmethod", "recogmethod", "hemi",
+             "desc", "bundle", "label")
+_GO_ON = ("desc", "bundle", "label")  # the words behind these belong to them: bundle-AF_L
+_KINDS = ("tractogram", "tractography", "streamlines")
 
 
-def _bundle_name(file: Path, subject: str) -> str:
-    """Return what a tractogram is of, from its file's name."""
-    stem = file.name.removesuffix(".gz").rpartition(".")[0].removeprefix(f"{subject}__")
-    words = [word for word in stem.split("_") if word]
-    said = [word.partition("-")[2] for word in words if word.startswith(("bundle-", "label-"))]
-    plain = [word for word in words if word.partition("-")[0] not in _ENTITIES or "-" not in word]
-    ends = [word for word in plain if word not in ("tractogram", "tractography", "streamlines")]
-    return said[0] if said else "_".join(ends or plain or words)
+def _said_by_name(file: Path, subject: str) -> dict[str, str]:
+    """Return the entities in a file's name, "" for the words without one, and "kind" for the last resort."""
+    stem = file.name.removesuffix(".gz").rpartition(".")[0].removeprefix(f"{subject}_")
+    said: dict[str, str] = {"kind": stem.strip("_")}
+    key = ""
+    for word in filter(None, stem.split("_")):
+        start, dash, value = word.partition("-")
+        if word in _KINDS:
+            said["kind"], key = word, ""
+            continue
+        known = bool(dash) and start in _ENTITIES
+        key = start if known else key if key in _GO_ON else ""
+        said[key] = "_".join(filter(None, (said.get(key), value if known else word)))
+    return said
+
+
+def _bundle_name(said: Mapping[str, str]) -> str:
+    """Return what a tractogram is of: its bundle with its side, else its own words, else its description."""
+    name = said.get("bundle") or said.get("label") or said.get("") or said.get("desc")
+    return "_".join(filter(None, (name, said.get("hemi")))) or said["kind"]
+
+
+def _bundle_names(files: Sequence[Path], subject: str) -> list[str]:
+    """Return the names of a subject's tractograms: what differs between files of one name is added to it, first of
+    what their names say, then the folder's name."""
+    said = [_said_by_name(file, subject) for file in files]
+    names = [_bundle_name(each) for each in said]
+    full = []
+    for name, each in zip(names, said, strict=True):
+        alike = [other for other, its in zip(said, names, strict=True) if its == name]
+        differing = [key for key in _ENTITIES if len({other.get(key) for other in alike}) > 1 and key in each]
+        full.append("_".join([name, *(f"{key}-{each[key]}" for key in differing)]))
+    return [f"{file.parent.name}_{name}" if full.count(name) > 1 else name
+            for file, name in zip(files, full, strict=True)]
 
 
 def _tractograms_of(found: FoundSubject, choices: Choices, problems: list[str]) -> dict[str, Path]:
-    """Return the tractograms by the names they will have. Of two with one name, the folder's name comes before it."""
+    """Return the tractograms by the names they will have."""
     files: list[Path] = []
     for pattern in choices.tractograms or ("*",):
         matches = candidates(found, "tractogram", [pattern])
@@ -147,9 +178,7 @@ def _tractograms_of(found: FoundSubject, choices: Choices, problems: list[str]) 
         problems.append("no tractogram (.trk, .trx, .tck)")
     problems += [f"{file.name} is a link, and its file is not here; fetch it (datalad get)"
                  for file in files if not file.exists()]
-    names = [_bundle_name(file, found.subject) for file in files]
-    names = [f"{file.parent.name}_{name}" if names.count(name) > 1 else name
-             for file, name in zip(files, names, strict=True)]
+    names = _bundle_names(files, found.subject)
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         same = [str(file) for file, name in zip(files, names, strict=True) if name == twice[0]]
@@ -171,19 +200,37 @@ def plan_study(
     choices, found = choices or Choices(), find_subjects(place, others)
     wanted = list(subjects)
     for name in wanted:
-        if not any(name in (f.name, f.subject) for f in found):
+        if not any(_is_called(f, name) for f in found):
             raise DataError(
                 "no such subject", file=place, subject=name, fix=f"There are {', '.join(f.name for f in found)}"
             )
-    found = [f for f in found if not wanted or f.name in wanted or f.subject in wanted]
+    found = [f for f in found if not wanted or any(_is_called(f, name) for name in wanted)]
     kinds = [next((kind for kind in ("fodf", "mrtrix_fodf") if candidates(f, kind)), None) for f in found]
     has_fodf = choices.fodf or len(set(kinds)) == 1 and kinds[0] is not None
     if choices.input == "fodf" or choices.input == "auto" and has_fodf:
-        of_mrtrix = not choices.fodf and "mrtrix_fodf" in kinds
+        of_mrtrix = _are_of_mrtrix(found, choices) if choices.fodf else "mrtrix_fodf" in kinds
         plans = tuple(_plan_fodf(f, choices, "mrtrix_fodf" if of_mrtrix else "fodf") for f in found)
-        return Study(plans, "fodf", "sh:tournier07" if of_mrtrix else "sh:descoteaux07_legacy",
-                     "scanner" if of_mrtrix else "voxel", None, None)
+        basis = choices.basis or ("tournier07" if of_mrtrix else "descoteaux07_legacy")
+        return Study(plans, "fodf", f"sh:{basis}", choices.axes or ("scanner" if of_mrtrix else "voxel"), None, None)
+    if choices.basis or choices.axes:
+        raise ValueError("basis= and axes= are of fibre orientations, and the input is computed from the series")
     return _with_shell(tuple(_plan_sh(f, choices) for f in found), choices)
+
+
+def _are_of_mrtrix(found: Sequence[FoundSubject], choices: Choices) -> bool:
+    """Return whether fibre orientations chosen by name are MRtrix's. Raises DataError if some are and some are not."""
+    files = [(f, file) for f in found for file in candidates(f, "fodf", choices.fodf)]
+    theirs = [file for f, file in files if file.name.endswith(MIF_ENDINGS) or file in candidates(f, "mrtrix_fodf")]
+    if 0 < len(theirs) < len(files) and not (choices.basis and choices.axes):
+        other = next(file for _, file in files if file not in theirs)
+        raise DataError(f"is of MRtrix by its name, and {other.name} is not: they have different bases",
+                        file=theirs[0], fix="Choose those of one program, or say basis= and axes= for all of them")
+    return bool(theirs)
+
+
+def _is_called(found: FoundSubject, name: str) -> bool:
+    """Return whether a subject is meant by a name: with its session or without, also without sub-."""
+    return name in (found.name, found.subject) or f"sub-{name}" in (found.name, found.subject)
 
 
 def _plan_fodf(found: FoundSubject, choices: Choices, kind: str) -> SubjectPlan:
@@ -223,14 +270,21 @@ def _common_shell(all_shells: Sequence[Mapping[float, int]]) -> float | None:
 def _with_shell(plans: Sequence[SubjectPlan], choices: Choices) -> Study:
     """Say for each subject which shell it uses, and for all which order."""
     wanted = _common_shell([p.shells for p in plans]) if choices.shell is None else choices.shell
-    plans = tuple(_choose_shell(p, wanted, must=choices.shell is not None) for p in plans)
+    must = choices.shell is not None
+    choosing = [p.shells for p in plans if p.shells and (must or len(p.shells) > 1)]
+    common = _common_shell(choosing)
+    if common is None or not all(any(_is_near(b, common) for b in shells) for shells in choosing):
+        common = None
+    advice = ("no shell is common to all; leave out who has none: skip_incomplete=True" if common is None else
+              f"say one that all have: shell={common:g}")
+    plans = tuple(_choose_shell(p, wanted, must, advice) for p in plans)
     least = min((_directions(p) for p in plans if p.shells and not p.problems), default=0)
     order = largest_sh_order(least) if choices.sh_order is None and least >= 6 else choices.sh_order
     return Study(plans, "sh", "sh:descoteaux07_legacy", "voxel", wanted, order, choices.b0_threshold,
                  choices.bvecs_axes)
 
 
-def _choose_shell(plan: SubjectPlan, wanted: float | None, must: bool) -> SubjectPlan:
+def _choose_shell(plan: SubjectPlan, wanted: float | None, must: bool, advice: str) -> SubjectPlan:
     """Return the plan with the shell to use, or with the problem that there is none."""
     if wanted is None or not plan.shells:
         return plan
@@ -240,7 +294,7 @@ def _choose_shell(plan: SubjectPlan, wanted: float | None, must: bool) -> Subjec
         return replace(plan, shell=best if len(plan.shells) > 1 else None)
     if len(plan.shells) == 1 and not must:
         return plan
-    problem = f"no shell at b = {wanted:g}, as others have: it has {text_of_shells(plan.shells)}; say one: shell=1000"
+    problem = f"no shell at b = {wanted:g}, as others have: it has {text_of_shells(plan.shells)}; {advice}"
     return replace(plan, problems=(*plan.problems, problem))
 
 
@@ -270,8 +324,10 @@ def study_table(
         order = "" if study.sh_order is None else f" of order {study.sh_order}"
         shell = "" if study.shell is None else f" at b = {study.shell:g}"
         lines += ["", f"input: spherical harmonics{order}, of the signal{shell}, for all subjects alike"]
-        other = [p.name for p in study.subjects if p.shells and not any(_is_near(b, study.shell) for b in p.shells)]
-        lines += [f"note: {', '.join(other)} have no such shell; theirs is used in its place"] if other else []
+        other = [p.name for p in study.subjects if len(p.shells) == 1 and not p.problems
+                 and not any(_is_near(b, study.shell) for b in p.shells)]
+        lines += [f"note: {', '.join(other)} {'have' if len(other) > 1 else 'has'} no such shell; theirs is used in "
+                  "its place"] if other else []
     else:
         lines += ["", f"input: fibre orientations as they are ({study.features.removeprefix('sh:')})"]
     missing = [f"  {plan.name}: {problem}" for plan in study.subjects for problem in plan.problems]

@@ -103,8 +103,9 @@ def _root_findings(h5: h5py.File) -> Iterator[Finding]:
 # %% ../../nbs/hdf5/10_validate.ipynb #e301a082
 def _list_findings(h5: h5py.File, listed: dict[str, list[str]]) -> Iterator[Finding]:
     """Check the subjects of the lists, each with its splits, against those of the file."""
+    there = set(h5)
     for name, splits in listed.items():
-        if name not in h5 and not isinstance(h5.get(name, getlink=True), (h5py.ExternalLink, h5py.SoftLink)):
+        if name not in there:  # `name in h5` is true of "." and of "a/input", too
             yield Finding("error", name, "", f"@{splits[0]}_subjs", "lists a subject that is not in the file", AGAIN)
         if len(splits) > 1:
             yield Finding("warning", name, "", f"@{splits[1]}_subjs", f"is listed in {' and '.join(splits)}",
@@ -144,23 +145,27 @@ def _volumes_of(subject: h5py.Group) -> dict[str, tuple[np.ndarray, tuple[int, .
 
 # %% ../../nbs/hdf5/10_validate.ipynb #9ab13be3
 def _twin_findings(h5: h5py.File, kinds: dict[str, dict[str, int | None]]) -> Iterator[Finding]:
-    """Find subjects that have the same streamlines under two names; what differs in size is not compared."""
+    """Find subjects that have the same streamlines or volumes under two names; what differs in size is not compared."""
     sizes: dict[tuple, list[str]] = {}
     for subject, groups in kinds.items():
         for name in groups:
             with suppress(Exception):  # reported with the group itself
                 group = h5[subject][name]
-                if group.attrs["type"] == "streamlines":
-                    size = name, group["lengths"].shape, group["data"].shape
-                    sizes.setdefault(size, []).append(f"{subject}/{name}")
-    checksums: dict[str, str] = {}
-    for key in (key for keys in sizes.values() if len(keys) > 1 for key in keys):
-        with suppress(Exception):
-            checksums[key] = str(h5[key].attrs.get("tractkit_checksum") or group_checksum(h5[key]))
-    lists = {split: [str(s) for s in h5.attrs[f"{split}_subjs"]] for split in SPLITS} if checksums else {}
-    for name, first, subject in find_twins(checksums):
+                kind = str(group.attrs["type"])
+                size = kind, name, group["data"].shape, group["lengths"].shape if kind == "streamlines" else ()
+                sizes.setdefault(size, []).append(f"{subject}/{name}")
+    checksums: dict[str, dict[str, str]] = {"streamlines": {}, "volume": {}}
+    for (kind, *_), keys in sizes.items():
+        for key in keys:
+            with suppress(Exception):  # a volume that is alone in its size tells its subject from others
+                checksums[kind][key] = str(h5[key].attrs.get("tractkit_checksum") or group_checksum(h5[key])) \
+                    if len(keys) > 1 else key
+    lists = {split: [str(s) for s in np.atleast_1d(h5.attrs[f"{split}_subjs"])] for split in SPLITS}
+    for name, first, subject, same in find_twins(checksums["streamlines"], checksums["volume"]):
+        if same != "streamlines" and all(any("source_ids" in h5[s][g] for g in kinds[s]) for s in (first, subject)):
+            continue  # shares of one subject, asked for as such
         a, b = (" and ".join(split for split, names in lists.items() if s in names) for s in (first, subject))
-        where = f"has the streamlines of {first}" + (f" of {a}, and is in {b}" if a != b else "")
+        where = f"has the {same} of {first}" + (f" of {a}, and is in {b}" if a != b else "")
         yield Finding("error" if a != b else "warning", subject, name, "data", where,
                       "It is one subject under two names: leave one out")
 

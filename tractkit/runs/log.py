@@ -118,6 +118,7 @@ class RunLog:
     def __init__(self, folder: str | os.PathLike):  # made when the first record is written
         self.path = absolute_path(folder) / "log.jsonl"
         self._file: io.FileIO | None = None
+        self._size = 0  # of the file that is being written, at least
 
     def append(
         self,
@@ -130,6 +131,7 @@ class RunLog:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "ab", buffering=0)
+            self._size = os.fstat(self._file.fileno()).st_size
         record = {"kind": kind, **{k: _plain(v) for k, v in values.items()}}
         if time is not None:
             record["time"] = {k: _plain(v) for k, v in ({"at": round(clock.time(), 3)} | dict(time)).items()}
@@ -140,6 +142,7 @@ class RunLog:
                 "No space left on device: a line of the log was written in part only",
                 os.fspath(self.path),
             )
+        self._size += len(line)
 
     def sync(self) -> None:
         """Flush what was written to the disk."""
@@ -148,10 +151,13 @@ class RunLog:
 
     @property
     def is_lost(self) -> bool:
-        """Whether the file that is being written was removed, or another one is in its place. From any thread."""
-        file = self._file
+        """Whether the file that is being written was removed or cut, or another is in its place. From any thread."""
+        file, size = self._file, self._size
         try:
-            return file is not None and not os.path.samestat(os.fstat(file.fileno()), os.stat(self.path))
+            if file is None:
+                return False
+            own = os.fstat(file.fileno())
+            return own.st_size < size or not os.path.samestat(own, os.stat(self.path))
         except FileNotFoundError:
             return True
         except (OSError, ValueError):  # closed meanwhile, by the thread that writes it

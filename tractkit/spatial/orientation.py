@@ -63,3 +63,11 @@ class Reorientation:
         turned = data.transpose(*self.order, *range(3, data.ndim))
         backward = tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
         return data if self.is_identity else np.ascontiguousarray(turned[backward])
+
+    def back(
+        self,
+        data: np.ndarray,  # (X, Y, Z, ...) of the new grid
+    ) -> np.ndarray:       # of the old one, contiguous
+        """Undo `voxels`."""
+        backward = tuple(slice(None, None, -1 if flip else 1) for flip in self.flipped)
+        return np.ascontiguousarray(data[backward].transpose(*np.argsort(self.order), *range(3, data.ndim)))

@@ -6,6 +6,7 @@
 __all__ = ['T', 'Gate', 'Stopped', 'Control', 'stop_on_interrupt']
 
 # %% ../../nbs/training/00_control.ipynb #47d5a574
+import os
 import signal
 import threading
 from collections import deque
@@ -193,18 +194,31 @@ class Control:
 # %% ../../nbs/training/00_control.ipynb #60772851
 @contextmanager
 def stop_on_interrupt(control: Control) -> Iterator[None]:
-    """Turn the first interrupt into `control.stop`. Without effect outside the main thread."""
+    """Turn the first interrupt into `control.stop`. Without effect outside the main thread.
+
+    The first SIGTERM likewise, where nothing else was set for it: the process ends by it after the block."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(signal.SIGINT)
+    before, terminated = signal.getsignal(signal.SIGINT), False
+    process, ends_process = os.getpid(), signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
     def first(signum: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        control.stop("interrupted")
+        nonlocal terminated
+        terminated = signum == signal.SIGTERM
+        signal.signal(signum, signal.SIG_DFL if terminated else before)
+        if terminated and os.getpid() != process:  # a worker that was forked from it
+            signal.raise_signal(signal.SIGTERM)
+        control.stop("terminated" if terminated else "interrupted")
 
     signal.signal(signal.SIGINT, first)
+    if ends_process:
+        signal.signal(signal.SIGTERM, first)
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
+        if ends_process:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if terminated:
+            signal.raise_signal(signal.SIGTERM)

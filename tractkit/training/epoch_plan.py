@@ -32,7 +32,11 @@ class BatchPlan(Protocol):
 
 
 class Sampler(Protocol):
-    """Gives the plan of an epoch: a function of the epoch, and of the subset "training" or "validation"."""
+    """Gives the plan of an epoch: a function of the epoch, and of the subset "training" or "validation".
+
+    It may draw from a generator made of (seed, epoch), or from global ones, which are seeded for each plan. The plan has
+    for each batch what its loader makes it from: `load(ids, *, epoch, training)`, a function or a method
+    `load_batch_streamlines`. For an example of both see the tutorial 95_sampling."""
 
     def plan(self, epoch: int, subset: str) -> BatchPlan: ...
 

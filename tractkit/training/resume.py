@@ -199,6 +199,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
     sampler, config = sampler_settings(trainer.batch_sampler), describe_settings(trainer)
     environment = describe_environment(trainer.device, torch.get_num_threads())
     before = state.fingerprints
+    warned = announce_difference if trainer.run_folder.checkpoints.steps() else announce  # a branch is other on purpose
     if before:
         if changed := differences(before["environment"], environment):
             warnings.warn(
@@ -210,15 +211,15 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
                 f"the new ones begin with epoch {state.epoch + 2}."
                 if state.batch else "")
             is_known = all(text.partition(":")[0] in trainer.live.changed for text in changed)  # made while it trained
-            say = announce if is_known else announce_difference
+            say = announce if is_known else warned
             say(trainer, f"The sampler has changed: {'; '.join(changed)}.{later}")
         if not state.batch and (text := _other_plan(trainer, before.get("planned", ""))):
-            announce_difference(trainer, f"The sampler plans other batches than before: {text}.")
+            warned(trainer, f"The sampler plans other batches than before: {text}.")
         elif text := _other_plan(trainer, before.get("planned_validation", ""), "validation"):
-            announce_difference(trainer, f"The sampler plans another validation than before: {text}. Losses of before "
-                                         "are of other batches.")
+            warned(trainer, f"The sampler plans another validation than before: {text}. Losses of before "
+                            "are of other batches.")
         if changed := differences(before["config"], config):
-            announce_difference(trainer, f"Going on with other settings: {'; '.join(changed)}.")
+            warned(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
     kept = {key: before[key] for key in _KEPT if before.get(key)}
     kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE}

@@ -37,7 +37,9 @@ def checked_run_name(
 
 # %% ../../nbs/training/07_run_folder.ipynb #1e4f2482
 class LostFolder(RuntimeError):
-    """The folder of a training was moved, deleted or replaced while it trained."""
+    """The folder of a training was moved, deleted or replaced while it trained, or what is needed in it was."""
+
+    is_elsewhere = True  # what is in its place may be of another run
 
 
 def _place(path: Path) -> tuple[int, int] | None:
@@ -63,24 +65,39 @@ class RunFolder:
     @contextlib.contextmanager
     def held(self) -> Iterator[None]:
         """Remember what is in this folder's place while the block trains, so that `check_held` can compare."""
-        self._held = {name: _place(self.path / name) for name in ("", ".lock", "process")} if self.writes else {}
+        names = ("", ".lock", "process", "checkpoints")
+        self._held = {name: _place(self.path / name) for name in names} if self.writes else {}
         try:
             yield
         finally:
             self._held = {}
 
     @property
+    def is_elsewhere(self) -> bool:
+        """Whether the folder, or `process/` in it, is no longer what it was: what is there may be of another run."""
+        held = {name: place for name, place in self._held.items() if name != "checkpoints"}
+        return any(_place(self.path / name) != place for name, place in held.items())
+
+    @property
     def is_lost(self) -> bool:
         """Whether the folder, or what a training needs in it, is no longer what it was when the training began."""
-        return self.log.is_lost or any(_place(self.path / name) != place for name, place in self._held.items())
+        kept, own = self._held.get("checkpoints"), self.path / "checkpoints"
+        return self.is_elsewhere or self.log.is_lost or (kept is not None and _place(own) != kept)
+
+    def hold_checkpoints(self) -> None:
+        """Remember the folder of the checkpoints too, once there is one."""
+        if "checkpoints" in self._held and self._held["checkpoints"] is None:
+            self._held["checkpoints"] = _place(self.path / "checkpoints")
 
     def check_held(self) -> None:
-        """Raise LostFolder if the folder was moved, deleted or replaced, or its log or process/ was."""
+        """Raise LostFolder if the folder was moved, deleted or replaced, or its log, checkpoints/ or process/ was."""
         if self._held and self.is_lost:
-            raise LostFolder(
-                f"{self.path} was moved, deleted or replaced while it was trained, or its log or process/ was: nothing "
-                "more is written there. Put it back, or give a new trainer the place where it is now; the run goes on "
-                "from its last checkpoint")
+            lost = LostFolder(
+                f"{self.path} was moved, deleted or replaced while it was trained, or its log, checkpoints/ or "
+                "process/ was: nothing more is written there. Put it back, or give a new trainer the place where it is "
+                "now; the run goes on from its last checkpoint, or, with the same trainer, from where it is")
+            lost.is_elsewhere = self.is_elsewhere
+            raise lost
 
     @classmethod
     def claim(cls, parent: str | os.PathLike, names: Iterable[str], kept: Checkpoints) -> "RunFolder":

@@ -41,7 +41,7 @@ def served(trainer: Commanded) -> Iterator[None]:
             ended.set()
             thread.join()
             with suppress(OSError):
-                if not isinstance(error, LostFolder):
+                if not isinstance(error, LostFolder) or not error.is_elsewhere:
                     _write_end(trainer, mailbox, error)
 
 
@@ -51,7 +51,7 @@ def _serve(trainer: Commanded, mailbox: Mailbox, ended: threading.Event) -> None
     done: set[str] = set()  # those whose files cannot be removed are not carried out again
     while not ended.wait(0.05):
         with suppress(OSError):  # of a full disk: a display must not end a training
-            if trainer.run_folder.is_lost:  # what is there now may be another run, with commands of its own
+            if trainer.run_folder.is_elsewhere:  # what is there now may be another run, with commands of its own
                 continue
             for path, message in mailbox.commands():
                 if path.name not in done and _serve_command(trainer, mailbox, path, message):

@@ -196,6 +196,7 @@ def write_checkpoint(trainer: Trainable, wait: bool = True) -> Path:
     path = run.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
     if wait:
         run.checkpoints.wait()
+    run.hold_checkpoints()
     if session is not None:
         session.saves.note(state.global_step)
         call_policies(trainer, Event.CHECKPOINT_SAVED, path)

@@ -153,8 +153,8 @@ class Trainer:
         model: nn.Module,
         experiments_path: str | Path | None = None,  # default: runs
         experiment_name: str | None = None,          # default: date and time, never that of another run
-        batch_sampler: Any = None,                   # plan(epoch, subset) -> what makes each batch
-        batch_loader: Any = None,                    # a function, or load_batch_streamlines(ids, epoch=, training=)
+        batch_sampler: Any = None,                   # plan(epoch, subset) -> what makes each batch; see `Sampler`
+        batch_loader: Any = None,                    # load(ids, epoch=, training=), or load_batch_streamlines
         *args: Any, **settings: Any,                 # those of `TrainerSettings`, in their order or by name
     ):
         """Make a trainer; its settings are keywords. TypeError for others, ValueError for values they cannot have."""
