@@ -2,12 +2,16 @@
 named wrongly? Axes of gradients, peaks and coefficients are exchanged and reversed in all 24 ways (the first changes
 nothing), coefficients are said to be in each of the four bases while they are in another, and streamlines are put where
 each of 102 mistakes puts them (47 mirrors and exchanges in voxels and as many in the scanner's axes, 8 of units), and
-half a voxel up and down. Undecided are also mistakes that change nothing there: reversed third axes of fibres that lie
+half a voxel up and down. "Moved" puts them one to three whole voxels away (9 ways), turns them by 5 to 20 degrees about
+each axis (12) and scales them by 0.8 to 1.2 (5), about the middle of the grid; those that move the points by less than a
+voxel on average are left out. Right is then the exact shift, or for turns and scales that transforms are to be compared.
+Undecided are also mistakes that change nothing there: reversed third axes of fibres that lie
 in a plane, left and right of a map of white matter that is symmetric. "Alarms" counts the good data that were called
 wrong. Seconds are those of the processor, of one check without reading files; the last rows are a whole brain at 2 mm,
 the real series resampled, with 64 directions. Real data from TRACTKIT_DATA, where it is set."""
 
 import os
+import re
 import tempfile
 import time
 import warnings
@@ -19,6 +23,7 @@ from pathlib import Path
 import dipy
 import numpy as np
 from scipy.ndimage import zoom
+from scipy.spatial.transform import Rotation
 
 from tractkit.dwi.basis_check import BASES_TO_TRY
 from tractkit.dwi.fibre_coherence import axis_maps
@@ -182,6 +187,50 @@ def _judge(finding: SpaceFinding, repair: np.ndarray, every: list, points: np.nd
     return "undecided" if any(fits(p.matrix) for p in every if p.name in finding.left) else "wrong"
 
 
+def motions(shape: tuple[int, ...]) -> Iterator[tuple[str, np.ndarray]]:
+    """Whole voxels, rotations and scales, as kind and matrix."""
+    for by in ((1, 1, 1), (-1, -1, -1), (1, 0, 0), (0, 1, 0), (2, 0, 0), (0, -2, 0), (-3, 0, 0), (0, 3, 0), (2, -2, 1)):
+        matrix = np.eye(4)
+        matrix[:3, 3] = by
+        yield "shift", matrix
+    middle = np.array(shape) / 2
+    for linear in [
+        *(Rotation.from_rotvec(np.radians(angle) * np.eye(3)[axis]).as_matrix()
+          for axis in range(3) for angle in (5, 10, 15, 20)),
+        *(np.eye(3) * scale for scale in (0.8, 0.9, 0.95, 1.1, 1.2)),
+    ]:
+        matrix = np.eye(4)
+        matrix[:3, :3], matrix[:3, 3] = linear, middle - linear @ middle
+        yield "turn", matrix
+
+
+def motions_row(data: str, tractogram: Tractogram, fibres: FibreField) -> Row:
+    """Whole voxels, rotations and scales."""
+    row, affine, shape = Row(data, "streamlines, moved"), fibres.affine, fibres.directions.shape[:3]
+    good = tractogram.rasmm().transform(np.linalg.inv(affine))
+    for kind, matrix in motions(shape):
+        bad = good.transform(matrix)
+        if np.linalg.norm(bad.points - good.points, axis=1).mean() < 1:
+            continue
+        moved = Tractogram(bad, affine, shape)
+        finding = row.timed(lambda t=moved: check_streamlines(t, fibres))
+        row.counts[_judge_motion(finding, kind, matrix)] += 1
+    return row
+
+
+def _judge_motion(finding: SpaceFinding, kind: str, matrix: np.ndarray) -> str:
+    """Whether a finding is right, undecided or wrong, for streamlines that were moved by `matrix`."""
+    if finding.status != "wrong":
+        return "undecided" if finding.status == "open" else "wrong"
+    if "compare the transforms" in finding.fix or "not decided" in finding.fix:
+        return "right" if kind == "turn" and "compare" in finding.fix else "undecided"
+    named = re.findall(r"(add|subtract) (\d+) voxels? in ([xyz])", finding.fix)
+    shift = np.zeros(3)
+    for word, number, axis in named:
+        shift["xyz".index(axis)] = float(number) * (1 if word == "add" else -1)
+    return "right" if kind == "shift" and named and np.array_equal(shift, -matrix[:3, 3]) else "wrong"
+
+
 def whole(name: str, dwi: DWI, tractogram: Tractogram) -> Iterator[Row]:
     """Everything, of one series."""
     yield dwi_row(name, dwi)
@@ -190,6 +239,7 @@ def whole(name: str, dwi: DWI, tractogram: Tractogram) -> Iterator[Row]:
     yield from sh_rows(name, fodf, "descoteaux07_legacy", "fodf")
     yield from sh_rows(name, compute_sh(dwi), "descoteaux07_legacy", "signal")
     yield streamlines_row(name, tractogram, field_of_dwi(dwi))
+    yield motions_row(name, tractogram, field_of_dwi(dwi))
 
 
 def phantoms() -> Iterator[Row]:
@@ -218,8 +268,9 @@ def real(data: Path) -> Iterator[Row]:
     wm = Volume.load(d / "wm.mif")
     yield dwi_row("mrtrix/msmt", small)
     yield from sh_rows("mrtrix/msmt", wm, "tournier07", "fodf", "scanner")
-    yield streamlines_row("mrtrix/msmt", Tractogram.load(d / "derived_csd_det.trk"),
-                          field_of_sh(wm, "tournier07", "fodf", "scanner"))
+    few, fibres = Tractogram.load(d / "derived_csd_det.trk"), field_of_sh(wm, "tournier07", "fodf", "scanner")
+    yield streamlines_row("mrtrix/msmt", few, fibres)
+    yield motions_row("mrtrix/msmt", few, fibres)
     yield from brain(dwi, tractogram)
 
 
