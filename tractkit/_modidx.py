@@ -3764,6 +3764,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'tractkit/training/attributes.py')},
             'tractkit.training.bookkeeping': { 'tractkit.training.bookkeeping._call_at_end': ( 'training/bookkeeping.html#_call_at_end',
                                                                                                'tractkit/training/bookkeeping.py'),
+                                               'tractkit.training.bookkeeping._modes_of_epoch': ( 'training/bookkeeping.html#_modes_of_epoch',
+                                                                                                  'tractkit/training/bookkeeping.py'),
                                                'tractkit.training.bookkeeping._notes': ( 'training/bookkeeping.html#_notes',
                                                                                          'tractkit/training/bookkeeping.py'),
                                                'tractkit.training.bookkeeping._refuse_thawed': ( 'training/bookkeeping.html#_refuse_thawed',
