@@ -20,7 +20,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, DataErrors, absolute_path, atomic_path, path_from_here
-from ..core.text import Json
+from ..core.text import Json, bars_move
 from ..dwi.prepare import check_shell, prepare_subject
 from ..dwi.sh_basis import ShBasis
 from .config import SPLITS, ProcessingOptions, read_config, split_lines
@@ -206,7 +206,7 @@ def _check_headers(study: Study, root: Path) -> None:
 def _compute(study: Study, root: Path, progress: bool) -> None:
     """Compute the coefficients of all subjects that have none yet. Raises DataErrors, one for each that fails."""
     problems: list[DataError] = []
-    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=None if progress else True)
+    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=not (progress and bars_move()))
     for plan in bar:
         bar.set_postfix_str(plan.name)
         name = next(file.name for file in (root / plan.name).iterdir() if file.name.startswith("dwi."))
