@@ -560,6 +560,7 @@ NAMES = {
     "find_volume": "data.subject",
     "fingerprint_of": "training.data_check",
     "finish_content_check": "training.bookkeeping",
+    "finite_outside": "dwi.gradients",
     "fix_parameters": "training.loop",
     "flat_settings": "runs.sent",
     "fodf_peaks": "dwi.fodf",
