@@ -3,6 +3,7 @@
 import gzip
 import json
 import shutil
+from dataclasses import replace
 
 import h5py
 import nibabel as nib
@@ -14,6 +15,7 @@ from tractkit.cli.commands import main
 from tractkit.core.files import DataError
 from tractkit.dwi.gradients import load_dwi, select_shell
 from tractkit.dwi.sh import compute_sh
+from tractkit.dwi.space_check import check_subjects
 from tractkit.hdf5.config import SPLITS
 from tractkit.hdf5.create import create_hdf5
 from tractkit.hdf5.from_folders import from_bids
@@ -160,7 +162,7 @@ def test_files_that_do_not_fit_are_listed_before_anything_is_computed(study, tmp
     with pytest.raises(DataError) as e:
         quiet(study, tmp_path / "data.hdf5")
     assert "sub-01/input: its grid is not that of" in str(e.value) and "15 b-values for 16 volumes" in str(e.value)
-    assert "AF.trk" in str(e.value) and names == []
+    assert "sub-05_bundle-AF_tractogram.trk" in str(e.value) and names == []
 
 
 def test_a_subject_that_cannot_be_computed_does_not_hold_up_the_others(study, tmp_path, monkeypatch):
@@ -288,3 +290,55 @@ def test_on_the_command_line(study, tmp_path, capsys):
         assert sorted(h5) == ["sub-01", "sub-02"] and h5["sub-01/input/data"].shape[3] == 6
     assert main([*words, "--sh-order", "3", "-f", "--dwi", "sub-0?_dwi.nii.gz"]) == 2
     assert "sh_order cannot be 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options, words", [
+    ({"compresion": 1}, "no option 'compresion'. Did you mean 'compression'"), ({"processes": 0}, "at least 1, not 0"),
+    ({"sh_order": 7}, r"give Choices\(sh_order"), ({"testing": ["x"]}, "give splits={'testing'")])
+def test_wrong_options_are_refused_before_anything_is_computed(study, tmp_path, options, words):
+    with pytest.raises((TypeError, ValueError), match=words):
+        quiet(study, tmp_path / "o.hdf5", **options)
+    assert not (tmp_path / "o_prepared").exists()
+
+
+def test_all_problems_of_the_headers_at_once_with_the_names_of_the_study(study, tmp_path):
+    (study / "sub-01/dwi/sub-01_dwi.bvec").write_text("")
+    (study / "derivatives/x/sub-02/dwi/sub-02_bundle-AF_tractogram.trk").write_bytes(b"")
+    (study / "derivatives/x/sub-03/dwi/sub-03_desc-brain_mask.nii.gz").write_bytes(b"")
+    with pytest.raises(DataError, match="^3 things are wrong") as e:
+        quiet(study, tmp_path / "o.hdf5")
+    for name in ("sub-01_dwi.bvec", "sub-02_bundle-AF_tractogram.trk", "sub-03_desc-brain_mask.nii.gz"):
+        assert name in str(e.value)
+    assert "o_prepared" not in str(e.value)
+
+
+def test_directions_in_other_axes_are_named_by_the_studys_file(study, tmp_path, monkeypatch):
+    wrong = module.field_of_dwi(load_dwi(*(bids_subject(tmp_path / "s", "sub-1").with_suffix(end) for end in (
+        ".nii.gz", ".bval", ".bvec")), tmp_path / "s/derivatives/x/sub-1/dwi/sub-1_desc-brain_mask.nii.gz"))
+    finding = replace(wrong.finding, status="wrong", fix="Give bvecs_axes='voxel'")
+    monkeypatch.setattr(module, "field_of_dwi", lambda *_: replace(wrong, finding=finding))
+    with pytest.raises(DataError, match="^1 thing is wrong:\n.*sub-1_dwi.bvec: sub-1: gradients.*bvecs_axes='voxel'"):
+        quiet(tmp_path / "s", tmp_path / "o.hdf5", splits={"training": ["sub-1"]})
+    assert not (tmp_path / "o_prepared/sub-1/sh.nii.gz").exists()
+    quiet(tmp_path / "s", tmp_path / "o.hdf5", splits={"training": ["sub-1"]}, accept_wrong_space=True)
+
+
+def test_nan_outside_the_mask_of_a_series_becomes_0(tmp_path):
+    stem = bids_subject(tmp_path / "s", "sub-1")
+    mask = tmp_path / "s/derivatives/x/sub-1/dwi/sub-1_desc-brain_mask.nii.gz"
+    inside = np.ones(SHAPE, np.uint8)
+    inside[0] = 0
+    data = series()[0]
+    data[0] = np.nan
+    save(mask, inside)
+    save(stem.with_name("sub-1_dwi.nii.gz"), data)
+    with pytest.warns(UserWarning, match="320 values outside of the mask are NaN or infinite; replaced by 0"):
+        quiet(tmp_path / "s", tmp_path / "o.hdf5", splits={"training": ["sub-1"]})
+    sidecar = json.loads((tmp_path / "o_prepared/sub-1/sh.json").read_text())
+    assert sidecar["details"]["replaced_outside_mask"] == 320
+    with pytest.warns(UserWarning, match="320 values outside"):
+        check_subjects(tmp_path / "s")
+    data[3, 3, 3] = np.nan
+    save(stem.with_name("sub-1_dwi.nii.gz"), data)
+    with pytest.raises(DataError, match="16 of 1920 values are NaN"), pytest.warns(UserWarning):
+        quiet(tmp_path / "s", tmp_path / "o2.hdf5", splits={"training": ["sub-1"]})

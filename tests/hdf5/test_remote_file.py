@@ -19,6 +19,7 @@ from moto import server as moto_server
 
 from tractkit.core.files import DataError
 from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.hdf5.remote_file import RemoteFile
 
 
 def split_file(path: Path, folder: Path) -> Path:
@@ -303,3 +304,26 @@ def test_query_goes_along(web, here):
     there = MultiSubjectDataset(url, lazy=True).load_data()
     assert equal(there.subject("sub-2"), here.subject("sub-2"), [0])
     assert all(path.endswith("?signature=abc") for _, path, _ in web.log)
+
+
+def test_a_reply_with_other_bytes_than_were_asked_for(web, monkeypatch):
+    class Moved(Ranges):
+        def send_header(self, name, value):
+            super().send_header(name, "bytes 7-9/100" if name == "Content-Range" else value)
+
+    monkeypatch.setattr(web, "RequestHandlerClass", Moved)
+    url = f"http://127.0.0.1:{web.server_address[1]}/data.hdf5"
+    with pytest.raises(DataError, match=r"the server sent 'bytes 7-9/100' where bytes 0-\d+ were asked for"):
+        MultiSubjectDataset(url)
+
+
+def test_a_server_that_is_too_slow_is_said_in_words(monkeypatch):
+    from fsspec.exceptions import FSTimeoutError
+
+    def slow(self):
+        self._try(lambda: (_ for _ in ()).throw(FSTimeoutError()))
+
+    monkeypatch.setattr("tractkit.hdf5.remote_file._PAUSE", 0.0)
+    monkeypatch.setattr(RemoteFile, "_look", slow)
+    with pytest.raises(DataError, match=r"slow.hdf5: cannot be read \(the server sends nothing, or too slowly\)"):
+        RemoteFile("http://127.0.0.1:9/slow.hdf5")

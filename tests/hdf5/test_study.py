@@ -93,6 +93,19 @@ def test_fodf_where_all_have_it(tmp_path):
     assert (of_mrtrix.input, of_mrtrix.features, of_mrtrix.axes) == ("fodf", "sh:tournier07", "scanner")
 
 
+def test_fodf_of_mrtrix_chosen_by_name_have_its_basis(tmp_path):
+    touch(tmp_path, *(f"s{k}/{file}" for k in (1, 2) for file in ("dwi.mif", "my_fods.mif", "wmfod.nii.gz", "t.tck")),
+          "s1/fodf.nii.gz")
+    for name in ("*fods.mif", "my_fods.mif", "wmfod.nii.gz"):
+        chosen = plan_study(tmp_path, Choices(input="fodf", fodf=(name,)))
+        assert (chosen.features, chosen.axes) == ("sh:tournier07", "scanner")
+    said = plan_study(tmp_path, Choices(fodf=("*fods.mif",), basis="descoteaux07", axes="voxel"))
+    assert (said.features, said.axes) == ("sh:descoteaux07", "voxel")
+    assert plan_study(tmp_path, Choices(fodf=("fodf.nii.gz",)), subjects=["s1"]).features == "sh:descoteaux07_legacy"
+    with pytest.raises(DataError, match="my_fods.mif: is of MRtrix by its name, and fodf.nii.gz is not"):
+        plan_study(tmp_path, Choices(fodf=("/fodf.nii.gz", "fodf.nii.gz", "*fods.mif")))
+
+
 NAMES = {"sub-1__AF_left.trk": "AF_left", "sub-1_bundle-AF_tractogram.trk": "AF", "sub-1_ses-2_tractogram.trx":
          "tractogram", "sub-1_space-ACPC_model-x_bundle-CSTL_streamlines.tck.gz": "CSTL", "CC_1.tck": "CC_1",
          "sub-1__pft_tracking_prob_wm_seed_0.trk": "pft_tracking_prob_wm_seed_0",
@@ -129,6 +142,24 @@ def test_subjects_with_other_letters_in_their_names(tmp_path):
     (tmp_path / "sub-P_001" / "dwi" / "sub-P_001_dwi.bedpostX").mkdir()
     inner = plan_study(tmp_path / "sub-P_001" / "dwi" / "sub-P_001_dwi.bedpostX")
     assert [plan.name for plan in inner.subjects] == ["sub-P_001"]
+
+
+def test_advice_names_a_shell_that_is_there(tmp_path):
+    subject(tmp_path, 1, [(700, 30), (1200, 30), (2800, 60)])
+    subject(tmp_path, 2, [(1000, 30), (3000, 60)])
+    table = study_table(plan_study(tmp_path))
+    assert "no shell is common to all" in table and "1000" not in table.split("missing:")[1] and "note:" not in table
+    subject(tmp_path, 3, [(1000, 30), (2000, 60)])
+    said = plan_study(tmp_path, Choices(shell=2000), subjects=["2", "sub-3"])
+    assert "say one that all have: shell=1000" in problems(said)["sub-2"][0]
+
+
+def test_a_word_that_is_part_of_a_name(tmp_path):
+    subject(tmp_path, "003", [(1000, 30)])
+    touch(tmp_path, "sub-003/anat/sub-003_label-WM_mask.nii.gz")
+    study = plan_study(tmp_path, Choices(mask=("label-WM",)), subjects=["003"])
+    assert not problems(study) and study.subjects[0].masks[0].name == "sub-003_label-WM_mask.nii.gz"
+    assert plan_study(tmp_path, Choices(mask=("desc-brain_mask.nii.gz",))).subjects[0].masks
 
 
 def test_some_tractograms_and_some_subjects(tmp_path):

@@ -239,3 +239,25 @@ def test_volumes_of_other_formats(tmp_path, ending):
                b"datatype: Float32LE\nfile: . 200\nEND\n")
     path.write_bytes(raw if ending == ".mif" else gzip.compress(raw))
     refused(path, "cannot|claims|NIfTI|holds|bytes", Volume.load)
+
+
+def test_a_compressed_nifti_with_a_tail_is_counted_before_memory_is_taken(tmp_path):
+    shape = (300, 300, 200)  # 72 MB of zeros
+    header = nib.Nifti1Header()
+    header.set_data_shape(shape)
+    header.set_data_dtype(np.float32)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    header.set_sform(np.eye(4), code=1)
+    for size, says in ((72_000_000 + 2**24, "much more follows"), (72_000_000 - 9, "bytes of data are missing")):
+        path = tmp_path / "a.nii.gz"
+        with gzip.open(path, "wb", 1) as f:
+            f.write(header.binaryblock + bytes(4))
+            f.write(bytes(size))
+        refused(path, says, Volume.load)
+
+
+def test_a_streamline_that_is_twice_in_a_group_of_a_trx_counts_once(tmp_path):
+    path = zipped(tmp_path / "a.trx", 3, 6, {
+        "positions.3.float32": bytes(72), "offsets.uint64": np.array([0, 2, 4, 6], "<u8").tobytes(),
+        "groups/g.uint32": np.array([1, 1, 1], "<u4").tobytes()})
+    assert Tractogram.load(path).groups["g"].tolist() == [1]

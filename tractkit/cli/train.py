@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'RunSettings', 'settings_of_part', 'run_settings', 'add_run_options', 'read_start', 'check_options',
-           'config_of_options', 'run_command']
+           'config_of_options', 'take_groups', 'run_command']
 
 # %% ../../nbs/cli/00_train.ipynb #69883daf
 import argparse
@@ -185,11 +185,39 @@ def config_of_options(args: argparse.Namespace) -> tuple[Config, Path | None]:
             raise DataError(f"--set {text} is not SECTION.KEY=VALUE", fix="Such as --set trainer.max_epochs=20")
         _put(config, section, **{key: parse_yaml(value)})
     _put(config, "trainer")
+    if file is None and (config.get("data") or {}).get("path"):
+        take_groups(config)
     if args.nnodes > 1 and not config["trainer"].get("experiment_name"):
         raise DataError("--experiment-name is missing", fix="All machines must name the same run")
     return config, file
 
 # %% ../../nbs/cli/00_train.ipynb #544b091f
+def take_groups(config: Config) -> None:
+    """Put the groups of a data file into a config that names none, and print them, where the file has one of a kind.
+
+    Raises DataError that names all that must be chosen, with the groups there are."""
+    loader = config.get("loader") or {}
+    sections = {"streamline_group_name": ["sampler", "loader"]}
+    sections |= {} if "class" in loader else {"input_group_name": ["loader"]}
+    wanted = [key for key, of in sections.items() if any(key not in (config.get(s) or {}) for s in of)]
+    if not wanted:
+        return
+    from tractkit.hdf5.layout import groups_by_type
+
+    path = str(config["data"]["path"])
+    there = groups_by_type(path)
+    words = {"streamline_group_name": ("streamlines", "streamlines"), "input_group_name": ("volume", "volume")}
+    names = {key: there.get(words[key][0], []) for key in wanted}
+    if open_ := {key: found for key, found in names.items() if len(found) != 1}:
+        raise DataError("; ".join(
+            f"--{key.replace('_', '-')} is missing (the file has the {words[key][1]} groups {', '.join(found)})"
+            if found else f"--{key.replace('_', '-')} is missing" for key, found in open_.items()), file=path)
+    for key in wanted:
+        for section in sections[key]:
+            config[section] = {key: names[key][0], **(config.get(section) or {})}
+    print(f"the only groups of {path}: " + ", ".join(f"{words[key][1]} {names[key][0]!r}" for key in wanted), flush=True)
+
+
 def run_command(args: argparse.Namespace) -> int:
     """Run `tractkit train` or `tractkit resume`. Return the exit code: 0, or 130 if it was stopped.
 

@@ -227,7 +227,9 @@ def candidates(
     if patterns:
         right = [(folder, file) for folder, file in found.files
                  if (_is_tractogram(file) if what == "tractogram" else _image_stem(folder, file))]
-        every = [[file for folder, file in right if _fits(folder, file, pattern)] for pattern in patterns]
+        every = [[file for folder, file in right if _fits(folder, file, pattern)]
+                 or [file for _, file in right if not re.search(r"[*?[]", pattern) and pattern in file.name]
+                 for pattern in patterns]
         return next(filter(None, every), [])
     if what == "tractogram":
         return [file for _, file in found.files if _is_tractogram(file)]

@@ -8,6 +8,7 @@ __all__ = ['prepare_subject']
 # %% ../../nbs/dwi/06_prepare.ipynb #0bffb8c3
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ def prepare_subject(
     shell: float | None = None,     # s/mm²: of several shells, the one to use; None: there is one
     b0_threshold: float = 50,       # s/mm²; volumes of at most this are b0
     force: bool = False,            # compute anew in any case
+    check: Callable[[DWI], None] | None = None,  # called with the series before anything is computed from it
 ) -> dict[str, Path]:               # "sh" and, if asked for, "fodf"
     """Write `sh.nii.gz` and `fodf.nii.gz` with their sidecars into the folder, unless they are up to date.
 
@@ -49,13 +51,16 @@ def prepare_subject(
     if not missing:
         return out
     series = one_shell_of(load_dwi(*files, b0_threshold=b0_threshold, bvecs_axes=bvecs_axes), shell)
+    if check is not None:
+        check(series)
     order = order_for(series, sh_order)
+    replaced: dict[str, Json] = {"replaced_outside_mask": series.nb_replaced} if series.nb_replaced else {}
     if "sh" in missing:
-        save_sh(compute_sh(series, order), out["sh"], ShInfo("signal", order, details={"asked": asked}))
+        save_sh(compute_sh(series, order), out["sh"], ShInfo("signal", order, details={"asked": asked} | replaced))
     if "fodf" in missing:
         response = _response(series)
         save_sh(compute_fodf(series, order, response=response), out["fodf"],
-                ShInfo("fodf", order, details={"asked": asked, "response": asdict(response)}))
+                ShInfo("fodf", order, details={"asked": asked, "response": asdict(response)} | replaced))
     return out
 
 # %% ../../nbs/dwi/06_prepare.ipynb #2259f301

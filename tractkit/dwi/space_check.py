@@ -21,7 +21,7 @@ from .basis_check import BASES_TO_TRY, choose_basis, even_part, split_values
 from .fibre_coherence import (
     Choice, axis_maps, choose, coherence_of_maps, cubes_of, describe_map, tensor_directions)
 from .find_files import FoundSubject, candidates, find_subjects
-from .gradients import DWI, load_dwi, read_gradients
+from .gradients import DWI, finite_outside, load_dwi, read_gradients
 from .placement import PlacementChoice, choose_placement
 from .sh import has_sh_sidecar, load_sh
 from ..spatial.mif import MIF_ENDINGS, mif_gradients
@@ -318,8 +318,12 @@ def _dwi_of(dwi: DWI | str | os.PathLike, bvals: str | os.PathLike | None, bvecs
     else:
         b, vectors = read_gradients(bvals, bvecs)
         vectors = vectors @ turn_of(bvecs_axes, volume.affine) if vectors.shape[1:] == (3,) else vectors
-    mean = volume.data.reshape(*volume.shape3d, -1).mean(axis=-1)
-    brain = _loaded(mask).data.reshape(volume.shape3d) > 0 if mask is not None else mean > split_values(mean.ravel())
+    if mask is not None:
+        brain = _loaded(mask).data.reshape(volume.shape3d) > 0
+        volume, _ = finite_outside(volume, brain)
+    else:
+        mean = volume.data.reshape(*volume.shape3d, -1).mean(axis=-1)
+        brain = mean > split_values(mean.ravel())
     files = {"dwi": dwi, "bvals": bvals, "bvecs": bvecs}
     return DWI(volume, b, vectors, brain, files={what: str(file) for what, file in files.items() if file is not None})
 

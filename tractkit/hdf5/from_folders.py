@@ -12,7 +12,8 @@ import os
 import shlex
 import shutil
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
+from inspect import signature
 from pathlib import Path
 from typing import TypedDict, Unpack
 
@@ -20,9 +21,11 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, DataErrors, absolute_path, atomic_path, path_from_here
-from ..core.text import Json
+from ..core.text import Json, bars_move, nearest_name
+from ..dwi.gradients import DWI, read_gradients
 from ..dwi.prepare import check_shell, prepare_subject
 from ..dwi.sh_basis import ShBasis
+from ..dwi.space_check import field_of_dwi
 from .config import SPLITS, ProcessingOptions, read_config, split_lines
 from .create import create_hdf5
 from .sources import find_sources
@@ -191,30 +194,67 @@ def _check_headers(study: Study, root: Path) -> None:
                 "standardization": "none",
                 "std_mask": ["mask.nii.gz"],
             }
+        volumes = there = plan.nb_b0 + sum(plan.shells.values())
         try:
             found = find_sources(root, plan.name, read_config(config))
-            volumes = plan.nb_b0 + sum(plan.shells.values())
-            if study.input == "sh" and found["input"].widths[0] != volumes:
-                raise DataError(f"{volumes} b-values for {found['input'].widths[0]} volumes", file=plan.dwi,
-                                subject=plan.name)
+            there = found["input"].widths[0] if study.input == "sh" else volumes
+        except DataError as e:
+            problems += _of_study(e, root / plan.name)
+        try:
+            if there != volumes:
+                raise DataError(f"{volumes} b-values for {there} volumes", file=plan.dwi, subject=plan.name)
+            _check_gradients(plan, study.b0_threshold)
         except DataError as e:
             problems.append(e)
     if problems:
         raise DataErrors(problems)
 
 
-def _compute(study: Study, root: Path, progress: bool) -> None:
+def _check_gradients(plan: SubjectPlan, b0_threshold: float) -> None:
+    """Raise DataError for b-values and directions that no series could have."""
+    if plan.bvals is None or plan.bvecs is None:
+        return
+    bvals, bvecs = read_gradients(plan.bvals, plan.bvecs)
+    DWI(Volume(np.zeros((1, 1, 1, len(bvals)), np.float32), np.eye(4)), bvals, bvecs, np.ones((1, 1, 1)), b0_threshold,
+        {"bvals": str(plan.bvals), "bvecs": str(plan.bvecs)})
+
+
+def _of_study(e: DataError, folder: Path) -> list[DataError]:
+    """Return an error as errors that name the study's files in place of the links to them in a subject's folder."""
+    if isinstance(e, DataErrors):
+        return [error for each in e.errors for error in _of_study(
+            each if isinstance(each, DataError) else DataError(str(each)), folder)]
+    problem, file = e.problem, e.file
+    for link in (path for path in folder.rglob("*") if path.is_symlink()):
+        problem = problem.replace(str(link), os.readlink(link))
+        file = os.readlink(link) if file == str(link) else file
+    return [DataError(problem, file=file, subject=e.subject, group=e.group, fix=e.fix)]
+
+
+def _frame_check(plan: SubjectPlan, bvecs_axes: str) -> Callable[[DWI], None]:
+    """Return what raises DataError, naming the study's file, for directions in other axes than the series."""
+    def check(series: DWI) -> None:
+        found = field_of_dwi(series, bvecs_axes).finding
+        if found.status == "wrong":
+            raise DataError(f"gradients: {found.evidence}", file=plan.bvecs or plan.dwi, subject=plan.name,
+                            fix=f"{found.fix}; or give accept_wrong_space=True")
+    return check
+
+
+def _compute(study: Study, root: Path, progress: bool, accept_wrong_space: bool) -> None:
     """Compute the coefficients of all subjects that have none yet. Raises DataErrors, one for each that fails."""
     problems: list[DataError] = []
-    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=None if progress else True)
+    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=not (progress and bars_move()))
     for plan in bar:
         bar.set_postfix_str(plan.name)
         name = next(file.name for file in (root / plan.name).iterdir() if file.name.startswith("dwi."))
         try:
             prepare_subject(root / plan.name, fodf=False, sh_order=study.sh_order, dwi=name, shell=plan.shell,
-                            b0_threshold=study.b0_threshold, bvecs_axes=study.bvecs_axes)
+                            b0_threshold=study.b0_threshold, bvecs_axes=study.bvecs_axes,
+                            check=None if accept_wrong_space else _frame_check(plan, study.bvecs_axes))
         except ValueError as e:
-            problems.append(e if isinstance(e, DataError) else DataError(str(e), subject=plan.name))
+            problems += _of_study(e if isinstance(e, DataError) else DataError(str(e), subject=plan.name),
+                                  root / plan.name)
     if problems:
         raise DataErrors(problems)
 
@@ -256,6 +296,7 @@ def from_bids(
     `create_hdf5` makes the same file. Raises DataError for whatever is wrong with the study, before anything is
     computed where names, headers and b-values can tell."""
     out, choices = absolute_path(out), choices or Choices()
+    _check_options(options)
     ProcessingOptions(options.get("step_size"), options.get("nb_points"), options.get("compress"),
                       seed=options.get("seed", 0), compression=options.get("compression"))  # raises for bad numbers
     check_shell(choices.shell, choices.b0_threshold)
@@ -279,6 +320,22 @@ def from_bids(
     return _make(study, out, placed, overwrite, say, progress, options)
 
 # %% ../../nbs/hdf5/14_from_folders.ipynb #6f1d0010
+def _check_options(options: Mapping[str, object]) -> None:
+    """Raise TypeError for an option that there is not, ValueError for a number of processes that cannot be."""
+    known = sorted(set(signature(create_hdf5).parameters) - {"root", "config", "out", "splits", "overwrite", "progress"})
+    of_choices = [field.name for field in fields(Choices)]
+    for name in options:
+        if name in SPLITS:
+            raise TypeError(f"from_bids has no option {name!r}: give splits={{{name!r}: [...]}}")
+        if name in of_choices:
+            raise TypeError(f"from_bids has no option {name!r}: give Choices({name}=...) as choices")
+        if name not in known:
+            raise TypeError(f"from_bids has no option {name!r}. Did you mean {nearest_name(name, known, 0)!r}?")
+    processes = options.get("processes", 1)
+    if isinstance(processes, int) and processes < 1:
+        raise ValueError(f"processes must be at least 1, not {processes}")
+
+
 def _make(
     study: Study, out: Path, placed: Mapping[str, Sequence[str]], overwrite: bool, say: Callable[[str], None],
     progress: bool, options: CreateOptions,
@@ -292,7 +349,7 @@ def _make(
         place_subject(plan, root / plan.name, study.bvecs_axes)
     _check_headers(study, root)
     if study.input == "sh":
-        _compute(study, root, progress)
+        _compute(study, root, progress, bool(options.get("accept_wrong_space")))
     with atomic_path(config) as temporary:
         temporary.write_text(text, encoding="utf-8")
     lists = {split: root / f"{split}.txt" for split, entries in placed.items() if entries}

@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import io
 import os
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -167,12 +168,21 @@ async def _request_range(fs: "HTTPFileSystem", path: str, begin: int, end: int) 
         if reply.status == 404:
             raise FileNotFoundError(path)
         reply.raise_for_status()
+        _check_part(reply.status, reply.headers.get("Content-Range"), begin, end)
         async for piece in reply.content.iter_chunked(2**16):
             data += piece
             if len(data) > end - begin:
                 reply.close()
                 raise _not_what_was_asked(len(data), end - begin)
     return bytes(data)
+
+
+def _check_part(status: int, part: str | None, begin: int, end: int) -> None:
+    """Raise DataError if a reply says that it holds other bytes than from `begin` to before `end`."""
+    found = re.match(r"\s*bytes\s+(\d+)-(\d+)/", part or "")
+    if status == 206 and part and (found is None or (int(found[1]), int(found[2])) != (begin, end - 1)):
+        raise DataError(f"the server sent {part!r} where bytes {begin}-{end - 1} were asked for",
+                        fix="It, or a proxy before it, does not answer range requests: download the file")
 
 
 def _not_what_was_asked(came: int, asked: int) -> DataError:
@@ -234,7 +244,10 @@ class RemoteFile:
                             fix="Install what it names; for s3:// tractkit[s3]") from e
         except Exception as error:  # each filesystem has its own kinds
             cause = _cause(error)
-            raise DataError(f"cannot be read ({type(cause).__name__}: {cause})", file=self.path,
+            why = f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__
+            if isinstance(cause, TimeoutError):
+                why = "the server sends nothing, or too slowly"
+            raise DataError(f"cannot be read ({why})", file=self.path,
                             fix="Check the URL, the connection and storage_options") from error
 
     def _look(self) -> tuple[tuple[str, str | int], ...]:

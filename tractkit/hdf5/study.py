@@ -200,21 +200,37 @@ def plan_study(
     choices, found = choices or Choices(), find_subjects(place, others)
     wanted = list(subjects)
     for name in wanted:
-        if not any(name in (f.name, f.subject) for f in found):
+        if not any(_is_called(f, name) for f in found):
             raise DataError(
                 "no such subject", file=place, subject=name, fix=f"There are {', '.join(f.name for f in found)}"
             )
-    found = [f for f in found if not wanted or f.name in wanted or f.subject in wanted]
+    found = [f for f in found if not wanted or any(_is_called(f, name) for name in wanted)]
     kinds = [next((kind for kind in ("fodf", "mrtrix_fodf") if candidates(f, kind)), None) for f in found]
     has_fodf = choices.fodf or len(set(kinds)) == 1 and kinds[0] is not None
     if choices.input == "fodf" or choices.input == "auto" and has_fodf:
-        of_mrtrix = not choices.fodf and "mrtrix_fodf" in kinds
+        of_mrtrix = _are_of_mrtrix(found, choices) if choices.fodf else "mrtrix_fodf" in kinds
         plans = tuple(_plan_fodf(f, choices, "mrtrix_fodf" if of_mrtrix else "fodf") for f in found)
         basis = choices.basis or ("tournier07" if of_mrtrix else "descoteaux07_legacy")
         return Study(plans, "fodf", f"sh:{basis}", choices.axes or ("scanner" if of_mrtrix else "voxel"), None, None)
     if choices.basis or choices.axes:
         raise ValueError("basis= and axes= are of fibre orientations, and the input is computed from the series")
     return _with_shell(tuple(_plan_sh(f, choices) for f in found), choices)
+
+
+def _are_of_mrtrix(found: Sequence[FoundSubject], choices: Choices) -> bool:
+    """Return whether fibre orientations chosen by name are MRtrix's. Raises DataError if some are and some are not."""
+    files = [(f, file) for f in found for file in candidates(f, "fodf", choices.fodf)]
+    theirs = [file for f, file in files if file.name.endswith(MIF_ENDINGS) or file in candidates(f, "mrtrix_fodf")]
+    if 0 < len(theirs) < len(files) and not (choices.basis and choices.axes):
+        other = next(file for _, file in files if file not in theirs)
+        raise DataError(f"is of MRtrix by its name, and {other.name} is not: they have different bases",
+                        file=theirs[0], fix="Choose those of one program, or say basis= and axes= for all of them")
+    return bool(theirs)
+
+
+def _is_called(found: FoundSubject, name: str) -> bool:
+    """Return whether a subject is meant by a name: with its session or without, also without sub-."""
+    return name in (found.name, found.subject) or f"sub-{name}" in (found.name, found.subject)
 
 
 def _plan_fodf(found: FoundSubject, choices: Choices, kind: str) -> SubjectPlan:
@@ -254,14 +270,21 @@ def _common_shell(all_shells: Sequence[Mapping[float, int]]) -> float | None:
 def _with_shell(plans: Sequence[SubjectPlan], choices: Choices) -> Study:
     """Say for each subject which shell it uses, and for all which order."""
     wanted = _common_shell([p.shells for p in plans]) if choices.shell is None else choices.shell
-    plans = tuple(_choose_shell(p, wanted, must=choices.shell is not None) for p in plans)
+    must = choices.shell is not None
+    choosing = [p.shells for p in plans if p.shells and (must or len(p.shells) > 1)]
+    common = _common_shell(choosing)
+    if common is None or not all(any(_is_near(b, common) for b in shells) for shells in choosing):
+        common = None
+    advice = ("no shell is common to all; leave out who has none: skip_incomplete=True" if common is None else
+              f"say one that all have: shell={common:g}")
+    plans = tuple(_choose_shell(p, wanted, must, advice) for p in plans)
     least = min((_directions(p) for p in plans if p.shells and not p.problems), default=0)
     order = largest_sh_order(least) if choices.sh_order is None and least >= 6 else choices.sh_order
     return Study(plans, "sh", "sh:descoteaux07_legacy", "voxel", wanted, order, choices.b0_threshold,
                  choices.bvecs_axes)
 
 
-def _choose_shell(plan: SubjectPlan, wanted: float | None, must: bool) -> SubjectPlan:
+def _choose_shell(plan: SubjectPlan, wanted: float | None, must: bool, advice: str) -> SubjectPlan:
     """Return the plan with the shell to use, or with the problem that there is none."""
     if wanted is None or not plan.shells:
         return plan
@@ -271,7 +294,7 @@ def _choose_shell(plan: SubjectPlan, wanted: float | None, must: bool) -> Subjec
         return replace(plan, shell=best if len(plan.shells) > 1 else None)
     if len(plan.shells) == 1 and not must:
         return plan
-    problem = f"no shell at b = {wanted:g}, as others have: it has {text_of_shells(plan.shells)}; say one: shell=1000"
+    problem = f"no shell at b = {wanted:g}, as others have: it has {text_of_shells(plan.shells)}; {advice}"
     return replace(plan, problems=(*plan.problems, problem))
 
 
@@ -301,8 +324,10 @@ def study_table(
         order = "" if study.sh_order is None else f" of order {study.sh_order}"
         shell = "" if study.shell is None else f" at b = {study.shell:g}"
         lines += ["", f"input: spherical harmonics{order}, of the signal{shell}, for all subjects alike"]
-        other = [p.name for p in study.subjects if p.shells and not any(_is_near(b, study.shell) for b in p.shells)]
-        lines += [f"note: {', '.join(other)} have no such shell; theirs is used in its place"] if other else []
+        other = [p.name for p in study.subjects if len(p.shells) == 1 and not p.problems
+                 and not any(_is_near(b, study.shell) for b in p.shells)]
+        lines += [f"note: {', '.join(other)} {'have' if len(other) > 1 else 'has'} no such shell; theirs is used in "
+                  "its place"] if other else []
     else:
         lines += ["", f"input: fibre orientations as they are ({study.features.removeprefix('sh:')})"]
     missing = [f"  {plan.name}: {problem}" for plan in study.subjects for problem in plan.problems]

@@ -50,6 +50,7 @@ def read_nifti(
     affine = check_affine(image.affine, file=file)
     _check_size(path, image)
     try:
+        _check_content(path, image)
         data = as_type(_read_data(path, image, dtype), dtype, file)
     except DataError:
         raise
@@ -83,6 +84,7 @@ def _open_nifti(path: Path) -> nib.Nifti1Pair:
 
 # %% ../../nbs/spatial/02_nifti.ipynb #5a1c0402
 _INFLATES = 1032  # times, at most
+_LARGE, _SHRINKS = 2**26, 100  # bytes; times: images are smaller, or shrink less
 _LONGEST_START = 2**26  # bytes of a header with its extensions
 
 
@@ -119,6 +121,25 @@ def _check_size(path: Path, image: nib.Nifti1Pair) -> None:
             file=path,
             fix="The file is truncated or damaged: copy it again",
         )
+
+
+def _check_content(path: Path, image: nib.Nifti1Pair) -> None:
+    """Raise EOFError or ValueError if a compressed file that shrank as images do not holds more or fewer bytes than its
+    header claims: they are counted, a piece at a time, before memory is taken for them."""
+    stored = image.dataobj
+    if path.suffix != ".gz" or not isinstance(stored, ArrayProxy) or not isinstance(image, nib.Nifti1Image):
+        return
+    claimed = int(stored.offset) + math.prod(image.shape) * stored.dtype.itemsize
+    if claimed < _LARGE or claimed < _SHRINKS * path.stat().st_size:
+        return
+    left = claimed
+    with open(path, "rb") as f:
+        for piece in _inflated(f):
+            left -= len(piece)
+            if left < -2 * _PIECE:
+                raise ValueError("much more follows its numbers")
+    if left > 0:
+        raise EOFError(f"{left:,} bytes of data are missing")
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -168,7 +168,9 @@ def _members(ids: ArrayLike, n: int, name: str) -> np.ndarray:
                         f"not {ids.dtype} of shape {ids.shape}")
     if ids.min() < 0 or ids.max() >= n:
         raise DataError(f"group {name!r} has ids from {ids.min()} to {ids.max()} but there are {n} streamlines")
-    return ids.astype(np.int64)
+    member = np.zeros(n, bool)  # a streamline is in a group or not: never twice
+    member[ids] = True
+    return ids.astype(np.int64) if member.sum() == len(ids) else np.flatnonzero(member)
 
 
 def _regrouped(groups: Mapping[str, np.ndarray], source: np.ndarray, n: int) -> dict[str, np.ndarray]:

@@ -160,7 +160,7 @@ def check_run_config(
     for name in config:
         if name not in SECTIONS and name != "format":
             raise DataError(f"there is no section {name!r}; {_nearest(name, SECTIONS)}", file=file)
-    classes = {}
+    classes, missing = {}, []
     for name in SECTIONS:
         section = config.get(name) or {}
         if ONLY_IN_PYTHON in section:
@@ -175,11 +175,13 @@ def check_run_config(
             for text in _python_only(value):
                 raise DataError(f"{name}.{key} was given in Python ({text}), which a file cannot hold", file=file,
                                 fix=f"Write another {key}, or go on with the run in Python")
-        for key, p in known.items():
-            if p.default is p.empty and key not in section and key != "nb_features":
-                raise DataError(
-                    f"{name}.{key} is missing", file=file,
-                    fix=f"Give it there, or as --{key.replace('_', '-')} on the command line")
+        missing += [(name, key) for key, p in known.items()
+                    if p.default is p.empty and key not in section and key != "nb_features"]
+    if missing:
+        flags = ", ".join(dict.fromkeys(f"--{key.replace('_', '-')}" for _, key in missing))
+        raise DataError(
+            "; ".join(f"{name}.{key} is missing" for name, key in missing), file=file,
+            fix=f"Give {'it' if len(missing) == 1 else 'them'} there, or as {flags} on the command line")
     return classes
 
 
