@@ -393,7 +393,7 @@ NAMES = {
     "axis_maps": "dwi.fibre_coherence",
     "back_propagation": "training.loop",
     "balance_classes": "data.order",
-    "bars_move": "training.progress",
+    "bars_move": "core.text",
     "batch_at_hand": "training.loop",
     "batch_place": "training.errors",
     "batches": "training.loop",

@@ -14,8 +14,10 @@ from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.data.sampler import BatchIDSampler
 from tractkit.hdf5.create import create_hdf5
+from tractkit.hdf5.extract import extract_hdf5
 from tractkit.hdf5.features import InputRecord
 from tractkit.hdf5.recipe import join_inputs, prepare_input, recipe_in, recipe_of
+from tractkit.hdf5.validate import validate_hdf5
 from tractkit.models.base import load_model, save_model
 from tractkit.models.learn2track import Learn2Track
 from tractkit.spatial.space import apply_affine
@@ -165,3 +167,13 @@ def test_files_that_a_new_subject_lacks_are_named_with_what_makes_them(trained, 
     assert str(tmp_path / "sub-07") == e.value.file and "sh.nii.gz, peaks.nii.gz, fa.nii.gz: no such file" in str(e.value)
     assert "from-bids" in e.value.fix and "prepare_subject" in e.value.fix
     assert "config" not in str(e.value) and "enforce_files_presence" not in str(e.value)
+
+
+def test_no_bars_where_none_can_move(trained, capsys):
+    root, dataset = trained
+    volume = dataset.subject("LAS").volumes["input"].volume
+    Tracker(load_model(root / "run" / "best_model"), volume, mask_of(volume), min_length=0).track()
+    path = create_hdf5(root, root / "bars.hdf5", config(standardization="independent"), {"training": ["LAS"]})
+    validate_hdf5(path)
+    extract_hdf5(path, root / "extracted")
+    assert capsys.readouterr().err == ""

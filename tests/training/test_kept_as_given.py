@@ -207,3 +207,39 @@ def test_a_layer_that_a_policy_puts_in_eval_mode_stays_in_it(tmp_path):
     model = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     fit(tmp_path, model=model, policies=[Freezes()]).train_and_validate()
     assert model[1].num_batches_tracked == 0
+
+
+class FreezesInItsOwnLoop(Fit):
+    """Puts a layer in eval mode in a loop of its own."""
+
+    def train_one_epoch(self):
+        if self.state.epoch != 1:
+            self.model[1].eval()
+        return super().train_one_epoch()
+
+
+def test_a_layer_that_a_loop_of_ones_own_puts_in_eval_mode_stays_in_it(tmp_path):
+    whole = fit(tmp_path, kind=FreezesInItsOwnLoop, model=net(in_eval=False), max_epochs=1)
+    whole.train_and_validate()
+    assert whole.model[1].num_batches_tracked == 0
+    whole = fit(tmp_path, kind=FreezesInItsOwnLoop, model=net(in_eval=False), max_epochs=3)
+    whole.train_and_validate()
+    assert whole.model[1].num_batches_tracked == whole.state.global_step // 3  # of the second epoch
+
+    cut = fit(tmp_path, "cut", kind=FreezesInItsOwnLoop, model=net(in_eval=False), max_epochs=3)
+    for _ in range(5):
+        cut.step()
+    cut.stop(wait=True)
+    assert not cut.state.fingerprints["in_eval"] and cut.model[1].num_batches_tracked == 0
+    cut.train_and_validate()
+    assert "eval mode" not in " ".join(cut.messages)
+    assert same_states(cut.state, whole.state) == []
+
+
+def test_a_run_begun_when_layers_were_put_back_goes_on_so(tmp_path):
+    old = fit(tmp_path, kind=FreezesInItsOwnLoop, model=net(in_eval=False), max_epochs=1)
+    old.step()
+    old.stop(wait=True)
+    del old.state.fingerprints["modes"]
+    old.train_and_validate()
+    assert old.model[1].num_batches_tracked == old.state.global_step - 1  # all but the first

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, absolute_path, atomic_path, collected, collecting, path_from_here
-from ..core.text import Record
+from ..core.text import Record, bars_move
 from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
@@ -30,7 +30,6 @@ from ..hdf5.sources import image_grid
 from ..spatial.space import voxel_order
 from ..spatial.tractogram import Tractogram
 from ..tracking.tracker import check_limits
-from ..training.progress import bars_move
 from ..viz.stills import snapshot
 
 # %% ../../nbs/demo/06_pipeline.ipynb #7d5f47f6

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/07_create.ipynb #1f0d0588
 from ..core.files import DataError, atomic_path, behind_links, collected, collecting
-from ..core.text import Json, Record
+from ..core.text import Json, Record, bars_move
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .frame_check import check_frames
@@ -249,7 +249,8 @@ def _write_file(
         if target.processes > 1 and folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)))
         total = sum(len(job.sources) for job in jobs)
-        bar = stack.enter_context(tqdm(total=total, disable=not target.progress, unit="group", leave=False))
+        hidden = not (target.progress and bars_move())
+        bar = stack.enter_context(tqdm(total=total, disable=hidden, unit="group", leave=False))
         h5 = stack.enter_context(h5py.File(temporary, "w", **ALIGNED, **OWN))
         linked = _fill(h5, target, jobs, folder, _stepper(bar), config, placed)
         write_root(h5, config, placed, options, linked if target.subjects else None)
@@ -342,7 +343,8 @@ def add_subject(
     with collecting() as errors:
         frames = _frames([job], accept_wrong_space, errors)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
-    with _writing(file), tqdm(total=len(job.sources), disable=not progress, unit="group", leave=False) as bar:
+    hidden = not (progress and bars_move())
+    with _writing(file), tqdm(total=len(job.sources), disable=hidden, unit="group", leave=False) as bar:
         write_subject_file(file, job, config, new, _stepper(bar))
     together = {s: placed[s] + new[s] for s in SPLITS}
     _link_subject(path, stamp, file, job, config, together, _orientations([job], known), frames)

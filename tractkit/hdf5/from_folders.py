@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, DataErrors, absolute_path, atomic_path, path_from_here
-from ..core.text import Json, nearest_name
+from ..core.text import Json, bars_move, nearest_name
 from ..dwi.gradients import DWI, read_gradients
 from ..dwi.prepare import check_shell, prepare_subject
 from ..dwi.sh_basis import ShBasis
@@ -244,7 +244,7 @@ def _frame_check(plan: SubjectPlan, bvecs_axes: str) -> Callable[[DWI], None]:
 def _compute(study: Study, root: Path, progress: bool, accept_wrong_space: bool) -> None:
     """Compute the coefficients of all subjects that have none yet. Raises DataErrors, one for each that fails."""
     problems: list[DataError] = []
-    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=None if progress else True)
+    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=not (progress and bars_move()))
     for plan in bar:
         bar.set_postfix_str(plan.name)
         name = next(file.name for file in (root / plan.name).iterdir() if file.name.startswith("dwi."))

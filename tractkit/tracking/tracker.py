@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.files import DataError
+from ..core.text import bars_move
 from ..hdf5.recipe import check_input
 from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, suggesting_keywords, whole_number
@@ -280,7 +281,8 @@ class Tracker:
         self.report = report = TrackingReport(nb_seeds=len(seeds))
         parts = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), seeds[:0])]
         try:
-            shown = tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=not progress, leave=False)
+            hidden = not (progress and bars_move())
+            shown = tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=hidden, leave=False)
             with use_threads(self.num_threads), shown as bar:
                 for start in range(0, len(seeds), self.batch_size):
                     batch = seeds[start:start + self.batch_size]

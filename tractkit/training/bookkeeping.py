@@ -197,7 +197,8 @@ def begin_epoch(trainer: Trainable) -> int:
         raise ValueError("there is nothing to train on: the epoch has no batch")
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
-    _train_mode(trainer)
+    if not session.keeps_modes:
+        _train_mode(trainer)
     call_policies(trainer, Event.EPOCH_STARTED, state.epoch)
     _refuse_thawed(trainer)
     show(trainer, "", phase="training", n_batches=stop, batch=state.batch)
@@ -226,6 +227,24 @@ def _train_mode(trainer: Trainable) -> None:
 
 
 @contextlib.contextmanager
+def _modes_of_epoch(trainer: Trainable) -> Iterator[None]:
+    """Put the model in training mode before a method of a child class is called, which may put layers in eval mode.
+
+    After it, all layers are in the mode that they were in. In a run begun before this rule, the first batch puts them in
+    training mode again."""
+    state, session = at_work(trainer)
+    modes = [(layer, layer.training) for layer in trainer.model.modules()]
+    _train_mode(trainer)
+    session.keeps_modes = bool(state.fingerprints.get("modes"))
+    try:
+        yield
+    finally:
+        session.keeps_modes = False
+        for layer, mode in modes:
+            layer.training = mode
+
+
+@contextlib.contextmanager
 def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
     """Enter the training of an epoch and yield the session; change nothing where that was done already.
 
@@ -235,7 +254,7 @@ def training_of_epoch(trainer: Trainable) -> Iterator[Session]:
         yield session
         return
     report_epoch(trainer)
-    with add_place_to_errors(trainer), session.enter("training"):
+    with add_place_to_errors(trainer), session.enter("training"), _modes_of_epoch(trainer):
         session.note_trained(-1, math.nan)
         yield session
     known = session.trained[0] == state.epoch and trainer.ranks.size == 1  # a child class knows the losses of one rank

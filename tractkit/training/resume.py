@@ -222,7 +222,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
             warned(trainer, f"Going on with other settings: {'; '.join(changed)}.")
     begun = before["sampler"] if before and state.batch else sampler
     kept = {key: before[key] for key in _KEPT if before.get(key)}
-    kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE}
+    kept |= {} if before else {"draws": DRAWS_RULE, "event_draws": EVENT_DRAWS_RULE, "modes": 1}
     kept |= _layers_in_eval(trainer, before) | _optimizer_as_made(trainer, state)
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})
@@ -244,7 +244,7 @@ def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:
     return {"optimizer": made} if made else {}
 
 
-_KEPT = ("changes", "planned", "planned_validation", "draws", "event_draws")
+_KEPT = ("changes", "planned", "planned_validation", "draws", "event_draws", "modes")
 
 
 def _layers_in_eval(trainer: Trainable, before: Record) -> Record:

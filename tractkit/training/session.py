@@ -394,6 +394,7 @@ class Session:
         self.is_whole = True                                # the step at hand can be undone
         self._hook = state.optimizer.register_step_pre_hook(lambda *_: self.mark_updating())
         self.block = ""                                     # "training" or "validation", while one is under way
+        self.keeps_modes = False                            # layers may be in eval mode that are not at the first batch
         self.trained = -1, math.nan                         # the epoch whose training has ended, and its loss
         self.unreported: EpochEnd | None = None             # an epoch that the policies have not been given yet
         self.saves = CheckpointClock()
