@@ -232,6 +232,12 @@ class Planned(Protocol[_Ids_co]):
     def __getitem__(self, i: int, /) -> _Ids_co: ...
 
 
+def _named_stop(part: str) -> RuntimeError:
+    """Return the error for a StopIteration of a part, which Python would take for the end of the batches."""
+    return RuntimeError(f"the {part} raised StopIteration: next(...) of an iterator in it, which has no more items. Each "
+                        "batch may be asked for at any time and again: get items by their number, not by next(...)")
+
+
 class _PlanItems(Generic[_Ids]):
     """A part of a plan; ids are looked up when they are used."""
 
@@ -251,7 +257,11 @@ class _PlanItems(Generic[_Ids]):
 
     def __getitem__(self, k: int) -> _Item[_Ids]:
         i = self.where[k]
-        return self.plan[i], self.epoch_of(i), self.training, self.seed_of(k)
+        try:
+            ids = self.plan[i]
+        except StopIteration as e:
+            raise _named_stop("plan") from e
+        return ids, self.epoch_of(i), self.training, self.seed_of(k)
 
     def look_up(self, k: int) -> _Item[_Ids]:
         """Return an item for a worker. What the plan draws is seeded."""
@@ -274,7 +284,10 @@ class _Make(Generic[_B]):
 
     def __call__(self, item: _Item) -> _B:
         ids, epoch, training, _ = item
-        return self.load(ids, epoch=epoch, training=training)
+        try:
+            return self.load(ids, epoch=epoch, training=training)
+        except StopIteration as e:
+            raise _named_stop("loader") from e
 
     def in_worker(self, items: list[_Item]) -> "_Packed | _NotSent":
         """Make the batch of one item in a process of its own, with seeded generators, and pack it."""

@@ -195,6 +195,7 @@ def begin_epoch(trainer: Trainable) -> int:
     plan, stop = session.plans.of("training")
     if stop == 0:
         raise ValueError("there is nothing to train on: the epoch has no batch")
+    session.plans.of("validation")  # an error in it is not to come after a whole epoch
     check_plan(trainer, state, plan)
     trainer.ranks.check_same((state.fingerprints["data"], state.fingerprints["plan"]), "data or batches")
     if not session.keeps_modes:
@@ -280,7 +281,7 @@ def validation_of_epoch(trainer: Trainable) -> Iterator[Session]:
         call_policies(trainer, Event.VALIDATION_STARTED, state.epoch, losses)
     session.begin_step(1)
     session.begin_validation()
-    with add_place_to_errors(trainer), session.enter("validation"):
+    with session.enter("validation"), add_place_to_errors(trainer):  # the place is that of a validation
         yield session
         session.validation.check_points()
     session.end_validation()

@@ -39,8 +39,9 @@ def batch_place(trainer: Trainable) -> str:
     if session.block == "validation":
         return f"in the validation after epoch {state.epoch + 1}"
     at = state.batch + session.step.part
-    plan = session.plans.of("training")[0]
-    return f"in epoch {state.epoch + 1}, batch {at + 1}" + (f" ({provenance(plan[at])})" if at < len(plan) else "")
+    is_planned = at < len(session.plans.of("training")[0])
+    ids = f" ({provenance(session.plans.ids_of(at, session.draws))})" if is_planned else ""
+    return f"in epoch {state.epoch + 1}, batch {at + 1}{ids}"
 
 # %% ../../nbs/training/12_errors.ipynb #d130e14d
 class NonFinite(FloatingPointError):
@@ -156,7 +157,12 @@ def add_place_to_errors(trainer: Trainable) -> Iterator[None]:
     """Add to an error where it happened, and what can be done."""
     try:
         yield
-    except (Stopped, EarlyStopping, NonFinite, OtherData):
+    except EarlyStopping as e:
+        if not e.by and not e.args:  # raised outside of a policy, without a reason
+            with contextlib.suppress(Exception):
+                e.args = (f"EarlyStopping was raised {batch_place(trainer)}",)
+        raise
+    except (Stopped, NonFinite, OtherData):
         raise
     except FloatingPointError as e:  # of a user's own code
         session = at_work(trainer)[1]

@@ -35,6 +35,9 @@ class EarlyStopping(Exception):
 
     by = ""  # the policy that raised it
 
+    def __str__(self) -> str:
+        return super().__str__() or (f"ended by {self.by}" if self.by else "EarlyStopping was raised")
+
 
 class Policy:
     """Do something at events of a training. A child class overrides the methods of those that it needs."""

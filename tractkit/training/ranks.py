@@ -13,7 +13,7 @@ from typing import ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 
-from .epoch_plan import BatchPlan, Ids, Sampler, plan_mark
+from .epoch_plan import BatchPlan, Ids, Sampler, plan_mark, plan_of
 
 _P = ParamSpec("_P")
 _V = TypeVar("_V")
@@ -27,7 +27,7 @@ class RankSampler:
 
     def plan(self, epoch: int, subset: str) -> BatchPlan:
         """The plan's `shard(rank, size)`, or the slices of its batches."""
-        plan = self.sampler.plan(epoch, subset)
+        plan = plan_of(self.sampler, epoch, subset)
         return plan.shard(self.rank, self.size) if hasattr(plan, "shard") else _Slices(plan, self.rank, self.size)
 
 

@@ -27,7 +27,7 @@ from ..data.prefetch import Feeder, LoadDraws
 from ..models.layers import DRAWS_RULE, EVENT_DRAWS_RULE, StepNoise, bound_kept_shapes, draws_from_torch
 from .callbacks import IN_STEP, Policies
 from .control import Control, Stopped
-from .epoch_plan import Batch, ChainedPlan, BatchPlan, Sampler, sampler_of_epoch
+from .epoch_plan import Batch, BatchPlan, ChainedPlan, Ids, Sampler, plan_of, sampler_of_epoch
 from .policy import EarlyStopping
 from .progress import Pace
 from .ranks import Ranks
@@ -202,7 +202,7 @@ class Plans:
             most = settings.max_batches_per_epoch_training if training else settings.max_batches_per_epoch_validation
             sampler = self.recipe.ranks.sampler(sampler_of_epoch(self.recipe.batch_sampler, self.state))
             with self.noise.plan(epoch, subset):
-                plan = ChainedPlan(sampler, epoch, subset, n) if n else sampler.plan(epoch, subset)
+                plan = ChainedPlan(sampler, epoch, subset, n) if n else plan_of(sampler, epoch, subset)
             self._made[subset] = epoch, plan, len(plan) if most is None else min(most, len(plan))
         return self._made[subset][1:]
 
@@ -210,6 +210,15 @@ class Plans:
     def nb_training(self) -> int:
         """The number of training batches of the epoch that was planned last; 0 before the first."""
         return self._made["training"][2] if "training" in self._made else 0
+
+    def ids_of(self, i: int, draws: LoadDraws | None) -> Ids:
+        """Return what training batch `i` is made of; what the plan draws for it is seeded as it is for the loader."""
+        plan = self.of("training")[0]
+        if draws is None:
+            return plan[i]
+        epoch = getattr(plan, "epoch_of", lambda _: self.state.epoch)(i)
+        with self.noise.globals.seeded(draws.seed_of(epoch, i, True), ask=True, waits=False):
+            return plan[i]
 
     def progress(self) -> tuple[int, int]:
         """Return the batches done and the batches in all."""

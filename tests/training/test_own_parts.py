@@ -1,0 +1,216 @@
+"""Samplers and loaders of a user's own: what does not fit is refused with what is wanted."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from helpers_training import Fit, Points, fit, toy_model
+
+from tractkit.training.epoch_plan import checked_plan, plan_sample
+from tractkit.training.policy import EarlyStopping, Policy
+from tractkit.training.trainer import Trainer
+
+BATCHES = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(8, 1), torch.zeros(8, 1)), 4)
+
+
+class Iterates:
+    def __iter__(self):
+        return iter([[0, 1]])
+
+
+class OneArgument(Points):
+    def plan(self, epoch):
+        return [[0, 1]]
+
+
+class Gets:
+    def __getitem__(self, ids):
+        return ids
+
+
+def load_ids(ids):
+    return ids
+
+
+PLAN = r"plan\(epoch, subset\) that returns a list of what makes each batch"
+LOAD = r"load\(ids, \*, epoch, training\) that returns a batch"
+
+
+@pytest.mark.parametrize(("sampler", "loader", "found", "wanted"), [
+    (Iterates(), Points(), "a Iterates, which has no method plan", f"{PLAN}.*tk.train_model"),
+    ([[0, 1]], Points(), "a list, which has no method plan", f"{PLAN}.*tk.train_model"),
+    (BATCHES, None, "a DataLoader, which has no method plan", f"{PLAN}.*tk.train_model"),
+    (None, Points(), "batch_sampler is None", PLAN),
+    (None, BATCHES, "batch_loader is a DataLoader, which cannot be called", f"{LOAD}.*tk.train_model"),
+    (None, None, "batch_sampler is None", PLAN),
+    (Points, Points(), "the class Points, not an object of it.*'subset'", PLAN),
+    (OneArgument(), Points(), r"cannot be called as plan\(epoch, subset\) \(too many positional", PLAN),
+    (Points(), None, "batch_loader is None, which cannot be called", LOAD),
+    (Points(), load_ids, "batch_loader is load_ids.*unexpected keyword argument 'epoch'", LOAD),
+    (Points(), print, "batch_loader is print", LOAD),
+    (Points(), Gets(), "a Gets, which cannot be called", f"{LOAD}.*tk.train_model"),
+])
+def test_a_part_that_does_not_fit_is_refused_before_there_is_a_folder(tmp_path, sampler, loader, found, wanted):
+    with pytest.raises(TypeError, match=f"{found}.*{wanted}") as e:
+        Fit(toy_model(), tmp_path, None, sampler, loader, progress=False)
+    assert "\n" not in str(e.value) and not list(tmp_path.iterdir())
+
+
+def wrapped(load):
+    @functools.wraps(load)
+    def call(ids, *, epoch, training):
+        return load(ids)
+    return call
+
+
+@pytest.mark.parametrize("load", [
+    Points().load_batch_streamlines, lambda ids, **options: ids, lambda *args, **options: args, wrapped(load_ids),
+    functools.partial(Points().load_batch_streamlines), lambda ids, epoch, training: ids, dict,
+], ids=["method", "kwargs", "all", "wrapped", "partial", "plain", "builtin"])
+def test_loaders_that_fit_are_taken(tmp_path, load):
+    Fit(toy_model(), tmp_path, "run", Points(), load, progress=False)
+
+
+def test_a_trainer_with_batches_of_its_own_needs_none(tmp_path):
+    class Own(Trainer):
+        def train_and_validate(self, state=None):
+            pass
+
+    Own(toy_model(), tmp_path, "run", progress=False).train_and_validate()
+    with pytest.raises(TypeError, match="has no method plan"):
+        Own(toy_model(), tmp_path, "run", [1], progress=False)
+
+
+@pytest.mark.parametrize(("answer", "found", "subset", "options"), [
+    (lambda plan: None, "None", "validation", {}),
+    (lambda plan: (ids for ids in plan), "a generator", "training", {}),
+    (iter, "a [a-z_]*iterator", "training", {"iterations_per_epoch": 3})], ids=["none", "generator", "iterator"])
+def test_what_is_no_plan_is_one_error_at_the_start(tmp_path, options, subset, answer, found):
+    class Odd(Points):
+        def plan(self, epoch, asked):
+            plan = super().plan(epoch, asked)
+            return answer(plan) if asked == subset else plan
+
+    trainer = fit(tmp_path, points=Odd(), **options)
+    with pytest.raises(TypeError, match=f"Odd.plan\\(0, '{subset}'\\) returned {found}: it must return a list"):
+        trainer.train_and_validate()
+    assert not trainer.log.records("batch") and trainer.state.global_step == 0
+
+
+def test_plans_that_fit_are_taken():
+    for plan in ([], (), np.zeros((2, 3)), range(3), "ab", {0: [1]}):
+        assert checked_plan(plan) is plan
+
+
+# ---- plans that draw when their items are asked for
+
+
+class Lazy:
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return np.random.permutation(48)[:8]  # noqa: NPY002
+
+
+class LazyPoints(Points):
+    def plan(self, epoch, subset):
+        return Lazy() if subset == "training" else super().plan(epoch, subset)
+
+
+@pytest.mark.parametrize(("stop", "options"), [
+    (3, {}), pytest.param(8, {"prefetch": 0}, marks=pytest.mark.full),
+    pytest.param(8, {"iterations_per_epoch": 5}, marks=pytest.mark.full)])
+def test_a_plan_that_draws_late_can_be_resumed(tmp_path, stop, options):
+    whole = fit(tmp_path, "whole", points=LazyPoints(), max_epochs=2, **options).train_and_validate()
+    first = fit(tmp_path, points=LazyPoints(), max_epochs=2, **options)
+    first.listeners.append(lambda event, t: event == "batch" and t.state.global_step == stop and t.control.stop())
+    assert first.train_and_validate().global_step == stop
+    np.random.seed(99)  # noqa: NPY002
+    again = fit(tmp_path, points=LazyPoints(), max_epochs=2, **options)
+    again.train_and_validate()
+    assert not any("sampler" in m for m in again.messages)
+    for a, b in zip(whole.model.parameters(), again.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_place_names_what_a_plan_drew_for_the_batch(tmp_path):
+    seen = []
+
+    class Breaks(LazyPoints):
+        def load_batch_streamlines(self, ids, *, epoch, training):
+            seen.append(ids)
+            if len(seen) == 2:
+                raise KeyError("mine")
+            return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+    with pytest.raises(KeyError) as e:
+        fit(tmp_path, points=Breaks(), prefetch=0).train_and_validate()
+    assert e.value.__notes__[0] == f"It happened in epoch 1, batch 2 ({str(seen[1])})."
+
+
+def test_a_plan_with_a_generator_of_its_own_is_warned_of():
+    class Own(Lazy):
+        rng = np.random.default_rng(1)
+
+        def __getitem__(self, i):
+            return self.rng.permutation(48)
+
+    with pytest.warns(UserWarning, match="first item of a Own .* is another one each time"):
+        plan_sample(Own(), 0)
+
+
+# ---- errors of a loader that Python or the loop take for something else
+
+
+class Raises(Points):
+    error, at = StopIteration, 3
+
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == self.at:
+            raise self.error
+        return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+
+@pytest.mark.parametrize(("at", "prefetch"), [(3, 0), (3, 2), (7, 2)])
+def test_a_loader_that_raises_stop_iteration_is_named(tmp_path, at, prefetch):
+    points = Raises()
+    points.at = at
+    with pytest.raises(RuntimeError, match="^the loader raised StopIteration: .*next") as e:
+        fit(tmp_path, points=points, prefetch=prefetch).train_and_validate()
+    place = f"in epoch 1, batch {at} (" if at < 7 else "in the validation after epoch 1"
+    assert place in e.value.__notes__[0]
+
+
+def test_a_plan_that_raises_stop_iteration_is_named(tmp_path):
+    class Ends(Lazy):
+        def __getitem__(self, i):
+            return next(iter(()))
+
+    class EndsPoints(Points):
+        def plan(self, epoch, subset):
+            return Ends()
+
+        def settings(self):
+            return {}
+
+    with pytest.raises(RuntimeError, match="^the plan raised StopIteration"):
+        fit(tmp_path, points=EndsPoints()).train_and_validate()
+
+
+def test_an_end_without_a_reason_has_one(tmp_path):
+    points = Raises()
+    points.error = EarlyStopping
+    trainer = fit(tmp_path, points=points)
+    trainer.train_and_validate()
+    assert "Finished: EarlyStopping was raised in epoch 1, batch 3 (" in trainer.status.message
+
+    class Ends(Policy):
+        def train_step_finished(self, epoch, iteration, loss):
+            raise EarlyStopping
+
+    trainer = fit(tmp_path, "policy", policies=[Ends()])
+    trainer.train_and_validate()
+    assert "Finished: ended by Ends." in trainer.status.message.replace(";", ".")
