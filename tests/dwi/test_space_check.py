@@ -344,3 +344,18 @@ def test_the_demo_begins_with_what_is_in_one_frame(subject, lines, dwi, tmp_path
     assert not (tmp_path / "out").exists()
     with pytest.raises(KeyboardInterrupt):
         pipeline.run_demo(tmp_path / "out", subjects=[files], accept_wrong_space=True)
+
+
+def test_a_subject_that_cannot_be_read_does_not_hide_the_others(lines, dwi, tmp_path, capsys):
+    for name in ("sub-01", "sub-02"):
+        (tmp_path / name / "dwi").mkdir(parents=True)
+        tractogram = Tractogram(lines, dwi.volume.affine, dwi.volume.shape3d)
+        tractogram.save(tmp_path / name / "dwi" / f"{name}_tractogram.tck")
+        dwi.volume.save(tmp_path / name / "dwi" / f"{name}_FA.nii.gz")
+    (tmp_path / "sub-01" / "dwi" / "sub-01_tractogram.tck").rename(tmp_path / "sub-01/dwi/sub-01_tractogram.tck.gz")
+    assert main(["check-space", str(tmp_path)]) == 2
+    shown = capsys.readouterr()
+    assert "sub-02" in shown.out and "sub-01" not in shown.out
+    assert "sub-01_tractogram.tck.gz: is compressed" in shown.err and "gunzip -k" in shown.err
+    with pytest.raises(DataError, match="is compressed"):
+        check_subjects(tmp_path)

@@ -168,3 +168,40 @@ def test_a_branch_has_other_settings_on_purpose(tmp_path):
         branch = fit(tmp_path, "branch", max_epochs=2, learning_rate=.3)
         branch.train_and_validate(state.fork())
     assert any("Going on with other settings" in text for text in branch.messages)
+
+
+class DrawsInLoss(Fit):
+    def compute_batch_loss(self, batch):
+        loss, n = super().compute_batch_loss(batch)
+        return loss * (1 + torch.rand(())), n
+
+
+def test_draws_of_a_kernel_are_a_remark_once_and_no_status(tmp_path):
+    trainer = fit(tmp_path, kind=DrawsInLoss, max_epochs=2, tensorboard=False)
+    for _ in range(2):
+        trainer.step(2)
+        assert trainer.status.phase == "paused" and "draws from" not in trainer.status.message
+        trainer.stop(wait=True)
+    assert len([m for m in trainer.messages if "This training draws from torch's" in m]) == 1
+
+
+@pytest.mark.parametrize("chosen, named", [
+    (lambda m: [m[0].weight], "0.bias, 3 and does not train them"), (lambda m: [*m[3].parameters()], "0 and does"),
+    (lambda m: m.parameters(), ""), (lambda m: [p.requires_grad_(p.dim() == 2) for p in m.parameters()][::2], "")])
+def test_layers_that_the_optimizer_lacks_are_named_once(tmp_path, chosen, named):
+    model = toy_model()
+    trainer = fit(tmp_path, model=model, optimizer=torch.optim.Adam(chosen(model)), max_epochs=2, tensorboard=False)
+    for _ in range(2):
+        trainer.train_one_epoch()
+    found = [m for m in trainer.messages if m.startswith("The optimizer does not have")]
+    assert len(found) == bool(named) and all(f"have {named}" in m for m in found)
+
+
+def test_a_trainer_in_one_line(tmp_path):
+    trainer = fit(tmp_path, name="a run", max_epochs=2, tensorboard=False)
+    place = f"folder {str(tmp_path / 'a run')!r})"
+    assert repr(trainer) == f"Fit('a run', idle, epoch 1/2, step 0, {place}"
+    trainer.train_and_validate()
+    best = trainer.state.best["loss"]
+    assert repr(trainer) == f"Fit('a run', finished, epoch 2/2, step 12, best loss {best:.4g}, {place}"
+    assert repr(Fit.__new__(Fit)) == "Fit(no run yet)"

@@ -12,6 +12,7 @@ from torch import nn
 from tractkit.data.loader import BatchLoaderOneInput
 from tractkit.models.learn2track import Learn2Track
 from tractkit.models.unsaved import UnsavedAttributes, plain_attributes
+from tractkit.training.policy import Policy
 
 
 class Part(nn.Module):
@@ -287,3 +288,165 @@ def test_loaders_of_this_package_have_nothing_to_name(tmp_path):
     trainer.batch_loader.__class__ = Own
     trainer.train_and_validate()
     assert said(trainer) == []
+
+
+GENERATORS = {"np": np.random.default_rng(3), "old": np.random.RandomState(3), "py": random.Random(3),
+              "torch": torch.Generator().manual_seed(3)}
+RNG, OLD, PY, TORCH = GENERATORS.values()
+
+
+class GlobalRng(Part):
+    def forward(self, x): return super().forward(x) + RNG.random()
+
+
+class GlobalOld(Part):
+    def forward(self, x): return super().forward(x) + OLD.rand()
+
+
+class GlobalPy(Part):
+    def forward(self, x): return super().forward(x) + PY.random()
+
+
+class GlobalTorch(Part):
+    def forward(self, x): return super().forward(x) + torch.rand((), generator=TORCH)
+
+
+class InDict(Part):
+    def forward(self, x): return super().forward(x) + GENERATORS["np"].random()
+
+
+def noise(): return max(RNG.random() for _ in range(2))
+
+
+class InHelper(Part):
+    def forward(self, x): return super().forward(x) + noise()
+
+
+class InClosure(Part):
+    def __init__(self, do):
+        super().__init__(do)
+        g = random.Random(3)
+        self.f = lambda: g.random()
+
+    def forward(self, x): return super().forward(x) + self.f()
+
+
+class Augment:
+    def __init__(self): self.rng = np.random.default_rng(3)
+
+    def __call__(self, x): return x + self.rng.random()
+
+
+class InObject(Part):
+    def __init__(self, do):
+        super().__init__(do)
+        self.augment = Augment()
+
+    def forward(self, x): return super().forward(self.augment(x))
+
+
+class InHook(Part):
+    def __init__(self, do):
+        super().__init__(do)
+        self.net.register_forward_hook(lambda module, x, y: y + RNG.random())
+
+
+class MadeInCall(Part):
+    def forward(self, x): return super().forward(x) + np.random.default_rng((3, len(x))).random()
+
+
+class SetInCall(Part):
+    def forward(self, x):
+        TORCH.manual_seed(len(x))
+        PY.seed(3)
+        return super().forward(x) + torch.rand((), generator=TORCH) + PY.random()
+
+
+class NotUsed(Part):
+    def __init__(self, do):
+        super().__init__(do)
+        self.n = RNG.integers(3)
+
+
+@pytest.mark.parametrize("kind, name", [
+    (GlobalRng, "RNG"), (GlobalOld, "OLD"), (GlobalPy, "PY"), (GlobalTorch, "TORCH"), (InDict, "GENERATORS"),
+    (InHelper, "RNG"), (InClosure, "g"), (InObject, "augment.rng"), (InHook, "RNG"),
+    (MadeInCall, ""), (SetInCall, ""), (NotUsed, "")])
+def test_a_generator_in_the_code_of_a_model_is_named_once(kind, name):
+    part = kind(nothing)
+    unsaved = UnsavedAttributes(nn.Sequential(part))
+    for _ in range(4):
+        with unsaved.watched():
+            part(torch.zeros(1, 1))
+        RNG.random() if kind is NotUsed else None
+        unsaved.look_at_generators()
+    assert [note.split()[2] for note in unsaved.notes] == ([name] if name else [])
+    assert all("is not saved" in note for note in unsaved.notes)
+
+
+class LossDraws(Fit):
+    def compute_batch_loss(self, batch):
+        loss, n = super().compute_batch_loss(batch)
+        return loss * (1 + RNG.random()), n
+
+
+class LoadDraws(Points):
+    def load_batch_streamlines(self, ids, *, epoch, training):
+        x, y = super().load_batch_streamlines(ids, epoch=epoch, training=training)
+        return x + float(RNG.random()), y
+
+
+class PlanDraws(Points):
+    def plan(self, epoch, subset):
+        return RNG.permutation(super().plan(epoch, subset))
+
+
+class PlanDrawsOwn(Points):
+    def __init__(self):
+        super().__init__()
+        self.rng = np.random.default_rng(3)
+
+    def plan(self, epoch, subset):
+        return self.rng.permutation(super().plan(epoch, subset))
+
+
+SHARED = np.random.mtrand._rand
+
+
+class SharedDraws(Fit):
+    """With a variable for a generator that is seeded."""
+
+    def compute_batch_loss(self, batch):
+        loss, n = super().compute_batch_loss(batch)
+        return loss * (1 + SHARED.rand()), n
+
+
+class PolicyDraws(Policy):
+    def epoch_finished(self, epoch, *, train_losses, metrics):
+        self.x = float(RNG.random())
+
+
+@pytest.mark.parametrize("options, start", [
+    (dict(kind=LossDraws), "The trainer's RNG (in compute_batch_loss)"),
+    (dict(points=LoadDraws()), "The loader's RNG (in load_batch_streamlines)"),
+    (dict(points=PlanDraws()), "The loader's RNG (in plan)"),
+    (dict(policies=[PolicyDraws()]), "The policy's RNG (in epoch_finished)"), ({}, ""),
+    (dict(kind=SharedDraws), "")])
+def test_a_generator_in_the_code_of_a_training_is_named_once(tmp_path, options, start):
+    trainer = fit(tmp_path, max_epochs=2, tensorboard=False, **options)
+    trainer.listeners.append(lambda event, t: SHARED.rand())
+    trainer.train_and_validate()
+    assert [m.startswith(start) for m in said(trainer)] == [True] * bool(start)
+
+
+def test_a_generator_that_a_sampler_keeps_is_named(tmp_path):
+    trainer = fit(tmp_path, max_epochs=1, tensorboard=False)
+    trainer.batch_sampler = PlanDrawsOwn()
+    trainer.train_and_validate()
+    assert [m.split()[1:3] for m in said(trainer)] == [["sampler's", "rng"]]
+
+
+def test_a_generator_without_a_state_stops_nothing(tmp_path):
+    part = Part(drawn)
+    part.g = random.SystemRandom()
+    fit(tmp_path, model=part, max_epochs=1, tensorboard=False).train_and_validate()

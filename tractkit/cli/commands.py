@@ -181,7 +181,7 @@ def run_check_space(args: argparse.Namespace) -> int:
     with collecting() as errors:
         for folder in args.subjects:
             with collected(errors):
-                for report in check_subjects(folder, args.bvecs_axes, args.axes, args.basis):
+                for report in check_subjects(folder, args.bvecs_axes, args.axes, args.basis, errors):
                     print(re.sub(r"(\w+)='(\w+)'", lambda m: f"--{m[1].replace('_', '-')} {m[2]}", str(report)))
                     wrong += len(report.wrong)
     return int(wrong > 0)

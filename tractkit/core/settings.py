@@ -114,7 +114,10 @@ def in_bounds(setting: Setting, value: object) -> bool:
         return value in setting.choices
     if not isinstance(value, Real):
         return True
-    number, above, least, most = float(value), setting.above, setting.at_least, setting.at_most
+    try:
+        number, above, least, most = float(value), setting.above, setting.at_least, setting.at_most
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
     return (above is None or number > above) and (least is None or number >= least) and (most is None or number <= most)
 
 # %% ../../nbs/core/04_settings.ipynb #4e8e16cc

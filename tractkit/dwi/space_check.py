@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from ..core.files import DataError
+from ..core.files import DataError, collected, collecting
 from ..core.html import Html, html_card, html_table
 from .basis_check import BASES_TO_TRY, choose_basis, even_part, split_values
 from .fibre_coherence import (
@@ -431,19 +431,28 @@ def check_subjects(
     bvecs_axes: Literal["fsl", "voxel"] = "fsl",  # as for `load_dwi`
     axes: str | None = None,    # of peaks and coefficients: "voxel", "scanner" or "fsl"
     basis: str | None = None,   # of coefficients
-) -> list[SpaceReport]:         # one of each subject
+    errors: list[ValueError] | None = None,  # what to put the errors of subjects in; None: raise them after the last
+) -> list[SpaceReport]:         # one of each subject that can be read
     """Find a subject's files, or those of all subjects of a study, and check that they are in one frame."""
     reports = []
-    for found in _found_in(folder):
-        dwi, bvals, bvecs = (_one(found, what) for what in ("dwi", "bvals", "bvecs"))
-        has_gradients = dwi is not None and (bvals is not None and bvecs is not None or dwi.name.endswith(MIF_ENDINGS))
-        sh = _one(found, "fodf") or _one(found, "mrtrix_fodf") or _one(found, "sh", "sh.nii.gz", "*_sh.nii.gz")
-        reports.append(check_space(
-            candidates(found, "tractogram"), dwi=dwi if has_gradients else None, bvals=bvals, bvecs=bvecs,
-            bvecs_axes=bvecs_axes, sh=sh, basis=basis, axes=axes, peaks=_one(found, "peaks", "peaks.*", "*_peaks.*"),
-            mask=_one(found, "mask"), name=found.name,
-            white_matter=_one(found, "fa", "*FA.nii.gz", "*fa.nii.gz", "*qa.nii.gz", "wm_mask.nii.gz")))
-    if not any(report.findings for report in reports):
+    with collecting(errors) as found_errors:
+        for found in _found_in(folder):
+            with collected(found_errors):
+                reports.append(_check_subject(found, bvecs_axes, axes, basis))
+    if not found_errors and not any(report.findings for report in reports):
         raise DataError("holds nothing to check", file=folder,
                         fix="It should hold a series with its gradients, peaks, coefficients or a tractogram")
     return reports
+
+
+def _check_subject(
+    found: FoundSubject, bvecs_axes: Literal["fsl", "voxel"], axes: str | None, basis: str | None,
+) -> SpaceReport:
+    dwi, bvals, bvecs = (_one(found, what) for what in ("dwi", "bvals", "bvecs"))
+    has_gradients = dwi is not None and (bvals is not None and bvecs is not None or dwi.name.endswith(MIF_ENDINGS))
+    sh = _one(found, "fodf") or _one(found, "mrtrix_fodf") or _one(found, "sh", "sh.nii.gz", "*_sh.nii.gz")
+    return check_space(
+        candidates(found, "tractogram"), dwi=dwi if has_gradients else None, bvals=bvals, bvecs=bvecs,
+        bvecs_axes=bvecs_axes, sh=sh, basis=basis, axes=axes, peaks=_one(found, "peaks", "peaks.*", "*_peaks.*"),
+        mask=_one(found, "mask"), name=found.name,
+        white_matter=_one(found, "fa", "*FA.nii.gz", "*fa.nii.gz", "*qa.nii.gz", "wm_mask.nii.gz"))

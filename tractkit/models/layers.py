@@ -317,6 +317,7 @@ class GlobalGenerators:
         self._before = np.random.get_state(legacy=False)
         self.on_wait: Callable[[], None] = lambda: None  # called now and then while another training draws
         self.notes: list[str] = []                       # what the user is to know
+        self.remarks: list[str] = []                     # what the user is to know once, and may leave as it is
         self._lent: _Turn | None = None
         self.is_beside_cells = threading.current_thread() is not threading.main_thread()
 
@@ -351,7 +352,7 @@ class GlobalGenerators:
     def _note_in_block(self, drawn: set[str]) -> None:
         if self.is_beside_cells:
             self.is_beside_cells = False
-            self.notes.append(
+            self.remarks.append(
                 f"This training draws from {generator_names(drawn)}, which all code of a kernel shares: a cell that "
                 "draws while it trains changes its numbers. start(process=True) trains where no cell draws")
         if self.watching:
@@ -484,7 +485,8 @@ class StepNoise:
         self.model, self.seed, self.device, self.rule = model, seed, torch.device(device), rule
         self.generator = torch.Generator(self.device)
         use_generator(model, self.generator)
-        self.unsaved = UnsavedAttributes(model, trainer=trainer)
+        self.unsaved = UnsavedAttributes(
+            model, trainer=trainer, seeded=(torch.default_generator, np.random.mtrand._rand, _PYTHON))
         self.shared = draws_from_torch(model)
         self.waits = True  # for a turn, before a step; False for a training whose steps are known not to draw
         self.globals = GlobalGenerators(

@@ -7,11 +7,17 @@ __all__ = ['plain_attributes', 'own_attributes', 'UnsavedAttributes']
 
 # %% ../../nbs/models/00_unsaved.ipynb #a6c10003
 import dis
+import functools
+import inspect
+import itertools
+import sys
+import sysconfig
 import types
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from typing import TypeVar
 
@@ -46,19 +52,26 @@ def _as_text(value: object, depth: int, arrays: bool = True) -> str | None:
     return f"{type(value).__name__} {len(value)} {ordered}"
 
 
-_STATE_OF: dict[tuple[str, str], Callable[..., object]] = {
+_STATE_OF: dict[tuple[str, str], Callable[..., object] | None] = {
+    ("random", "SystemRandom"): None,  # it has no state
     ("numpy", "Generator"): lambda value: value.bit_generator.state,
     ("numpy", "RandomState"): lambda value: value.get_state(),
     ("random", "Random"): lambda value: value.getstate(),
     ("torch", "Generator"): lambda value: value.get_state().tolist()}
 
 
+def _state_reader(value: object) -> Callable[..., object] | None:
+    """Return what reads the state of a generator of random numbers; None for any other object."""
+    for kind in type(value).__mro__:
+        if (key := (kind.__module__.partition(".")[0], kind.__name__)) in _STATE_OF:
+            return _STATE_OF[key]
+    return None
+
+
 def _text_of_generator(value: object) -> str | None:
     """Return the state of a generator of random numbers as a checksum; None for any other object."""
-    for kind in type(value).__mro__:
-        if (read := _STATE_OF.get((kind.__module__.partition(".")[0], kind.__name__))) is not None:
-            return f"{kind.__name__} {zlib.crc32(repr(read(value)).encode())}"
-    return None
+    read = _state_reader(value)
+    return None if read is None else f"{type(value).__name__} {zlib.crc32(repr(read(value)).encode())}"
 
 
 def _text_of_array(value: torch.Tensor | np.ndarray) -> str | None:
@@ -143,6 +156,169 @@ def _saves_itself(module: nn.Module) -> bool:
 def _is_below(path: str, others: list[str]) -> bool:
     return any(other == "" or f"{path}.".startswith(f"{other}.") for other in others)
 
+# %% ../../nbs/models/00_unsaved.ipynb #a6c1000f
+_SET_BY_HAND = ("seed", "manual_seed", "setstate", "set_state")  # methods: what is set in each call needs no saving
+_CALLED = frozenset(("__call__", "forward", "backward", "__getitem__", "__iter__", "__next__"))  # without their names
+_MAKING = frozenset(("__init__", "__new__", "__setstate__", "__init_subclass__"))
+_LIBRARIES = tuple({sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@cache
+def _is_of_user(module: str) -> bool:
+    """Return whether a module is a notebook, a script or a file of a user's own."""
+    file = getattr(sys.modules.get(module), "__file__", None) or ""
+    return module == "__main__" or bool(file) and not (
+        module.partition(".")[0] in ("torch", "tractkit") or file.startswith(_LIBRARIES) or "site-packages" in file)
+
+
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """Yield a code object and those inside it."""
+    yield code
+    for inner in code.co_consts:
+        if isinstance(inner, types.CodeType):
+            yield from _codes(inner)
+
+
+def _set_in_code(code: types.CodeType) -> set[str]:
+    """Return the names of the variables whose state a function sets: "g" of `g.manual_seed(step)`."""
+    pairs = (pair for part in _codes(code) for pair in itertools.pairwise(dis.get_instructions(part)))
+    return {str(a.argval) for a, b in pairs if a.opname.startswith("LOAD_") and b.argval in _SET_BY_HAND}
+
+
+def _function_of(value: object) -> object:
+    """Return the function in a property, a method or a wrapper."""
+    for kind, name in ((property, "fget"), ((staticmethod, classmethod), "__func__"),
+                       (functools.cached_property, "func")):
+        if isinstance(value, kind):
+            value = getattr(value, name)
+    return inspect.unwrap(value) if isinstance(value, types.FunctionType) else value
+
+
+def _cells_of(function: types.FunctionType) -> dict[str, object]:
+    """Return the variables in the closure of a function."""
+    found = {}
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        with suppress(ValueError):  # an empty one
+            found[name] = cell.cell_contents
+    return found
+
+
+# %% ../../nbs/models/00_unsaved.ipynb #a6c10010
+class _CodeReader:
+    """Collects the generators of random numbers that functions of a user's own use, and no attribute of theirs is."""
+
+    def __init__(self, seeded: Sequence[object]):
+        self.found: dict[int, tuple[str, object]] = {}  # by their ids
+        self._known: dict[object, object] = {id(g): g for g in seeded}  # what is not looked at again
+
+    def hold(self, owner: object) -> None:
+        """Leave out the generators that are attributes of an owner: they are saved, or compared elsewhere."""
+        values = list(getattr(owner, "__dict__", {}).values())
+        held = [x for value in values for x in (value if isinstance(value, (list, tuple)) else
+                                                value.values() if isinstance(value, dict) else [value])]
+        self._known |= {id(x): x for x in held if _state_reader(x) is not None}
+
+    def read_owner(self, owner: object) -> None:
+        """Read the methods of a model, a loader and so on, its hooks, and functions that one of ours was given."""
+        values = {"": owner} if isinstance(owner, types.FunctionType) else dict(getattr(owner, "__dict__", {}))
+        for kind in type(owner).__mro__:
+            for name in sorted(vars(kind).keys() - _MAKING) if _is_of_user(kind.__module__) else ():
+                self._read_code(_function_of(vars(kind)[name]), owner, 6)
+        hooks = [value for name, value in values.items() if name.endswith("_hooks")]
+        own = [value for name, value in values.items() if name not in ("listeners", "loggers")] if (
+            _is_ours(type(owner)) and not isinstance(owner, nn.Module) or "" in values) else []
+        for value in [*hooks, *own]:
+            if isinstance(value, (types.FunctionType, types.MethodType, functools.partial, *_CONTAINERS)):
+                self.read(value, "", frozenset(), 6)
+
+    def read(self, value: object, name: str, used: frozenset[str], depth: int) -> None:
+        """Read a value that code uses; of an object or a module, the attributes that are used."""
+        if not depth or id(value) in self._known:
+            return
+        if _state_reader(value) is not None:
+            self.found.setdefault(id(value), (name, value))
+        elif isinstance(value, types.MethodType):
+            self._read_code(_function_of(value.__func__), value.__self__, depth)
+        elif isinstance(value, types.FunctionType):
+            self._read_code(_function_of(value), None, depth)
+        elif isinstance(value, (functools.partial, *_CONTAINERS)):
+            parts = ((value.func, *value.args, *value.keywords.values()) if isinstance(value, functools.partial)
+                     else value.values() if isinstance(value, dict) else value)
+            for part in list(parts)[-_NB_ENTRIES:]:
+                self.read(part, name, used, depth - 1)
+        else:
+            self._read_object(value, name, used, depth)
+
+    def _read_object(self, value: object, name: str, used: frozenset[str], depth: int) -> None:
+        if isinstance(value, types.ModuleType) and not _is_of_user(value.__name__):
+            return
+        own = dict(getattr(value, "__dict__", {}))
+        for attribute in sorted(used & own.keys()):
+            self.read(own[attribute], f"{name}.{attribute}" if name else attribute, used, depth - 1)
+        for kind in value.__mro__ if isinstance(value, type) else type(value).__mro__:
+            for method in sorted((used | _CALLED) & vars(kind).keys()) if _is_of_user(kind.__module__) else ():
+                self._read_code(_function_of(vars(kind)[method]), value, depth - 1, name)
+
+    def _read_code(self, function: object, bound: object, depth: int, path: str = "") -> None:
+        """Read a function; `bound` is its `self`, if it has one, and `path` the name of that."""
+        if (not isinstance(function, types.FunctionType) or not depth or (id(function), id(bound)) in self._known
+                or not _is_of_user(function.__module__)):
+            return
+        self._known[id(function), id(bound)] = function, bound
+        code = function.__code__
+        used = frozenset(name for part in _codes(code) for name in part.co_names)
+        outer = {name: function.__globals__[name] for name in sorted(used & function.__globals__.keys())}
+        for name, value in (outer | _cells_of(function)).items():
+            if name not in _set_in_code(code):
+                self.read(value, f"{name} (in {function.__name__})", used, depth - 1)
+        if bound is not None:
+            self._read_object(bound, path, used, depth - 1)
+
+
+# %% ../../nbs/models/00_unsaved.ipynb #a6c10011
+@dataclass(eq=False)
+class _UsedGenerator:
+    """A generator of random numbers that an owner's functions use, and its state when the training began."""
+
+    owner: str
+    name: str
+    value: object
+    text: str | None
+
+    def has_changed(self) -> bool:
+        """Return whether something was drawn from it."""
+        return _text_of_generator(self.value) != self.text
+
+
+def _generators_in_code(
+    model: nn.Module,
+    trainer: object | None,
+    seeded: Sequence[object],  # generators that are seeded for each step
+) -> list[_UsedGenerator]:
+    """Return the generators that functions of a user's own use from global variables, closures and objects."""
+    reader, found, seen = _CodeReader(seeded), [], set[int]()
+    saving = {id(part) for module in model.modules() if _saves_itself(module) for part in module.modules()}
+    owners: list[tuple[str, object]] = [("model", m) for m in model.modules() if id(m) not in saving]
+    owners += [("loader", getattr(trainer, "batch_loader", None)), ("trainer", trainer)]
+    policies = list(getattr(trainer, "policies", ()))
+    for of in [*model.modules(), *(of for _, of in owners), *(p for p in policies if _has_own_state(p))]:
+        reader.hold(of)
+    others = [("sampler", getattr(trainer, "batch_sampler", None)), *(("policy", policy) for policy in policies)]
+    for owner, of in [*owners, *others]:
+        reader.read_owner(of)
+        for key, (name, value) in list(reader.found.items()):
+            if key not in seen:
+                seen.add(key)
+                found.append(_UsedGenerator(owner, name, value, _text_of_generator(value)))
+    return found
+
+
+def _has_own_state(policy: object) -> bool:
+    """Return whether a policy of a user's own decides itself what is saved."""
+    method = getattr(type(policy), "state_dict", None)
+    return method is not None and _is_of_user(method.__module__)
+
+
 # %% ../../nbs/models/00_unsaved.ipynb #a6c10009
 _WAYS_OUT = {
     "model": "use register_buffer, or get_extra_state and set_extra_state",
@@ -158,9 +334,11 @@ class UnsavedAttributes:
         model: nn.Module,
         nb_steps: int = 3,              # that are watched
         trainer: object | None = None,
+        seeded: Sequence[object] = (),  # generators whose draws are seeded for each step
     ):
         self.model, self.left, self.trainer = model, nb_steps, trainer
         self.notes: list[str] = []  # what the user is to know, in words
+        self._generators, self._nb_looks = _generators_in_code(model, trainer, seeded), 0
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -186,6 +364,16 @@ class UnsavedAttributes:
             self.notes.append(_unsaved(owner, changed, when))
         return bool(changed)
 
+    def look_at_generators(self) -> None:
+        """Note the generators outside of model, trainer and so on that were drawn from, at call 1, 2, 4, 8 and so on."""
+        self._nb_looks += 1
+        if not self._generators or self._nb_looks & (self._nb_looks - 1):
+            return
+        changed = [g for g in self._generators if g.has_changed()]
+        self._generators = [g for g in self._generators if g not in changed]
+        for owner in dict.fromkeys(g.owner for g in changed):
+            self.notes.append(_unsaved_generators(owner, [g.name for g in changed if g.owner == owner]))
+
     def watched_load(self, load: Callable[..., _R]) -> Callable[..., _R]:
         """Return a load that compares the attributes of the loader before and after the first calls."""
         loader, left = getattr(load, "__self__", load), self.left
@@ -203,8 +391,20 @@ class UnsavedAttributes:
 
 
 def _unsaved(owner: str, changed: list[str], when: str) -> str:
-    names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-    one = len(changed) == 1
+    names, one = _listed(changed), len(changed) == 1
     return (f"The {owner}'s {names} changed in {when}, and {'is' if one else 'are'} not saved: plain Python "
             f"attributes, and buffers with persistent=False, are not in the state, so a resumed run begins with {'that' if one else 'those'} of a new "
             f"{owner}. If the {owner} computes with {'it' if one else 'them'}, {_WAYS_OUT[owner]}")
+
+
+def _unsaved_generators(owner: str, names: list[str]) -> str:
+    one = len(names) == 1
+    return (f"The {owner}'s {_listed(names)} changed in this training, and {'is' if one else 'are'} not saved: "
+            f"{'a generator' if one else 'generators'} of random numbers outside of the state, so a resumed run draws "
+            "other numbers and ends with other weights. Draw from torch, np.random or random themselves, which are "
+            "seeded for each step, load and plan, or make a generator where it is used: "
+            "np.random.default_rng((seed, epoch))")
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -97,6 +97,8 @@ def serve_commands(trainer: Trainable) -> None:
     state, session = at_work(trainer)
     for text in session.take_notes():
         announce(trainer, text)
+    while session.noise.globals.remarks:
+        trainer.reporter.remark(session.noise.globals.remarks.pop(0))
     if session.saves.is_due(trainer.settings, state.global_step):
         write_checkpoint(trainer, wait=False)
     session.keep_scale()

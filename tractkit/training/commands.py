@@ -6,6 +6,7 @@
 __all__ = ['Message', 'COMMANDS', 'Commanded', 'change', 'save', 'rewind', 'ask_back', 'write_branch', 'Command', 'carry_out']
 
 # %% ../../nbs/training/16_commands.ipynb #fbc4647a
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Protocol, TypeAlias
 
 from ..core.settings import plain_numbers
 from ..core.text import Record
+from ..runs.lock import folder_lock
 from ..runs.status import Status
 from .bookkeeping import change_now, report_epoch
 from .live_settings import check_changes
@@ -57,14 +59,15 @@ def change(trainer: Commanded, asked: Mapping[str, SettingValue]) -> None:
 
 
 def save(trainer: Commanded) -> Path:
-    """Write a checkpoint, between two batches. Return its path."""
+    """Write a checkpoint, between two batches. Return its path. RuntimeError if another trainer is at work there."""
     if is_training_here(trainer):
         report_epoch(trainer)
     if (process := trainer.runner.process) is not None:
         process.save_checkpoint()
         checkpoints = trainer.run_folder.checkpoints
         return checkpoints.path(checkpoints.steps()[-1])
-    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
+    with contextlib.nullcontext() if trainer.running else folder_lock(trainer.run_folder.path):
+        return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
 
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:

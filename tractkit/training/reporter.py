@@ -44,6 +44,7 @@ class Reporter(Generic[W]):
         self.loggers: list[Listener[W]] = list(loggers)
         self.phase_before = "idle"                    # that of a training which rests
         self._line = ProgressLine(False)
+        self._remarks: set[str] = set()               # those that were shown
 
     def open(self, progress: bool) -> None:
         """Begin a progress line, shown or not."""
@@ -69,6 +70,13 @@ class Reporter(Generic[W]):
         self.messages.append(text)
         self.show(event, state, None, message=text, **changes)
         self._line.write(text)
+
+    def remark(self, text: str) -> None:
+        """Show a message that asks for nothing: the first time, above the progress line; the status keeps its own."""
+        if text not in self._remarks:
+            self._remarks.add(text)
+            self.messages.append(text)
+            self._line.write(text)
 
     def adopt(self, status: Status, event: str = "") -> None:
         """Take over the status of a training in another process."""

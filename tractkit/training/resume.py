@@ -31,7 +31,7 @@ from .epoch_plan import (
 from .serialize import policy_name
 from .live_settings import keeps_own_rates
 from .optimizers import options_as_made, other_options
-from .state import TrainerState
+from .state import TrainerState, other_types
 from .trainable import Trainable, announce, announce_difference, known_state, warn_unseen
 
 # %% ../../nbs/training/11_resume.ipynb #714a4114
@@ -183,7 +183,9 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
                              "them as they were, or give the trainer accept=['optimizer'], with which they start anew")
         return _with_new_optimizer(trainer, given)
     if given.model is not trainer.model:
-        if other := differences(describe_model(given.model), describe_model(trainer.model)):
+        other = [*differences(describe_model(given.model), describe_model(trainer.model)),
+                 *other_types(given.model.state_dict(), trainer.model)]
+        if other:
             if "model" not in accept:
                 raise ValueError(f"the state is of another model than the trainer's: {'; '.join(other)}; "
                                  "accept=['model'] takes over what fits")
@@ -196,6 +198,7 @@ def _fitting(trainer: Trainable, given: TrainerState) -> TrainerState:
 def check_fit(trainer: Trainable, state: TrainerState) -> None:
     """Refuse what cannot be resumed, report what changes, and note in the state what this run uses."""
     data = compare_data(trainer, state)
+    _keep_seed(trainer, state)
     sampler, config = sampler_settings(trainer.batch_sampler), describe_settings(trainer)
     environment = describe_environment(trainer.device, torch.get_num_threads())
     before = state.fingerprints
@@ -226,6 +229,16 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
     kept |= _layers_in_eval(trainer, before) | _optimizer_as_made(trainer, state)
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})
+
+
+def _keep_seed(trainer: Trainable, state: TrainerState) -> None:
+    """Set `rng` to the seed of the state, with which the run goes on. Announce that another was given."""
+    given = trainer.settings.rng
+    if given != state.seed:
+        trainer.replace_settings(rng=state.seed)
+        if state.fingerprints:
+            announce_difference(trainer, f"The run keeps the seed that it was begun with, rng={state.seed}, not {given}. "
+                                         "For another seed, give it another experiment_name.")
 
 
 def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:

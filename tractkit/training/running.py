@@ -79,7 +79,6 @@ def starting_training(trainer: Commanded, task: Task) -> Callable[[], None]:
 def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
     """Lock the folder of the run, and serve it: its status is written and commands in it are carried out."""
     trainer.reporter.open(progress and trainer.settings.progress)
-    is_held = False
     with contextlib.ExitStack() as stack:
         try:
             show(trainer, "", phase="starting", message="")
@@ -88,10 +87,9 @@ def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
                 stack.enter_context(served(trainer))
                 stack.enter_context(trainer.run_folder.held())
             stack.callback(trainer.reporter.close)
-            is_held = True
             yield
         except BaseException as e:  # before the first batch, or after the last checkpoint; Ctrl-C at any time
-            if trainer.reporter.status.phase != "failed" and (is_held or not isinstance(e, Exception)):
+            if trainer.reporter.status.phase != "failed":
                 _show_failure(trainer, e)
             raise
 

@@ -517,6 +517,7 @@ class Session:
 
     def take_notes(self) -> list[str]:
         """Return what the user is to know of this session, once."""
+        self.noise.unsaved.look_at_generators()
         lists = [self.noise.unsaved.notes, self.noise.globals.notes]
         lists += [self.draws.notes] if self.draws is not None else []
         found = [text for notes in lists for text in notes]

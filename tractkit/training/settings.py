@@ -59,8 +59,8 @@ class TrainerSettings:
     learning_rate: float | str | Sequence[float] | ValuePolicy = setting(
         1e-3, label="learning rate", live=NEXT_BATCH,
         help='a number, one per epoch ("0.001*3 0.0001"), or a policy')
-    weight_decay: float = setting(0.01, finite=True, help="of the optimizer")
-    optimizer: str | Callable = setting("Adam", help="Adam, AdamW, RAdam, SGD or a class of torch; see `own_rates`")
+    weight_decay: float = setting(0.01, finite=True, at_least=0, help="of the optimizer")
+    optimizer: str | Callable = setting("Adam", help="Adam, AdamW, RAdam, SGD, a class of torch, or a function of the parameters")
     max_epochs: int = setting(
         10, above=0, unit="epochs", label="epochs", live="", also=("new_max_epochs",),
         help="epochs after which training ends")
@@ -78,7 +78,7 @@ class TrainerSettings:
     _: KW_ONLY
     rng: int = setting(1234, finite=True, help="seed of the model's noise")
     iterations_per_epoch: int | None = setting(
-        None, above=0, help="batches that make an epoch, however many batches the data give")
+        None, above=0, finite=True, help="batches that make an epoch, however many batches the data give")
     validation_time_limit: float | None = setting(
         None, above=0, unit="seconds", help="seconds; the batches the first validation did are those of all")
     accumulate: int = setting(1, above=0, finite=True, help="batches whose gradients make one step")
@@ -91,15 +91,17 @@ class TrainerSettings:
     num_workers: int = setting(
         0,
         at_least=0,
+        finite=True,
         also=("processes",),
         help="processes that load batches; 0: a thread, the fastest for tractkit's own "
         "loaders; several are for a loader that computes long in Python, and one alone is slower than the thread",
     )
     prefetch: int = setting(2, at_least=0, finite=True, help="batches made ahead")
     num_threads: int | None = setting(
-        None, above=0, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
+        None, above=0, finite=True, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
         "busy with other work holds up all threads")
-    checkpoint_every_seconds: float | None = setting(30, unit="seconds", help="time between two checkpoints")
+    checkpoint_every_seconds: float | None = setting(
+        30, at_least=0, unit="seconds", help="time between two checkpoints")
     checkpoint_every_batches: int | None = setting(None, above=0, help="batches between two checkpoints")
     keep_checkpoints: int = setting(2, finite=True, help="the last ones; that of the best epoch is kept, too")
     save_in_background: bool = setting(False, help="training waits for a copy of the state, not for the disk")

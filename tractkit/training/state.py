@@ -20,6 +20,7 @@ from typing import TypedDict, TypeVar
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, sparkline
@@ -299,7 +300,8 @@ def _check_tree(tree: StateDict, model: nn.Module, optimizer_name: str, accept: 
     if missing := [k for k in ("model", "optimizer", "curve", "epochs", *_PLAIN) if k not in tree]:
         raise DataError(f"{', '.join(missing)} missing: this is no whole state", fix="Use the checkpoint before it")
     stored, known = tree["model"], tree["optimizer"]
-    other = {"model": differences({k: v for k, v in stored.items() if k != "weights"}, describe_model(model)),
+    other = {"model": [*differences({k: v for k, v in stored.items() if k != "weights"}, describe_model(model)),
+                       *other_types(stored["weights"], model)],
              "optimizer": differences({"optimizer": known["name"]}, {"optimizer": optimizer_name})}
     if refused := [k for k, found in other.items() if found and k not in accept]:
         raise DataError(
@@ -309,6 +311,14 @@ def _check_tree(tree: StateDict, model: nn.Module, optimizer_name: str, accept: 
     if missing := sorted(stored["shapes"].keys() - stored["weights"].keys()):
         raise DataError(f"the weights {', '.join(missing)} are missing", fix="Use the checkpoint before it")
     return bool(other["optimizer"])
+
+
+def other_types(weights: StateDict, model: nn.Module) -> list[str]:
+    """Return, in words, which weights have another type of numbers in a model, such as torch.float16."""
+    own = {k: v for k, v in model.state_dict().items() if isinstance(v, torch.Tensor) and not is_lazy(v)}
+    other = [f"{k}: {v.dtype} -> {own[k].dtype}" for k, v in weights.items()
+             if k in own and isinstance(v, torch.Tensor) and v.dtype != own[k].dtype]
+    return [*other[:3], *([f"and {len(other) - 3} more weights"] if len(other) > 3 else [])]
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from ..runs.lock import dated_names
 from ..runs.loggers import make_loggers
 from ..runs.status import Status
 from . import loop
-from .attributes import read_attribute, refuse_hidden_parts, set_attribute
+from .attributes import describe_trainer, read_attribute, refuse_hidden_parts, set_attribute
 from .callbacks import Policies
 from .commands import change, rewind, save
 from .epoch_plan import Batch, Described, check_batch_loader, check_sampler
@@ -345,7 +345,7 @@ class Trainer:
             self.use_folder(SilentFolder(folder), [])
             self.policies = self.policies.without((TQDM, TimeProfiler, LoggerPolicy))
 
-    curves, config = curves_of, config_of  # both can be called while it trains
+    curves, config, __repr__ = curves_of, config_of, describe_trainer  # they can be called while it trains
 
 # %% ../../nbs/training/20_trainer.ipynb #822e5662
 class TrainerOneInput(Trainer):
