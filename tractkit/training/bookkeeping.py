@@ -233,18 +233,24 @@ def _train_mode(trainer: Trainable) -> None:
 def _modes_of_epoch(trainer: Trainable) -> Iterator[None]:
     """Put the model in training mode before a method of a child class is called, which may put layers in eval mode.
 
-    After it, all layers are in the mode that they were in. In a run begun before this rule, the first batch puts them in
-    training mode again."""
+    After the epoch they are in training mode again; after one that was cut short, in the mode that they were in. In a
+    run begun before this rule, the first batch of the epoch puts them in training mode."""
     state, session = at_work(trainer)
+    if not state.fingerprints.get("modes"):
+        yield
+        return
     modes = [(layer, layer.training) for layer in trainer.model.modules()]
     _train_mode(trainer)
-    session.keeps_modes = bool(state.fingerprints.get("modes"))
+    session.keeps_modes = True
     try:
         yield
-    finally:
-        session.keeps_modes = False
+        _train_mode(trainer)
+    except BaseException:
         for layer, mode in modes:
             layer.training = mode
+        raise
+    finally:
+        session.keeps_modes = False
 
 
 @contextlib.contextmanager
