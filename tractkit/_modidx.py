@@ -4788,6 +4788,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'tractkit.training.runner.Runner': ('training/runner.html#runner', 'tractkit/training/runner.py'),
                                           'tractkit.training.runner.Runner.__init__': ( 'training/runner.html#runner.__init__',
                                                                                         'tractkit/training/runner.py'),
+                                          'tractkit.training.runner.Runner._end_if_left': ( 'training/runner.html#runner._end_if_left',
+                                                                                            'tractkit/training/runner.py'),
                                           'tractkit.training.runner.Runner._in_background': ( 'training/runner.html#runner._in_background',
                                                                                               'tractkit/training/runner.py'),
                                           'tractkit.training.runner.Runner._occupied': ( 'training/runner.html#runner._occupied',

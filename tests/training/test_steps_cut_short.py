@@ -403,3 +403,22 @@ def test_a_buffer_that_grew_hides_no_error(tmp_path, new):
         assert any("goes back to the last checkpoint" in note for note in failed.value.__notes__)
     else:  # it is put back
         assert trainer.model.seen.shape == (1, 1) and not trainer.model.seen.any()
+
+
+def test_an_interrupt_that_leaves_the_block_open_does_not_keep_a_trainer_busy(tmp_path):
+    trainer = counted(tmp_path / "left")
+    kept = []  # as a notebook keeps the last traceback, with all that its frames hold
+
+    def leave():
+        context = trainer.runner.here()
+        kept.append(context)
+        context.__enter__()  # and no __exit__: an interrupt at its first line
+        with pytest.raises(RuntimeError, match="running already"):
+            trainer.train_and_validate()  # from within it is refused
+
+    leave()
+    trainer.train_and_validate()
+    assert trainer.status.phase == "finished" and not trainer.running
+    kept.clear()  # the block that was left ends now
+    trainer.train_and_validate()
+    assert not trainer.running

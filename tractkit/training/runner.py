@@ -8,11 +8,13 @@ __all__ = ['GOING_BACK', 'P', 'Commands', 'Owner', 'Runner', 'runner_of']
 # %% ../../nbs/training/09_runner.ipynb #2117e098
 import atexit
 import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 from ..core.settings import plain_numbers
@@ -57,6 +59,7 @@ class Runner(Generic[P]):
         self.back: StateDict | None = None            # a checkpoint that was asked for
         self.going_back = False
         self._busy = threading.Lock()
+        self._place: tuple[int, FrameType] | None = None  # thread and function in which `here` runs the loop
 
     @property
     def running(self) -> bool:
@@ -65,25 +68,41 @@ class Runner(Generic[P]):
 
     def refuse_running(self) -> None:
         """Raise RuntimeError if the loop runs."""
+        self._end_if_left()
         if self.running:
             raise RuntimeError("it is running already; wait() for it or stop() it first")
 
+    def _end_if_left(self) -> None:
+        """End a loop in the foreground whose function was left by an interrupt before the block could end."""
+        if self._place is None or self._place[0] != threading.get_ident():
+            return
+        frame: FrameType | None = sys._getframe()
+        while frame is not None and frame is not self._place[1]:
+            frame = frame.f_back
+        if frame is None:
+            self._place, self._busy = None, threading.Lock()  # another: the block may end later and release its own
+
     @contextmanager
     def _occupied(self) -> Iterator[None]:
-        if not self._busy.acquire(blocking=False):
+        busy = self._busy
+        if not busy.acquire(blocking=False):
             raise RuntimeError("it is running already; wait() for it or stop() it first")
         try:
             yield
         finally:
-            self._busy.release()
+            busy.release()
 
     @contextmanager
     def here(self) -> Iterator[None]:
-        """Run the block as the loop. The first Ctrl-C ends it after the current batch."""
+        """Run the block as the loop. The first Ctrl-C ends it after the current batch. For a `with` statement alone."""
         self.refuse_running()
         self.control.reset()
-        with self._occupied(), stop_on_interrupt(self.control):
-            yield
+        self._place = threading.get_ident(), sys._getframe(2)  # of the function that has the block
+        try:
+            with self._occupied(), stop_on_interrupt(self.control):
+                yield
+        finally:
+            self._place = None
 
     def start(self, work: Callable[[], None], paused: bool = False, process: P | None = None) -> None:
         """Run `work` as the loop, in a thread in the background; it may be to follow a process."""
