@@ -178,7 +178,8 @@ def take_groups(config: Config) -> None:
     for key in wanted:
         for section in sections[key]:
             config[section] = {key: names[key][0], **(config.get(section) or {})}
-    print(f"the only groups of {path}: " + ", ".join(f"{words[key][1]} {names[key][0]!r}" for key in wanted), flush=True)
+    taken = ", ".join(f"{words[key][1]} {names[key][0]!r}" for key in wanted)
+    print(f"the only groups of {path}: {taken}", flush=True)
 
 # %% ../../nbs/cli/00_train.ipynb #324255fa
 def check_options(options: Mapping[str, Json]) -> None:

@@ -51,7 +51,8 @@ class DataErrors(DataError):
         lines = [f"  {e}" for e in self.errors[:_SHOWN]]
         if more := len(self.errors) - _SHOWN:
             lines += [f"  and {more:,} more"] * (more > 0)
-        super().__init__("\n".join([f"{len(self.errors):,} thing{'s are' if len(self.errors) > 1 else ' is'} wrong:", *lines]))
+        count = f"{len(self.errors):,} thing{'s are' if len(self.errors) > 1 else ' is'} wrong:"
+        super().__init__("\n".join([count, *lines]))
 
     def __reduce__(self):
         return DataErrors, (self.errors,)

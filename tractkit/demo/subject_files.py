@@ -67,7 +67,8 @@ def check_subject(
     """Read all five files of a subject and check that they belong together.
 
     Raises DataError, naming the file, for whatever is missing, damaged or does not fit."""
-    from tractkit.dwi.gradients import load_dwi, select_shell  # here, as these load DIPY and the names of files are checked before
+    # Here, as these load DIPY, and the names of files are checked before.
+    from tractkit.dwi.gradients import load_dwi, select_shell
     from tractkit.spatial.tractogram import Tractogram
 
     files.check_presence()

@@ -322,7 +322,8 @@ def from_bids(
 # %% ../../nbs/hdf5/14_from_folders.ipynb #6f1d0010
 def _check_options(options: Mapping[str, object]) -> None:
     """Raise TypeError for an option that there is not, ValueError for a number of processes that cannot be."""
-    known = sorted(set(signature(create_hdf5).parameters) - {"root", "config", "out", "splits", "overwrite", "progress"})
+    own = {"root", "config", "out", "splits", "overwrite", "progress"}
+    known = sorted(set(signature(create_hdf5).parameters) - own)
     of_choices = [field.name for field in fields(Choices)]
     for name in options:
         if name in SPLITS:

@@ -361,7 +361,8 @@ def load_model(
     path = Path(os.path.expanduser(folder)) / "model.safetensors"
     if not path.is_file():
         best = path.parent / "best_model"
-        fix = f"Give its {best.name}: load_model({str(best)!r})" if best.is_dir() else "Give the folder of a saved model"
+        there = f"Give its {best.name}: load_model({str(best)!r})"
+        fix = there if best.is_dir() else "Give the folder of a saved model"
         raise DataError("no model.safetensors in this folder", file=folder, fix=fix)
     try:
         with safe_open(path, framework="pt") as f:

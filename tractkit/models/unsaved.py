@@ -365,7 +365,7 @@ class UnsavedAttributes:
         return bool(changed)
 
     def look_at_generators(self) -> None:
-        """Note the generators outside of model, trainer and so on that were drawn from, at call 1, 2, 4, 8 and so on."""
+        """Note the generators outside of model, trainer and the like that were drawn from, at call 1, 2, 4, 8, ..."""
         self._nb_looks += 1
         if not self._generators or self._nb_looks & (self._nb_looks - 1):
             return

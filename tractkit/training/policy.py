@@ -42,7 +42,7 @@ class EarlyStopping(Exception):
 class Policy:
     """Do something at events of a training. A child class overrides the methods of those that it needs."""
 
-    remembers: str | Sequence[str] = ("*",)  # attributes that are saved with the state; "*": all plain ones that have changed
+    remembers: str | Sequence[str] = ("*",)  # attributes saved with the state; "*": all plain ones that have changed
 
     def epoch_started(self, epoch: int) -> None:
         """Before the first step of an epoch, also of one that is resumed in the middle."""

@@ -237,8 +237,8 @@ def _keep_seed(trainer: Trainable, state: TrainerState) -> None:
     if given != state.seed:
         trainer.replace_settings(rng=state.seed)
         if state.fingerprints:
-            announce_difference(trainer, f"The run keeps the seed that it was begun with, rng={state.seed}, not {given}. "
-                                         "For another seed, give it another experiment_name.")
+            text = f"The run keeps the seed that it was begun with, rng={state.seed}, not {given}. "
+            announce_difference(trainer, text + "For another seed, give it another experiment_name.")
 
 
 def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:

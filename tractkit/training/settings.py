@@ -38,7 +38,8 @@ def checked_accept(accept: str | Iterable[str]) -> list[str]:
     given = [str(word) for word in words(accept)]
     if unknown := sorted(set(given) - set(ACCEPTED)):
         near = nearest_name(unknown[0], ACCEPTED)
-        raise ValueError(f"accept knows {known}, not {', '.join(unknown)}" + (f"; did you mean {near!r}?" if near else ""))
+        meant = f"; did you mean {near!r}?" if near else ""
+        raise ValueError(f"accept knows {known}, not {', '.join(unknown)}{meant}")
     return given
 
 
@@ -60,7 +61,8 @@ class TrainerSettings:
         1e-3, label="learning rate", live=NEXT_BATCH,
         help='a number, one per epoch ("0.001*3 0.0001"), or a policy')
     weight_decay: float = setting(0.01, finite=True, at_least=0, help="of the optimizer")
-    optimizer: str | Callable = setting("Adam", help="Adam, AdamW, RAdam, SGD, a class of torch, or a function of the parameters")
+    optimizer: str | Callable = setting(
+        "Adam", help="Adam, AdamW, RAdam, SGD, a class of torch, or a function of the parameters")
     max_epochs: int = setting(
         10, above=0, unit="epochs", label="epochs", live="", also=("new_max_epochs",),
         help="epochs after which training ends")
@@ -98,7 +100,8 @@ class TrainerSettings:
     )
     prefetch: int = setting(2, at_least=0, finite=True, help="batches made ahead")
     num_threads: int | None = setting(
-        None, above=0, finite=True, help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
+        None, above=0, finite=True,
+        help="of torch, on the CPU; default: as the run had it, else all cores but one: a core that is "
         "busy with other work holds up all threads")
     checkpoint_every_seconds: float | None = setting(
         30, at_least=0, unit="seconds", help="time between two checkpoints")
