@@ -332,7 +332,7 @@ def test_the_demo_begins_with_what_is_in_one_frame(subject, lines, dwi, tmp_path
     def stop(*settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(pipeline, "demo_settings", stop)
+    monkeypatch.setattr(pipeline, "open_folder", stop)
     subject.dwi.save(tmp_path / "dwi.nii.gz")
     subject.mask.save(tmp_path / "mask.nii.gz")
     np.savetxt(tmp_path / "bvals", subject.bvals[None])

@@ -259,7 +259,7 @@ def _format_of(path: Path) -> tuple[_Read, _Write | None]:
     if path.suffix.lower() not in _FORMATS:
         if path.suffix.lower() == ".gz" and Path(path.stem).suffix.lower() in _FORMATS:
             raise DataError("is compressed; tractograms are read unpacked", file=path,
-                            fix=f"Unpack it: gunzip -k '{path}'")
+                            fix=f"Unpack it: gunzip -k '{path}', or use one of {', '.join(_FORMATS)}")
         raise DataError(f"no tractogram format is called {path.suffix!r}", file=path,
                         fix=f"Use one of {', '.join(_FORMATS)}")
     return _FORMATS[path.suffix.lower()]
