@@ -22,7 +22,7 @@ import yaml
 import tractkit.training.policy as policies_of_tractkit
 from ..data.dataset import MultiSubjectDataset
 from ..core.files import DataError, absolute_path
-from ..core.settings import words
+from ..core.settings import as_words
 from ..core.text import Json, Record, nearest_name, parse_yaml
 from .callbacks import OnNonFinite
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
@@ -224,7 +224,7 @@ def build_trainer(
     DataError names an unknown key and the nearest known one, a missing key, or a value that a class refuses."""
     file = file if isinstance(config, Mapping) else config
     settings = config if isinstance(config, Mapping) else read_run_config(config)
-    modules = [import_file(path) for path in words(imports)]
+    modules = [import_file(path) for path in as_words(imports)]
     classes = check_run_config(settings, modules, file)
     sections: dict[str, Record] = {
         name: {k: v for k, v in (settings.get(name) or {}).items() if k != "class"} for name in SECTIONS}

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import absolute_path
-from ..core.settings import plain_numbers, words
+from ..core.settings import plain_numbers, as_words
 from ..core.text import Json, Record, StateDict
 
 Value: TypeAlias = Any  # of a value policy: a number, as a rule
@@ -68,7 +68,7 @@ class Policy:
 
     def state_dict(self) -> StateDict:
         if "*" not in self.remembers:
-            return {name: getattr(self, name) for name in words(self.remembers)}
+            return {name: getattr(self, name) for name in as_words(self.remembers)}
         now, made = _plain_attributes(self), self._as_made()
         return {k: v for k, v in now.items() if k not in made or made[k] != v}
 

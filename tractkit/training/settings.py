@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
-from ..core.settings import check_settings, make_plain, setting, words
+from ..core.settings import check_settings, make_plain, setting, as_words
 from ..core.text import nearest_name
 from .policy import Policy, ValuePolicy, as_value_policy
 
@@ -35,7 +35,7 @@ def checked_accept(accept: str | Iterable[str]) -> list[str]:
     known = "'data', 'plan', 'model' and 'optimizer'"
     if not isinstance(accept, Iterable):
         raise ValueError(f"accept must be a list of {known}, not {accept!r}")
-    given = [str(word) for word in words(accept)]
+    given = [str(word) for word in as_words(accept)]
     if unknown := sorted(set(given) - set(ACCEPTED)):
         near = nearest_name(unknown[0], ACCEPTED)
         meant = f"; did you mean {near!r}?" if near else ""
