@@ -38,7 +38,7 @@ def mine(phantom, tmp_path) -> Path:
     return folder
 
 
-def as_words(folder, **other):
+def words(folder, **other):
     """The five flags; another file for a name, or None to leave it out."""
     files = {flag: folder / name for flag, name in NAMES.items()} | other
     return [text for flag, path in files.items() if path is not None for text in (f"--{flag}", str(path))]
@@ -69,26 +69,26 @@ def refused(tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize("out", [["--out", "results/new"], []])
 def test_a_wrong_path_is_named(mine, refused, flag, out):
     wrong = mine / "elsewhere" / NAMES[flag]
-    assert str(wrong) in refused(*as_words(mine, **{flag: wrong}), *out)
+    assert str(wrong) in refused(*words(mine, **{flag: wrong}), *out)
 
 
 @pytest.mark.parametrize("flag", ["dwi", "mask", "tractogram"])
 def test_a_damaged_file_is_named(mine, refused, flag):
     path = mine / NAMES[flag]
     path.write_bytes(path.read_bytes()[:400])
-    assert str(path) in refused(*as_words(mine))
+    assert str(path) in refused(*words(mine))
 
 
 @pytest.mark.parametrize("flag", ["bvals", "bvecs"])
 def test_a_gradient_table_of_words_is_named(mine, refused, flag):
     (mine / NAMES[flag]).write_text("no numbers\n")
-    assert str(mine / NAMES[flag]) in refused(*as_words(mine))
+    assert str(mine / NAMES[flag]) in refused(*words(mine))
 
 
 def test_a_mask_of_another_shape_is_named(mine, refused):
     mask = Volume.load(mine / "mask.nii.gz", dtype=np.uint8)
     Volume(mask.data[:-1], mask.affine).save(mine / "mask.nii.gz")
-    message = refused(*as_words(mine))
+    message = refused(*words(mine))
     assert str(mine / "mask.nii.gz") in message and "47" in message and "48" in message
 
 
@@ -97,20 +97,20 @@ def test_a_mask_on_a_shifted_grid_is_named(mine, refused):
     affine = mask.affine.copy()
     affine[0, 3] += 7
     Volume(mask.data, affine).save(mine / "mask.nii.gz")
-    assert str(mine / "mask.nii.gz") in refused(*as_words(mine))
+    assert str(mine / "mask.nii.gz") in refused(*words(mine))
 
 
 def test_bvals_that_do_not_fit_are_named(mine, refused):
     values = (mine / "bvals").read_text().split()
     (mine / "bvals").write_text(" ".join(values[:-1]) + "\n")
-    message = refused(*as_words(mine))
+    message = refused(*words(mine))
     assert str(mine / "bvals") in message and f"{len(values) - 1} b-values for {len(values)} volumes" in message
 
 
 def test_bvecs_that_do_not_fit_are_named(mine, refused):
     np.savetxt(mine / "bvecs", np.loadtxt(mine / "bvecs")[:, :-2] if np.loadtxt(mine / "bvecs").shape[0] == 3
                else np.loadtxt(mine / "bvecs")[:-2])
-    assert str(mine / "bvecs") in refused(*as_words(mine))
+    assert str(mine / "bvecs") in refused(*words(mine))
 
 
 def test_a_tractogram_outside_the_volume_is_named(mine, refused):
@@ -118,7 +118,7 @@ def test_a_tractogram_outside_the_volume_is_named(mine, refused):
     t = Tractogram.load(path)
     moved = nib.streamlines.Tractogram([line + [40, 0, 0] for line in t.rasmm()], affine_to_rasmm=np.eye(4))
     nib.streamlines.save(moved, path, header=nib.streamlines.load(path).header)
-    message = refused(*as_words(mine))
+    message = refused(*words(mine))
     assert str(path) in message and "leave the volume" in message
 
 
@@ -128,11 +128,11 @@ def test_a_tractogram_of_another_grid_is_named(mine, refused):
     affine = t.affine.copy()
     affine[:3, 3] += 25
     Tractogram(t.streamlines, affine, t.dimensions).save(path)
-    assert str(path) in refused(*as_words(mine))
+    assert str(path) in refused(*words(mine))
 
 
 def test_all_five_files_are_asked_for(mine, refused):
-    message = refused(*as_words(mine, bvals=None, tractogram=None))
+    message = refused(*words(mine, bvals=None, tractogram=None))
     assert "--bvals, --tractogram" in message and "--dwi" not in message
 
 

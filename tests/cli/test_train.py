@@ -29,7 +29,7 @@ def data(tmp_path_factory):
     return make_file(tmp_path_factory.mktemp("data"), n=16, points=(4, 30))[0]
 
 
-def as_words(data, folder, name="run", **more):
+def words(data, folder, name="run", **more):
     """A small training with noise and dropout, as options in dwi_ml's words."""
     options = (
         dict(
@@ -64,7 +64,7 @@ def as_words(data, folder, name="run", **more):
 @pytest.fixture(scope="module")
 def whole(data, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
-    assert main(as_words(data, folder)) == 0
+    assert main(words(data, folder)) == 0
     return folder / "run"
 
 
@@ -101,7 +101,7 @@ def test_a_config_gives_the_same_run(whole, tmp_path):
 
 @pytest.mark.full
 def test_a_moved_run_is_gone_on_with_where_it_is(data, whole, tmp_path, capsys):
-    assert main(as_words(data, tmp_path, "old", max_epochs=2)) == 0
+    assert main(words(data, tmp_path, "old", max_epochs=2)) == 0
     (tmp_path / "archive").mkdir()
     (tmp_path / "old").rename(tmp_path / "archive/new")
     assert main(["resume", str(tmp_path / "archive/new"), "--max-epochs", "3", "--new-patience", "2"]) == 0
@@ -122,7 +122,7 @@ def test_interrupted_it_says_how_to_go_on(data, whole, tmp_path, capsys):
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    code = main(as_words(data, tmp_path))
+    code = main(words(data, tmp_path))
     thread.join()
     out, err = capsys.readouterr()
     assert (
@@ -186,8 +186,8 @@ def test_other_mistakes_are_one_line(data, whole, tmp_path, capsys):
     assert "no such config" in complaint(capsys, "train", tmp_path / "none.yaml")
     assert "data.path is missing" in complaint(capsys, "train")
     assert "is not SECTION.KEY=VALUE" in complaint(capsys, "train", data, "--set", "max_epochs=3")
-    assert "no such volumes group" in complaint(capsys, *as_words(data, tmp_path, input_group_name="inputs"))
-    assert "max_epochs must be positive" in complaint(capsys, *as_words(data, tmp_path, max_epochs=0))
+    assert "no such volumes group" in complaint(capsys, *words(data, tmp_path, input_group_name="inputs"))
+    assert "max_epochs must be positive" in complaint(capsys, *words(data, tmp_path, max_epochs=0))
     assert "trained on other data" in complaint(
         capsys, "resume", whole, "--max-epochs", "4", "--hdf5_file", make_file(tmp_path / "other", n=7)[0]
     )
@@ -294,7 +294,7 @@ class MyTrainer(TrainerOneInput):
 def test_classes_of_ones_own_come_from_a_file_that_is_named(data, tmp_path, capsys):
     (tmp_path / "mine_cli.py").write_text(MINE)
     argv = [
-        *as_words(data, tmp_path, max_epochs=1),
+        *words(data, tmp_path, max_epochs=1),
         "--model",
         "MyTrack",
         "--set",
@@ -357,7 +357,7 @@ def test_several_processes_from_the_command_line(data, tmp_path):
     same = dict(dropout=0, optimizer="SGD", max_epochs=30, checkpoint_every_batches=5)
     command = [sys.executable, "-m", "tractkit"]
     both = subprocess.Popen(
-        [*command, *as_words(data, tmp_path, "two", **same), "--nproc-per-node", "2"],
+        [*command, *words(data, tmp_path, "two", **same), "--nproc-per-node", "2"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -368,7 +368,7 @@ def test_several_processes_from_the_command_line(data, tmp_path):
     while len(log.records("batch")) < 5 and time.monotonic() < end:
         time.sleep(0.01)
     both.send_signal(signal.SIGINT)
-    assert main(as_words(data, tmp_path, "one", **same)) == 0
+    assert main(words(data, tmp_path, "one", **same)) == 0
     out, err = both.communicate(timeout=240)
     assert both.returncode == 130, out + err
     again = err.strip().splitlines()[-1].split()
@@ -431,7 +431,7 @@ def test_runs_without_a_name_have_a_folder_each(data, tmp_path, monkeypatch, nb_
         (found[-1] / "log.jsonl").touch()
         raise ValueError("enough")
 
-    options = as_words(data, tmp_path) + ["--nproc-per-node", str(nb_processes)]
+    options = words(data, tmp_path) + ["--nproc-per-node", str(nb_processes)]
     at = options.index("--experiment_name")
     del options[at:at + 2]
     monkeypatch.setattr("tractkit.training.config.build_trainer", build)

@@ -113,11 +113,11 @@ def _config_of(h5: h5py.File) -> dict[str, dict]:
 
 def _described(config: dict) -> str:
     """Describe the config of one group."""
-    def as_words(value: Json) -> str:
+    def words(value: Json) -> str:
         return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
     given = {k: v for k, v in config.items() if k != "type" and v not in (None, [], ())}
-    return "; ".join(as_words(v) if k == "files" else f"{k.replace('_', ' ')} {as_words(v)}" for k, v in given.items())
+    return "; ".join(words(v) if k == "files" else f"{k.replace('_', ' ')} {words(v)}" for k, v in given.items())
 
 # %% ../../nbs/hdf5/11_describe.ipynb #a3db738c
 _SHOWN = 30  # subjects of a split on the page
