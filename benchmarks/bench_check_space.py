@@ -3,9 +3,9 @@ named wrongly? Axes of gradients, peaks and coefficients are exchanged and rever
 nothing), coefficients are said to be in each of the four bases while they are in another, and streamlines are put where
 each of 102 mistakes puts them (47 mirrors and exchanges in voxels and as many in the scanner's axes, 8 of units), and
 half a voxel up and down. "Moved" puts them one to three whole voxels away (9 ways), turns them by 5 to 20 degrees about
-each axis (12) and scales them by 0.8 to 1.2 (5), about the middle of the grid; those that move the points by less than a
-voxel on average are left out. Right is then the exact shift, or for turns and scales that transforms are to be compared.
-Undecided are also mistakes that change nothing there: reversed third axes of fibres that lie
+each axis (12) and scales them by 0.8 to 1.2 (5), about the middle of the grid; those that move the points by less
+than a voxel on average are left out. Right is then the exact shift, or for turns and scales that transforms are to be
+compared. Undecided are also mistakes that change nothing there: reversed third axes of fibres that lie
 in a plane, left and right of a map of white matter that is symmetric. "Alarms" counts the good data that were called
 wrong. Seconds are those of the processor, of one check without reading files; the last rows are a whole brain at 2 mm,
 the real series resampled, with 64 directions. Real data from TRACTKIT_DATA, where it is set."""

@@ -1,4 +1,4 @@
-"""One's own subjects in a demo: written in several orientations, with points outside, and with settings of one's own."""
+"""One's own subjects in a demo: in several orientations, with points outside, and with settings of one's own."""
 
 import json
 from dataclasses import replace
@@ -51,7 +51,8 @@ def write_turned(
     np.savetxt(folder / "bvecs", fsl[1] @ turn @ fsl[0] @ (bvecs if bvecs.shape[0] == 3 else bvecs.T))
     (folder / "bvals").write_bytes((source / "bvals").read_bytes())
     lines = nib.streamlines.load(source / "tractogram.trk").streamlines[::35 if small else 1]
-    header = {"voxel_to_rasmm": image.affine, "dimensions": image.shape[:3], "voxel_sizes": image.header.get_zooms()[:3],
+    header = {"voxel_to_rasmm": image.affine, "dimensions": image.shape[:3],
+              "voxel_sizes": image.header.get_zooms()[:3],
               "voxel_order": orientation}
     nib.streamlines.save(nib.streamlines.Tractogram(lines, affine_to_rasmm=np.eye(4)), folder / "tractogram.trk",
                          header=header)
@@ -77,7 +78,7 @@ def until_training(monkeypatch):
 
 def test_subjects_in_several_orientations_are_brought_to_one(tmp_path, until_training, monkeypatch):
     """One brain written three times is three times the same in the data file and in what the trackers read."""
-    monkeypatch.setattr("tractkit.hdf5.create.check_twins", lambda *args: None)  # it would refuse one brain in all splits
+    monkeypatch.setattr("tractkit.hdf5.create.check_twins", lambda *args: None)  # one brain in all splits is refused
     source = sample_subjects(3, progress=False) / "sub-01"
     subjects = [write_turned(source, tmp_path / "study" / o, o) for o in ("RAS", "LPI", "SRP")]
     said = until_training(tmp_path / "out", subjects)

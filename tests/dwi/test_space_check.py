@@ -302,7 +302,8 @@ def test_a_data_file_of_what_is_not_in_one_frame_is_refused(field, lines, dwi, t
     assert describe_hdf5(out).about["one frame"] == "1 undecided (sub-01); 1 not checked, accepted (sub-02)"
     with h5py.File(out) as h5:
         record = json.loads(h5.attrs["tractkit_space_check"])
-    assert record["version"] == 1 and [f["status"] for f in record["subjects"]["sub-01"]["findings"]] == ["open", "right"]
+    assert record["version"] == 1
+    assert [f["status"] for f in record["subjects"]["sub-01"]["findings"]] == ["open", "right"]
 
 
 def test_another_basis_of_fibre_orientations_is_named_with_the_option(field, lines, dwi, tmp_path, capsys):

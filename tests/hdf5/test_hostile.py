@@ -33,6 +33,8 @@ def made(tmp_path_factory):
 
 SECRET = b"root:x:0:0:root:/root:/bin/bash\n" * 100
 
+SLOW = "sends nothing, or too slowly.*Check the URL, the connection"
+
 
 def swapped(group: h5py.Group, how: str) -> None:
     """Keep the volume of a group elsewhere."""
@@ -320,14 +322,14 @@ def test_an_endless_reply_is_read_no_further_than_asked_for(made, quick):
 @pytest.mark.parametrize("answer", [silent, half])
 def test_silence_ends_and_is_tried_again(made, quick, answer):
     with serving(made.read_bytes(), answer) as web:
-        with pytest.raises(DataError, match="sends nothing, or too slowly.*Check the URL, the connection") as e:
+        with pytest.raises(DataError, match=SLOW) as e:
             MultiSubjectDataset(web.url)
         assert e.value.file == web.url and web.asked == 3
 
 
 def test_a_server_that_does_not_even_say_how_large_the_file_is(quick, monkeypatch):
     monkeypatch.setattr(Reply, "do_HEAD", silent)
-    with serving(b"", silent) as web, pytest.raises(DataError, match="sends nothing, or too slowly.*Check the URL, the connection"):
+    with serving(b"", silent) as web, pytest.raises(DataError, match=SLOW):
         MultiSubjectDataset(web.url)
 
 

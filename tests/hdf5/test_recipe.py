@@ -164,7 +164,8 @@ def test_files_that_a_new_subject_lacks_are_named_with_what_makes_them(trained, 
     (tmp_path / "sub-07").mkdir()
     with pytest.raises(DataError) as e:
         prepare_input(root / "run" / "best_model", tmp_path / "sub-07")
-    assert str(tmp_path / "sub-07") == e.value.file and "sh.nii.gz, peaks.nii.gz, fa.nii.gz: no such file" in str(e.value)
+    assert str(tmp_path / "sub-07") == e.value.file
+    assert "sh.nii.gz, peaks.nii.gz, fa.nii.gz: no such file" in str(e.value)
     assert "from-bids" in e.value.fix and "prepare_subject" in e.value.fix
     assert "config" not in str(e.value) and "enforce_files_presence" not in str(e.value)
 

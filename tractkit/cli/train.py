@@ -169,16 +169,16 @@ def take_groups(config: Config) -> None:
 
     path = str(config["data"]["path"])
     there = groups_by_type(path)
-    words = {"streamline_group_name": ("streamlines", "streamlines"), "input_group_name": ("volume", "volume")}
-    names = {key: there.get(words[key][0], []) for key in wanted}
+    kinds = {"streamline_group_name": "streamlines", "input_group_name": "volume"}
+    names = {key: there.get(kinds[key], []) for key in wanted}
     if open_ := {key: found for key, found in names.items() if len(found) != 1}:
         raise DataError("; ".join(
-            f"--{key.replace('_', '-')} is missing (the file has the {words[key][1]} groups {', '.join(found)})"
+            f"--{key.replace('_', '-')} is missing (the file has the {kinds[key]} groups {', '.join(found)})"
             if found else f"--{key.replace('_', '-')} is missing" for key, found in open_.items()), file=path)
     for key in wanted:
         for section in sections[key]:
             config[section] = {key: names[key][0], **(config.get(section) or {})}
-    taken = ", ".join(f"{words[key][1]} {names[key][0]!r}" for key in wanted)
+    taken = ", ".join(f"{kinds[key]} {names[key][0]!r}" for key in wanted)
     print(f"the only groups of {path}: {taken}", flush=True)
 
 # %% ../../nbs/cli/00_train.ipynb #324255fa

@@ -191,7 +191,7 @@ def explain_settings(of: "DataclassInstance | type[DataclassInstance]") -> str:
         lines.append(f"    {name}{given}{unit}: {s.help}")
     return "\n".join(lines)
 
-
+# %% ../../nbs/core/04_settings.ipynb #e03df9d9
 def setting(
     default: _T | _MISSING_TYPE = MISSING,
     *,

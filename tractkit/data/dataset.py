@@ -30,7 +30,7 @@ from ..core.hdf5_links import follow_path
 from ..hdf5.layout import HDF5_FORMAT, hdf5_fingerprint
 from ..core.html import Html, html_card, html_fold, html_table, svg_bars
 from ..core.settings import plain_numbers, suggesting_keywords
-from ..core.text import Record, bars_move
+from ..core.text import Record, no_bar
 from ..hdf5.local_file import LocalFile, reading
 from ..hdf5.remote_file import BlockOptions, RemoteFile, data_file
 from ..spatial.streamlines import Streamlines
@@ -372,7 +372,7 @@ class MultiSubjectDataset:
         self._reader.found.clear()
         shared: dict[tuple[str, int], Volume] = {}  # volumes that several subjects link to are read once
         every = [n for group in names.values() for n in group]
-        for name in tqdm(every, delay=2, unit="subject", leave=False, disable=not bars_move()):
+        for name in tqdm(every, delay=2, unit="subject", leave=False, disable=no_bar()):
             if name not in loaded:
                 loaded[name] = self._reader.read(name, chosen, shared)
         self._subsets = {split: MultisubjectSubset(split, [loaded[n] for n in names[split]]) for split in SPLITS}

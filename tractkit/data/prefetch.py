@@ -234,8 +234,9 @@ class Planned(Protocol[_Ids_co]):
 
 def _named_stop(part: str) -> RuntimeError:
     """Return the error for a StopIteration of a part, which Python would take for the end of the batches."""
-    return RuntimeError(f"the {part} raised StopIteration: next(...) of an iterator in it, which has no more items. Each "
-                        "batch may be asked for at any time and again: get items by their number, not by next(...)")
+    return RuntimeError(f"the {part} raised StopIteration: next(...) of an iterator in it, which has no more items. "
+                        "Each batch may be asked for at any time and again: get items by their number, not by "
+                        "next(...)")
 
 
 class _PlanItems(Generic[_Ids]):
@@ -296,7 +297,7 @@ class _Make(Generic[_B]):
             seed_globally(seed)
         return _pack(self(items[0]))
 
-
+# %% ../../nbs/data/08_prefetch.ipynb #5431c89e
 class _Packed:
     """A batch as a worker sends it: bytes, with its tensors in shared memory. Unpickled, it is the batch."""
 

@@ -166,7 +166,7 @@ def _check_subjects(subjects: Sequence[SubjectFiles], settings: DemoSettings, ac
                 if not accept_wrong_space:
                     check_frame(files, settings.b0_threshold)
 
-
+# %% ../../nbs/demo/06_pipeline.ipynb #3b2de16a
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for the user's files
     *,

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, atomic_path, cache_folder
-from ..core.text import bars_move
+from ..core.text import no_bar
 from ..core.rng import KEYED_VERSION, fold
 from .anatomy import BUNDLES, Layout, PhantomSettings
 from .simulate import PhantomSubject, simulate_subject
@@ -116,7 +116,7 @@ def make_phantom(
     names = [f"sub-{k:02}" for k in range(1, n_subjects + 1)]
     missing = [n for n in names if not (root / n).exists()]
     show = progress and bool(missing)
-    hidden = not (show and bars_move())
+    hidden = no_bar(show)
     with tqdm(total=len(missing), desc="phantom", unit="subject", disable=hidden, leave=False) as bar:
         _each(partial(_make_subject, root, settings=settings), missing, processes, bar.update)
     return [root / n for n in names]

@@ -55,13 +55,18 @@ def prepare_subject(
         check(series)
     order = order_for(series, sh_order)
     replaced: dict[str, Json] = {"replaced_outside_mask": series.nb_replaced} if series.nb_replaced else {}
+    details = {"asked": asked} | replaced
     if "sh" in missing:
-        save_sh(compute_sh(series, order), out["sh"], ShInfo("signal", order, details={"asked": asked} | replaced))
+        save_sh(compute_sh(series, order), out["sh"], ShInfo("signal", order, details=details))
     if "fodf" in missing:
-        response = _response(series)
-        save_sh(compute_fodf(series, order, response=response), out["fodf"],
-                ShInfo("fodf", order, details={"asked": asked, "response": asdict(response)} | replaced))
+        _save_fodf(series, order, out["fodf"], details)
     return out
+
+
+def _save_fodf(series: DWI, order: int, path: Path, details: dict[str, Json]) -> None:
+    response = _response(series)
+    save_sh(compute_fodf(series, order, response=response), path,
+            ShInfo("fodf", order, details={**details, "response": asdict(response)}))
 
 # %% ../../nbs/dwi/06_prepare.ipynb #2259f301
 def _is_current(path: Path, sources: list[Path], asked: dict[str, Json]) -> bool:

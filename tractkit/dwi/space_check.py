@@ -250,7 +250,7 @@ def _unlike_chance(finding: SpaceFinding, level: float) -> SpaceFinding:
     return SpaceFinding(finding.what, "open", f"they follow the fibres hardly better than by chance: "
                         f"{finding.evidence}", left=("moved, turned or scaled", "of other data"))
 
-
+# %% ../../nbs/dwi/10_space_check.ipynb #9f9e8192
 def _streamlines_finding(what: str, found: PlacementChoice, least: float) -> SpaceFinding:
     """Put in words which mistakes streamlines can have suffered."""
     allowed = np.atleast_1d(found.possible.any(axis=0))

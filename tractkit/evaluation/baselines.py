@@ -18,7 +18,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..core.text import bars_move
+from ..core.text import no_bar
 from ..data.loader import StreamlinesBatchLoader
 from ..models.direction_getters import point_directions, previous_directions
 from .scoring import GroundTruth, Scores, TextTable, score_tractogram
@@ -76,7 +76,7 @@ def track_dipy(
         getter, BinaryStoppingCriterion(inside), seeds.astype(float) * sizes, np.diag([*sizes, 1.0]), step_size,
         max_cross=1, maxlen=max_steps, return_all=True, save_seeds=True)
     lines = []
-    hidden = not (progress and bars_move())
+    hidden = no_bar(progress)
     for line, seed in tqdm(tracking, total=len(seeds), desc="DIPY", unit=" seeds", disable=hidden, leave=False):
         line = _shared_limit(np.atleast_2d(line), seed, max_steps)
         if len(line) > 1 and (len(line) - 1) * step_size >= min_length * (1 - 1e-6):
@@ -111,7 +111,7 @@ def choose_dipy_settings(
     """Return the settings with the highest mean of valid share and F1, and the whole grid, best first."""
     grid = [DipySettings(*values) for values in itertools.product(step_sizes, max_angles, peak_thresholds)]
     scored: list[tuple[float, DipySettings, Scores]] = []
-    for s in tqdm(grid, desc="DIPY settings", disable=not (progress and bars_move()), leave=False):
+    for s in tqdm(grid, desc="DIPY settings", disable=no_bar(progress), leave=False):
         tractogram = track_dipy(
             fodf, seeds, mask, step_size=s.step_size, max_angle=s.max_angle, peak_threshold=s.peak_threshold,
             min_length=min_length, max_length=max_length, legacy=legacy, progress=False)

@@ -175,8 +175,8 @@ class Infinite(BatchIter[Any]):
         else:
             chunk = self._items.items(range(number * self.batch_size, (number + 1) * self.batch_size))
         if not chunk:
-            raise ValueError(f"the source has ended after {number} batches: give one that is endless, such as sample or "
-                             "load_by_random_id, or fewer batches_per_epoch and epochs")
+            raise ValueError(f"the source has ended after {number} batches: give one that is endless, such as sample "
+                             "or load_by_random_id, or fewer batches_per_epoch and epochs")
         return self.combine(chunk)
 
     def nb_replayed(self, number: int) -> int:

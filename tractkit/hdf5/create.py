@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/07_create.ipynb #1f0d0588
 from ..core.files import DataError, atomic_path, behind_links, collected, collecting
-from ..core.text import Json, Record, bars_move
+from ..core.text import Json, Record, no_bar
 from .config import (
     SPLITS, ProcessingOptions, SplitEntry, StreamlinesGroup, VolumeGroup, load_config, read_config, read_splits)
 from .frame_check import check_frames
@@ -168,7 +168,7 @@ def _frames(jobs: Sequence[Job], accept_wrong_space: bool, errors: list[ValueErr
         found = check_frames({job.subject: job.sources for job in jobs}, errors)
     return {entry.name: found[job.subject] for job in jobs for entry in job.entries}
 
-
+# %% ../../nbs/hdf5/07_create.ipynb #8eca7c05
 def _check_target(out: Path, overwrite: bool) -> None:
     if out.is_dir():
         raise DataError("is a folder", file=out, fix="Give the name of the file to write")
@@ -249,7 +249,7 @@ def _write_file(
         if target.processes > 1 and folder is None:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)))
         total = sum(len(job.sources) for job in jobs)
-        hidden = not (target.progress and bars_move())
+        hidden = no_bar(target.progress)
         bar = stack.enter_context(tqdm(total=total, disable=hidden, unit="group", leave=False))
         h5 = stack.enter_context(h5py.File(temporary, "w", **ALIGNED, **OWN))
         linked = _fill(h5, target, jobs, folder, _stepper(bar), config, placed)
@@ -343,7 +343,7 @@ def add_subject(
     with collecting() as errors:
         frames = _frames([job], accept_wrong_space, errors)
     file = _subjects_folder(path) / f"{entry.subject}.hdf5"
-    hidden = not (progress and bars_move())
+    hidden = no_bar(progress)
     with _writing(file), tqdm(total=len(job.sources), disable=hidden, unit="group", leave=False) as bar:
         write_subject_file(file, job, config, new, _stepper(bar))
     together = {s: placed[s] + new[s] for s in SPLITS}

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, atomic_path
-from ..core.text import bars_move
+from ..core.text import no_bar
 from .layout import open_hdf5
 from .streamlines_checks import check_group
 from .volume_checks import Finding
@@ -187,7 +187,7 @@ def extract_hdf5(
             parts = _parts(h5, path, _chosen(h5, subjects, "subject"), groups, tractogram)
         if not overwrite:
             _check_absent([out / subject / name for subject, part in parts for name in part.files()])
-        for subject, part in tqdm(parts, unit="group", disable=not (progress and bars_move()), leave=False):
+        for subject, part in tqdm(parts, unit="group", disable=no_bar(progress), leave=False):
             with _placed(path, subject, part.name):
                 part.needed = _allow(check_group(part.group, subject, part.name, {}), repair, path)
                 written += part.write(out / subject)

@@ -21,7 +21,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import DataError, DataErrors, absolute_path, atomic_path, path_from_here
-from ..core.text import Json, bars_move, nearest_name
+from ..core.text import Json, nearest_name, no_bar
 from ..dwi.gradients import DWI, read_gradients
 from ..dwi.prepare import check_shell, prepare_subject
 from ..dwi.sh_basis import ShBasis
@@ -230,7 +230,7 @@ def _of_study(e: DataError, folder: Path) -> list[DataError]:
         file = os.readlink(link) if file == str(link) else file
     return [DataError(problem, file=file, subject=e.subject, group=e.group, fix=e.fix)]
 
-
+# %% ../../nbs/hdf5/14_from_folders.ipynb #32c7fac6
 def _frame_check(plan: SubjectPlan, bvecs_axes: str) -> Callable[[DWI], None]:
     """Return what raises DataError, naming the study's file, for directions in other axes than the series."""
     def check(series: DWI) -> None:
@@ -244,7 +244,7 @@ def _frame_check(plan: SubjectPlan, bvecs_axes: str) -> Callable[[DWI], None]:
 def _compute(study: Study, root: Path, progress: bool, accept_wrong_space: bool) -> None:
     """Compute the coefficients of all subjects that have none yet. Raises DataErrors, one for each that fails."""
     problems: list[DataError] = []
-    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=not (progress and bars_move()))
+    bar = tqdm(study.subjects, desc="spherical harmonics", unit="subject", disable=no_bar(progress))
     for plan in bar:
         bar.set_postfix_str(plan.name)
         name = next(file.name for file in (root / plan.name).iterdir() if file.name.startswith("dwi."))
@@ -297,13 +297,7 @@ def from_bids(
     computed where names, headers and b-values can tell."""
     out, choices = absolute_path(out), choices or Choices()
     _check_options(options)
-    ProcessingOptions(options.get("step_size"), options.get("nb_points"), options.get("compress"),
-                      seed=options.get("seed", 0), compression=options.get("compression"))  # raises for bad numbers
-    check_shell(choices.shell, choices.b0_threshold)
-    if choices.basis is not None:
-        ShBasis.parse(choices.basis)
-    if choices.sh_order is not None and (choices.sh_order < 0 or choices.sh_order % 2):
-        raise ValueError(f"the signal has even orders only, so sh_order cannot be {choices.sh_order}")
+    _check_choices(choices)
     if out.exists() and not (overwrite or dry_run):
         raise DataError("exists already", file=out, fix="Give overwrite=True to replace it")
     study = plan_study(place, choices, subjects=subjects, others=others)
@@ -320,7 +314,7 @@ def from_bids(
     return _make(study, out, placed, overwrite, say, progress, options)
 
 # %% ../../nbs/hdf5/14_from_folders.ipynb #6f1d0010
-def _check_options(options: Mapping[str, object]) -> None:
+def _check_options(options: CreateOptions) -> None:
     """Raise TypeError for an option that there is not, ValueError for a number of processes that cannot be."""
     own = {"root", "config", "out", "splits", "overwrite", "progress"}
     known = sorted(set(signature(create_hdf5).parameters) - own)
@@ -335,6 +329,17 @@ def _check_options(options: Mapping[str, object]) -> None:
     processes = options.get("processes", 1)
     if isinstance(processes, int) and processes < 1:
         raise ValueError(f"processes must be at least 1, not {processes}")
+    ProcessingOptions(options.get("step_size"), options.get("nb_points"), options.get("compress"),
+                      seed=options.get("seed", 0), compression=options.get("compression"))  # raises for bad numbers
+
+
+def _check_choices(choices: Choices) -> None:
+    """Raise ValueError for a shell, a basis or an order that cannot be."""
+    check_shell(choices.shell, choices.b0_threshold)
+    if choices.basis is not None:
+        ShBasis.parse(choices.basis)
+    if choices.sh_order is not None and (choices.sh_order < 0 or choices.sh_order % 2):
+        raise ValueError(f"the signal has even orders only, so sh_order cannot be {choices.sh_order}")
 
 
 def _make(

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 # %% ../../nbs/hdf5/10_validate.ipynb #00db6bac
 from ..core.files import DataError
-from ..core.text import bars_move
+from ..core.text import no_bar
 from .orientations import orientations_text
 from .layout import find_twins, group_checksum, open_hdf5, orientations_in
 from .streamlines_checks import check_group
@@ -221,7 +221,7 @@ def validate_hdf5(
             return HDF5Report(os.fspath(path), (broken,))
         kinds: dict[str, dict[str, int | None]] = {}  # numbers of features, by subject and group
         seen: set[tuple[int, int]] = set()  # groups that several subjects link to are read once
-        for name in tqdm(names, unit="subject", disable=not (progress and bars_move()), leave=False):
+        for name in tqdm(names, unit="subject", disable=no_bar(progress), leave=False):
             subject = _open_subject(h5, name)
             if isinstance(subject, Finding):
                 findings.append(subject)

@@ -217,7 +217,7 @@ class _Turn:
     depth: int = 0
     since: float = 0.0
 
-
+# %% ../../nbs/models/01_layers.ipynb #28c5c760
 class _Turns:
     """Lets the trainings of a process draw from the global generators one after another."""
 
@@ -293,7 +293,7 @@ class _Turns:
                 else:
                     self._changed.wait(_LOOK_AFTER)
 
-
+# %% ../../nbs/models/01_layers.ipynb #d9902ef6
 _TURNS = _Turns()
 if hasattr(os, "register_at_fork"):  # a fork has none of the threads that wait
     os.register_at_fork(after_in_child=lambda: vars(_TURNS).update(vars(_Turns())))
@@ -468,7 +468,7 @@ def draws_from_torch(model: nn.Module) -> list[str]:
                    if (isinstance(m, kinds) and getattr(m, "p", 1) > 0)
                    or (isinstance(m, (nn.RNNBase, nn.MultiheadAttention)) and m.dropout > 0)})
 
-
+# %% ../../nbs/models/01_layers.ipynb #f927f561
 class StepNoise:
     """Makes all that is drawn in a step of training a function of (seed, step), in validation of (seed, batch).
 

@@ -43,9 +43,9 @@ class Learn2Track(TractographyModel):
         **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
         nb_features = whole_number("nb_features", nb_features, at_least=1)
-        given = Learn2TrackSettings(
-            nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs, use_skip_connection,
-            use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)  # or ValueError
+        given = Learn2TrackSettings(nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs,
+                                    use_skip_connection, use_layer_normalization, dg_key, dg_dropout, step_size,
+                                    seed=seed)
         rnn_layer_sizes, dropout, dg_dropout = given.rnn_layer_sizes, given.dropout, given.dg_dropout
         nb_previous_dirs, step_size, seed = given.nb_previous_dirs, given.step_size, given.seed
         use_skip_connection, use_layer_normalization = given.use_skip_connection, given.use_layer_normalization

@@ -90,36 +90,34 @@ class Volume:
 
     def check_same_grid(self, other: "Volume") -> None:
         """Raise DataError naming both files unless `same_grid`."""
+        if self.same_grid(other):
+            return
         mine, theirs = self.file or "this volume", other.file or "the other volume"
-        turned = other._turned(self) is not None
-        fix = ("They are the same voxels, with axes that run differently: mask.turned_like(volume) gives a mask or map "
-               "the axes of a volume") if turned else "Resample one onto the grid of the other"
+        fix = ("Resample one onto the grid of the other" if other._turns_to(self) is None else
+               "They are the same voxels, with axes that run differently: mask.turned_like(volume) gives a mask or map "
+               "the axes of a volume")
         if self.shape3d != other.shape3d:
             raise DataError(f"{mine} has shape {self.shape3d} but {theirs} has {other.shape3d}", fix=fix)
-        if not self.same_grid(other):
-            gap = grid_gap((self.affine, self.shape3d), (other.affine, other.shape3d))
-            raise DataError(f"{mine} and {theirs} have affines that place their corners {gap:.3g} mm apart", fix=fix)
+        gap = grid_gap((self.affine, self.shape3d), (other.affine, other.shape3d))
+        raise DataError(f"{mine} and {theirs} have affines that place their corners {gap:.3g} mm apart", fix=fix)
 
     def turned_like(self, other: "Volume") -> "Volume":
         """Return the same voxels in the order of another grid that has the same points: axes are exchanged and flipped
         as wholes, values stay. For masks, maps and labels; directions in voxel axes would have to be turned, too.
 
         Raises DataError unless the points are the same."""
-        if self.same_grid(other):
-            return self
-        turned = self._turned(other)
-        if turned is None:
+        if (turns := self._turns_to(other)) is None:
             other.check_same_grid(self)
-        assert turned is not None
-        return turned
+            return self
+        mine, theirs = turns
+        return Volume(theirs.back(mine.voxels(self.data)), mine.affine(self.affine) @ theirs.matrix, self.file)
 
-    def _turned(self, other: "Volume") -> "Volume | None":
-        """Return the volume with the voxel axes of another; None if its grid has other points."""
+    def _turns_to(self, other: "Volume") -> tuple[Reorientation, Reorientation] | None:
+        """Return how both grids turn to RAS; None if one is not the other with axes exchanged or flipped."""
         mine, theirs = (Reorientation.to_ras(v.affine, v.shape3d) for v in (self, other))
-        affine = mine.affine(self.affine) @ theirs.matrix
-        if mine.shape != theirs.shape or not same_grid((affine, other.shape3d), (other.affine, other.shape3d)):
-            return None
-        return Volume(theirs.back(mine.voxels(self.data)), affine, self.file)
+        turned = mine.affine(self.affine) @ theirs.matrix, other.shape3d
+        is_turn = mine.shape == theirs.shape and same_grid(turned, (other.affine, other.shape3d))
+        return (mine, theirs) if is_turn and not self.same_grid(other) else None
 
     @staticmethod
     def load(path: str | os.PathLike, *, dtype: DTypeLike | None = np.float32, check_finite: bool = False) -> "Volume":

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..core.files import DataError
-from ..core.text import bars_move
+from ..core.text import no_bar
 from ..hdf5.recipe import check_input
 from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, suggesting_keywords, whole_number
@@ -216,7 +216,7 @@ def _device_of(model: StepModel) -> torch.device | str:
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     return next((p.device for p in parameters), "cpu")
 
-
+# %% ../../nbs/tracking/00_tracker.ipynb #c8282436
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
 
@@ -281,7 +281,7 @@ class Tracker:
         self.report = report = TrackingReport(nb_seeds=len(seeds))
         parts = [(np.zeros((0, 3), np.float32), np.zeros(0, np.int64), seeds[:0])]
         try:
-            hidden = not (progress and bars_move())
+            hidden = no_bar(progress)
             shown = tqdm(total=len(seeds), desc="tracking", unit=" seeds", disable=hidden, leave=False)
             with use_threads(self.num_threads), shown as bar:
                 for start in range(0, len(seeds), self.batch_size):

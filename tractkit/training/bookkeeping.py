@@ -220,7 +220,7 @@ def _refuse_thawed(trainer: Trainable) -> None:
                          "stay as they are. Thaw them between two trainings, with accept=['optimizer'], or thaw all "
                          "before the first and give them a learning rate of 0 in a parameter group of their own")
 
-
+# %% ../../nbs/training/13_bookkeeping.ipynb #9fba3007
 def _train_mode(trainer: Trainable) -> None:
     """Put the model in training mode, but for the layers that a user put in eval mode."""
     trainer.model.train()

@@ -168,7 +168,7 @@ class Policies(list[Policy]):
             product *= policy.factor_now if isinstance(policy, OnNonFinite) else 1.0
         return product
 
-
+# %% ../../nbs/training/04_callbacks.ipynb #60e77042
 def _is_own(policy: Policy, event: Event) -> bool:
     """Return whether a policy calls code of a user's own at an event."""
     method = getattr(policy, event.value, None)

@@ -39,8 +39,8 @@ class BatchPlan(Protocol):
 class Sampler(Protocol):
     """Gives the plan of an epoch: a function of the epoch, and of the subset "training" or "validation".
 
-    It may draw from a generator made of (seed, epoch), or from global ones, which are seeded for each plan. The plan has
-    for each batch what its loader makes it from: `load(ids, *, epoch, training)`, a function or a method
+    It may draw from a generator made of (seed, epoch), or from global ones, which are seeded for each plan. The plan
+    has for each batch what its loader makes it from: `load(ids, *, epoch, training)`, a function or a method
     `load_batch_streamlines`. For an example of both see the tutorial 95_sampling."""
 
     def plan(self, epoch: int, subset: str) -> BatchPlan: ...
@@ -140,8 +140,8 @@ def plan_sample(plan: BatchPlan, epoch: int) -> str:
     places = sorted({i * (n - 1) // (_SAMPLED - 1) for i in range(_SAMPLED)}) if n else []
     texts = [_text_at(plan, epoch, i) for i in places]
     if places and _text_at(plan, epoch, 0) != texts[0]:
-        warnings.warn(f"the first item of a {type(plan).__name__} that a sampler planned is another one each time it is "
-                      "asked for: a run that is resumed has other batches than one that was not stopped. Draw in "
+        warnings.warn(f"the first item of a {type(plan).__name__} that a sampler planned is another one each time it "
+                      "is asked for: a run that is resumed has other batches than one that was not stopped. Draw in "
                       "plan(epoch, subset), from a generator that is made there of (seed, epoch)", stacklevel=2)
     digests = [hashlib.blake2b(text.encode(), digest_size=4).hexdigest() for text in texts]
     return " ".join([str(epoch), str(n), *(f"{i}:{digest}" for i, digest in zip(places, digests, strict=True))])

@@ -23,7 +23,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from ..core.files import absolute_path
-from ..core.settings import plain_numbers, as_words
+from ..core.settings import as_words, plain_numbers
 from ..core.text import Json, Record, StateDict
 
 Value: TypeAlias = Any  # of a value policy: a number, as a rule

@@ -230,7 +230,7 @@ def check_fit(trainer: Trainable, state: TrainerState) -> None:
     state.note(fingerprints={**data, "sampler": begun, "config": config, "environment": environment,
                              "plan": before.get("plan", ""), **kept})
 
-
+# %% ../../nbs/training/11_resume.ipynb #992ffe6b
 def _keep_seed(trainer: Trainable, state: TrainerState) -> None:
     """Set `rng` to the seed of the state, with which the run goes on. Announce that another was given."""
     given = trainer.settings.rng
@@ -251,8 +251,8 @@ def _optimizer_as_made(trainer: Trainable, state: TrainerState) -> Record:
     other = {k: v for k, v in other_options(before, made, state.optimizer).items() if k not in of_policy}
     if other:
         listed = ", ".join(f"{name} {kept!r} -> {now!r}" for name, (kept, now) in other.items())
-        announce_difference(trainer, f"The optimizer is made with other options than this run goes on with: {listed}. To "
-                            "use the new ones, take() the state, then change(learning_rate=...), or set others in "
+        text = f"The optimizer is made with other options than this run goes on with: {listed}. To use the new ones, "
+        announce_difference(trainer, text + "take() the state, then change(learning_rate=...), or set others in "
                             "state.optimizer.param_groups.")
     return {"optimizer": made} if made else {}
 

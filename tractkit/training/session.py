@@ -166,7 +166,7 @@ def _end_if_stopped(recipe: Recipe) -> None:
     if recipe.control.stopping and recipe.ranks.size == 1:
         raise Stopped(recipe.control.reason)
 
-
+# %% ../../nbs/training/06_session.ipynb #ccbd3747
 class BackgroundCheck(Protocol):
     """A check of the content of the data that goes on in the background; see `hdf5.content`."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Protocol
 
-from ..core.settings import check_settings, make_plain, setting, as_words
+from ..core.settings import as_words, check_settings, make_plain, setting
 from ..core.text import nearest_name
 from .policy import Policy, ValuePolicy, as_value_policy
 

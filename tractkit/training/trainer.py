@@ -130,11 +130,21 @@ def config_of(trainer: "Trainer") -> Record:
         "trainer": {"class": type(trainer).__name__, **place, **{k: as_plain_value(v) for k, v in given.items()}}}
 
 # %% ../../nbs/training/20_trainer.ipynb #7a11e004
+_PARTS_EXPLAINED = """
+
+    batch_sampler: an object with plan(epoch, subset), which returns a list of ids, what makes each batch.
+    batch_loader: load(ids, *, epoch, training), a function or a method load_batch_streamlines; returns a batch.
+
+The settings:
+
+"""
+
+
 def with_settings(init: Callable[..., None]) -> Callable[..., None]:
     """Show the settings as keywords in the signature of a trainer, for help and completion, and explain each."""
     own = [p for p in inspect.signature(init).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     vars(init)["__signature__"] = inspect.Signature([*own, *inspect.signature(TrainerSettings).parameters.values()])
-    init.__doc__ = f"{init.__doc__}\n\nThe settings:\n\n{explain_settings(TrainerSettings)}"
+    init.__doc__ = f"{init.__doc__}{_PARTS_EXPLAINED}{explain_settings(TrainerSettings)}"
     return suggesting_keywords(init)
 
 
@@ -165,10 +175,7 @@ class Trainer:
         batch_loader: Any = None,                    # load(ids, epoch=, training=), or load_batch_streamlines
         *args: Any, **settings: Any,                 # those of `TrainerSettings`, in their order or by name
     ):
-        """Make a trainer; its settings are keywords. TypeError for others, ValueError for values they cannot have.
-
-        batch_sampler: an object with plan(epoch, subset), which returns a list of ids, what makes each batch.
-        batch_loader: load(ids, *, epoch, training), a function or a method load_batch_streamlines; returns a batch."""
+        """Make a trainer; its settings are keywords. TypeError for others, ValueError for values they cannot have."""
         self.settings = TrainerSettings(*args, **settings)
         self.model, self.batch_sampler, self.batch_loader = model, batch_sampler, batch_loader
         self.optimizer: GivenOptimizer = self.settings.optimizer
