@@ -40,8 +40,7 @@ def prepare_subject(
     Raises DataError for all that `load_dwi` refuses, for several shells unless `shell` names one, and ValueError for
     a number that makes no sense."""
     check_shell(shell, b0_threshold)
-    root = Path(folder)
-    sources = {"dwi": dwi, "bvals": bvals, "bvecs": bvecs, "mask": mask}
+    root, sources = Path(folder), {"dwi": dwi, "bvals": bvals, "bvecs": bvecs, "mask": mask}
     asked: dict[str, Json] = {"sources": sources, "sh_order": sh_order, "bvecs_axes": bvecs_axes}
     asked |= {} if shell is None else {"shell": float(shell)}
     asked |= {} if b0_threshold == 50 else {"b0_threshold": float(b0_threshold)}  # as before where it is not used
@@ -54,8 +53,8 @@ def prepare_subject(
     if check is not None:
         check(series)
     order = order_for(series, sh_order)
-    replaced: dict[str, Json] = {"replaced_outside_mask": series.nb_replaced} if series.nb_replaced else {}
-    details = {"asked": asked} | replaced
+    details: dict[str, Json] = {"asked": asked}
+    details |= {"replaced_outside_mask": series.nb_replaced} if series.nb_replaced else {}
     if "sh" in missing:
         save_sh(compute_sh(series, order), out["sh"], ShInfo("signal", order, details=details))
     if "fodf" in missing:

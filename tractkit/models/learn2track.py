@@ -42,12 +42,11 @@ class Learn2Track(TractographyModel):
         seed: int = 1234,                           # of the first weights; no hyperparameter
         **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
-        nb_features = whole_number("nb_features", nb_features, at_least=1)
-        given = Learn2TrackSettings(nb_features, rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs,
-                                    use_skip_connection, use_layer_normalization, dg_key, dg_dropout, step_size,
-                                    seed=seed)
-        rnn_layer_sizes, dropout, dg_dropout = given.rnn_layer_sizes, given.dropout, given.dg_dropout
-        nb_previous_dirs, step_size, seed = given.nb_previous_dirs, given.step_size, given.seed
+        given = Learn2TrackSettings(
+            nb_features := whole_number("nb_features", nb_features, at_least=1), rnn_key, rnn_layer_sizes, dropout,
+            nb_previous_dirs, use_skip_connection, use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed)
+        rnn_layer_sizes, dropout, seed = given.rnn_layer_sizes, given.dropout, given.seed
+        dg_dropout, nb_previous_dirs, step_size = given.dg_dropout, given.nb_previous_dirs, given.step_size
         use_skip_connection, use_layer_normalization = given.use_skip_connection, given.use_layer_normalization
         if type(self) is Learn2Track:  # a child may have hyperparameters of its own
             check_options(Learn2Track, of_inputs)
