@@ -173,6 +173,12 @@ def test_what_is_turned_or_scaled_is_wrong(field_, lines, dwi, turn, scale):
     assert finding.status == "wrong" and "compare the transforms" in finding.fix
 
 
+def test_a_small_scale_is_not_called_right(field_, lines, dwi):
+    bad = lines.transform(moved(dwi.volume.shape3d, scale=0.85))
+    finding = check_streamlines(Tractogram(bad, dwi.volume.affine, dwi.volume.shape3d), field_)
+    assert finding.status == "open" and "moved, turned or scaled" in finding.left
+
+
 def test_a_mirror_that_is_moved_too_is_not_repaired_by_the_mirror_alone(field_, lines, dwi):
     mirror = np.diag([-1.0, 1, 1, 1]) + [[0, 0, 0, dwi.volume.shape3d[0] - 1], *[[0] * 4] * 3]
     bad = lines.transform(moved(dwi.volume.shape3d, shift=(2, 2, 0)) @ mirror)

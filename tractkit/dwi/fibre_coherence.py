@@ -116,6 +116,7 @@ def choose(
     scores: np.ndarray,  # (m, n) of m candidates, the first of which changes nothing
     blocks: np.ndarray,  # (n,) which scores hang together
     margin: float = _MARGIN,  # of the way from the best to the median
+    sigmas: float = _SIGMAS,  # standard errors
 ) -> Choice:
     """Keep the candidates that are not clearly worse than the best."""
     names, block = np.unique(blocks, return_inverse=True)
@@ -128,7 +129,7 @@ def choose(
     for k, row in enumerate(scores):
         off = np.bincount(block, scores[best] - row) - gap[k] * count
         error[k] = np.sqrt((off**2).sum() * len(names) / (len(names) - 1)) / count.sum()
-    clear = (gap > _SIGMAS * error) & (gap > margin * (means[best] - np.median(means)))
+    clear = (gap > sigmas * error) & (gap > margin * (means[best] - np.median(means)))
     return Choice(means, ~clear)
 
 

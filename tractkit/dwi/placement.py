@@ -179,6 +179,7 @@ def best_shift(
 
 # %% ../../nbs/dwi/09_placement.ipynb #6d0b42f1
 _CHANCE = 0.25  # `level_of` streamlines that are not told from random ones
+_ONE_OF_TWO = 3.5  # standard errors: one candidate, judged with streamlines that it was not found with
 _COMPONENTS = np.array([np.radians(4)] * 3 + [0.06] + [1.0] * 3)  # rotation in radians, log of scale, shift in voxels
 _TURNS = [sign * np.eye(7)[k] * np.radians(angle) for k in range(3) for angle in (6, 12, 18) for sign in (1, -1)]
 _SCALES = [np.eye(7)[3] * np.log(scale) for scale in (0.8, 0.87, 0.93, 1.07, 1.15, 1.25)]
@@ -278,12 +279,11 @@ def find_motion(
     tried = [np.eye(4), *_searched(field, one, placement, affine)]
     rows = np.array([agreement(field, other, m @ placement, affine) for m in tried])
     own, shifted, moved = rows.mean(axis=1)
-    best = 1 if shifted > moved - 0.02 else 2
-    pair = rows[[0, best]]
     blocks = other.streamline, cubes_of(other.middle)
+    better = [not any(choose(rows[[0, k]], block, sigmas=_ONE_OF_TWO).possible[0] for block in blocks) for k in (1, 2)]
+    best = 1 if shifted > moved - (0.02 if better[0] or not better[1] else 0.0) else 2
     matrix = tried[best] @ placement
-    clear = (not any(choose(pair, block).possible[0] for block in blocks)
-             and level_of(field, other, matrix, affine) > _CHANCE)
+    clear = better[best - 1] and level_of(field, other, matrix, affine) > _CHANCE
     rest = best_shift(field, steps, matrix, affine) if best == 1 else None
     exact = rest is not None and np.abs(rest).max() < 0.3 and not (tried[1][:3, 3] % 1).any()
     return Motion(tried[best], tried[1][:3, 3] if exact else None, float(own), float(rows[best].mean()), clear)

@@ -229,7 +229,7 @@ _TRANSFORMS = ("They were moved, turned or scaled by something that is not a fli
 
 def _motion_finding(what: str, inside: str, motion: Motion | None) -> SpaceFinding | None:
     """Return what is wrong with streamlines that fit better after a small motion; None if they do not."""
-    if motion is None or motion.gain < (_MAYBE if motion.clear else _GAIN):
+    if motion is None or motion.gain < _MAYBE:
         return None
     better = f"agreement {motion.before:.2f} where they are, {motion.after:.2f} after a small motion; {inside}"
     if not motion.clear or motion.gain < _GAIN:
