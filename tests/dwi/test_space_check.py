@@ -173,9 +173,13 @@ def test_what_is_turned_or_scaled_is_wrong(field_, lines, dwi, turn, scale):
     assert finding.status == "wrong" and "compare the transforms" in finding.fix
 
 
-def test_a_small_scale_is_not_called_right(field_, lines, dwi):
-    bad = lines.transform(moved(dwi.volume.shape3d, scale=0.85))
-    finding = check_streamlines(Tractogram(bad, dwi.volume.affine, dwi.volume.shape3d), field_)
+@pytest.mark.full
+def test_a_small_scale_of_many_streamlines_is_not_called_right():
+    subject = simulate_subject("sub-01", PhantomSettings(0, layout="rotated"))
+    lines = concatenate_streamlines([b.streamlines for b in subject.bundles.values()])
+    bad = lines.transform(moved(np.array(subject.dwi.shape3d) - 1, scale=0.9))
+    field = field_of_dwi(DWI(subject.dwi, subject.bvals, subject.bvecs, subject.mask.data))
+    finding = check_streamlines(Tractogram(bad, subject.dwi.affine, subject.dwi.shape3d), field)
     assert finding.status == "open" and "moved, turned or scaled" in finding.left
 
 

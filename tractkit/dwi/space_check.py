@@ -222,14 +222,14 @@ def _shift_finding(what: str, evidence: str, shift: np.ndarray) -> SpaceFinding 
     return None
 
 
-_MAYBE, _GAIN, _LEVEL = 0.025, 0.05, 0.25  # how much better another place has to be; how far from chance right ones are
+_MAYBE, _GAIN, _LEVEL = 0.035, 0.05, 0.25  # how much better another place has to be; how far from chance right ones are
 _TRANSFORMS = ("They were moved, turned or scaled by something that is not a flip: compare the transforms that were "
                "applied to the streamlines and to the volume (registration, resampling, cropping, voxel size)")
 
 
 def _motion_finding(what: str, inside: str, motion: Motion | None) -> SpaceFinding | None:
     """Return what is wrong with streamlines that fit better after a small motion; None if they do not."""
-    if motion is None or motion.gain < _MAYBE:
+    if motion is None or motion.gain < (_MAYBE if motion.clear else _GAIN):
         return None
     better = f"agreement {motion.before:.2f} where they are, {motion.after:.2f} after a small motion; {inside}"
     if not motion.clear or motion.gain < _GAIN:
