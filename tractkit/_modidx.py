@@ -557,6 +557,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch.Feeder._watched': ( 'data/prefetch.html#feeder._watched',
                                                                                     'tractkit/data/prefetch.py'),
+                                        'tractkit.data.prefetch.Feeder._workers': ( 'data/prefetch.html#feeder._workers',
+                                                                                    'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch.Feeder.batches': ( 'data/prefetch.html#feeder.batches',
                                                                                    'tractkit/data/prefetch.py'),
                                         'tractkit.data.prefetch.Feeder.close': ( 'data/prefetch.html#feeder.close',

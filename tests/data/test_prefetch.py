@@ -1,6 +1,7 @@
 """feeding: the batches of a plan in its order, from any place in it, whoever makes them; looked up as they are used."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers_waiting import until
+from torch.utils.data import DataLoader
 
 from tractkit.data.prefetch import Feeder
 
@@ -90,6 +92,28 @@ def test_an_error_comes_where_it_belongs(options):
         assert got == [1, 2]
     finally:
         feeder.close()
+
+
+def load_and_be_killed(ids, *, epoch, training):
+    if ids[0] == 1:
+        time.sleep(0.5)  # the batch before it is under way
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.tensor(ids)
+
+
+def test_a_worker_that_is_killed_while_a_step_is_computed_is_told_in_the_same_words():
+    before = signal.getsignal(signal.SIGCHLD)
+    list(DataLoader(range(2), num_workers=1))  # from now on torch raises, wherever the main thread is
+    feeder = Feeder(load_and_be_killed, num_workers=1)
+    try:
+        with pytest.raises(RuntimeError, match=r"was killed \(signal 9\), .* num_workers=0") as e:
+            with feeder.batches(CountingPlan(5)) as batches:
+                next(iter(batches))
+                until(lambda: False, 30)  # a long step
+        assert "DataLoader worker" in str(e.value.__context__)
+    finally:
+        feeder.close()
+        signal.signal(signal.SIGCHLD, before)
 
 
 def test_bad_settings():

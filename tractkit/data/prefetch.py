@@ -427,6 +427,10 @@ class Feeder(Generic[_B]):
                 yield self._ahead(items, thread, on_wait)
             else:
                 yield self._watched(items, draws, thread, on_wait)
+        except RuntimeError as e:
+            if "DataLoader worker" in str(e):  # torch's handler of SIGCHLD raises wherever the main thread is
+                _check_alive(self._workers(), patience=1.0)
+            raise
         finally:
             thread.close()
             self._end_lost_workers(thread.hangs)
@@ -464,7 +468,7 @@ class Feeder(Generic[_B]):
             if e.errno != errno.EMFILE:
                 raise
             raise RuntimeError(_too_many_files()) from e
-        workers = getattr(batches, "_workers", [])  # torch has no other name for them
+        workers = self._workers()
 
         def look_around(seconds: float) -> None:
             _check_alive(workers)
@@ -517,9 +521,12 @@ class Feeder(Generic[_B]):
         except _Draws:
             return None
 
+    def _workers(self) -> Sequence[multiprocessing.process.BaseProcess]:
+        return getattr(getattr(self._loader, "_iterator", None), "_workers", [])  # torch has no other name for them
+
     def _end_lost_workers(self, hangs: bool) -> None:
         """End the worker processes where a load hangs, or where one of them has ended."""
-        workers = getattr(getattr(self._loader, "_iterator", None), "_workers", [])
+        workers = self._workers()
         if hangs or not all(w.is_alive() for w in workers):
             for worker in workers:
                 worker.terminate()
