@@ -11,6 +11,7 @@ import pytest
 import torch
 from helpers_waiting import until
 from torch.utils.data import DataLoader
+from torch.utils.data._utils import signal_handling
 
 from tractkit.data.prefetch import Feeder
 
@@ -101,8 +102,9 @@ def load_and_be_killed(ids, *, epoch, training):
     return torch.tensor(ids)
 
 
-def test_a_worker_that_is_killed_while_a_step_is_computed_is_told_in_the_same_words():
+def test_a_worker_that_is_killed_while_a_step_is_computed_is_told_in_the_same_words(monkeypatch):
     before = signal.getsignal(signal.SIGCHLD)
+    monkeypatch.setattr(signal_handling, "_SIGCHLD_handler_set", False)  # torch sets its handler once
     list(DataLoader(range(2), num_workers=1))  # from now on torch raises, wherever the main thread is
     feeder = Feeder(load_and_be_killed, num_workers=1)
     try:
