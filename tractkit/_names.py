@@ -852,7 +852,6 @@ NAMES = {
     "shells_of": "dwi.gradients",
     "show": "training.trainable",
     "show_position": "training.resume",
-    "show_trainers_as_panels": "lab.panel",
     "simulate_subject": "dwi.simulate",
     "slices_of": "training.loop",
     "smooth": "runs.curves",
