@@ -858,7 +858,6 @@ NAMES = {
     "short_names": "runs.listing",
     "show": "training.trainable",
     "show_position": "training.resume",
-    "show_trainers_as_panels": "lab.panel",
     "simulate_subject": "dwi.simulate",
     "slices_of": "training.loop",
     "smooth": "runs.curves",
