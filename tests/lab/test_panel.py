@@ -648,10 +648,11 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
 
     cells = [
         FIT,
-        f"import tractkit.lab.panel\ntrainer = fit({str(tmp_path)!r})\ntrainer",
-        "trainer.start(); trainer.wait(); import time\npanel, end = tractkit.lab.panel.panel_of(trainer), "
-        "time.monotonic() + 30\n"
-        "while 'finished' not in panel.saved.shows and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)",
+        f"import sys; trainer = fit({str(tmp_path)!r}); panels = 'tractkit.lab.panel' in sys.modules\ntrainer",
+        "trainer.start(); trainer.wait(); import time\n"
+        "from tractkit.lab.panel import panel_of; panel, end = panel_of(trainer), time.monotonic() + 30\n"
+        "while 'finished' not in panel.saved.shows and time.monotonic() < end: time.sleep(.05)\ntime.sleep(2)\n"
+        "print(panels, trainer)",
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
     nbclient.NotebookClient(
@@ -664,5 +665,7 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
     assert live["data"]["text/plain"] == "TrainerPanel(ready, epoch 1 of 3)"
     assert still["data"]["text/plain"] == "TrainerPanel(finished, 3 of 3 epochs)"  # brought up to date from its thread
     assert not any(" at 0x" in str(o) for c in notebook.cells for o in c.outputs)
+    text = notebook.cells[2].outputs[-1]["text"]  # it was shown before its module was imported by anybody
+    assert text.startswith("False Fit('run', finished, epoch 3/3, step 24, best loss 0.") and str(tmp_path) in text
     page, _ = nbconvert.HTMLExporter().from_notebook_node(notebook)
     assert 'class="tractkit-still"><img alt="The trainer' in page
