@@ -17,14 +17,24 @@ PHASES = [
     ("JavaScript and CSS", ["tools/lint_web.py"]),
     ("export: nbs/ and tractkit/ agree", ["tools/check_notebooks.py", "--export"]),
     ("notebooks: each in its own process", ["tools/check_notebooks.py", "--run"]),
-    # Files side by side; conftest.py puts the longest first.
-    ("pytest", ["-m", "pytest", "-n", str(min(4, CORES)), "--dist", "loadfile", "--no-loadscope-reorder"]),
+    # Files side by side; conftest.py puts the longest first. One more than the cores: some wait for a browser or a child.
+    ("pytest", ["-m", "pytest", "-n", str(min(4, CORES) + 1), "--dist", "loadfile", "--no-loadscope-reorder"]),
 ]
+
+
+def environment_of_phases() -> dict[str, str]:
+    """The variables of all phases: threads of libraries wait asleep, and modules are compiled once.
+
+    A thread that waits for its next part of a computation in a loop takes the core of the test beside it. Without
+    compiled files, hundreds of child processes compile torch and the package anew, three seconds each."""
+    own = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1",
+           "OMP_WAIT_POLICY": "passive", "OPENBLAS_THREAD_TIMEOUT": "4"}
+    return {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"} | own
 
 
 def main() -> int:
     full = os.environ.get("FULL") == "1"
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    environment = environment_of_phases()
     failed = []
     print(f"tests: {'FULL=1, with' if full else 'the short run, without'} the long repetitions", flush=True)
     for number, (name, command) in enumerate(PHASES, 1):
