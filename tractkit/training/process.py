@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -126,9 +126,10 @@ Curves: TypeAlias = dict[str, tuple[np.ndarray, np.ndarray]]  # name -> (steps, 
 
 
 _Losses: TypeAlias = list[tuple[float, float]]  # step and loss
+_Some: TypeAlias = Sequence[tuple[float, float]]
 
 
-def named_curves(training: Curve, validation: _Losses, best: _Losses) -> Curves:
+def named_curves(training: Curve, validation: _Some, best: _Some) -> Curves:
     """Return curves by name: extremes and means of the training losses, the validation losses, and the best of all."""
     found = {"training": training.arrays(), "training mean": training.means()}
     for name, losses in (("validation", validation), ("best", best)):
