@@ -6,6 +6,7 @@
 __all__ = ['View', 'NiivueView', 'view', 'LinkedViews', 'link_views']
 
 # %% ../../nbs/viz/18_viewer.ipynb #45f33484
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, Unpack
@@ -47,6 +48,15 @@ def _cell_number() -> int | None:
     """Return the number of the cell that runs; None outside of IPython."""
     shell = get_ipython()
     return None if shell is None else shell.execution_count
+
+
+def _close_widgets(widget: widgets.Widget | None) -> None:
+    """Close a widget and all that are in it: each is kept by the list of all widgets until it is closed."""
+    if widget is not None:
+        for child in getattr(widget, "children", ()):
+            _close_widgets(child)
+        widget.unobserve_all()
+        widget.close()
 
 # %% ../../nbs/viz/18_viewer.ipynb #6045db61
 def _add_controls(view: "View", position: np.ndarray) -> None:
@@ -95,10 +105,13 @@ class View:
         """How many streamlines are drawn when the scene is at rest."""
         return self.composition.shown if self._stage is None else self._stage.show_lines()
 
-    def redraw(self) -> None:
+    def redraw(
+        self,
+        moved: bool = False,  # coarsely at first: more changes are likely to follow at once
+    ) -> None:
         """Draw the live view again, after a change to its scene."""
         if self._drawn is not None:
-            self._drawn.redraw()
+            self._drawn.redraw(moved)
 
     @property
     def camera(self) -> Camera:
@@ -127,7 +140,7 @@ class View:
         """Move the slices, and what lies on them."""
         stage = self._need_stage()
         stage.move([old if new is None else new for new, old in zip((x, y, z), stage.position, strict=True)])
-        self.redraw()
+        self.redraw(moved=True)
 
     def set_window(
         self,
@@ -136,7 +149,7 @@ class View:
     ) -> None:
         """Change the grey values of the slices."""
         self._need_stage().set_window(low, high)
-        self.redraw()
+        self.redraw(moved=True)
 
     def set_count(
         self,
@@ -188,10 +201,12 @@ class View:
         return self._stage
 
     def close(self) -> None:
-        """Free the live view's window; the still stays."""
+        """Free the live view: its window, its controls and its memory; the still stays."""
         if self._drawn is not None:
-            self._drawn.manager.close()
+            self._drawn.close()
+            _close_widgets(self.canvas)
             self._drawn = self.canvas = self._stage = None
+            gc.collect()  # pygfx's objects refer to each other in circles
 
     def show(self) -> None:
         """Display the live view, and the still as an output of its own."""
