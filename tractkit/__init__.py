@@ -78,7 +78,23 @@ def _give_numba_a_place() -> None:
     _os.environ["NUMBA_CACHE_DIR"] = folder
 
 
+def _show_trainers_as_panels() -> None:
+    """In a notebook, show the panel of a trainer that is a cell's last value. The panel is imported at the first one.
+
+    IPython is not imported for it: in a kernel it is there already. Elsewhere a trainer is shown as text."""
+    shell = getattr(_sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    if not hasattr(shell, "kernel"):
+        return
+
+    def show(trainer: object) -> None:
+        _import_module("tractkit.lab.panel").panel_of(trainer)._ipython_display_()
+
+    formatter = shell.display_formatter.ipython_display_formatter
+    formatter.for_type_by_name("tractkit.training.trainer", "Trainer", show)  # and of its child classes
+
+
 _give_numba_a_place()
+_show_trainers_as_panels()
 _sys.meta_path.append(_OldModules())  # last: for `from tractkit.trainer import Trainer`, written before the packages
 
 

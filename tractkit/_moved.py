@@ -44,6 +44,7 @@ RENAMED: dict[str, str] = {
     "possible_verbs": "from tractkit.lab.status_text import possible_commands",
     "read_value": "from tractkit.training.config import read_run_config",
     "settings_code": "from tractkit.lab.settings_code import code_of_settings",
+    "show_trainers_as_panels": "from tractkit.lab.panel import panel_of",
     "take_over": "from tractkit.training.live_settings import LiveSettings",
     "thinned": "from tractkit.lab.live_curves import thin_curve",
     "torchrun_words": "from tractkit.training.torchrun import torchrun_arguments",

@@ -22,9 +22,10 @@ from tractkit.lab.run_browser import RunBrowser
 from tractkit.runs import listing
 from tractkit.runs.checkpoint import peek_checkpoint
 from tractkit.runs.curves import read_run
-from tractkit.runs.listing import RunFacts, differing_settings, find_runs
+from tractkit.runs.listing import KnownRuns, RunFacts, differing_settings, find_runs
 from tractkit.runs.lock import folder_busy, folder_lock
 from tractkit.runs.mailbox import Mailbox
+from tractkit.runs.notes import RunNotes, annotate
 from tractkit.runs.status import Status
 
 OTHER = {
@@ -103,7 +104,20 @@ def test_a_killed_run_says_how_much_is_lost(folder):
         f.write('{"kind": "epoch", "epoch": 2, "st')  # it was writing
     run = facts(folder, "stopped")
     assert (run.status, run.note, run.epochs, run.step, run.best, run.best_epoch) == (
-        "stopped", "killed 4 batches after its last checkpoint", 2, 12, .001, 2)
+        "dead", "killed 4 batches after its last checkpoint", 2, 12, .001, 2)
+    assert run.columns["batch"]["step"][-4:].tolist() == [9, 10, 11, 12] and run.not_finite == ""
+
+
+def test_where_a_loss_is_no_number_is_said(folder):
+    log = folder / "stopped/log.jsonl"
+    with log.open("a") as f:
+        f.write(json.dumps({"kind": "batch", "epoch": 1, "batch": 2, "step": 9, "loss": None}) + "\n")
+    assert facts(folder, "stopped").not_finite == "the loss is no number at step 9"
+    with log.open("a") as f:
+        f.write(json.dumps({"kind": "epoch", "epoch": 1, "step": 12, "train_loss": 0.1, "valid_loss": None}) + "\n")
+    run = facts(folder, "stopped")
+    assert run.not_finite == "the loss is no number in epoch 2" and math.isfinite(run.best) and run.best_epoch == 1
+    assert not any(r.not_finite for r in find_runs(folder) if r.name != "stopped")
 
 
 def test_a_run_at_work_in_this_kernel(folder):
@@ -130,6 +144,7 @@ import sys
 from tractkit.runs.lock import folder_lock
 from tractkit.runs.status import Status
 from tractkit.runs.mailbox import Mailbox
+from tractkit.runs.notes import RunNotes, annotate
 with folder_lock({str(at)!r}):
     print("locked", flush=True); sys.stdin.readline()
 mailbox = Mailbox({str(at)!r}); mailbox.clear()
@@ -207,6 +222,53 @@ def test_a_glance_at_a_checkpoint_is_what_loading_it_gives(kept):
     tree, path = trainer.checkpoints.newest()
     seen = peek_checkpoint(path, ("epochs", "time", "finished", "policies", "no such"))
     assert seen == {k: tree[k] for k in ("epochs", "time", "finished", "policies")}
+
+
+def test_only_what_has_changed_is_read_again(folder, monkeypatch):
+    """Of four runs, again and again: the checkpoint, config, log, notes or status of one of them is another."""
+    reads, known = [], KnownRuns()
+    for name in ("peek_checkpoint", "parse_yaml", "_end_of_log", "read_notes"):
+        real = getattr(listing, name)
+        monkeypatch.setattr(listing, name, lambda *a, name=name, real=real: reads.append(name) or real(*a))
+
+    def look():
+        reads.clear()
+        return {r.name: r for r in find_runs(folder, known=known)}
+
+    def changed(name="stopped"):
+        before = look()
+        return lambda: [n for n, run in look().items() if run is not before[n]] == [name]
+
+    assert len(look()) == 4 and len(reads) == 16
+    first = look()
+    assert reads == [] and all(a is b for a, b in zip(first.values(), look().values(), strict=True))
+    at, is_new = folder / "stopped", changed()
+    with (at / "log.jsonl").open("a") as f:
+        f.write(json.dumps({"kind": "batch", "epoch": 1, "batch": 2, "step": 9, "loss": 1.0}) + "\n")
+    assert is_new() and reads == ["_end_of_log"]
+    is_new = changed()
+    annotate(at, "hands off", ["baseline"])
+    assert is_new() and reads == ["read_notes"] and look()["stopped"].notes.tags == ("baseline",)
+    is_new = changed()
+    (at / "config.yaml").write_text((at / "config.yaml").read_text().replace("0.01", "0.02"))
+    assert is_new() and reads == ["parse_yaml"]
+    is_new = changed()
+    newest = max((at / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:-1])  # in its place
+    assert is_new() and "peek_checkpoint" in reads and "cut short" in look()["stopped"].note
+    with folder_lock(at):
+        assert look()["stopped"].status == "running" and reads == []  # locks are always asked
+    assert look()["stopped"].status == "stopped"
+    shutil.rmtree(at)
+    assert len(look()) == 3 and not any(at in key for key in known._kept)
+
+
+def test_notes_are_kept_in_the_folder_and_a_damaged_file_is_named(folder):
+    annotate(folder / "done", "the one of the paper", "baseline, old")
+    assert facts(folder, "done").notes == RunNotes("the one of the paper", ("baseline", "old"))
+    (folder / "done/notes.json").write_text("[")
+    run = facts(folder, "done")
+    assert (run.status, run.notes) == ("finished", RunNotes()) and "notes.json" in run.note
 
 
 # ---- damaged, foreign ----------------------------------------------------------------------------------------
@@ -342,6 +404,11 @@ def test_names_of_settings_stay_apart():
         "sampler.rng": {"a": 1, "b": 3},
         "size": {"a": [1, 2], "b": [1, 3]},
     }
+    found = [
+        made("a", **{"loader.rng": 1, "sampler.rng": 1, "model.name": "x", "model.class": "A", "m.b.class": "A"}),
+        made("b", **{"loader.rng": 1, "sampler.rng": 3, "model.name": "y", "model.class": "B", "m.b.class": "A"}),
+    ]
+    assert list(differing_settings(found)) == ["sampler.rng", "model.name", "model"]  # "name" is that of the run
 
 
 # ---- the browser ---------------------------------------------------------------------------------------------

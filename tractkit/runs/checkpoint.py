@@ -74,13 +74,16 @@ def pack_tree(
     return walk(tree, path), tensors
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #c4d24f0b
+_LEAVES = (float, int, str, bool, type(None))  # as the JSON parser makes them; most of a tree
+
+
 def unpack_tree(
     packed: Any,  # as the JSON parser returns it
     tensors: Mapping[str, torch.Tensor],
 ) -> Any:         # dicts, lists, tuples, numbers, text, None, tensors and arrays
     """Return the tree that `pack_tree` split."""
     if isinstance(packed, list):
-        return [unpack_tree(x, tensors) for x in packed]
+        return [x if type(x) in _LEAVES else unpack_tree(x, tensors) for x in packed]
     if not isinstance(packed, dict):
         return packed
     if len(packed) == 1 and next(iter(packed)) in _WRAPPERS:
@@ -88,11 +91,11 @@ def unpack_tree(
         if kind == "dict":
             return {unpack_tree(k, tensors): unpack_tree(v, tensors) for k, v in value}
         if kind == "tuple":
-            return tuple(unpack_tree(x, tensors) for x in value)
+            return tuple([x if type(x) in _LEAVES else unpack_tree(x, tensors) for x in value])
         if kind == "float":
             return float(value)
         return tensors[value] if kind == "tensor" else tensors[value].numpy()
-    return {k: unpack_tree(v, tensors) for k, v in packed.items()}
+    return {k: v if type(v) in _LEAVES else unpack_tree(v, tensors) for k, v in packed.items()}
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #5ce75e83
 class FrozenTree(NamedTuple):

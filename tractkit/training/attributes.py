@@ -78,11 +78,12 @@ def refuse_hidden_parts(
 
 # %% ../../nbs/training/19_attributes.ipynb #d51a000d
 def describe_trainer(trainer: Any) -> str:
-    """Return a trainer in one line: its class, the name of its run, phase, position, best loss and folder."""
+    """Return a trainer in one line: its class, the name of its run, phase, position, loss and folder."""
     own, name = vars(trainer), type(trainer).__name__
     if "reporter" not in own:  # while it is made
         return f"{name}(no run yet)"
     status, folder = own["reporter"].status, own["run_folder"].path
     epoch = f"epoch {min(status.epoch + 1, status.max_epochs)}/{status.max_epochs}"
-    best = f", best loss {status.best_loss:.4g}" if math.isfinite(status.best_loss) else ""
-    return f"{name}({folder.name!r}, {status.phase}, {epoch}, step {status.global_step}{best}, folder {str(folder)!r})"
+    losses = {"best loss": status.best_loss, "train loss": status.train_loss}
+    loss = next((f", {kind} {value:.4g}" for kind, value in losses.items() if math.isfinite(value)), "")
+    return f"{name}({folder.name!r}, {status.phase}, {epoch}, step {status.global_step}{loss}, folder {str(folder)!r})"

@@ -31,7 +31,7 @@ with warnings.catch_warnings():  # importing FURY, which DIPY does too, would si
     from fury import window
 
 # %% ../../nbs/viz/12_fury_scene.ipynb #82baab6e
-_COARSE_POINTS = 16_000  # of all streamlines together while the camera moves; the time of a frame goes with them
+_COARSE_POINTS = 6_000  # of all streamlines together while the camera moves; the time of a frame goes with them
 
 
 def _lit_camera() -> gfx.PerspectiveCamera:
@@ -209,6 +209,7 @@ class Manager(window.ShowManager):
                          pixel_ratio=pixel_ratio, max_fps=30)
         controller.register_events(self.screens[0].viewport)
         self.renderer.ppaa = "none"
+        self.renderer.pixel_filter = "linear"  # of four pixels the mean, where it draws at twice the size
 
     def _resize(self, size):
         for screen in self.screens:
