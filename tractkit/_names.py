@@ -664,6 +664,7 @@ NAMES = {
     "make_plan": "data.sampler",
     "make_streamlines": "data.subject",
     "mark_of": "training.data_check",
+    "marks_of": "lab.readout",
     "mask_outline": "viz.drawables",
     "may_be_odf": "viz.drawables",
     "may_change_more": "training.session",

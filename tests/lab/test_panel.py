@@ -20,6 +20,7 @@ from tractkit.lab.folder_run import FolderRun
 from tractkit.lab.live_curves import mean_curve, thin_curve
 from tractkit.lab.panel import TrainerPanel, panel_of
 from tractkit.lab.preview import Preview
+from tractkit.lab.settings_form import field_text
 from tractkit.runs.listing import find_runs
 from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status
@@ -516,6 +517,48 @@ def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, 
     assert [(r["step"], r["name"]) for r in trainer.log.records("change")] == [(1, "learning_rate"), (1, "max_epochs")]
     p.press("resume")
     trainer.wait()
+
+
+def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
+    data = make_file(tmp_path / "data", points=(5, 30))[0]
+    trainer = streamline_trainer(data, tmp_path, policies=[], max_epochs=9)
+    p = make_panel(trainer)
+    trainer.step(2, unit="epoch")
+    p.refresh()
+    before = p.source.settings()
+    for name, typed, problem in [
+        ("reverse_ratio", 1.5, "reverse_ratio must be in [0, 1], not 1.5"),
+        ("reverse_ratio", float("nan"), "reverse_ratio must be a number, not nan"),
+        ("batch_size_training", 5.5, "batch_size_training must be a whole number of streamlines, not 5.5"),
+        ("max_epochs", 4.5, "max_epochs must be a positive whole number, not 4.5"),
+        ("max_epochs", 0, "max_epochs must be a positive whole number, not 0"),
+        ("patience", "some", "patience must be a positive whole number or None"),
+        ("learning_rate", "fast", "fast"),
+    ]:
+        p.form.fields[name].value = typed
+        until(lambda name=name, text=problem: any(text in w.value for w in p.form.notes[name].children))
+        assert p.source.settings() == before and field_text(p.form.fields[name].value) == field_text(before[name] or "")
+
+    def answer(name, k):
+        p.form.notes[name].children[1].children[k].click()
+
+    p.form.fields["learning_rate"].value = "1"
+    assert "times as much" in p.form.notes["learning_rate"].children[0].value and p.source.settings() == before
+    answer("learning_rate", 1)
+    assert p.form.notes["learning_rate"].children == ()
+    assert p.form.fields["learning_rate"].value == field_text(before["learning_rate"])
+    p.form.fields["max_epochs"].value = 2
+    assert "2 epochs are done already" in p.form.notes["max_epochs"].children[0].value
+    answer("max_epochs", 1)
+    p.form.fields["learning_rate"].value = "1"
+    answer("learning_rate", 0)
+    until(lambda: p.form.undo.description.startswith("Undo learning_rate"))
+    step = trainer.state.global_step
+    until(lambda: p.readout.changes and p.readout.changes[-1]["step"] == step)  # a mark on the curves
+    p.form.undo.click()
+    until(lambda: p.source.settings() == before and p.form.undo.layout.display == "none")
+    assert len(p.readout.changes) == 2
+    trainer.stop(wait=True)
 
 
 def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):

@@ -260,6 +260,8 @@ export function drawCurves(canvas, names, curves, look, view) {
   if (names.includes("training") && best?.[0].length) {
     drawBest(c, [place(best[0]), best[1]], scale, ink(lines[lines.length - 1].name), look.back);
   }
+  const marks = (view.marks || []).map((m) => ({ text: m.text, at: scale.X(axis.of(m.step)) }));
+  drawMarks(c, marks, look, box, view.hover);
   if (view.drag) {
     const [a, b] = view.drag.map((v) => Math.min(Math.max(v, L), R));
     c.fillStyle = look.dark ? "rgba(111, 176, 240, 0.25)" : "rgba(47, 111, 181, 0.18)";
@@ -269,7 +271,32 @@ export function drawCurves(canvas, names, curves, look, view) {
   drawNames(c, ends, R + 8);
   const at = view.hover;
   const words = at !== null && at >= L && at <= R ? drawHover(c, lines, ink, look, at, { ...scale, T, B, L, R }) : "";
-  return { box, back: scale.back, words };
+  const near = marks.filter((m) => Math.abs(m.at - at) < 6).map((m) => m.text);
+  return { box, back: scale.back, words: [words, ...near].filter(Boolean).join(", ") };
+}
+
+function drawMarks(c, marks, look, { L, R, T, B }, hover) {
+  // changes of settings: a line and a triangle, and what was changed where the mouse is near
+  c.strokeStyle = look.faint;
+  c.fillStyle = look.faint;
+  c.lineWidth = 1;
+  for (const { at, text } of marks) {
+    c.setLineDash([3, 3]);
+    c.beginPath();
+    c.moveTo(at, T);
+    c.lineTo(at, B);
+    c.stroke();
+    c.setLineDash([]);
+    c.beginPath();
+    c.moveTo(at, B - 7);
+    c.lineTo(at - 5, B);
+    c.lineTo(at + 5, B);
+    c.fill();
+    if (hover !== null && Math.abs(at - hover) < 6) {
+      c.textAlign = at > (L + R) / 2 ? "right" : "left";
+      c.fillText(text, at + (c.textAlign === "left" ? 10 : -10), B - 12);
+    }
+  }
 }
 
 function drawOne(c, { name, x, y, smooth, noisy, setting }, scale, look, color, { T, B }) {

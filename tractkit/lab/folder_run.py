@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.files import DataError, absolute_path
-from ..core.text import Json, StateDict, parse_yaml
+from ..core.text import Json, Record, StateDict, parse_yaml
 from .live_curves import RateCurves
 from .status_text import METHOD_OF
 from ..runs.checkpoint import Checkpoints, peek_checkpoint
@@ -102,6 +102,10 @@ class FolderRun:
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """Return name -> (steps, values), from the log."""
         return self._process.curves() | self._log.curves()
+
+    def last_changes(self) -> list[Record]:
+        """Return the records of the settings that were changed last, as far as `curves` has read."""
+        return list(self._log.changes)
 
     def config(self) -> dict[str, dict[str, Json]]:
         """Return the content of `config.yaml`; empty if there is none."""

@@ -8,6 +8,7 @@ __all__ = ['Values', 'NamedCurves', 'EXACT', 'mean_curve', 'pack_curves', 'RateC
 # %% ../../nbs/lab/03_live_curves.ipynb #70608bfb
 import math
 import os
+from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
@@ -72,6 +73,7 @@ class RateCurves(LogFollower):
     def clear(self) -> None:
         names = ("gradient norm", "learning rate", "batches/s", "epoch", "seconds")
         self._curves = {name: Curve() for name in names}
+        self.changes = deque[Record](maxlen=50)  # of settings, the last ones
         self._seconds = math.nan if self._next_byte else 0.0  # not known before the first epoch that is read
 
     def add(self, record: Record) -> None:
@@ -80,6 +82,8 @@ class RateCurves(LogFollower):
             self._curves["epoch"].append(record["step"], record["epoch"] + 1)
             if "training" in time:
                 self._seconds = time["training"] + time.get("validation", 0.0)
+        if record["kind"] == "change":
+            self.changes.append(record)
         if record["kind"] != "batch":
             return
         found = {name: record[key] for name, key in (("gradient norm", "grad_norm"), ("learning rate", "learning_rate"))

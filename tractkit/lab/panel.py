@@ -24,7 +24,7 @@ from .live_widget import (
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
-from .readout import Readout, draw_panel
+from .readout import Readout, draw_panel, marks_of
 from .settings_form import EditForm
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
@@ -150,10 +150,12 @@ class TrainerPanel:
             text, curves, source = self._describe(), pack_curves(self.source.curves()), self.source
             with self.readout.hold_sync():  # one message
                 self.readout.readout, self.readout.curves = {**text}, curves
+                self.readout.changes = marks_of(source.changes())
             checkpoints = source.checkpoints()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
             must_interrupt = source.holds_cell and clicks_wait_for_cells()
             self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
+            self.form.know(source.status.epoch, source.changes())
             self.settings_tab.show(source.settings(), source.can_change and not must_interrupt, text["message"])
             serve_while_cells_run(self.widget)
 
@@ -198,7 +200,8 @@ class TrainerPanel:
         for branch in self.forks:
             branch.close()
         self.controls.close()
-        for widget in (*self.form.fields.values(), self.readout, *self.widget.children, self.widget):
+        self.form.close()
+        for widget in (self.readout, *self.widget.children, self.widget):
             widget.close()
 
     def _saved_of(self) -> str:

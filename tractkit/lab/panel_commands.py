@@ -109,13 +109,13 @@ class PanelCommands:
         at_once = command not in ("save", "fork", "rewind")
         self._do(work or getattr(self._trainer, METHOD_OF[command]), wait or at_once)
 
-    def change(self, name: str, value: Json, refused: Callable[[], None], wait: bool = True) -> None:
-        """Change a setting; `refused` is called where that cannot be done."""
+    def change(self, name: str, value: Json, refused: Callable[[str], None], wait: bool = True) -> None:
+        """Change a setting; `refused` is called with the reason where that cannot be done."""
         def work() -> None:
             try:
                 self._trainer.change(**{name: value})
-            except Exception:
-                refused()
+            except Exception as e:
+                refused(str(e))
                 raise
 
         self._feedback.clear()

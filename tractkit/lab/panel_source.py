@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from ..core.text import Json
+from ..core.text import Json, Record
 from .folder_run import FolderRun
 from .live_curves import NamedCurves, RateCurves
 from .settings_code import code_of_settings
@@ -103,6 +103,10 @@ class PanelSource:
         """Return name -> (steps, values)."""
         return self.trainer.curves()
 
+    def changes(self) -> list[Record]:
+        """Return the records of the settings that were changed last, oldest first."""
+        return []
+
     def checkpoints(self) -> list[tuple[str, int]]:
         """Return (label, step) of the checkpoints that are kept, newest first."""
         return []
@@ -152,6 +156,9 @@ class FolderSource(PanelSource):
     @property
     def needs_trainer(self) -> bool:
         return not self._run.commands
+
+    def changes(self) -> list[Record]:
+        return self._run.last_changes()
 
     def checkpoints(self) -> list[tuple[str, int]]:
         return checkpoint_labels(self._run.checkpoints, None)
@@ -219,6 +226,9 @@ class TrainerSource(PanelSource):
 
     def curves(self) -> NamedCurves:
         return self._shown().curves() | self._log.curves()
+
+    def changes(self) -> list[Record]:
+        return list(self._log.changes)
 
     def checkpoints(self) -> list[tuple[str, int]]:
         return checkpoint_labels(self._trainer.checkpoints, self._trainer.state)

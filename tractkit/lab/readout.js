@@ -152,7 +152,12 @@ function drawGraph(model, root, canvas, view) {
   const shown = GRAPHS[model.get("graph")] || GRAPHS.losses;
   const curves = Object.fromEntries(Object.entries(model.get("curves")).map(([k, v]) => [k, unpack(v)]));
   if (view.x !== model.get("x")) view.zoom = null;
-  Object.assign(view, { x: model.get("x"), log: model.get("log"), smoothing: model.get("smoothing") });
+  Object.assign(view, {
+    x: model.get("x"),
+    log: model.get("log"),
+    smoothing: model.get("smoothing"),
+    marks: model.get("changes"),
+  });
   view.shown = drawCurves(canvas, shown, curves, look, view);
   const what = `${shown.join(" and ")} over ${view.x}`;
   const words = document.activeElement === canvas && view.shown.words;
@@ -179,7 +184,7 @@ function render({ model, el }) {
   explore(parts.canvas, view, soon);
   const handlers = {
     "change:readout": words,
-    "change:curves": soon,
+    "change:curves change:changes": soon,
     "change:graph change:smoothing change:x change:log": parts.chosen,
   };
   for (const [event, act] of Object.entries(handlers)) model.on(event, act);

@@ -6,18 +6,20 @@
 __all__ = ['Field', 'field_kind', 'parse_field', 'field_text', 'make_field', 'field_values', 'EditForm']
 
 # %% ../../nbs/lab/01_settings_form.ipynb #4086a582
+import html
 import math
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from types import NoneType
 from typing import TypeAlias
 
-from ipywidgets import BoundedFloatText, BoundedIntText, HTML, FloatText, Layout, Text, VBox
+from ipywidgets import HTML, Button, FloatText, HBox, Layout, Text, VBox, Widget
 
 from ..core.settings import Setting
-from ..core.text import Json
-from ..training.live_settings import LIVE
+from ..core.text import Json, Record
+from ..training.live_settings import LIVE, as_rate
+from ..training.serialize import as_plain_value
 
 # %% ../../nbs/lab/01_settings_form.ipynb #658e90e5
 def field_kind(record: Setting) -> str:
@@ -57,7 +59,7 @@ def field_text(value: Json) -> str:
     return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
 # %% ../../nbs/lab/01_settings_form.ipynb #4a1b3212
-Field: TypeAlias = Text | FloatText | BoundedFloatText | BoundedIntText
+Field: TypeAlias = Text | FloatText
 
 
 def make_field(
@@ -69,12 +71,8 @@ def make_field(
     kind, when = field_kind(record), f"; a change holds {record.live}" if record.live else ""
     common = {"description": parameter or record.label, "tooltip": record.help + when, "continuous_update": False,
               "style": {"description_width": "150px"}, "layout": Layout(width="330px")}
-    if kind == "share":
-        return BoundedFloatText(value=value, min=record.at_least, max=record.at_most, step=0.05, **common)
-    if kind == "whole":
-        return BoundedIntText(value=value, min=1, max=10**9, **common)
-    if kind == "number" or parameter:
-        return FloatText(value=value, **common)
+    if kind in ("share", "whole", "number") or parameter:
+        return FloatText(value=value, step=0.05 if kind == "share" else 1 if kind == "whole" else None, **common)
     return Text(value=field_text(value), placeholder="none", **common)
 
 
@@ -91,17 +89,63 @@ def field_values(settings: Mapping[str, Json]) -> dict[str, Json]:
             found[name] = value
     return found
 
+# %% ../../nbs/lab/01_settings_form.ipynb #bbd9ee34
+def _rates(value: Json) -> list[float]:
+    """Return the positive numbers of a learning rate; none of a policy, and of what is none."""
+    try:
+        plain = as_plain_value(as_rate(value)) if isinstance(value, str) else value
+    except ValueError:
+        return []
+    return [v for v in (plain if isinstance(plain, (list, tuple)) else [plain])
+            if isinstance(v, (int, float)) and math.isfinite(v) and v > 0]
+
+
+def doubt(
+    name: str,         # of a setting
+    before: Json,
+    value: Json,       # that is asked for
+    epochs_done: int,
+) -> str:
+    """Return what to ask before a change that is rarely meant; empty: nothing."""
+    if name == "max_epochs" and isinstance(value, (int, float)) and 1 <= value <= epochs_done and value != before:
+        return f"{epochs_done} epochs are done already: with an end at {value:g} the training ends now."
+    old, new = (_rates(v) for v in (before, value)) if name == "learning_rate" else ([], [])
+    if old and new:
+        up, down = max(new) / max(old), min(old) / min(new)
+        if max(up, down) > 10 * (1 + 1e-9):
+            text = f"{up:.3g} times as much" if up >= down else f"a {down:.3g}th"
+            return f"{field_text(before)} → {field_text(value)} is {text}."
+    return ""
+
+
+def undoable(
+    changes: Sequence[Record],  # of settings, as the log has them: name, from, to
+) -> list[Record]:
+    """Return the changes that can be undone, oldest first: without those that were set back."""
+    kept: list[Record] = []
+    for c in changes:
+        if kept and (kept[-1]["name"], kept[-1]["from"], kept[-1]["to"]) == (c["name"], c["to"], c["from"]):
+            kept.pop()
+        else:
+            kept.append(c)
+    return kept
+
 # %% ../../nbs/lab/01_settings_form.ipynb #8bdb4f48
 class EditForm:
     """Fields for settings; `change(name, value)` is called when one is confirmed."""
 
     def __init__(self, change: Callable[[str, Json], None]):
         self.fields: dict[str, Field] = {}
-        self.widget = VBox([], layout=Layout(max_width="560px"))
+        self.notes: dict[str, VBox] = {}  # below each field: why its entry was refused, or a question
+        self.undo = Button(icon="undo", tooltip="Set back the last change", layout=Layout(width="auto", display="none"))
+        self.undo.on_click(lambda _: self._undo())
+        self.widget = VBox([self.undo], layout=Layout(max_width="560px"))
         self._change = change
         self._settings: dict[str, Json] | None = None  # that are shown; None: show them again
         self._enabled = True
         self._filling: int | None = None  # the thread that brings the fields up to date
+        self._epochs_done, self._confirmed_key = 0, ""
+        self._last: Record | None = None  # the change that can be undone
 
     def show(
         self,
@@ -114,6 +158,9 @@ class EditForm:
         wanted = field_values(settings)
         if list(wanted) != list(self.fields):
             self._build(wanted, settings)
+        elif self._settings is not None:
+            for key in self.notes:
+                self._note(key)
         self._filling, self._settings, self._enabled = threading.get_ident(), dict(settings), enabled
         try:
             for key, value in wanted.items():
@@ -125,35 +172,101 @@ class EditForm:
         finally:
             self._filling = None
 
-    def put_back(self) -> None:
+    def know(
+        self,
+        epochs_done: int,
+        changes: Sequence[Record],  # of settings, oldest first: name, from, to
+    ) -> None:
+        """Take over where the training is, and what was changed. The last change can be undone."""
+        self._epochs_done, self._last = epochs_done, next(iter(undoable(changes)[-1:]), None)
+        if (last := self._last) is not None:
+            text = f"Undo {last['name']} {_short(last['from'])} → {_short(last['to'])}"
+            if self.undo.description != text:
+                self.undo.description = text
+        display = "" if last and self._enabled else "none"
+        if self.undo.layout.display != display:
+            self.undo.layout.display = display
+
+    def put_back(
+        self,
+        problem: str = "",  # why a value was refused, shown below its field
+    ) -> None:
         """Show the settings again, after a value was refused."""
         settings, self._settings = self._settings or {}, None
         self.show(settings, self._enabled)
+        if self._confirmed_key in self.notes:
+            self._note(self._confirmed_key, problem)
+        self._confirmed_key = ""
+
+    def close(self) -> None:
+        """Take the form from the page."""
+        for key in self.notes:
+            self._note(key)
+        for widget in {*self.fields.values(), *self.widget.children, self.undo, self.widget}:
+            widget.close()
+
+    def _undo(self) -> None:
+        if self._last is not None:
+            self._change(self._last["name"], self._last["from"])
+
+    def _note(self, key: str, text: str = "", then: Callable[[], None] | None = None) -> None:
+        """Show a text below a field; with `then`, which is to be done only if a person says so, as a question."""
+        old, made = self.notes[key].children, list[Widget]()
+        if text:
+            style = "color: var(--jp-error-color1, #b3362c); line-height: 1.3"
+            made.append(HTML(f'<div role="alert" style="{style}">{html.escape(text)}</div>'))
+        if then is not None:
+            yes, no = Button(description="Change it", button_style="warning"), Button(description="Leave it")
+            yes.on_click(lambda _: (self._note(key), then()))
+            no.on_click(lambda _: self.put_back())
+            made.append(HBox([yes, no]))
+        if old or made:
+            self.notes[key].children = made
+        for widget in old:
+            for child in (*getattr(widget, "children", ()), widget):
+                child.close()
 
     def _build(self, wanted: Mapping[str, Json], settings: Mapping[str, Json]) -> None:
-        for widget in [*self.fields.values(), *self.widget.children]:
+        for key in self.notes:
+            self._note(key)
+        for widget in {*self.fields.values(), *self.widget.children} - {self.undo}:
             widget.close()
         self.fields = {key: self._field(key, value) for key, value in wanted.items()}
+        self.notes = {key: VBox(layout=Layout(margin="0 0 0 156px")) for key in wanted}
         policies = {LIVE[name].label: v.get("class", "a policy of Python") for name, v in settings.items()
                     if isinstance(v, Mapping) and name in LIVE}
         heads = [HTML(f"{label} by <b>{policy}</b>") for label, policy in policies.items()]
-        self.widget.children = [*heads, *self.fields.values()]
+        rows = [widget for key in wanted for widget in (self.fields[key], self.notes[key])]
+        self.widget.children = [*heads, *rows, self.undo]
 
     def _field(self, key: str, value: Json) -> Field:
         name, _, parameter = key.partition(".")
         field = make_field(LIVE[name], value, parameter)
-        field.observe(lambda event: self._confirmed(name, parameter, event["new"]), "value")
+        field.observe(lambda event: self._confirmed(key, event["new"]), "value")
         return field
 
-    def _confirmed(self, name: str, parameter: str, value: Json) -> None:
+    def _confirmed(self, key: str, value: Json) -> None:
         if self._filling == threading.get_ident():
             return
+        name, _, parameter = key.partition(".")
         now = (self._settings or {}).get(name)
-        if isinstance(now, Mapping):
-            self._change(name, {**now, parameter: value})
-            return
-        with suppress(ValueError):  # the trainer refuses it, and its message is shown
-            value = parse_field(field_kind(LIVE[name]), value)
-        if isinstance(now, int) and isinstance(value, float) and value.is_integer():
+        before = now[parameter] if isinstance(now, Mapping) else now
+        if not isinstance(now, Mapping):
+            with suppress(ValueError):  # the trainer refuses it, and its message is shown
+                value = parse_field(field_kind(LIVE[name]), value)
+        if isinstance(before, int) and isinstance(value, float) and value.is_integer():
             value = int(value)
-        self._change(name, value)
+        self._confirmed_key = key
+        self._note(key)
+        wanted = {**now, parameter: value} if isinstance(now, Mapping) else value
+        if isinstance(value, float) and not math.isfinite(value):
+            self.put_back(f"{parameter or name} must be a number, not {value}")
+        elif question := doubt(name, before, value, self._epochs_done):
+            self._note(key, question, lambda: self._change(name, wanted))
+        else:
+            self._change(name, wanted)
+
+
+def _short(value: Json) -> str:
+    """Return a value in a few characters."""
+    return "a policy" if isinstance(value, Mapping) else field_text(value)[:24] or "none"

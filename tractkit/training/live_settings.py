@@ -123,6 +123,10 @@ def check_changes(
         refuse_levelling(trainer.state.optimizer, as_rate(asked["learning_rate"]))
     if of_loader := {k: v for k, v in values.items() if k in OF_LOADER}:
         trainer.batch_loader.check_change(**of_loader)  # type: ignore[attr-defined]
+    size = values.get("batch_size_training")
+    counts = sampler_settings(trainer.batch_sampler).get("batch_size_units") == "nb_streamlines"
+    if isinstance(size, float) and counts and not size.is_integer():
+        raise ValueError(f"batch_size_training must be a whole number of streamlines, not {size!r}")
     has_patience = any(type(p) is Patience for p in trainer.policies)
     if values.get("patience", ...) is None and now["patience"] is None and has_patience:
         raise ValueError("the Patience among the policies stays: give it a long patience")
