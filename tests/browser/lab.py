@@ -187,6 +187,17 @@ class Lab:
             text,
         )
 
+    def begin_cell_with(self, page: Page, text: str) -> None:
+        """Run the first cell that has `text` in it; does not wait for its end."""
+        page.evaluate(
+            """text => {
+            const notebook = window.jupyterapp.shell.currentWidget.content;
+            notebook.activeCellIndex = notebook.widgets.findIndex(w => w.model.sharedModel.getSource().includes(text));
+            window.jupyterapp.commands.execute('notebook:run-cell');
+        }""",
+            text,
+        )
+
     def trust(self, page: Page) -> None:
         """Trust Notebook: of one that is not, JupyterLab shows no widgets again after a reload."""
         self.command(page, "notebook:trust")

@@ -28,6 +28,8 @@ trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
         f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
         for batches in (1_000, 10_000)
     ),
+    "in_cell = fit(mkdtemp(), pause=.01, max_epochs=500)\nin_cell",
+    "in_cell.train_and_validate().global_step > 0",
 ]
 
 
@@ -111,6 +113,25 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     page.screenshot(path=PICTURES / "panel-in-lab-dark.png")
     lab.theme(page, "Light")
     assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
+
+
+def test_the_buttons_of_a_training_that_runs_in_a_cell_work(lab, page):
+    readouts = page.locator(".tractkit-readout").count()
+    lab.run_cell_with(page, "in_cell = fit(")
+    until(lambda: page.locator(".tractkit-readout").count() == readouts + 1, 60)
+    panel = Panel(page, readouts)
+    lab.begin_cell_with(page, "in_cell.train_and_validate()")
+    until(lambda: panel.chip.inner_text() == "training" and panel.batches() > 4)
+    panel.press("Pause")
+    until(lambda: panel.chip.inner_text() == "paused")
+    panel.press("Resume")
+    until(lambda: panel.chip.inner_text() == "training")
+    panel.press("Save")
+    until(lambda: "Saved: step" in panel.message.inner_text())
+    assert page.get_by_text("[*]:").count() == 1  # the cell runs still
+    panel.press("Stop")
+    until(lambda: panel.chip.inner_text() == "stopped" and panel.button("Start").is_enabled())
+    until(lambda: page.get_by_text("[*]:").count() == 0)
 
 
 @pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])

@@ -357,6 +357,8 @@ def live_view():
         if window_type == "jupyter":
             self.window._output_context = ipywidgets.Output()
             self.window.set_title = lambda title: None
+            self.window.handle_event = lambda event: self.window.set_pixel_ratio(event["pixel_ratio"])
+            self.window.set_update_mode = lambda *args, **options: None
 
     views = []
 
@@ -432,7 +434,7 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
 
     async def drag():
         a._drawn._on_pointer({"event_type": "pointer_move", "buttons": ()})
-        assert not a._drawn._coarse  # no button: nothing moves
+        assert not a._drawn.moving  # no button: nothing moves
         a._drawn.stage.camera.local.position = (1, 2, 3)
         a._drawn._on_pointer({"event_type": "pointer_move", "buttons": (1,)})
         a._drawn.manager._draw_function()

@@ -167,9 +167,13 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
     return [r for r in rows if r.children]
 
 # %% ../../nbs/viz/17_controls.ipynb #a3c86a4b
-_FIT = "<style>.tractkit-view .renderview-wrapper { max-width: 100%; }</style>"  # in a cell narrower than the view
+_STYLE = """<style>
+.tractkit-view .renderview-wrapper { max-width: 100%; }  /* in a cell narrower than the view */
+.tractkit-view .renderview-wrapper .renderview-view { border: none; }
+.jp-OutputArea-child:has(.tractkit-view) + .jp-OutputArea-child:has(.jp-RenderedImage) { display: none; }
+</style>"""
 
 
 def put_together(*rows: widgets.Widget) -> widgets.VBox:
     """Make one widget of the canvas and the controls below it."""
-    return widgets.VBox([*rows, widgets.HTML(_FIT, layout={"display": "none"})], _dom_classes=["tractkit-view"])
+    return widgets.VBox([*rows, widgets.HTML(_STYLE, layout={"display": "none"})], _dom_classes=["tractkit-view"])

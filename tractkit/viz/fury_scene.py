@@ -31,7 +31,7 @@ with warnings.catch_warnings():  # importing FURY, which DIPY does too, would si
     from fury import window
 
 # %% ../../nbs/viz/12_fury_scene.ipynb #82baab6e
-_COARSE_POINTS = 16_000  # of all streamlines together while the camera moves; the time of a frame goes with them
+_COARSE_POINTS = 6_000  # of all streamlines together while the camera moves; the time of a frame goes with them
 
 
 def _lit_camera() -> gfx.PerspectiveCamera:
@@ -61,6 +61,7 @@ class Stage:
         self.scene.add(self.camera)
         self.view, self.count, self.hidden = composition.view, composition.limit, set[str]()
         self.position = composition.position(self.view)
+        self.window: tuple[float, float] | None = None  # values drawn black and white; None: as each volume has them
         self._marks: list = []      # letters and bar
         self._lying: list = []      # what is on a plane
         self._slicers = [
@@ -84,6 +85,7 @@ class Stage:
 
     def set_window(self, low: float, high: float) -> None:
         """Set the values drawn black and white."""
+        self.window = low, high
         for slicer in self._slicers:
             for child in slicer.children:
                 child.material.clim = low, high
@@ -207,6 +209,7 @@ class Manager(window.ShowManager):
                          pixel_ratio=pixel_ratio, max_fps=30)
         controller.register_events(self.screens[0].viewport)
         self.renderer.ppaa = "none"
+        self.renderer.pixel_filter = "linear"  # of four pixels the mean, where it draws at twice the size
 
     def _resize(self, size):
         for screen in self.screens:

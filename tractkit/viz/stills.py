@@ -11,7 +11,6 @@ from collections.abc import Mapping
 
 import numpy as np
 from numpy.typing import ArrayLike
-from PIL import Image
 
 from ..core.files import atomic_path
 from .colors import paste_legends
@@ -64,11 +63,9 @@ def draw_stage(
         stage.camera.set_state(camera_state)
     try:
         manager.render()
-        manager.window.draw()
-        fine = np.asarray(manager.renderer.snapshot())[..., :4]
+        pixels, composition = np.array(manager.window.draw()), stage.composition
     finally:
         manager.close()
-    pixels, composition = np.asarray(Image.fromarray(fine).reduce(2)).copy(), stage.composition
     if composition.letters:
         paste_legends(pixels, composition.legends)
     return Still(pixels)

@@ -6,6 +6,7 @@
 __all__ = ['View', 'NiivueView', 'view', 'LinkedViews', 'link_views']
 
 # %% ../../nbs/viz/18_viewer.ipynb #45f33484
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias, Unpack
@@ -32,6 +33,7 @@ from .drawables import Drawable, may_be_odf
 from .fury_scene import Stage
 from .live_canvas import LiveCanvas
 from .niivue_backend import NiivueScene, require_niivue
+from .page import check_picture_path, save_page
 from .planes import check_view
 from .stills import Still, draw_stage, draw_still
 
@@ -47,6 +49,15 @@ def _cell_number() -> int | None:
     """Return the number of the cell that runs; None outside of IPython."""
     shell = get_ipython()
     return None if shell is None else shell.execution_count
+
+
+def _close_widgets(widget: widgets.Widget | None) -> None:
+    """Close a widget and all that are in it: each is kept by the list of all widgets until it is closed."""
+    if widget is not None:
+        for child in getattr(widget, "children", ()):
+            _close_widgets(child)
+        widget.unobserve_all()
+        widget.close()
 
 # %% ../../nbs/viz/18_viewer.ipynb #6045db61
 def _add_controls(view: "View", position: np.ndarray) -> None:
@@ -95,10 +106,13 @@ class View:
         """How many streamlines are drawn when the scene is at rest."""
         return self.composition.shown if self._stage is None else self._stage.show_lines()
 
-    def redraw(self) -> None:
+    def redraw(
+        self,
+        moved: bool = False,  # coarsely at first: more changes are likely to follow at once
+    ) -> None:
         """Draw the live view again, after a change to its scene."""
         if self._drawn is not None:
-            self._drawn.redraw()
+            self._drawn.redraw(moved)
 
     @property
     def camera(self) -> Camera:
@@ -127,7 +141,7 @@ class View:
         """Move the slices, and what lies on them."""
         stage = self._need_stage()
         stage.move([old if new is None else new for new, old in zip((x, y, z), stage.position, strict=True)])
-        self.redraw()
+        self.redraw(moved=True)
 
     def set_window(
         self,
@@ -136,7 +150,7 @@ class View:
     ) -> None:
         """Change the grey values of the slices."""
         self._need_stage().set_window(low, high)
-        self.redraw()
+        self.redraw(moved=True)
 
     def set_count(
         self,
@@ -169,6 +183,22 @@ class View:
             still.save(path)
         return still
 
+    def save(
+        self,
+        path: str | os.PathLike,      # .html or .png
+        most_megabytes: float = 50,   # of a page; beyond it fewer streamlines are written
+    ) -> None:
+        """Write the view as it is now: as a page that is turned in a browser without a kernel, or as a still.
+
+        Says what the page does not hold. Raises DataError for another ending, or a page that is too large also without
+        streamlines. A view of NiiVue is written as its still shows it."""
+        if check_picture_path(path) == ".png":
+            self.screenshot(path)
+        else:
+            for note in save_page(self._stage or self.composition, path, still=self.screenshot(),
+                                  most_megabytes=most_megabytes):
+                print(note)
+
     def _write_screenshot(self) -> None:
         """Write a screenshot under the first free name in the working folder, and show that name below the view."""
         path = free_screenshot_path()
@@ -188,10 +218,12 @@ class View:
         return self._stage
 
     def close(self) -> None:
-        """Free the live view's window; the still stays."""
+        """Free the live view: its window, its controls and its memory; the still stays."""
         if self._drawn is not None:
-            self._drawn.manager.close()
+            self._drawn.close()
+            _close_widgets(self.canvas)
             self._drawn = self.canvas = self._stage = None
+            gc.collect()  # pygfx's objects refer to each other in circles
 
     def show(self) -> None:
         """Display the live view, and the still as an output of its own."""
