@@ -10,7 +10,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -21,9 +21,11 @@ from numpy.typing import ArrayLike
 from scipy.signal import lfilter
 
 from ..core.files import DataError, atomic_path
+from ..core.html import thin_curve
 from ..core.text import Record
 from .log import HasLog, RunLog, as_log
 from ..viz.figure import Picture, blank_picture
+from ..viz.losses import mark_gaps
 
 # %% ../../nbs/runs/14_curves.ipynb #1d9f4b39
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class RunColumns:
 
     name: str
     columns: Mapping[str, Mapping[str, np.ndarray]]
+    not_finite: Mapping[tuple[str, str], Sequence[int]] = field(default_factory=dict)  # (kind, metric) -> its records
 
     def find(self, metric: str) -> tuple[str, np.ndarray]:
         """Return the kind and the values of a metric, or of the sum or difference of two. KeyError if there is none."""
@@ -91,11 +94,12 @@ def read_run(
                    f"[run.folder for run in find_runs({str(folder)!r})]" if inside else
                    "Give the folder that has log.jsonl, or logs/*.npy of dwi_ml")
             raise DataError("there is no log of a run in this folder", file=folder, fix=fix)
-        return RunColumns(name, {"epoch": {
-            k.removesuffix("_per_epoch").removesuffix("_duration").removesuffix("_monitor"): v
-            for k, v in arrays.items()
-        }})
+        epochs = {k.removesuffix("_per_epoch").removesuffix("_duration").removesuffix("_monitor"): v
+                  for k, v in arrays.items()}
+        return RunColumns(name, {"epoch": epochs}, {("epoch", k): np.flatnonzero(np.isnan(v)).tolist()
+                                                    for k, v in epochs.items() if np.isnan(v).any()})
     before: dict[str, float] = {}
+    not_finite: dict[tuple[str, str], list[int]] = {}
     for record in log.records():
         time = record.pop("time", None) or {}
         record |= {"seconds": time["seconds"]} if "seconds" in time else {}
@@ -103,12 +107,15 @@ def read_run(
             spent = {"training_minutes": time["training"] / 60, "validation_minutes": time.get("validation", 0) / 60}
             record |= {k: v - before.get(k, 0.0 if record["epoch"] == 0 else math.nan) for k, v in spent.items()}
             before = spent
-        _append(columns.setdefault(record.pop("kind"), {}), record)
-    return RunColumns(name, {kind: {k: np.array(v) for k, v in c.items()} for kind, c in columns.items()})
+        kind = record.pop("kind")
+        row = _append(columns.setdefault(kind, {}), record)
+        for k in (k for k, v in record.items() if v is None):
+            not_finite.setdefault((kind, k), []).append(row)
+    return RunColumns(name, {kind: {k: np.array(v) for k, v in c.items()} for kind, c in columns.items()}, not_finite)
 
 
-def _append(columns: dict[str, list[float]], record: Record) -> None:
-    """Append a row: the numbers of a record, and NaN for those that it lacks."""
+def _append(columns: dict[str, list[float]], record: Record) -> int:
+    """Append a row: the numbers of a record, and NaN for those that it lacks. Return its place."""
     n = max(map(len, columns.values()), default=0)
     for k, v in record.items():
         if isinstance(v, (int, float, type(None))) and not isinstance(v, bool):
@@ -116,6 +123,7 @@ def _append(columns: dict[str, list[float]], record: Record) -> None:
             column += [math.nan] * (n - len(column)) + [math.nan if v is None else float(v)]
     for column in columns.values():
         column += [math.nan] * (n + 1 - len(column))
+    return n
 
 # %% ../../nbs/runs/14_curves.ipynb #50bf8c53
 def read_runs(runs: Runs) -> dict[str, RunColumns]:
@@ -196,7 +204,7 @@ class _Graph:
 def _read_lines(
     found: Mapping[str, RunColumns], metrics: Sequence[str], x: str, allow_missing: bool
 ) -> list[_Line]:
-    """Return the curves of metrics, finite values only. KeyError if a run does not have one."""
+    """Return the curves of metrics; NaN: not finite. What records lack is left out. KeyError if a run has none."""
     lines = []
     for name, run in found.items():
         for metric in metrics:
@@ -207,9 +215,11 @@ def _read_lines(
                     raise
                 continue
             along = run.along(kind, x)
-            there = np.isfinite(y) & np.isfinite(along)
+            there = np.isfinite(y)
             if there.any():
-                lines.append(_Line(name, metric, kind, along[there], y[there]))
+                there[run.not_finite.get((kind, metric.rpartition("/")[2]), [])] = True
+                there &= np.isfinite(along)
+                lines.append(_Line(name, metric, kind, along[there], np.where(np.isfinite(y), y, np.nan)[there]))
     if len(found) > 1 and "train_loss" in metrics:
         with_epochs = {line.run for line in lines if line.kind != "batch"}
         lines = [line for line in lines if line.kind != "batch" or line.run not in with_epochs]
@@ -217,17 +227,21 @@ def _read_lines(
 
 # %% ../../nbs/runs/14_curves.ipynb #4fb46bab
 def _draw_batches(ax: Axes, graph: _Graph, line: _Line, smoothing: float) -> None:
-    """Draw values of batches: smoothed, over a faint line of the values as they are if there is one run."""
+    """Draw values of batches: smoothed, over a faint line of the values as they are if there is one run.
+
+    Of a long run the extremes of equal stretches are drawn; settings in steps."""
     x, y, color = line.x, line.y, graph.color(line)
-    stride = -(-len(y) // 3000)
-    steady = np.ptp(y) == 0 or "learning_rate" in line.metric or not smoothing
+    is_setting = "learning_rate" in line.metric
+    steady = is_setting or not smoothing or np.nanmin(y) == np.nanmax(y)
+    raw, shape = thin_curve(x, y, 3000), "steps-post" if is_setting else "default"
     if not steady:
         if not graph.many:
-            ax.plot(x[::stride], y[::stride], color=color, lw=0.7, alpha=0.3, zorder=2)
-        y = smooth(y, smoothing)
+            ax.plot(*raw, color=color, lw=0.7, alpha=0.3, zorder=2)
+        raw = thin_curve(x, np.where(np.isfinite(y), smooth(y, smoothing), np.nan), 3000)
     # Equal lines are drawn with different widths, so that all are visible.
     below = 1.3 * (len(graph.runs) - 1 - graph.runs.index(line.run)) if steady and len(graph.runs) <= 4 else 0.0
-    ax.plot(x[::stride], y[::stride], color=color, lw=1.5 + below, zorder=3, solid_capstyle="round")
+    ax.plot(*raw, color=color, lw=1.5 + below, zorder=3, solid_capstyle="round", drawstyle=shape)
+    mark_gaps(ax, x, y, color)
 
 
 def _draw_epochs(ax: Axes, graph: _Graph, line: _Line) -> None:
@@ -237,10 +251,11 @@ def _draw_epochs(ax: Axes, graph: _Graph, line: _Line) -> None:
     ax.plot(
         x, y, color=color, lw=1.1 if training else 1.9, ls=(0, (4, 2)) if training else "-",
         zorder=3 if training else 4, marker="o" if len(y) <= 24 and not training else None, ms=3.2,
-        solid_capstyle="round",
+        solid_capstyle="round", drawstyle="steps-post" if "learning_rate" in line.metric else "default",
     )
-    if line.metric == "valid_loss" and len(y) > 1:
-        k = int(np.argmin(y))
+    mark_gaps(ax, x, y, color)
+    if line.metric == "valid_loss" and np.isfinite(y).sum() > 1:
+        k = int(np.nanargmin(y))
         ax.plot(x[k], y[k], "o", ms=8, mfc=graph.theme.paper, mec=color, mew=2, zorder=6)
 
 # %% ../../nbs/runs/14_curves.ipynb #fb63e201
@@ -248,6 +263,7 @@ def _set_scale(ax: Axes, graph: _Graph, log: bool | None, remove_outliers: bool)
     """Set the limits and ticks of y; `log` None: logarithmic where the values span much."""
     shown = [line.get_ydata() for line in ax.lines] if graph.many else [line.y for line in graph.lines]
     values = np.concatenate([np.asarray(y, float) for y in shown]) if graph.lines else np.ones(1)
+    values = values[np.isfinite(values)] if np.isfinite(values).any() else np.ones(1)
     low, high = np.percentile(values, (1, 99)) if remove_outliers else (values.min(), values.max())
     if log is None:
         times = any("minutes" in m or "seconds" in m for m in graph.metrics)
@@ -304,7 +320,7 @@ def _curve_names(graph: _Graph) -> list[tuple[str, str]]:
     if graph.many:
         broken = ", ".join(_NAMES.get(m, m) for m in used[:-1] if not m.startswith("batch/"))
         return [(f"broken: {broken}", graph.theme.ink)]
-    best = [line.y.min() for line in graph.lines if line.metric == "valid_loss" and len(line.y) > 1]
+    best = [np.nanmin(line.y) for line in graph.lines if line.metric == "valid_loss" and len(line.y) > 1]
     end = {"valid_loss": f", best {best[0]:.3g}" if best else ""}
     return [(_NAMES.get(m, m) + end.get(m, ""), graph.theme.curve(graph.metrics.index(m))) for m in used]
 
