@@ -3228,7 +3228,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                       'tractkit.runs.curves._draw_epochs': ('runs/curves.html#_draw_epochs', 'tractkit/runs/curves.py'),
                                       'tractkit.runs.curves._draw_graph': ('runs/curves.html#_draw_graph', 'tractkit/runs/curves.py'),
                                       'tractkit.runs.curves._fit_curve': ('runs/curves.html#_fit_curve', 'tractkit/runs/curves.py'),
-                                      'tractkit.runs.curves._in_minutes': ('runs/curves.html#_in_minutes', 'tractkit/runs/curves.py'),
                                       'tractkit.runs.curves._make_axes': ('runs/curves.html#_make_axes', 'tractkit/runs/curves.py'),
                                       'tractkit.runs.curves._pairs': ('runs/curves.html#_pairs', 'tractkit/runs/curves.py'),
                                       'tractkit.runs.curves._pearson': ('runs/curves.html#_pearson', 'tractkit/runs/curves.py'),

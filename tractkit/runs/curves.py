@@ -12,7 +12,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -369,7 +369,7 @@ def _draw_graph(
             _draw_epochs(ax, graph, line)
     _set_scale(ax, graph, log, remove_outliers)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=graph.x not in ("hours", "minutes")))
+    ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=graph.x != "hours"))
     ax.xaxis.set_major_formatter(FuncFormatter(
         (lambda v, _: time.strftime("%d %b %H:%M", time.localtime(v))) if graph.x == "time" else lambda v, _: f"{v:,.6g}"))
     ax.set_xlabel(graph.x, fontsize=10, color=graph.theme.ink)
@@ -403,16 +403,11 @@ def _make_axes(
     return figure, axes
 
 
-def _in_minutes(graph: _Graph) -> _Graph:
-    """Return a graph over hours as one over minutes."""
-    return replace(graph, x="minutes", lines=[line._replace(x=60 * line.x) for line in graph.lines])
-
-
 def plot_runs(
     runs: Runs,                                               # a run, a list of runs, or {name: run}: see `read_run`
     graphs: Mapping[str, str | Sequence[str]] | None = None,  # title -> metrics; default: losses, gradient, rate, time
     *,
-    x: str = "step",                                          # or "epoch", "hours" (minutes, if short), "time"
+    x: str = "step",                                          # or "epoch", "hours", "time"
     smoothing: float = 0.9,                                   # of batches, see `smooth`; 0: none
     log: Mapping[str, bool] | None = None,                    # title -> logarithmic; default: where values span much
     xlim: tuple[float, float] | None = None,
@@ -431,8 +426,6 @@ def plot_runs(
         for title, metrics in wanted.items()
     ]
     drawn = [graph for graph in drawn if graph.lines or graphs is not None]
-    if x == "hours" and xlim is None and all(line.x.max() < 2 for graph in drawn for line in graph.lines):
-        drawn = [_in_minutes(graph) for graph in drawn]
     figure, axes = _make_axes(len(drawn), columns, size, 30 if len(found) > 1 else 0, theme)
     for ax, graph in zip(axes, drawn, strict=True):
         _draw_graph(figure, ax, graph, smoothing, (log or {}).get(graph.title), remove_outliers)
