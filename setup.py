@@ -33,6 +33,7 @@ setup(
         "tractkit": ["py.typed", "__init__.pyi"],
         "tractkit.lab": ["*.js", "*.css"],
         "tractkit.tutorials": ["*.ipynb"],
+        "tractkit.viz": ["*.js"],
     },
     include_package_data=False,
     install_requires=shlex.split(cfg["requirements"]),
