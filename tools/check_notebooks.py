@@ -7,7 +7,7 @@
 --export copies the tree, deletes all that is generated, exports and cleans in the copy, and compares the two
 file by file, byte by byte.
 
---run executes each notebook in a kernel, a process of its own, two at a time, and compares by cell id: streams
+--run executes each notebook in a kernel, a process of its own, some at a time, and compares by cell id: streams
 and text exactly, other outputs by their mime types (pictures may differ by a pixel between machines). Cells marked
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
 the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
@@ -41,7 +41,8 @@ from tools import warm_kernel  # noqa: E402
 from tools.tree import copy_tree, git_status, source_files  # noqa: E402
 
 WARM = ROOT / "tools" / "warm_kernel.py"
-AT_ONCE = 2
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+AT_ONCE = min(4, CORES + 1)  # a kernel that starts or ends leaves its core to the others
 IN_SHORT = ("90_", "92_")  # the tutorials that the short run executes
 SLOW_NOTEBOOK = 20  # seconds
 LARGE_NOTEBOOK = 300  # KB
@@ -311,8 +312,8 @@ def check_run(notebooks: list[Path], store: bool = False) -> int:
     before = git_status()
     wrong = 0
     with warm_kernels() as warm, ThreadPoolExecutor(AT_ONCE) as pool:
-        # The largest first, so that the last one to finish is not a long one that began late.
-        by_size = sorted(notebooks, key=lambda p: -p.stat().st_size)
+        # Tutorials and the largest first, so that the last one to finish is not a long one that began late.
+        by_size = sorted(notebooks, key=lambda p: (p.parent.name != "tutorials", -p.stat().st_size))
         for path, (problems, seconds) in zip(by_size, pool.map(lambda p: run(p, store, warm), by_size), strict=True):
             size = path.stat().st_size / 1000
             notes = [f"over {SLOW_NOTEBOOK} s"] if seconds > SLOW_NOTEBOOK else []

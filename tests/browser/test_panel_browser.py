@@ -28,6 +28,8 @@ trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
         f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
         for batches in (1_000, 10_000)
     ),
+    "in_cell = fit(mkdtemp(), pause=.01, max_epochs=500)\nin_cell",
+    "in_cell.train_and_validate().global_step > 0",
 ]
 
 
@@ -113,6 +115,25 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
 
 
+def test_the_buttons_of_a_training_that_runs_in_a_cell_work(lab, page):
+    readouts = page.locator(".tractkit-readout").count()
+    lab.run_cell_with(page, "in_cell = fit(")
+    until(lambda: page.locator(".tractkit-readout").count() == readouts + 1, 60)
+    panel = Panel(page, readouts)
+    lab.begin_cell_with(page, "in_cell.train_and_validate()")
+    until(lambda: panel.chip.inner_text() == "training" and panel.batches() > 4)
+    panel.press("Pause")
+    until(lambda: panel.chip.inner_text() == "paused")
+    panel.press("Resume")
+    until(lambda: panel.chip.inner_text() == "training")
+    panel.press("Save")
+    until(lambda: "Saved: step" in panel.message.inner_text())
+    assert page.get_by_text("[*]:").count() == 1  # the cell runs still
+    panel.press("Stop")
+    until(lambda: panel.chip.inner_text() == "stopped" and panel.button("Start").is_enabled())
+    until(lambda: page.get_by_text("[*]:").count() == 0)
+
+
 @pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])
 def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, batches):
     readouts = page.locator(".tractkit-readout").count()
@@ -143,8 +164,9 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     assert panel.batches() == FILLED + batches
     end = look()
 
-    sent = [(when, size) for when, kind, size in wire.seen if kind == "comm_msg" and when >= began]
-    updates, seconds = [x for x in sent if x[1] > 3_000], sent[-1][0] - began
+    sent = [message for message in wire.seen if message[1] == "comm_msg" and message[0] >= began]
+    # On a busy machine an update can come without a new point of a curve, and be small.
+    updates, seconds = [(when, size) for when, _, size, held in sent if b'"readout"' in held], sent[-1][0] - began
     fifths = [[size for when, size in updates if k <= 5 * (when - began) / seconds <= k + 1] for k in range(5)]
     note = (
         f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, "
@@ -156,9 +178,8 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     (PICTURES / f"flat-{batches}.txt").write_text(note + "\n")
     print(note)
     assert end["rss"] - tenth["rss"] < 12 << 20, note
-    assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, (
-        note
-    )  # the others: when something changes, not with time
+    others = len(sent) - len(updates)  # when something changes, not with time
+    assert len(updates) <= 4 * seconds + 3 and others < 40, note
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
     assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
     assert end["file"] < tenth["file"] + 20_000 < 200_000, (

@@ -8,7 +8,7 @@ __all__ = ['Controls']
 # %% ../../nbs/lab/08_controls.ipynb #9c900412
 from collections.abc import Callable, Collection, Sequence
 
-from ipywidgets import Button, Dropdown, HBox, Layout, VBox
+from ipywidgets import HTML, Button, Dropdown, HBox, Layout, VBox
 
 # %% ../../nbs/lab/08_controls.ipynb #01e15e9e
 _BUTTONS = {  # command -> description, icon, tooltip
@@ -25,6 +25,8 @@ _BUTTONS = {  # command -> description, icon, tooltip
 }
 _NEEDS_TRAINER = ("Nothing trains in this folder: build the trainer as it was, see Show code, "
                   "and its panel can start, go back and branch off")
+_INTERRUPT = ("Interrupt the cell (■ in the toolbar): the training stops after its batch, saved. This kernel takes no "
+              "click while a cell runs; ipykernel 7 does")
 
 
 def _make_button(command: str, press: Callable[[str], None]) -> Button:
@@ -42,8 +44,9 @@ class Controls:
         self.buttons = {command: _make_button(command, press) for command in _BUTTONS}
         self.checkpoint = Dropdown(options=[("checkpoints", -1)], tooltip="Where to go back to", disabled=True)
         self.checkpoint.layout.width = "200px"
+        self.note = HTML()  # why none can be pressed
         first = [self.buttons[c] for c in ("start", "pause", "resume", "step", "epoch", "stop")]
-        second = [self.buttons["save"], self.checkpoint, self.buttons["rewind"], self.buttons["fork"]]
+        second = [self.buttons["save"], self.checkpoint, self.buttons["rewind"], self.buttons["fork"], self.note]
         self.widget = VBox([HBox(row, layout=Layout(flex_flow="row wrap")) for row in (first, second)])
 
     def show(
@@ -51,10 +54,14 @@ class Controls:
         possible: Collection[str],               # the commands that make sense now
         checkpoints: Sequence[tuple[str, int]],  # (label, step)
         needs_trainer: bool = False,             # nothing can be done without it
+        must_interrupt: bool = False,            # a cell trains, and the kernel serves no click meanwhile
     ) -> None:
         """Enable the buttons that make sense; what is as it should be sends nothing to the browser."""
+        possible = set() if must_interrupt else possible
+        self.note.value = f'<span role="status">{_INTERRUPT}</span>' if must_interrupt else ""
         for command, button in self.buttons.items():
-            button.tooltip = _NEEDS_TRAINER if needs_trainer else _BUTTONS[command][2]
+            own = _BUTTONS[command][2]
+            button.tooltip = _INTERRUPT if must_interrupt else _NEEDS_TRAINER if needs_trainer else own
             if button.disabled == (command in possible):
                 button.disabled = command not in possible
                 button.button_style = "primary" if command in possible and command in ("start", "resume") else ""
@@ -64,5 +71,5 @@ class Controls:
 
     def close(self) -> None:
         """Take the buttons from the page."""
-        for widget in (*self.buttons.values(), self.checkpoint, *self.widget.children, self.widget):
+        for widget in (*self.buttons.values(), self.checkpoint, self.note, *self.widget.children, self.widget):
             widget.close()

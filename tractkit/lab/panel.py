@@ -19,7 +19,8 @@ from ipywidgets import HTML, Button, Layout, Tab, VBox, Widget
 from .controls import Controls
 from ..core.text import Json
 from .live_curves import pack_curves
-from .live_widget import SavedOutput, Watcher, display_widget
+from .live_widget import (
+    SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
@@ -134,7 +135,7 @@ class TrainerPanel:
     def _describe(self) -> StatusText:
         """Return the words that are shown now."""
         status = self.source.status
-        self.feedback.update(self.trainer.status, status)
+        self.feedback.update(self.trainer.status, status, self.source.running)
         text = describe_status(status, self.feedback.command, self.source.name, self.source.messages)
         if self.source.not_taken_up:
             text["message"] += ". Start goes on with it."
@@ -151,8 +152,10 @@ class TrainerPanel:
                 self.readout.readout, self.readout.curves = {**text}, curves
             checkpoints = source.checkpoints()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
-            self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer)
-            self.settings_tab.show(source.settings(), source.can_change, text["message"])
+            must_interrupt = source.holds_cell and clicks_wait_for_cells()
+            self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
+            self.settings_tab.show(source.settings(), source.can_change and not must_interrupt, text["message"])
+            serve_while_cells_run(self.widget)
 
     def _is_active(self) -> bool:
         return self.trainer.status.phase in ACTIVE

@@ -49,10 +49,15 @@ class CommandFeedback:
         """Show a note or an error until the trainer's message is another one."""
         self._note, self._error, self._instead_of = note, error, status.message
 
-    def update(self, own: Status, shown: Status) -> None:
-        """Compare with the status of the trainer, and with the one that is shown, which may be that of a folder."""
+    def update(self, own: Status, shown: Status, running: bool | None = None) -> None:
+        """Compare with the status of the trainer, and with the one that is shown, which may be that of a folder.
+
+        `running` is whether the training runs or rests; None: not known."""
         (phase, count), (phase_before, count_before) = _marks(self.command, own), self._before
-        obeyed = phase != phase_before
+        if _is_over(self.command, phase, running):
+            self.end()
+        obeyed = {"pause": phase == "paused", "resume": phase in ACTIVE, "stop": False}.get(
+            self.command, phase != phase_before)
         if self.command in ("step", "epoch"):  # a trainer that starts for a step pauses before it, for a moment
             obeyed = shown.phase not in ACTIVE and (count != count_before or (obeyed and phase != "paused"))
         if self.command and obeyed:
@@ -65,6 +70,13 @@ class CommandFeedback:
     def message(self, text: StatusText) -> str:
         """Return what the status line shows. The message of a failure gives way to an error only."""
         return self._error or (text["message"] if text["phase"] == "failed" or not self._note else self._note)
+
+
+def _is_over(command: str, phase: str, running: bool | None) -> bool:
+    """Return whether the training has ended, so that nothing will come of a command."""
+    at_rest = phase not in (*ACTIVE, "paused") and not running
+    return at_rest and (command in ("pause", "resume", "stop")
+                        or (command in ("start", "step", "epoch") and running is False))
 
 
 def _marks(command: str, s: Status) -> tuple[str, int]:

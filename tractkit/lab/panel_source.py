@@ -75,6 +75,16 @@ class PanelSource:
         return {command for command, method in METHOD_OF.items() if hasattr(self.trainer, method)}
 
     @property
+    def running(self) -> bool | None:
+        """Whether the training runs or rests; None: not known."""
+        return getattr(self.trainer, "running", None)
+
+    @property
+    def holds_cell(self) -> bool:
+        """Whether a cell waits for the end of the training."""
+        return False
+
+    @property
     def can_change(self) -> bool:
         """Whether settings may be changed now."""
         return False
@@ -182,6 +192,10 @@ class TrainerSource(PanelSource):
         if self._in_folder is not None and (self._trainer.state is not None or self._trainer.running):
             self._in_folder = None
         return self._in_folder or self._trainer
+
+    @property
+    def holds_cell(self) -> bool:
+        return self._trainer.runner.in_main_thread
 
     @property
     def can_change(self) -> bool:

@@ -66,6 +66,11 @@ class Runner(Generic[P]):
         """Whether the loop runs or rests."""
         return self._busy.locked() or (self.thread is not None and self.thread.is_alive())
 
+    @property
+    def in_main_thread(self) -> bool:
+        """Whether the loop runs in the main thread: in a notebook, a cell waits for its end."""
+        return self._place is not None and self._place[0] == threading.main_thread().ident
+
     def refuse_running(self) -> None:
         """Raise RuntimeError if the loop runs."""
         self._end_if_left()
