@@ -34,7 +34,6 @@ setup(
         "tractkit.lab": ["*.js", "*.css"],
         "tractkit.viz": ["*.js", "*.css"],
         "tractkit.tutorials": ["*.ipynb"],
-        "tractkit.viz": ["*.js"],
     },
     include_package_data=False,
     install_requires=shlex.split(cfg["requirements"]),
