@@ -21,7 +21,8 @@ from ipywidgets import Button, HBox, Label, Layout, VBox
 
 from ..core.files import DataError, absolute_path
 from ..core.html import as_html
-from .live_widget import SavedOutput, Watcher, display_widget
+from .live_widget import (
+    KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
 from .run_table import Row, run_rows, runs_html, runs_page, runs_text, sort_rows
 from ..runs.curves import plot_runs
@@ -67,6 +68,7 @@ class _OpenPanels:
         shut.on_click(lambda _: self.close(name))
         box = VBox([HBox([Label(name), shut]), shown])
         box.add_class("tractkit-runs-opened")
+        serve_while_cells_run(box)
         self._boxes.pop(name, None)
         self._boxes[name] = box
         self.widget.children = list(self._boxes.values())
@@ -158,7 +160,9 @@ class RunBrowser:
                 self._table.chosen = self.chosen
                 self._table.observe(self._on_tick, ["chosen", "dark"])
                 self._table.on_msg(self._on_message)
-                self._box = VBox([self._table, self._opened.widget], layout=Layout(max_width="920px"))
+                watch = KernelWatch(safe="The runs are in their folder")
+                self._box = VBox([watch, self._table, self._opened.widget], layout=Layout(max_width="920px"))
+                serve_while_cells_run(self._box)
                 self._show()
                 self._watcher.start()
         return self._box
@@ -170,7 +174,7 @@ class RunBrowser:
         for name in list(self.panels):
             self._opened.close(name)
         if self._table is not None:
-            for widget in (self._table, self._opened.widget, self._box):
+            for widget in (*self._box.children, self._box):
                 widget.close()
 
     def _present(self, names: Sequence[str]) -> list[str]:
