@@ -32,6 +32,7 @@ setup(
     package_data={
         "tractkit": ["py.typed", "__init__.pyi"],
         "tractkit.lab": ["*.js", "*.css"],
+        "tractkit.viz": ["*.js", "*.css"],
         "tractkit.tutorials": ["*.ipynb"],
     },
     include_package_data=False,

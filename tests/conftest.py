@@ -47,7 +47,7 @@ NEEDS = {
     "gpu": (_has_gpu, "torch finds no CUDA device here"),
     "browser": (lambda: CHROMIUM is not None, "no chromium or google-chrome on the PATH"),
     "vulkan": (_has_vulkan, "no Vulkan driver for FURY: tractkit.viz.vulkan.NO_VULKAN says what to install"),
-    "webgl": (_has_webgl, "no WebGL 2 in this browser: tests/test_niivue.py asks the traits only"),
+    "webgl": (_has_webgl, "no WebGL 2 in this browser: tests/viz reads what it would be given"),
     "namespaces": (
         _has_namespaces,
         "no mount namespaces here: the errors are injected in test_checkpoint.py and test_trainer.py",

@@ -166,8 +166,9 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     assert panel.batches() == FILLED + batches
     end = look()
 
-    sent = [(when, size) for when, kind, size in wire.seen if kind == "comm_msg" and when >= began]
-    updates, seconds = [x for x in sent if x[1] > 3_000], sent[-1][0] - began
+    sent = [message for message in wire.seen if message[1] == "comm_msg" and message[0] >= began]
+    # On a busy machine an update can come without a new point of a curve, and be small.
+    updates, seconds = [(when, size) for when, _, size, held in sent if b'"readout"' in held], sent[-1][0] - began
     fifths = [[size for when, size in updates if k <= 5 * (when - began) / seconds <= k + 1] for k in range(5)]
     note = (
         f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, "
@@ -179,9 +180,8 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     (PICTURES / f"flat-{batches}.txt").write_text(note + "\n")
     print(note)
     assert end["rss"] - tenth["rss"] < 12 << 20, note
-    assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, (
-        note
-    )  # the others: when something changes, not with time
+    others = len(sent) - len(updates)  # when something changes, not with time
+    assert len(updates) <= 4 * seconds + 3 and others < 40, note
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
     assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
     assert end["file"] < tenth["file"] + 20_000 < 200_000, (

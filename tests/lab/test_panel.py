@@ -17,13 +17,14 @@ from helpers_waiting import until
 from tractkit.core.files import DataError
 from tractkit.evaluation.scoring import GroundTruth
 from tractkit.lab.folder_run import FolderRun
-from tractkit.lab.live_curves import thin_curve
+from tractkit.lab.live_curves import mean_curve, thin_curve
 from tractkit.lab.panel import TrainerPanel, panel_of
 from tractkit.lab.preview import Preview
 from tractkit.runs.listing import find_runs
 from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status
 from tractkit.spatial.volume import Volume
+from tractkit.training.callbacks import OnNonFinite
 from tractkit.training.process import attach
 from tractkit.training.state import TrainerState
 
@@ -206,16 +207,38 @@ def test_a_million_steps_cost_as_much_as_ten_thousand(make_panel):
     assert max(sizes) < 8_000 and sizes[1] < 1.2 * sizes[0]
 
 
-def test_thinning_keeps_means_and_leaves_out_what_is_not_finite():
+def test_thinning_keeps_what_was_and_the_means_beside_it():
     rng = np.random.default_rng(0)
     y = rng.random(9_001)
-    y[5] = np.nan
+    y[[5, 777, 4_000]] = np.nan, 450.0, -3.0
     x, thin = thin_curve(np.arange(9_001), y, limit=300)
-    assert len(x) <= 300 and np.all(np.diff(x) > 0)
-    assert thin[1:-1].mean() == pytest.approx(np.nanmean(y), rel=0.02)
-    assert thin_curve([1, 2, 3], [1.0, np.inf, 3])[0].tolist() == [1, 3]
-    assert thin_curve([], []) [0].size == 0
+    assert 150 < len(x) <= 300 and np.all(np.diff(x) > 0)
+    assert np.array_equal(thin, y[x.astype(int)], equal_nan=True)  # each where it was
+    assert (np.nanmax(thin), np.nanmin(thin), x[np.isnan(thin)].tolist()) == (450, -3, [5])
+    assert mean_curve(np.arange(9_001), y)[1][1:-1].mean() == pytest.approx(np.nanmean(y[90:-90]), rel=0.02)
+    assert thin_curve([1, 2, 3], [1.0, np.inf, 3])[1].tolist()[::2] == [1, 3]
+    assert np.isnan(thin_curve([1, 2, 3], [1.0, np.inf, 3])[1][1])  # a gap
+    assert np.isnan(thin_curve(range(999), [np.nan] * 999)[1]).all()
+    assert thin_curve([], [])[0].size == 0
     assert len(thin_curve([1, 2], [1.0, 2, 3])[0]) == 2  # read while it is appended to
+
+
+def test_a_step_that_was_left_out_is_a_gap_from_the_state_and_from_the_log(tmp_path):
+    def breaks(trainer, whole):
+        def loss(batch):
+            value, n = whole(batch)
+            return (value * float("nan") if trainer.state.global_step == 5 else value), n
+        return loss
+
+    trainer = fit(tmp_path, policies=[OnNonFinite()], max_epochs=2)
+    trainer.compute_batch_loss = breaks(trainer, trainer.compute_batch_loss)
+    trainer.train_and_validate()
+    own, of_log = trainer.curves(), FolderRun(trainer.folder).curves()
+    for name in ("training", "training mean", "validation", "best"):
+        assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(own[name], of_log[name], strict=True)), name
+    x, y = own["training"]
+    assert x[np.isnan(y)].tolist() == [6] and len(x) == 16
+    assert [v.tolist() for v in own["best"]] == [[trainer.state.best_step], [trainer.state.best["loss"]]]
 
 
 def test_curves_arrive_as_they_are(make_panel):

@@ -1,6 +1,7 @@
 """Curves, tables and correlations of runs."""
 
 import csv
+import math
 
 import numpy as np
 import pytest
@@ -158,6 +159,20 @@ def test_values_that_are_zero_missing_or_not_finite(tmp_path):
     plot_runs(tmp_path / "new").array()
     with pytest.raises(ValueError, match="the same name"):
         plot_runs([pretend(tmp_path / "x/b"), pretend(tmp_path / "y/b")])
+
+
+def test_a_long_run_shows_its_spikes_its_rates_and_where_numbers_ended(tmp_path):
+    log = RunLog(tmp_path / "long")
+    for step in range(1, 9_001):
+        loss = 40.0 if step == 4_321 else math.nan if 6_000 <= step < 6_500 else 0.5
+        log.append("batch", epoch=0, batch=step, step=step, loss=loss, learning_rate=1000 if step > 4_500 else 0.01)
+    loss, rate = plot_runs(tmp_path / "long", {"loss": "batch/loss", "rate": "batch/learning_rate"}).axes
+    raw = loss.lines[0]
+    assert raw.get_xdata()[np.nanargmax(raw.get_ydata())] == 4_321 and np.nanmax(raw.get_ydata()) == 40
+    assert all(np.isnan(line.get_ydata()).any() for line in loss.lines[:2])  # a gap, in the smoothed line, too
+    assert [line.get_xdata().tolist() for line in loss.lines if line.get_marker() == "x"] == [[6_000]]
+    steps, = [line for line in rate.lines if len(line.get_xdata()) > 1]
+    assert steps.get_drawstyle() == "steps-post" and set(steps.get_ydata()) == {0.01, 1000}
 
 
 def test_a_table_says_what_the_log_says(tmp_path):

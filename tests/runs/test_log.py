@@ -91,23 +91,45 @@ def test_losses_of_an_epoch(tmp_path):
     assert RunLog(tmp_path / "none").losses(0) == []
 
 
-@given(st.integers(0, 3000), st.sampled_from([2, 10, 64]))
+@given(st.integers(0, 3000), st.sampled_from([4, 12, 64]), st.booleans())
 @settings(max_examples=30, deadline=None)
-def test_curve_points_are_means_of_equal_shares(n, capacity):
+def test_a_curve_keeps_extremes_where_they_were_gaps_and_means(n, capacity, broken):
     values = np.sin(np.arange(n) / 50)
+    values[n // 3::97] += 5
+    if broken:
+        values[n // 2:n // 2 + 40] = np.nan
     curve = Curve(capacity)
     for i, v in enumerate(values):
         curve.append(i, v)
-    x, y = curve.arrays()
-    assert len(curve) <= capacity
-    whole = len(x) * curve.width
-    assert n - whole < curve.width and np.allclose(y, values[:whole].reshape(-1, curve.width).mean(1))
-    assert np.allclose(x, np.arange(whole).reshape(-1, curve.width).mean(1))
+    (x, y), (mean_x, mean_y), finite = curve.arrays(), curve.means(), np.flatnonzero(np.isfinite(values))
+    assert len(x) <= 3 * capacity // 2 and np.all(np.diff(x) > 0)
+    assert np.array_equal(y, values[x.astype(int)], equal_nan=True)  # each point where it was
+    if len(finite):
+        assert np.nanmax(y) == np.nanmax(values) and np.nanmin(y) == np.nanmin(values)
+    assert np.isnan(y).any() == np.isnan(values).any()
+    whole = finite[:len(mean_x) * curve.width].reshape(-1, curve.width)
+    assert len(finite) - whole.size < curve.width and np.allclose(mean_y, values[whole].mean(1))
+    assert np.allclose(mean_x, whole.mean(1))
     again = Curve()
     again.load_state_dict(json.loads(json.dumps(curve.state_dict())))
     for c in (curve, again):
         c.append(n, 7.0)
-    assert again.state_dict() == curve.state_dict()
+    assert json.dumps(again.state_dict()) == json.dumps(curve.state_dict())
+
+
+def test_a_curve_of_before_goes_on_with_its_means():
+    """What was saved before the extremes were: means only."""
+    now, before = Curve(8), Curve(8)
+    for i in range(37):
+        now.append(i, i % 5)
+    before.load_state_dict({k: v for k, v in now.state_dict().items() if k != "extremes"})
+    assert [a.tolist() for a in before.arrays()] == [a.tolist() for a in now.means()]
+    for i in range(37, 60):
+        now.append(i, 9.0)
+        before.append(i, 9.0)
+    old = ("capacity", "width", "points", "open")
+    assert {k: before.state_dict()[k] for k in old} == {k: now.state_dict()[k] for k in old}
+    assert before.arrays()[1].max() == 9.0
 
 
 def test_a_line_written_in_part_is_an_error(tmp_path):

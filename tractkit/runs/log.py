@@ -452,7 +452,7 @@ class History(Mapping[str, np.ndarray]):
             return Columns()
         if self._log is None or not self._log.path.exists():
             raise DataError("the log of this training is not there", file=self._log.path if self._log else None,
-                            fix="Load the state from its run's folder; state.curve has the means of the losses")
+                            fix="Load the state from its run's folder; state.curve.means() has means of the losses")
         return Columns.of([r | (r.get("time") or {}) for r in self._log.records("batch") if r["step"] <= self._step])
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -468,18 +468,64 @@ class History(Mapping[str, np.ndarray]):
         n = len(next(iter(self.epochs.values()), ()))
         return f"History({n} epochs: {', '.join(self)}; {self._step:,} steps in .batches)"
 
+# %% ../../nbs/runs/03_log.ipynb #6514e1b2
+_Point: TypeAlias = tuple[float, float]  # step and value; NaN: a gap
+
+
+def _outline(points: Sequence[_Point]) -> tuple[_Point, ...]:
+    """Return the first, the lowest and the highest of points; of those not finite one as a gap, in place of the first."""
+    if len(points) < 2:
+        return tuple(points)
+    finite = [p for p in points if math.isfinite(p[1])]
+    gap = next((p for p in points if not math.isfinite(p[1])), None)
+    kept = {gap or points[0]}
+    if finite:
+        kept |= {min(finite, key=lambda p: p[1]), max(finite, key=lambda p: p[1])}
+    return tuple(sorted(kept, key=lambda p: p[0]))
+
+
+class _Extremes:
+    """The outlines of at most `capacity` equal stretches; the last one is being made."""
+
+    def __init__(self, capacity: int):
+        self.capacity, self.width, self.made = capacity, 1, 0  # steps of a stretch, and of the last one so far
+        self.stretches: list[tuple[_Point, ...]] = [()]
+
+    def append(self, point: _Point) -> None:
+        """Add a step. Where the stretches are full, each two become one."""
+        if self.made == self.width:
+            if len(self.stretches) == self.capacity:
+                pairs = zip(self.stretches[::2], self.stretches[1::2], strict=True)
+                self.stretches, self.width = [_outline((*a, *b)) for a, b in pairs], 2 * self.width
+            self.stretches.append(())
+            self.made = 0
+        self.stretches[-1] = _outline((*self.stretches[-1], point))
+        self.made += 1
+
+    def state_dict(self) -> StateDict:
+        return {"width": self.width, "made": self.made, "stretches": [[v for p in s for v in p] for s in self.stretches]}
+
+    def load_state_dict(self, state: StateDict) -> None:
+        self.width, self.made = state["width"], state["made"]
+        self.stretches = [tuple(zip(s[::2], s[1::2], strict=True)) for s in state["stretches"]]
+
 # %% ../../nbs/runs/03_log.ipynb #93eed008
 class Curve:
-    """Values of ever more steps in at most `capacity` points, each the mean of equally many steps."""
+    """Values of ever more steps in some hundred points: the extremes of equal stretches, and the means of others."""
 
-    def __init__(self, capacity: int = 512):
-        self.capacity, self.width = capacity - capacity % 2, 1  # width: steps per point
-        self._points: list[tuple[float, float]] = []             # (mean step, mean value)
-        # Steps, sum of steps and sum of values of the point that is being made.
+    def __init__(self, capacity: int = 256):  # means at most; stretches with extremes: half as many
+        self.capacity, self.width = capacity - capacity % 4, 1  # width: steps of a mean
+        self._points: list[_Point] = []                          # (mean step, mean value)
+        # Steps, sum of steps and sum of values of the mean that is being made.
         self._open: tuple[int, float, float] = (0, 0.0, 0.0)
+        self._extremes = _Extremes(self.capacity // 2)
 
     def append(self, step: float, value: float) -> None:
-        """Add the value of a step."""
+        """Add the value of a step. One that is not finite is a gap, and part of no mean."""
+        if not math.isfinite(value):
+            self._extremes.append((step, math.nan))
+            return
+        self._extremes.append((step, value))
         n, x, y = self._open
         n, x, y = n + 1, x + step, y + value
         if n == self.width:
@@ -492,16 +538,29 @@ class Curve:
         self._open = (n, x, y)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return copies of the steps and the values."""
-        points = np.array(self._points[:]).reshape(-1, 2)
+        """Return copies of the steps and the values: of each stretch the extremes; NaN: a gap."""
+        points = [p for stretch in self._extremes.stretches[:] for p in stretch]
+        found = np.array(points, dtype=float).reshape(-1, 2)
+        return found[:, 0], found[:, 1]
+
+    def means(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return copies of the steps and the values of the means, each of equally many steps."""
+        points = np.array(self._points[:], dtype=float).reshape(-1, 2)
         return points[:, 0], points[:, 1]
 
     def __len__(self) -> int:
-        return len(self._points)
+        return len(self.arrays()[0])
 
     def state_dict(self) -> StateDict:
-        return {"capacity": self.capacity, "width": self.width, "points": list(self._points), "open": self._open}
+        return {"capacity": self.capacity, "width": self.width, "points": list(self._points), "open": self._open,
+                "extremes": self._extremes.state_dict()}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.capacity, self.width = state["capacity"], state["width"]
         self._points, self._open = [tuple(p) for p in state["points"]], tuple(state["open"])
+        self._extremes = _Extremes(self.capacity // 2)
+        if "extremes" in state:
+            self._extremes.load_state_dict(state["extremes"])
+            return
+        for point in self._points:  # a run that began before extremes were kept
+            self._extremes.append(point)

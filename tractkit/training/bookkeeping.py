@@ -61,8 +61,7 @@ def end_step(trainer: Trainable) -> None:
         **_notes(trainer, norm), time={"seconds": seconds})
     session.mark_half_done()
     state.end_step(step.size, loss, n if step.losses else 0)
-    if step.losses:
-        state.curve.append(state.global_step, loss)
+    state.curve.append(state.global_step, loss if step.losses else math.nan)
     state.time["training"] += seconds
     state.gate.begin("events")
     session.end_step()

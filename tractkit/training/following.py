@@ -14,13 +14,12 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
-import numpy as np
 import torch
 
 from ..runs.lock import folder_lock
 from ..runs.mailbox import Mailbox
 from .commands import Commanded
-from .process import Curves, ProcessRun, attach, begin_process, check_free, pickled
+from .process import Curves, ProcessRun, attach, begin_process, check_free, named_curves, pickled
 from .resume import find_state, leave_to_others
 from .running import Task
 from .serving import serve_trainer
@@ -112,11 +111,15 @@ def attached(trainer: Commanded) -> tuple[ProcessRun, TrainerState]:
 
 
 def curves_of(trainer: Commanded) -> Curves:
-    """Return name to (steps, losses) of the run of a trainer so far."""
+    """Return name to (steps, losses) of the run of a trainer so far.
+
+    "training" (of a long one, the extremes of equal stretches; NaN: not finite), "training mean" (the means of these
+    stretches), "validation", and "best" (one point)."""
     if trainer.state is None:
         return {}
     if (process := trainer.runner.process) is not None:
         return process.curves()
-    valid = [(r["step"], r["valid_loss"]) for r in list(trainer.state.records.kept) if "valid_loss" in r]
-    steps, losses = np.array(valid, dtype=float).reshape(-1, 2).T
-    return {"training": trainer.state.curve.arrays(), "validation": (steps, losses)}
+    state = trainer.state
+    valid = [(r["step"], r["valid_loss"]) for r in list(state.records.kept) if "valid_loss" in r]
+    best = [(step, state.best["loss"])] if state.best and (step := state.best_step) is not None else []
+    return named_curves(state.curve, valid, best)

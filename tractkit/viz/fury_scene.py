@@ -61,6 +61,7 @@ class Stage:
         self.scene.add(self.camera)
         self.view, self.count, self.hidden = composition.view, composition.limit, set[str]()
         self.position = composition.position(self.view)
+        self.window: tuple[float, float] | None = None  # values drawn black and white; None: as each volume has them
         self._marks: list = []      # letters and bar
         self._lying: list = []      # what is on a plane
         self._slicers = [
@@ -84,6 +85,7 @@ class Stage:
 
     def set_window(self, low: float, high: float) -> None:
         """Set the values drawn black and white."""
+        self.window = low, high
         for slicer in self._slicers:
             for child in slicer.children:
                 child.material.clim = low, high

@@ -31,26 +31,30 @@ def plot_losses(
     *,
     xlabel: str = "epoch",
     ylabel: str = "loss",
-    best: str | None = None,                       # the curve whose lowest point is marked; None: the first valid...
+    best: str | None = None,                       # the curve whose best point is marked; None: the first valid...
     size: tuple[float, float] = (800, 460),        # pixels
 ) -> Picture:
     """Draw curves over one logarithmic axis, labelled at their ends, with baselines and the best epoch marked.
 
-    The axis is linear if a value is zero or below. Points that are NaN are left out. Raises ValueError if a curve's
-    x and y differ in length."""
+    The axis is linear if a value is zero or below. NaN is a gap with a mark. Of what `Trainer.curves` returns,
+    "training mean" is drawn over "training", and "best" is the point that is marked; without it, that is the lowest.
+    Raises ValueError if a curve's x and y differ in length."""
     curves, levels = _as_curves(history), dict(baselines or {})
     figure = blank_picture(*size, "white")
     width, height = size
     ax = figure.add_axes((70 / width, 50 / height, 1 - 212 / width, 1 - 66 / height))
+    means = {name: curves.pop(f"{name} mean") for name in list(curves) if f"{name} mean" in curves}
+    point = curves.pop("best", None)
     labels = []  # (y, text, colour)
     best = best or next((name for name in curves if name.lower().startswith("valid")), None)
     for (name, (x, y)), color in zip(curves.items(), cycle(CURVE_COLORS), strict=False):
-        if len(y):
-            main = name == best
-            ax.plot(x, y, color=color, lw=2.2 if main else 1.6, zorder=3, solid_capstyle="round")
-            labels.append((y[-1], name, color))
-            if main:
-                _mark_best(ax, x, y, color, xlabel)
+        finite = np.isfinite(y)
+        if finite.any():
+            end = _draw_curve(ax, x, y, means.get(name), color, 2.2 if name == best else 1.6)
+            labels.append((end, name, color))
+        mark_gaps(ax, x, y, color)
+        if name == best and finite.any():
+            _mark_best(ax, x, y, point, color, xlabel)
     for name, level in levels.items():
         ax.axhline(level, color="#9aa1ab", lw=1.1, ls=(0, (5, 3)), zorder=1)
         labels.append((level, name, "#6b727c"))
@@ -69,7 +73,7 @@ def _of_records(records: list[Mapping[str, float | None]]) -> dict[str, tuple[li
 
 
 def _as_curves(history: History) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Make {name: (x, y)} of {name: y or (x, y)}, or of records of one epoch each (0 is the first), without NaN."""
+    """Make {name: (x, y)} of {name: y or (x, y)}, or of records of one epoch each (0 is the first). What is not finite is NaN."""
     curves = {}
     for name, value in (history if isinstance(history, Mapping) else _of_records(list(history))).items():
         if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) == 1:
@@ -79,8 +83,42 @@ def _as_curves(history: History) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             x = np.arange(1, len(y) + 1, dtype=float)
         if x.shape != y.shape:
             raise ValueError(f"curve {name!r} has {len(x)} positions but {len(y)} values")
-        curves[name] = (x[np.isfinite(y)], y[np.isfinite(y)])
+        curves[name] = (x, np.where(np.isfinite(y), y, np.nan))
     return curves
+
+# %% ../../nbs/viz/03_losses.ipynb #610561da
+def mark_gaps(ax: Axes, x: np.ndarray, y: np.ndarray, color: str) -> None:
+    """Draw a red cross where values begin to be NaN, and a dot for a number between two NaN."""
+    finite = np.isfinite(y)
+    if not len(y) or finite.all():
+        return
+    before, after = np.append(False, finite[:-1]), np.append(finite[1:], False)
+    alone = finite & ~before & ~after
+    if alone.any():
+        ax.plot(x[alone], y[alone], ".", color=color, ms=4, zorder=3)
+    begins = ~finite & np.append(True, finite[:-1])
+    known = np.maximum.accumulate(np.where(finite, np.arange(len(y)), -1))  # the last number before
+    heights = np.where(known >= 0, y[known], np.nanmin(y) if finite.any() else 1.0)
+    ax.plot(x[begins], heights[begins], "x", color="#c8372d", ms=7, mew=2, zorder=5)
+
+
+def with_gaps(x: np.ndarray, y: np.ndarray, gaps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return a curve of means with NaN where its values had gaps; as it is where these are nearly everywhere."""
+    if 4 * len(gaps) > len(x):
+        return x, y
+    xs, ys = np.append(x, gaps), np.append(y, np.full(len(gaps), np.nan))
+    order = np.argsort(xs, kind="stable")
+    return xs[order], ys[order]
+
+
+def _draw_curve(ax: Axes, x: np.ndarray, y: np.ndarray, mean: tuple[np.ndarray, np.ndarray] | None, color: str,
+                width: float) -> float:
+    """Draw a curve; with means, these over its values. Return the height of its end."""
+    if mean is not None and len(mean[0]):
+        ax.plot(x, y, color=color, lw=0.8, alpha=0.35, zorder=2)
+        x, y = with_gaps(*mean, x[~np.isfinite(y)])
+    ax.plot(x, y, color=color, lw=width, zorder=3, solid_capstyle="round")
+    return float(y[np.isfinite(y)][-1])
 
 # %% ../../nbs/viz/03_losses.ipynb #9edf0ee6
 def _spread(values: Sequence[float], gap: float) -> np.ndarray:
@@ -98,12 +136,14 @@ def _spread(values: Sequence[float], gap: float) -> np.ndarray:
     return out
 
 # %% ../../nbs/viz/03_losses.ipynb #d9d1e2c0
-def _mark_best(ax: Axes, x: np.ndarray, y: np.ndarray, color: str, xlabel: str) -> None:
-    """Draw a ring and a number at the lowest point."""
-    k = int(np.argmin(y))
-    ax.plot(x[k], y[k], "o", ms=9, mfc="white", mec=color, mew=2.2, zorder=4)
-    place = (x[k] - x[0]) / max(x[-1] - x[0], 1e-9)
-    ax.annotate(f"best {y[k]:.3g}, {xlabel} {x[k]:g}", (x[k], y[k]), xytext=(0, 17), textcoords="offset points",
+def _mark_best(ax: Axes, x: np.ndarray, y: np.ndarray, best: tuple[np.ndarray, np.ndarray] | None, color: str,
+               xlabel: str) -> None:
+    """Draw a ring and a number at the best point; if it is not known, at the lowest."""
+    k = int(np.nanargmin(y))
+    at, low = (x[k], y[k]) if best is None or not len(best[0]) else (best[0][-1], best[1][-1])
+    ax.plot(at, low, "o", ms=9, mfc="white", mec=color, mew=2.2, zorder=4)
+    place = (at - x[0]) / max(x[-1] - x[0], 1e-9)
+    ax.annotate(f"best {low:.3g}, {xlabel} {at:,.10g}", (at, low), xytext=(0, 17), textcoords="offset points",
                 ha="left" if place < 0.2 else "right" if place > 0.8 else "center", va="center", fontsize=10.5,
                 color=color, path_effects=[withStroke(linewidth=4, foreground="white")], zorder=5)
 
@@ -112,6 +152,7 @@ def _finish_curves(ax: Axes, ys: list[np.ndarray], levels: list[float], labels: 
                    xlabel: str, ylabel: str) -> None:
     """Set the scale, ticks and grid, and write the labels at the right end, moved apart where they would touch."""
     values = np.concatenate([*(np.asarray(y) for y in ys), np.asarray(levels, float)]) if ys or levels else np.array([])
+    values = values[np.isfinite(values)]
     log = len(values) > 0 and values.min() > 0
     if log:
         ax.set_yscale("log")
@@ -121,6 +162,7 @@ def _finish_curves(ax: Axes, ys: list[np.ndarray], levels: list[float], labels: 
         ax.yaxis.set_minor_formatter(NullFormatter())
         ax.minorticks_off()
     ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=9))
+    ax.xaxis.set_major_formatter(lambda v, _: f"{v:,.10g}")
     ax.set_xlabel(xlabel, fontsize=11, color="#3c434c")
     ax.set_ylabel(ylabel, fontsize=11, color="#3c434c")
     ax.spines[["top", "right"]].set_visible(False)

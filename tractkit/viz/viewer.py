@@ -33,6 +33,7 @@ from .drawables import Drawable, may_be_odf
 from .fury_scene import Stage
 from .live_canvas import LiveCanvas
 from .niivue_backend import NiivueScene, require_niivue
+from .page import check_picture_path, save_page
 from .planes import check_view
 from .stills import Still, draw_stage, draw_still
 
@@ -181,6 +182,22 @@ class View:
         if path is not None:
             still.save(path)
         return still
+
+    def save(
+        self,
+        path: str | os.PathLike,      # .html or .png
+        most_megabytes: float = 50,   # of a page; beyond it fewer streamlines are written
+    ) -> None:
+        """Write the view as it is now: as a page that is turned in a browser without a kernel, or as a still.
+
+        Says what the page does not hold. Raises DataError for another ending, or a page that is too large also without
+        streamlines. A view of NiiVue is written as its still shows it."""
+        if check_picture_path(path) == ".png":
+            self.screenshot(path)
+        else:
+            for note in save_page(self._stage or self.composition, path, still=self.screenshot(),
+                                  most_megabytes=most_megabytes):
+                print(note)
 
     def _write_screenshot(self) -> None:
         """Write a screenshot under the first free name in the working folder, and show that name below the view."""

@@ -1,0 +1,258 @@
+// Curves on a canvas. Of each: "name" has its points, "name mean" the means of a noisy one; NaN is a gap.
+const INK = {
+  light: { training: "#2f6fb5", validation: "#c4521d", other: "#2f7d4f" },
+  dark: { training: "#6fb0f0", validation: "#f39a5f", other: "#62bd84" },
+};
+const SETTINGS = ["learning rate"]; // drawn in steps, as they were set
+const DOTS = 60; // validations that are drawn as a dot each; of more, a line
+const number = (v) =>
+  v === 0 ? "0" : Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4));
+const count = (v) => v.toLocaleString("en");
+
+export function unpack(view) {
+  // float32 bytes: all x, then all y
+  const all = new Float32Array(view.buffer.slice(view.byteOffset, view.byteOffset + view.byteLength));
+  return [all.subarray(0, all.length / 2), all.subarray(all.length / 2)];
+}
+
+function runningMean(y, share) {
+  // over so much of the curve to each side, of what is finite
+  const reach = Math.round(y.length * share);
+  const out = new Float32Array(y.length);
+  for (let i = 0; i < y.length; i++) {
+    const b = Math.min(y.length, i + reach + 1);
+    let sum = 0;
+    let n = 0;
+    for (let k = Math.max(0, i - reach); k < b; k++) {
+      if (Number.isFinite(y[k])) {
+        sum += y[k];
+        n += 1;
+      }
+    }
+    out[i] = Number.isFinite(y[i]) ? sum / n : Number.NaN;
+  }
+  return out;
+}
+
+function withGaps([x, y], gaps) {
+  // means, broken off where the values had a gap; whole where gaps are nearly everywhere
+  if (4 * gaps.length > x.length) return [x, y];
+  const points = [...x].map((v, i) => [v, y[i]]).concat(gaps.map((v) => [v, Number.NaN]));
+  points.sort((a, b) => a[0] - b[0]);
+  return [points.map((p) => p[0]), points.map((p) => p[1])];
+}
+
+function lineOf(name, curves, smoothing) {
+  // what is drawn of a curve: its points, and the smooth line through them where it is noisy
+  const [x, y] = curves[name];
+  const setting = SETTINGS.includes(name);
+  const gaps = [...x].filter((_, i) => !Number.isFinite(y[i]));
+  const mean = curves[`${name} mean`] && curves[`${name} mean`][0].length ? curves[`${name} mean`] : [x, y];
+  const noisy = !setting && name !== "validation" && x.length > 30 && smoothing > 0;
+  const smooth = noisy ? withGaps([mean[0], runningMean(mean[1], smoothing)], mean[0] === x ? [] : gaps) : [x, y];
+  return { name, x, y, smooth, noisy, setting };
+}
+
+function ticks(low, high, log) {
+  const out = [];
+  const keep = (v) => {
+    if (v >= low && v <= high) out.push(v);
+  };
+  if (log) {
+    for (const steps of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
+      out.length = 0;
+      for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) for (const s of steps) keep(s * 10 ** e);
+      if (out.length >= 3) return out;
+    }
+  }
+  out.length = 0;
+  const raw = (high - low) / 4 || 1;
+  const unit = 10 ** Math.floor(Math.log10(raw));
+  const step = unit * ([1, 2, 5, 10].find((s) => s * unit >= raw) || 10);
+  for (let v = Math.ceil(low / step) * step; v <= high; v += step) keep(+v.toPrecision(12));
+  return out;
+}
+
+function openCanvas(canvas, font) {
+  // a clean canvas, drawn in CSS pixels
+  const ratio = window.devicePixelRatio || 1;
+  const W = canvas.clientWidth;
+  const H = canvas.clientHeight;
+  canvas.width = W * ratio;
+  canvas.height = H * ratio;
+  const c = canvas.getContext("2d");
+  c.scale(ratio, ratio);
+  c.clearRect(0, 0, W, H);
+  c.font = `12px ${font}`;
+  c.lineJoin = "round";
+  c.lineCap = "round";
+  return { c, W, H };
+}
+
+function scales(lines, { L, R, T, B }) {
+  // from steps and values to pixels; values are logarithmic if all are positive
+  let low = Infinity;
+  let high = -Infinity;
+  let last = 1;
+  for (const { x, y } of lines) {
+    for (const v of y) {
+      if (Number.isFinite(v)) {
+        low = Math.min(low, v);
+        high = Math.max(high, v);
+      }
+    }
+    last = Math.max(last, x[x.length - 1]);
+  }
+  if (low > high) [low, high] = [0, 1];
+  const log = low > 0;
+  const f = log ? Math.log : (v) => v;
+  [low, high] = log ? [low / 1.15, high * 1.1] : [low - (high - low || 1) * 0.05, high + (high - low || 1) * 0.05];
+  const X = (v) => L + (v / last) * (R - L);
+  const Y = (v) => B - ((f(v) - f(low)) / (f(high) - f(low))) * (B - T);
+  return { X, Y, low, high, last, log };
+}
+
+function drawAxes(c, look, { L, R, B }, { X, Y, low, high, last, log }) {
+  c.strokeStyle = look.line;
+  c.fillStyle = look.faint;
+  c.lineWidth = 1;
+  c.textBaseline = "middle";
+  c.textAlign = "right";
+  for (const v of ticks(low, high, log)) {
+    c.beginPath();
+    c.moveTo(L, Math.round(Y(v)) + 0.5);
+    c.lineTo(R, Math.round(Y(v)) + 0.5);
+    c.stroke();
+    c.fillText(number(v), L - 8, Y(v));
+  }
+  c.textAlign = "center";
+  for (const v of ticks(0, last, false)) c.fillText(count(v), X(v), B + 14);
+  c.textAlign = "left";
+  c.fillText("step", R + 8, B + 14);
+}
+
+function drawLine(c, [x, y], { X, Y }, { color, width, alpha = 1, setting = false }) {
+  c.beginPath();
+  c.strokeStyle = color;
+  c.lineWidth = width;
+  c.globalAlpha = alpha;
+  let before = null;
+  for (let i = 0; i < x.length; i++) {
+    if (!Number.isFinite(y[i])) {
+      before = null;
+      continue;
+    }
+    const [u, v] = [X(x[i]), Y(y[i])];
+    if (before === null) {
+      c.moveTo(u, v);
+      c.lineTo(u + 0.01, v); // a point alone is a dot
+    } else {
+      if (setting) c.lineTo(u, before);
+      c.lineTo(u, v);
+    }
+    before = v;
+  }
+  c.stroke();
+  c.globalAlpha = 1;
+}
+
+function markGaps(c, x, y, { X, Y }, look, bottom) {
+  // a cross where numbers end, at the height of the last one
+  c.strokeStyle = look.dark ? "#ff8a80" : "#b3362c";
+  c.lineWidth = 2;
+  let height = bottom - 6;
+  for (let i = 0; i < x.length; i++) {
+    if (Number.isFinite(y[i])) height = Y(y[i]);
+    else if (i === 0 || Number.isFinite(y[i - 1])) {
+      const u = X(x[i]);
+      c.beginPath();
+      for (const s of [-4, 4]) {
+        c.moveTo(u - 4, height - s);
+        c.lineTo(u + 4, height + s);
+      }
+      c.stroke();
+    }
+  }
+}
+
+function drawDots(c, x, y, { X, Y }, color) {
+  c.fillStyle = color;
+  for (let i = 0; i < x.length; i++) {
+    c.beginPath();
+    c.arc(X(x[i]), Y(y[i]), 2.4, 0, 7);
+    c.fill();
+  }
+}
+
+function drawBest(c, [x, y], { X, Y }, color, back) {
+  // a ring
+  c.beginPath();
+  c.arc(X(x[0]), Y(y[0]), 5.5, 0, 7);
+  c.fillStyle = back;
+  c.fill();
+  c.lineWidth = 2.2;
+  c.strokeStyle = color;
+  c.stroke();
+}
+
+function drawNames(c, ends, left) {
+  // beside the ends of the curves, one below the other
+  ends.sort((a, b) => a.y - b.y);
+  for (let i = 1; i < ends.length; i++) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 15);
+  c.textAlign = "left";
+  for (const e of ends) {
+    c.fillStyle = e.color;
+    c.fillText(e.name, left, e.y);
+  }
+}
+
+export function drawCurves(canvas, names, curves, look, hover, smoothing) {
+  const { c, W, H } = openCanvas(canvas, look.font);
+  const box = { L: 54, R: W - 98, T: 10, B: H - 26 };
+  const { L, R, T, B } = box;
+  const lines = names.filter((k) => curves[k]?.[0].length).map((k) => lineOf(k, curves, smoothing));
+  if (!lines.length) {
+    c.fillStyle = look.faint;
+    c.textAlign = "center";
+    c.fillText("the curves appear here", (L + R) / 2, (T + B) / 2);
+    return;
+  }
+  const inks = INK[look.dark ? "dark" : "light"];
+  const ink = (name) => inks[name] || inks.other;
+  const scale = scales(lines, box);
+  drawAxes(c, look, box, scale);
+  const ends = lines.map(({ name, x, y, smooth, noisy, setting }) => {
+    const color = ink(name);
+    if (noisy) drawLine(c, [x, y], scale, { color, width: 1, alpha: 0.35 });
+    drawLine(c, smooth, scale, { color, width: 2, setting });
+    if (name === "validation" && x.length <= DOTS) drawDots(c, x, y, scale, color);
+    markGaps(c, x, y, scale, look, B);
+    const end = [...smooth[1]].filter(Number.isFinite).pop();
+    return { name, color, y: end === undefined ? B - 6 : scale.Y(end) };
+  });
+  const best = curves.best;
+  if (names.includes("training") && best && best[0].length) {
+    drawBest(c, best, scale, ink(lines[lines.length - 1].name), look.back);
+  }
+  drawNames(c, ends, R + 8);
+  if (hover !== null && hover >= L && hover <= R) drawHover(c, lines, ink, look, hover, { X: scale.X, T, B, R });
+}
+
+function drawHover(c, lines, ink, look, at, { X, T, B, R }) {
+  c.strokeStyle = look.faint;
+  c.lineWidth = 1;
+  c.beginPath();
+  c.moveTo(at, T);
+  c.lineTo(at, B);
+  c.stroke();
+  let row = T + 8;
+  for (const { name, x, y } of lines) {
+    let k = 0;
+    for (let i = 1; i < x.length; i++) if (Math.abs(X(x[i]) - at) < Math.abs(X(x[k]) - at)) k = i;
+    c.fillStyle = ink(name);
+    c.textAlign = at > (X(0) + R) / 2 ? "right" : "left";
+    const value = Number.isFinite(y[k]) ? number(y[k]) : "not finite";
+    c.fillText(`${value} at step ${count(x[k])}`, at + (c.textAlign === "left" ? 8 : -8), row);
+    row += 15;
+  }
+}
