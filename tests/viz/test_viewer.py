@@ -22,6 +22,7 @@ from tractkit.viz.drawables import (
     Peaks,
     Slices,
     mask_outline,
+    peak_sticks,
     things_to_draw,
     voxels_on_plane,
 )
@@ -340,6 +341,25 @@ def test_coefficients_in_memory_are_glyphs_when_it_is_said(capsys):
         assert capsys.readouterr().out == ""
         view(fodf)
         assert "odf=True draws it as the glyphs of an fODF" in capsys.readouterr().out
+
+
+@pytest.mark.vulkan
+@pytest.mark.parametrize("kind", ["3d", "axial"])
+def test_what_fills_or_spans_nothing_is_a_picture_and_a_path_one_sentence(kind):
+    affine = np.diag([-2.0, 2, 2, 1])
+    point = Tractogram(Streamlines.from_list([np.full((5, 3), 4.0)] * 3), affine, (9, 9, 9))
+    for thing in (Volume(np.ones((9, 9, 9), bool), affine), Volume(np.ones((9, 9, 9), np.float32), affine), point):
+        assert snapshot(thing, size=(120, 90), view=kind).array[..., :3].std() > 5
+    with pytest.raises(TypeError, match=r"cannot draw a str.*read the file first: Volume.load\('t1.nii.gz'\)"):
+        snapshot("t1.nii.gz", view=kind)
+
+
+@pytest.mark.vulkan
+def test_faint_peaks_and_glyphs_are_left_out():
+    sticks = np.zeros((4, 4, 3, 3), np.float32)
+    sticks[1, 1, 1], sticks[2, 2, 1] = (0.6, 0, 0), (0, 0.05, 0)
+    ends, _ = peak_sticks(Peaks(Volume(sticks, np.eye(4))), 2, 1.0)
+    assert len(ends) == 2 and ends[0, 1] == ends[1, 1] == 1
 
 
 # --- the live view

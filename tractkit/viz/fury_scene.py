@@ -42,6 +42,21 @@ def _lit_camera() -> gfx.PerspectiveCamera:
     return camera
 
 
+def _crosshair_actor(position: np.ndarray, frame: np.ndarray, axis: int) -> gfx.Line:
+    """Make the two lines in which the other planes cut this one."""
+    ends = np.tile(position, (4, 1)).astype(np.float32)
+    for row, other in zip((0, 2), (k for k in range(3) if k != axis), strict=True):
+        ends[row:row + 2, other] = frame[:, other]
+    material = gfx.LineSegmentMaterial(thickness=1.2, color="#7ee0a0", opacity=0.8, depth_test=False)
+    return gfx.Line(gfx.Geometry(positions=ends), material, render_order=4)
+
+
+def _marked_actor(points: np.ndarray) -> gfx.Line:
+    """Make the thick white line of a streamline that was chosen, over all others."""
+    material = gfx.LineMaterial(thickness=4, color="#ffffff", depth_test=False)
+    return gfx.Line(gfx.Geometry(positions=points.astype(np.float32)), material, render_order=5)
+
+
 def _outline_actor(lines: list[np.ndarray], color: Rgb) -> gfx.Line | None:
     """Make lines in one color, over the slice."""
     if not lines:
@@ -64,6 +79,8 @@ class Stage:
         self.window: tuple[float, float] | None = None  # values drawn black and white; None: as each volume has them
         self._marks: list = []      # letters and bar
         self._lying: list = []      # what is on a plane
+        self._chosen: list = []     # the streamline that was clicked
+        self.crosshair = False      # where the planes cross, in a flat view
         self._slicers = [
             slices_actor(s.volume, composition.channel_of(s), composition.window_of(s), composition.brightness)
             for s in composition.slices]
@@ -128,7 +145,7 @@ class Stage:
     def move(self, position: Sequence[float] | np.ndarray) -> None:
         """Move the slices, and what lies on them, through a position, (3,) rasmm."""
         axis = NORMALS.get(self.view, 2)
-        stays = self._lying and position[axis] == self.position[axis]
+        stays = self._lying and not self.crosshair and position[axis] == self.position[axis]
         self.position, flat = np.array(position, float), self.view in NORMALS
         for slicer in self._slicers:
             place_slices(slicer, self.position, [self.view] if flat else list(NORMALS), behind=flat)
@@ -167,7 +184,13 @@ class Stage:
         if self.view in NORMALS:
             made += [_outline_actor(mask_outline(contour, axis, at), color) for contour, color in c.contours
                      if contour.name not in self.hidden or not contour.name]
+        if self.crosshair and self.view in NORMALS:
+            made.append(_crosshair_actor(self.position, c.frame, axis))
         return [m for m in made if m is not None]
+
+    def choose(self, points: np.ndarray | None) -> None:
+        """Mark one streamline, (k, 3) rasmm; None: no one."""
+        self._exchange("_chosen", [] if points is None or len(points) < 2 else [_marked_actor(points)])
 
     def place_marker(self, size: tuple[float, float]) -> None:
         """Place the ball in its corner, for a picture of `size`, logical pixels, and the camera as it is now."""
@@ -207,6 +230,7 @@ class Manager(window.ShowManager):
         controller = Turning(stage.camera)
         super().__init__(scene=stage.scene, camera=stage.camera, controller=controller, size=size, window_type=kind,
                          pixel_ratio=pixel_ratio, max_fps=30)
+        controller.wheel_is_taken = lambda: stage.view in NORMALS  # it moves the slice
         controller.register_events(self.screens[0].viewport)
         self.renderer.ppaa = "none"
         self.renderer.pixel_filter = "linear"  # of four pixels the mean, where it draws at twice the size
