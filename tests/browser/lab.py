@@ -289,7 +289,8 @@ class Wire:
     (again)."""
 
     def __init__(self, page: Page):
-        self.seen: list[tuple[float, str, int]] = []  # when it was sent, what kind of message, bytes with its buffers
+        # when it was sent, what kind of message, bytes with its buffers, what it holds
+        self.seen: list[tuple[float, str, int, bytes]] = []
         page.on("websocket", lambda socket: socket.on("framereceived", self._note))
 
     def _note(self, frame: bytes | str) -> None:
@@ -299,4 +300,4 @@ class Wire:
             offsets = struct.unpack_from(f"<{struct.unpack_from('<Q', frame)[0]}Q", frame, 8)
             header = json.loads(frame[offsets[1]:offsets[2]])
             when = datetime.datetime.fromisoformat(header["date"].replace("Z", "+00:00")).timestamp()
-            self.seen.append((when, header["msg_type"], len(frame)))
+            self.seen.append((when, header["msg_type"], len(frame), frame[offsets[4]:offsets[5]]))

@@ -3,7 +3,9 @@ test_tutorial_browser.py.
 
 One notebook, one story: the second test goes on where the first left the page; the third has a panel of its own."""
 
+import os
 import re
+import signal
 import time
 
 import psutil
@@ -164,8 +166,9 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     assert panel.batches() == FILLED + batches
     end = look()
 
-    sent = [(when, size) for when, kind, size in wire.seen if kind == "comm_msg" and when >= began]
-    updates, seconds = [x for x in sent if x[1] > 3_000], sent[-1][0] - began
+    sent = [message for message in wire.seen if message[1] == "comm_msg" and message[0] >= began]
+    # On a busy machine an update can come without a new point of a curve, and be small.
+    updates, seconds = [(when, size) for when, _, size, held in sent if b'"readout"' in held], sent[-1][0] - began
     fifths = [[size for when, size in updates if k <= 5 * (when - began) / seconds <= k + 1] for k in range(5)]
     note = (
         f"{FILLED + batches - resumed} batches in {seconds:.1f} s: kernel {tenth['rss'] / 2**20:.1f} MiB at 10 %, "
@@ -177,12 +180,39 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     (PICTURES / f"flat-{batches}.txt").write_text(note + "\n")
     print(note)
     assert end["rss"] - tenth["rss"] < 12 << 20, note
-    assert len(updates) <= 4 * seconds + 3 and len(sent) - len(updates) < 40, (
-        note
-    )  # the others: when something changes, not with time
+    others = len(sent) - len(updates)  # when something changes, not with time
+    assert len(updates) <= 4 * seconds + 3 and others < 40, note
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
     assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
     assert end["file"] < tenth["file"] + 20_000 < 200_000, (
         note
     )  # a still of the curves takes a little more or less than another
     assert end["elements"] < 1.05 * tenth["elements"], note
+
+
+def test_the_page_says_when_the_kernel_is_gone_and_keeps_the_still(lab, page):
+    kernel = Kernel(lab)
+    pid = kernel.ask("__import__('os').getpid()")
+    step = kernel.ask("in_cell.checkpoints.steps()[-1]")
+    kernel.close()
+    until(lambda: "TrainerPanel(stopped" in str(lab.saved_outputs(page, "panel.ipynb")))
+    assert page.get_by_role("alert").count() == 0
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    note = page.get_by_role("alert").filter(has_text=f"The run is safe up to step {step:,}.")
+    note.wait_for()
+    print(f"the page noticed it after {time.monotonic() - killed:.1f} s: {note.inner_text()}")
+    greyed = page.locator(".tractkit-gone").filter(has=page.locator(".jupyter-button"))
+    assert "The kernel is gone" in note.inner_text() and greyed.last.evaluate("e => e.inert")
+    page.locator(".jp-Dialog .jp-mod-accept").click()  # JupyterLab has noticed it, too
+    until(lambda: note.inner_text().startswith("The kernel is gone. The run"))
+    note.scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "panel-kernel-gone.png")
+
+    page = lab.visit("panel.ipynb")
+    stills = page.locator(".tractkit-still img")
+    stills.first.wait_for()
+    until(lambda: page.get_by_text("Error displaying widget").count() > 0)  # the page has looked for the widgets
+    page.screenshot(path=PICTURES / "panel-reopened.png")
+    assert page.get_by_text("Error displaying widget").locator("visible=true").count() == 0
+    assert stills.locator("visible=true").count() == stills.count() > 0

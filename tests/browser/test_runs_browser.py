@@ -1,7 +1,9 @@
 """The table of runs in a page of its own: no JupyterLab, no kernel, a model that only keeps what it is told."""
 
+import base64
 import json
 
+import numpy as np
 import pytest
 from lab import PICTURES
 
@@ -9,167 +11,169 @@ from tractkit.lab.run_browser import _Table
 
 pytestmark = pytest.mark.browser
 
-PAGE = """<!DOCTYPE html><html><head><style>%s body { margin: 0 } </style></head><body>
+PAGE = """<!DOCTYPE html><html><head><style>%s body { margin: 0; %s }</style></head><body>
 <div id="here"></div><script type="module">
 %s
 const listeners = {}, state = %s;
+for (const curve of state.curves)
+  curve.data = new DataView(Uint8Array.from(atob(curve.data), (c) => c.charCodeAt(0)).buffer);
 window.sent = [];
 window.model = { get: (k) => state[k], send: (m) => window.sent.push(m), save_changes: () => {}, off: () => {},
   set: (k, v) => { state[k] = v; (listeners[k] || []).forEach((f) => f()); },
   on: (name, f) => (listeners[name.slice(7)] ||= []).push(f) };
 window.end = render({ model: window.model, el: document.getElementById("here") });
 </script></body></html>"""
+LIGHT = "--jp-layout-color0: white; --jp-layout-color1: white; --jp-ui-font-color1: #222"
+DARK = "background: #111; --jp-layout-color0: #111; --jp-layout-color1: #222; --jp-ui-font-color1: #ddd"
+COLUMNS = [["name", "run", False, True], ["status", "status", False, True], ["curve", "loss", False, True],
+           ["best", "best", True, True], ["rate", "learning_rate", True, True], ["step", "step", True, False]]
 
 
-def row(
-    name,
-    status,
-    best,
-    rate,
-    note="",
-    curve="<svg width='84' height='22'><circle r='3' cx='9' cy='9' fill='currentColor'/></svg>",
-):
-    cells = [name, status, "" if best is None else f"{best:.4g}", f"{rate}"]
-    return {
-        "name": name,
-        "status": status,
-        "note": note,
-        "cells": cells,
-        "curve": curve,
-        "drawable": bool(curve),
-        "sort": {"name": name, "status": status, "best": best, "rate": rate},
-    }
+def row(name, status, best, rate, **more):
+    """A run as `page_row` makes it."""
+    values = [name, status, best, best, rate, 7]
+    curve = "<svg width='84' height='22'><circle r='3' cx='9' cy='9' fill='currentColor'/></svg>"
+    return {"name": name, "status": status, "color": "#2f7d4f", "note": "", "nan": "", "tags": [], "notes": "",
+            "curve": curve, "cells": ["" if v is None else f"{v}" for v in values], "sort": values,
+            "drawable": status != "no run"} | more
 
 
-ROWS = [
-    row("run-10", "finished", 0.25, 0.01),
-    row("run-9", "failed", 0.5, 0.001, "OSError: <b>disk</b> full"),
-    row("<i>x</i>", "running", 0.125, 0.002),
-    row("void", "no run", None, 0, "empty", ""),
-]
+ROWS = [row("run-10", "finished", 0.25, 0.01, tags=["<b>base</b>"], notes="the one of the paper"),
+        row("run-9", "failed", 0.5, 0.001, note="OSError: <b>disk</b> full", nan="the loss is no number in epoch 3"),
+        row("<i>x</i>", "running", 0.125, 0.01), row("void", "no run", None, 0, note="empty")]
+
+
+def curve(name, status, n, per_epoch, nan=()):
+    """Losses of `n` epochs at 1, 2, 3, ... epochs, one a half of the one before."""
+    epoch = np.arange(1.0, n + 1)
+    values = 0.5 ** epoch
+    values[list(nan)] = np.nan
+    data = np.concatenate([values, epoch * per_epoch, epoch, epoch / 10, 1.8e9 + 360 * epoch])
+    return {"name": name, "status": status, "lines": [["validation", n]],
+            "data": base64.b64encode(data.tobytes()).decode()}
+
+
 STATE = {
-    "table": {
-        "columns": [
-            ["name", "run", False],
-            ["status", "status", False],
-            ["best", "best", True],
-            ["rate", "learning_rate", True],
-        ],
-        "rows": ROWS,
-        "below": "4 runs",
-    },
-    "chosen": ["run-10"],
-    "order": ["", False],
-    "picture": None,
-    "dark": False,
-    "colors": ["#2f6fb5"] * 8,
-}
+    "table": {"columns": COLUMNS, "rows": ROWS, "below": "4 runs."}, "changed": {}, "columns": [], "group": "",
+    "where": "", "shown": {"names": None, "problem": ""}, "chosen": ["run-10", "run-9"], "order": ["", False],
+    "slots": {"run-10": 0, "run-9": 1}, "curves": [curve("run-10", "finished", 12, 10), curve("run-9", "failed", 5, 900, [2])],
+    "axes": {"x": "epoch", "logy": True, "logx": False, "batches": False}}
 
 
 @pytest.fixture
 def page(browser):
-    page = browser.new_page(viewport={"width": 900, "height": 360})
-    script = str(_Table._esm).replace("export default { render };", "")
-    page.set_content(PAGE % (_Table._css, script, json.dumps(STATE)))
+    page = browser.new_page(viewport={"width": 1200, "height": 760})
+    page.set_default_timeout(5_000)
+    page.set_content(PAGE % (_Table._css, LIGHT, _Table._esm.replace("export default { render };", ""), json.dumps(STATE)))
     yield page
     page.close()
 
 
 def names(page):
-    return page.locator("tbody tr").evaluate_all("rows => rows.map((r) => r.dataset.name)")
+    return page.locator("tbody tr[data-name]").evaluate_all("rows => rows.map((r) => r.dataset.name)")
 
 
-def test_a_press_on_a_heading_sorts_and_what_is_missing_stays_last(page):
-    page.set_default_timeout(5_000)
+def told(page, name, value):
+    """The kernel says something."""
+    page.evaluate("([k, v]) => model.set(k, v)", [name, value])
+
+
+def test_rows_are_sorted_filtered_grouped_and_columns_chosen(page):
     assert names(page) == ["run-10", "run-9", "<i>x</i>", "void"]
-    heading = page.get_by_role("button", name="best")
+    heading = page.locator("[data-id='sort best']")
     heading.click()
     assert names(page) == ["<i>x</i>", "run-10", "run-9", "void"]
     heading.press("Enter")  # it has the focus still
-    assert names(page) == ["run-9", "run-10", "<i>x</i>", "void"]
-    assert page.locator("th[aria-sort=descending]").inner_text().startswith("best")
-    page.get_by_role("button", name="run", exact=True).click()
+    assert names(page) == ["run-9", "run-10", "<i>x</i>", "void"]  # what is missing stays last
+    page.locator("[data-id='sort name']").click()
     assert names(page)[1:3] == ["run-9", "run-10"]  # as people count
+    page.get_by_label("group by").select_option("rate")
+    groups = page.locator(".tractkit-runs-group").all_inner_texts()
+    assert [g.replace("\n", " ") for g in groups] == [
+        "▾ learning_rate: 0 1 run", "▾ learning_rate: 0.001 1 run, best 0.5 of run-9",
+        "▾ learning_rate: 0.01 2 runs, best 0.125 of <i>x</i>"]
+    page.get_by_role("button", name="learning_rate: 0.01", exact=False).click()
+    assert names(page) == ["void", "run-9"]
+    page.get_by_text("columns", exact=True).click()
+    page.get_by_label("step", exact=True).check()
+    page.get_by_label("learning_rate", exact=True).uncheck()
+    assert page.evaluate("model.get('columns')") == ["name", "status", "curve", "best", "step"]
+    assert "learning_rate" not in page.locator("th").all_inner_texts()
+    page.get_by_label("filter runs").fill("lr < 2e-3")
+    page.wait_for_function("model.get('where') === 'lr < 2e-3'")
+    told(page, "shown", {"names": ["run-9"], "problem": ""})
+    assert names(page) == ["run-9"] and "1 of 4 runs shown" in page.locator(".tractkit-runs-below").inner_text()
+    told(page, "shown", {"names": ["run-9"], "problem": "no run has lrr; did you mean lr?"})
+    assert page.get_by_text("did you mean lr?").is_visible()
 
 
 def test_names_are_text_and_buttons_send_what_they_say(page):
     assert page.locator("tbody i, tbody b").count() == 0 and page.get_by_text("OSError: <b>disk</b> full").is_visible()
+    assert page.locator("tr[data-name=run-9] .tractkit-runs-nan").inner_text() == "NaN"
     page.get_by_role("button", name="open").nth(2).click()
     page.get_by_role("button", name="refresh").click()
-    assert page.evaluate("sent") == [{"verb": "open", "name": "<i>x</i>"}, {"verb": "refresh"}]
+    page.get_by_label("Write a note or tags on run-9").click()
+    page.get_by_label("note on run-9").fill("flipped b-vectors")
+    told(page, "changed", {"rows": {"0": ROWS[0] | {"status": "running"}}, "below": "now 4 runs."})
+    page.get_by_label("tags of run-9").fill("wrong, to repeat")  # what is being written was not taken away
+    page.get_by_role("button", name="save").click()
+    assert page.evaluate("sent") == [
+        {"verb": "open", "name": "<i>x</i>"}, {"verb": "refresh"},
+        {"verb": "annotate", "name": "run-9", "note": "flipped b-vectors", "tags": "wrong, to repeat"}]
+    assert page.locator("tr[data-name=run-10]").get_attribute("data-status") == "running"
+    assert "now 4 runs." in page.locator(".tractkit-runs-below").inner_text()
     assert page.locator("tr[data-name=void]").get_by_role("button").count() == 0
-    page.get_by_label("show the curves of run-9").check()
-    assert page.evaluate("model.get('chosen')") == ["run-10", "run-9"]
+    page.get_by_label("show the curves of <i>x</i>").check()
     page.get_by_label("show the curves of run-10").uncheck()
-    assert page.evaluate("model.get('chosen')") == ["run-9"] and page.locator("input:checked").count() == 1
+    assert page.evaluate("model.get('chosen')") == ["run-9", "<i>x</i>"]
+    assert page.evaluate("model.get('slots')['<i>x</i>']") == 2  # the colors of others stay
 
 
-def test_the_theme_of_the_page_is_told(page):
+def test_curves_have_values_under_the_pointer_and_are_enlarged(page):
+    canvas, tip = page.locator("canvas"), page.locator(".tractkit-plot-tip")
+    box = canvas.bounding_box()
+
+    def at(share):
+        page.mouse.move(box["x"] + 62 + share * (box["width"] - 78), box["y"] + 100)
+        page.wait_for_timeout(60)
+        return [line.strip("● ") for line in tip.inner_text().split("\n")] if tip.is_visible() else []
+
+    page.wait_for_function("document.querySelector('canvas').width > 300")
+    assert sorted(at(0.0)) == ["run-10: 0.5 at epoch 1", "run-9: 0.5 at epoch 1"]
+    assert "run-9: no number at epoch 3" in at(2 / 11)
+    assert at(1.0) == ["run-10: 2.4e-4 at epoch 12"]  # the other one has ended
+    for place, words in (("step", "run-9: 0.03125 at step 4500"), ("hours", "run-10: 2.4e-4 at 1.2 h"),
+                         ("time", "run-10: 2.4e-4 at")):
+        page.get_by_role("radio", name=place).click()
+        assert words in at(1.0)[0]
+    page.get_by_role("radio", name="epoch").click()
+    at(5 / 11)
+    page.mouse.down()
+    at(9 / 11)
+    page.mouse.up()
+    whole = page.get_by_role("button", name="whole curves")
+    assert at(0.5) == ["run-10: 0.003906 at epoch 8"] and whole.is_enabled()
+    canvas.press("ArrowLeft")
+    canvas.press("0")
+    page.wait_for_function("document.querySelector('.tractkit-plot-bar .tractkit-runs-button').disabled")
+    assert sorted(at(0.0))[0] == "run-10: 0.5 at epoch 1"
+
+
+def test_light_and_dark_at_1200_pixels(page):
+    def brightness():
+        page.wait_for_timeout(100)
+        return page.locator("canvas").evaluate("""c => {
+            const d = c.getContext("2d").getImageData(0, 0, c.width, c.height).data;
+            let sum = 0, n = 0;
+            for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 200) { sum += d[i] + d[i + 1] + d[i + 2]; n++; }
+            return sum / n / 3; }""")
+
+    light = brightness()
     page.screenshot(path=PICTURES / "runs-light.png")
-    page.evaluate(
-        "document.body.style.cssText = '--jp-layout-color0: #111; --jp-ui-font-color1: #ddd; "
-        "--jp-ui-font-color2: #aaa; "
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        ""
-        "background: #111'"
-    )
-    page.wait_for_function("model.get('dark') === true")
+    page.evaluate(f"document.body.style.cssText = {DARK!r}")
+    page.wait_for_function("document.querySelector('.tractkit-runs').dataset.dark === 'true'")
+    assert light > 180 > 140 > brightness() - 40  # grid and letters fit the page
     page.screenshot(path=PICTURES / "runs-dark.png")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 900
+    assert page.evaluate("document.documentElement.scrollWidth") <= 1200
+    visible = page.locator("th").evaluate_all("all => all.filter((e) => e.getBoundingClientRect().right <= 1200).length")
+    assert visible == 7

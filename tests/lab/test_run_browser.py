@@ -440,7 +440,7 @@ def pretend(monkeypatch, n, name="run-{}"):
         )
         for i in range(n)
     ]
-    monkeypatch.setattr(runs, "find_runs", lambda folder: found)
+    monkeypatch.setattr(runs, "find_runs", lambda folder, known: found)
     return found
 
 
@@ -461,7 +461,7 @@ def test_a_thousand_runs_make_a_page_of_bounded_size(monkeypatch):
     page, text = browser._repr_html_(), repr(browser)
     assert len(page) < 500_000 and "and 800 more" in page and "900 more" in text
     assert "<b>x" not in page and "&lt;b&gt;x&lt;/b&gt;0" in page and "<b>x</b>0" in text
-    assert "They also differ in s" in text and len(json.dumps(browser.widget.children[0].table)) < 700_000
+    assert "They also differ in s" in text and len(json.dumps(browser.widget.children[1].table)) < 1_300_000
     browser.close()
 
 
@@ -476,37 +476,92 @@ def test_the_picture_has_a_line_for_each_run(kept):
         browser.curves(["x"])
 
 
-def test_the_folder_is_read_again_only_while_somebody_is_at_work(folder, monkeypatch):
+def press(browser, verb, **more):
+    browser._page.on_message(None, {"verb": verb, **more})
+
+
+def test_the_folder_is_read_often_only_while_somebody_is_at_work(folder, monkeypatch):
     looks = []
-    monkeypatch.setattr(runs, "find_runs", lambda f: looks.append(1) or find_runs(f))
+    monkeypatch.setattr(runs, "find_runs", lambda f, known: looks.append(1) or find_runs(f, known=known))
     browser = RunBrowser(folder, interval=.05)
-    table = browser.widget.children[0]
-    time.sleep(.5)
-    assert len(looks) == 1  # nobody is
+    monkeypatch.setattr(browser, "_pause", lambda real=browser._pause: 60 if real() >= .5 else real())
+    browser._watcher._pause = browser._pause
+    table = browser.widget.children[1]
+    time.sleep(.3)
+    assert len(looks) == 1 and browser._pause() == 60  # nobody is at work
     shutil.copytree(folder / "done", folder / "done-2")
-    browser._on_message(table, {"verb": "refresh"}, [])
+    press(browser, "refresh")
     until(lambda: len(table.table["rows"]) == 5)
     with folder_lock(folder / "done-2"):
-        browser._on_message(table, {"verb": "refresh"}, [])
+        press(browser, "refresh")
         until(lambda: "1 running" in table.table["below"])
         before = len(looks)
         until(lambda: len(looks) > before + 2)
     until(lambda: "running" not in table.table["below"])
     rest = len(looks)
-    time.sleep(.5)
+    time.sleep(.3)
     assert len(looks) <= rest + 1
     browser.close()
 
 
-def test_ticks_and_theme_redraw_the_picture(kept):
+def test_only_rows_that_have_changed_are_sent(folder):
+    browser = RunBrowser(folder)
+    table, sent = browser.widget.children[1], []
+    table.observe(lambda change: sent.append((change["name"], change["new"])), ["table", "changed", "shown"])
+    browser.refresh()
+    assert sent == []
+    with folder_lock(folder / "done"):
+        browser.refresh()
+    (name, new), = sent
+    assert name == "changed" and [row["status"] for row in new["rows"].values()] == ["running"]
+    assert list(new["rows"]) == ["1"] and table.table["rows"][1]["status"] == "running"  # for a page opened later
+    press(browser, "annotate", name="stopped", note="again\nlater", tags="to repeat")
+    assert [list(new["rows"]) for name, new in sent[1:] if name == "changed"] == [["1", "3"]]
+    assert table.table["rows"][3]["tags"] == ["to repeat"] and facts(folder, "stopped").notes.text == "again\nlater"
+    (folder / "done/notes.json").write_text("[1]")
+    press(browser, "annotate", name="done", note="x", tags="")
+    assert "holds no notes" in table.shown["problem"] and (folder / "done/notes.json").read_text() == "[1]"
+    browser.close()
+
+
+def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     browser = RunBrowser(kept)
-    table = browser.widget.children[0]
-    drawn = [table.picture]
-    for change in ({"chosen": ["done"]}, {"dark": True}, {"chosen": []}):
-        table.set_state(change)
-        until(lambda: table.picture != drawn[-1])
-        drawn.append(table.picture)
-    assert drawn[-1] == b"" and len(set(drawn)) == 4 and browser.chosen == []
+    table = browser.widget.children[1]
+    table.set_state({"where": "lr < 5e-3 or status == failed"})
+    assert table.shown == {"names": ["broken", "series/small"], "problem": ""} and browser.where == table.where
+    assert [r["name"] for r in browser.table("best")] == ["series/small", "broken"]
+    assert "stopped" not in browser._repr_html_().partition("<img")[0] and "stopped" not in repr(browser)
+    table.set_state({"where": "lr <"})
+    assert table.shown["names"] == ["broken", "series/small"] and "no condition" in table.shown["problem"]
+    assert len(repr(browser).splitlines()) == 7  # a filter that is half written hides nothing
+    table.set_state({"where": ""})
+    assert table.shown == {"names": None, "problem": ""}
+    assert browser.table(where="small", columns=["name", "learning_rate"]) == [
+        {"name": "series/small", "learning_rate": .003}]
+    assert [(r["max_epochs"], r["runs"]) for r in browser.table(group="max_epochs")] == [(3, 3), (2, 1)]
+    with pytest.raises(KeyError, match="no column 'colour'"):
+        RunBrowser(kept, columns=["name", "colour"])
+    browser.close()
+
+
+def test_ticks_send_curves_with_their_four_places(kept):
+    browser = RunBrowser(kept)
+    table = browser.widget.children[1]
+    assert [c["name"] for c in table.curves] == browser.chosen == table.chosen
+    table.set_state({"chosen": ["done"]})
+    (curve,) = table.curves
+    lines = {name: n for name, n in curve["lines"]}
+    assert browser.chosen == ["done"] and list(lines) == ["validation", "training", "batches"]
+    valid, step, epoch, hours, at = np.frombuffer(curve["data"])[:5 * lines["validation"]].reshape(5, -1)
+    records = [json.loads(line) for line in (kept / "done/log.jsonl").open()]
+    epochs = [r for r in records if r["kind"] == "epoch"]
+    assert valid.tolist() == [r["valid_loss"] for r in epochs] and step.tolist() == [6, 12, 18]
+    assert epoch.tolist() == [1, 2, 3] and at.tolist() == [r["time"]["at"] for r in epochs]
+    spent = [(r["time"]["training"] + r["time"]["validation"]) / 3600 for r in epochs]
+    assert np.allclose(hours, spent)
+    for x in ("hours", "time"):
+        ends = [line.get_xdata()[-1] for ax in browser.curves(x=x).axes for line in ax.lines]
+        assert np.allclose(max(ends), (hours if x == "hours" else at)[-1])
     browser.close()
 
 
@@ -524,9 +579,9 @@ def test_the_button_opens_the_panel_of_the_folder(kept, monkeypatch):
 
     monkeypatch.setattr(runs, "TrainerPanel", Panel)
     browser = RunBrowser(kept)
-    below = browser.widget.children[1]
+    below = browser.widget.children[2]
     for name in ("done", "broken", "done"):
-        browser._on_message(None, {"verb": "open", "name": name}, [])
+        press(browser, "open", name=name)
     assert [b.children[1].value for b in below.children] == ["ValueError: no panel of that", str(kept / "done")]
     panel = browser.panels["done"]
     below.children[1].children[0].children[1].click()
@@ -542,7 +597,7 @@ def test_the_panel_of_a_run_that_is_over_and_of_one_that_broke(kept):
         assert Path(panel.trainer.folder) == kept / name and len(panel.trainer.curves()["training"][0]) > 0
         assert panel.still().array().shape[2] == 4
         browser._opened.open(name)
-        assert browser.widget.children[1].children[-1].children[1] is browser.panels[name].widget
+        assert browser.widget.children[2].children[-1].children[1] is browser.panels[name].widget
         panel.close()
     browser.close()
     assert not browser.panels

@@ -133,6 +133,7 @@ def test_a_page_that_would_be_too_large_has_fewer_streamlines_and_says_so(tmp_pa
     assert path.read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["page.html"]
 
 
+@pytest.mark.vulkan
 @pytest.mark.parametrize("view", ["3d", "coronal"])
 def test_a_live_view_is_saved_as_it_stands(view):
     stage = Stage(Composition({"t": wavy(20), "mask": lit_mask(AFFINES["LAS anisotropic"])}, view=view))

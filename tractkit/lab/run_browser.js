@@ -1,39 +1,112 @@
-function make(parent, tag, text) {
-  const e = document.createElement(tag);
-  if (text !== undefined) e.textContent = text;
-  parent.append(e);
-  return e;
+import { colorOf, make, makePlot, number } from "./run_curves.js";
+
+const AT_FIRST = 200; // rows that are drawn before more are asked for
+const SHOWS_CURVES = "show the curves of";
+
+function button(parent, text, title, onclick) {
+  const b = make(parent, "button", text, "tractkit-runs-button");
+  b.type = "button";
+  b.title = title;
+  b.onclick = onclick;
+  return b;
 }
 
-function makeParts(el, refresh) {
-  const root = make(el, "div");
-  const head = make(root, "div");
-  const below = make(head, "span");
-  const again = make(head, "button", "refresh");
-  const scroll = make(root, "div");
-  const image = make(root, "img");
-  root.className = "tractkit-runs";
-  head.className = "tractkit-runs-head";
-  scroll.className = "tractkit-runs-scroll";
-  again.title = "Read the folder again; while a run is at work this happens by itself";
-  again.className = "tractkit-runs-button";
-  again.onclick = refresh;
-  return { root, below, scroll, image };
+function set(model, values) {
+  for (const [name, value] of Object.entries(values)) model.set(name, value);
+  model.save_changes();
 }
 
-function sorted(rows, [key, down]) {
-  // what is not known comes last
-  if (!key) return rows;
+function addFilter(model, head) {
+  // words such as lr < 1e-3, sent to the kernel as they are written; what is wrong with them stands beside
+  const field = make(head, "input");
+  const problem = make(head, "span", undefined, "tractkit-runs-problem");
+  field.type = "search";
+  field.placeholder = "filter: lr < 1e-3 and status == finished";
+  field.setAttribute("aria-label", "filter runs");
+  field.title = "Conditions on settings and columns with and, or, not; or words that are searched for";
+  field.value = model.get("where");
+  problem.setAttribute("role", "status");
+  let waiting;
+  const send = () => {
+    clearTimeout(waiting);
+    if (field.value !== model.get("where")) set(model, { where: field.value });
+  };
+  field.oninput = () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(send, 250);
+  };
+  field.onchange = send;
+  return () => {
+    if (document.activeElement !== field) field.value = model.get("where");
+    problem.textContent = model.get("shown").problem || "";
+    field.setAttribute("aria-invalid", !!problem.textContent);
+  };
+}
+
+function shownColumns(model) {
+  // those that were chosen, else those that are shown at first
+  const all = model.get("table").columns;
+  const chosen = model.get("columns");
+  return all
+    .map((c, i) => [...c.slice(0, 3), i])
+    .filter(([key], i) => (chosen.length ? chosen.includes(key) : all[i][3]));
+}
+
+function addChoices(model, head) {
+  // which columns are shown, and by which the rows are grouped
+  const label = make(head, "label", "group by ");
+  const group = make(label, "select");
+  const fold = make(head, "details", undefined, "tractkit-runs-columns");
+  make(fold, "summary", "columns");
+  const list = make(fold, "div");
+  group.onchange = () => set(model, { group: group.value });
+  return () => {
+    const all = model.get("table").columns;
+    const keys = all.filter(([key]) => !["name", "curve", "best", "hours", "step", "notes"].includes(key));
+    group.replaceChildren(new Option("nothing", ""), ...keys.map(([key, text]) => new Option(text, key)));
+    group.value = model.get("group");
+    const now = shownColumns(model).map(([key]) => key);
+    list.replaceChildren();
+    for (const [key, text] of all.slice(1)) {
+      const line = make(list, "label");
+      const box = make(line, "input");
+      box.type = "checkbox";
+      box.checked = now.includes(key);
+      line.append(` ${text}`);
+      box.onchange = () => {
+        const chosen = all.map(([k]) => k).filter((k) => (k === key ? box.checked : now.includes(k)));
+        set(model, { columns: chosen });
+      };
+    }
+    button(list, "as at first", "Show the columns that were there at first", () => set(model, { columns: [] }));
+  };
+}
+
+function makeParts(model, el) {
+  const root = make(el, "div", undefined, "tractkit-runs");
+  const head = make(root, "div", undefined, "tractkit-runs-head");
+  const filter = addFilter(model, head);
+  const choices = addChoices(model, head);
+  button(head, "refresh", "Read the folder again; every few seconds this happens by itself", () =>
+    model.send({ verb: "refresh" }),
+  );
+  const scroll = make(root, "div", undefined, "tractkit-runs-scroll");
+  const below = make(root, "div", undefined, "tractkit-runs-below");
+  return { root, filter, choices, scroll, below };
+}
+
+function compare(a, b) {
+  // what is not known comes last, whichever way the column is sorted
+  if (typeof a === "number" && typeof b === "number") return a - b;
+  return String(a).localeCompare(String(b), undefined, { numeric: true });
+}
+
+function sorted(rows, at, down) {
+  if (at < 0) return rows;
   const side = down ? -1 : 1;
-  return [...rows].sort((a, b) => {
-    const [x, y] = [a.sort[key], b.sort[key]];
-    if (x === null || y === null) return (x === null) - (y === null);
-    return (
-      side *
-      (typeof x === "number" && typeof y === "number"
-        ? x - y
-        : String(x).localeCompare(String(y), undefined, { numeric: true }))
-    );
+  return [...rows].sort((p, q) => {
+    const [a, b] = [p.sort[at], q.sort[at]];
+    return a === null || b === null ? (a === null) - (b === null) : side * compare(a, b);
   });
 }
 
@@ -42,122 +115,269 @@ function addHeadings(model, line, columns) {
   make(line, "th").setAttribute("aria-label", "shown in the picture");
   for (const [name, label, right] of columns) {
     const cell = make(line, "th");
-    const button = make(cell, "button", label + (key === name ? (down ? " ▾" : " ▴") : ""));
+    const b = make(cell, "button", label + (key === name ? (down ? " ▾" : " ▴") : ""));
     if (right) cell.className = "right";
-    button.dataset.id = `sort ${name}`;
-    button.title = `sort by ${label}`;
+    b.dataset.id = `sort ${name}`;
+    b.title = `sort by ${label}`;
     cell.setAttribute("aria-sort", key !== name ? "none" : down ? "descending" : "ascending");
-    button.onclick = () => {
-      model.set("order", [name, key === name && !down]);
-      model.save_changes();
-    };
+    b.onclick = () => set(model, { order: [name, key === name && !down] });
   }
-  make(line, "th", "loss");
   make(line, "th").className = "last";
 }
 
-function addCheckbox(model, cell, row) {
+function freeSlot(slots, chosen) {
+  // the first color that no other run in the picture has
+  const taken = chosen.map((name) => slots[name]);
+  let k = 0;
+  while (taken.includes(k)) k++;
+  return k;
+}
+
+function addCheckbox(model, cell, row, dark) {
   const chosen = model.get("chosen");
-  const at = chosen.indexOf(row.name);
+  const slots = model.get("slots");
   const box = make(cell, "input");
   box.type = "checkbox";
-  box.checked = at >= 0;
+  box.checked = chosen.includes(row.name);
   box.dataset.id = `show ${row.name}`;
-  box.setAttribute("aria-label", `show the curves of ${row.name}`);
-  if (at >= 0) box.style.accentColor = model.get("colors")[at % 8];
+  box.setAttribute("aria-label", `${SHOWS_CURVES} ${row.name}`);
+  if (box.checked) box.style.accentColor = colorOf(slots[row.name] || 0, dark);
   box.onchange = () => {
-    model.set("chosen", box.checked ? [...chosen, row.name] : chosen.filter((n) => n !== row.name));
-    model.save_changes();
+    const now = model.get("chosen").filter((n) => n !== row.name);
+    if (!box.checked) return set(model, { chosen: now });
+    return set(model, { slots: { ...slots, [row.name]: freeSlot(slots, now) }, chosen: [...now, row.name] });
   };
 }
 
 function addStatus(cell, row) {
-  const chip = make(cell, "span", row.status);
-  chip.className = "tractkit-runs-chip";
+  const chip = make(cell, "span", row.status, "tractkit-runs-chip");
   chip.style.background = row.color;
-  if (row.note) make(cell, "div", row.note).className = "tractkit-runs-note";
+  if (row.nan) {
+    const nan = make(cell, "span", "NaN", "tractkit-runs-chip tractkit-runs-nan");
+    nan.title = row.nan;
+  }
+  const text = [row.note, row.nan].filter(Boolean).join("; ");
+  if (text) make(cell, "div", text, "tractkit-runs-note").title = text;
 }
 
-function addRow(model, body, row, columns) {
+function editNotes(model, cell, row, done) {
+  // in the place of the name: a note and tags, kept in the folder of the run
+  const form = make(cell, "form", undefined, "tractkit-runs-edit");
+  const note = make(form, "textarea");
+  const tags = make(form, "input");
+  note.value = row.notes;
+  note.rows = 3;
+  note.placeholder = "note";
+  note.setAttribute("aria-label", `note on ${row.name}`);
+  tags.value = row.tags.join(", ");
+  tags.placeholder = "tags, with commas";
+  tags.setAttribute("aria-label", `tags of ${row.name}`);
+  const line = make(form, "div");
+  const save = button(line, "save", "Keep them in the folder of the run (Ctrl-Enter)", null);
+  save.type = "submit";
+  button(line, "cancel", "Leave them as they were (Escape)", done);
+  form.onsubmit = (e) => {
+    e.preventDefault();
+    model.send({ verb: "annotate", name: row.name, note: note.value, tags: tags.value });
+    done();
+  };
+  form.onkeydown = (e) => {
+    e.stopPropagation(); // keys of the notebook
+    if (e.key === "Escape") done();
+    if (e.key === "Enter" && e.ctrlKey) form.requestSubmit();
+  };
+  note.focus();
+}
+
+function addName(cell, row, view) {
+  cell.className = "name";
+  make(cell, "span", row.name);
+  if (row.status !== "no run") {
+    const edit = make(cell, "button", "✎", "tractkit-runs-pen");
+    edit.type = "button";
+    edit.dataset.id = `note ${row.name}`;
+    edit.title = `Write a note or tags on ${row.name}`;
+    edit.setAttribute("aria-label", edit.title);
+    edit.onclick = () => view.edit(row.name);
+  }
+  for (const tag of row.tags) make(cell, "span", tag, "tractkit-runs-tag");
+  if (row.notes) make(cell, "div", row.notes, "tractkit-runs-note").title = row.notes;
+}
+
+function addRow(model, body, row, columns, view) {
   const tr = make(body, "tr");
   const first = make(tr, "td");
   tr.dataset.name = row.name;
   tr.dataset.status = row.status;
-  if (row.drawable) addCheckbox(model, first, row);
-  columns.forEach(([name, , right], i) => {
+  tr.onpointerenter = () => view.focus(model.get("chosen").includes(row.name) ? row.name : null);
+  tr.onpointerleave = () => view.focus(null);
+  if (row.drawable) addCheckbox(model, first, row, view.dark());
+  for (const [key, , right, i] of columns) {
     const cell = make(tr, "td");
     if (right) cell.className = "right";
-    if (name === "status") addStatus(cell, row);
-    else cell.textContent = row.cells[i];
-  });
-  make(tr, "td").innerHTML = row.curve; // drawn by the kernel, of numbers only
-  const last = make(tr, "td");
-  last.className = "last";
-  if (!["no run", "damaged"].includes(row.status)) {
-    const open = make(last, "button", "open");
-    open.className = "tractkit-runs-button";
-    open.dataset.id = `open ${row.name}`;
-    open.title = `Show the panel of ${row.name}`;
-    open.onclick = () => model.send({ verb: "open", name: row.name });
+    if (key === "status") addStatus(cell, row);
+    else if (key === "curve")
+      cell.innerHTML = row.curve; // drawn by the kernel, of numbers only
+    else if (key !== "name") cell.textContent = row.cells[i];
+    else if (view.edited === row.name) editNotes(model, cell, row, () => view.edit(null));
+    else addName(cell, row, view);
   }
+  const last = make(tr, "td", undefined, "last");
+  if (["no run", "damaged"].includes(row.status)) return;
+  const open = button(last, "open", `Show the panel of ${row.name}`, () =>
+    model.send({ verb: "open", name: row.name }),
+  );
+  open.dataset.id = `open ${row.name}`;
 }
 
-function showTable(model, { root, scroll, below }) {
+function grouped(rows, at) {
+  // [value, rows] for each value of a column, in its order
+  const groups = new Map();
+  for (const row of sorted(rows, at, false)) {
+    const key = row.cells[at];
+    groups.set(key, [...(groups.get(key) || []), row]);
+  }
+  return [...groups];
+}
+
+function addGroup(body, [value, rows], heading, width, bestAt, view) {
+  const key = `${heading} ${value}`;
+  const cell = make(make(body, "tr", undefined, "tractkit-runs-group"), "td");
+  cell.colSpan = width;
+  const known = rows.filter((r) => r.sort[bestAt] !== null).sort((a, b) => a.sort[bestAt] - b.sort[bestAt]);
+  const best = known.length ? `, best ${number(known[0].sort[bestAt])} of ${known[0].name}` : "";
+  const middle = known.length > 2 ? `, median ${number(known[known.length >> 1].sort[bestAt])}` : "";
+  const closed = view.closed.has(key);
+  const b = make(cell, "button", `${closed ? "▸" : "▾"} ${heading}: ${value || "–"}`);
+  b.dataset.id = `group ${key}`;
+  b.setAttribute("aria-expanded", !closed);
+  make(cell, "span", ` ${rows.length} run${rows.length > 1 ? "s" : ""}${best}${middle}`);
+  b.onclick = () => view.toggle(key);
+  return closed;
+}
+
+function addRows(model, body, rows, columns, view) {
+  const all = model.get("table").columns;
+  const at = all.findIndex(([key]) => key === model.get("group"));
+  const bestAt = all.findIndex(([key]) => key === "best");
+  let left = view.most;
+  const add = (some) => {
+    for (const row of some.slice(0, left)) addRow(model, body, row, columns, view);
+    left -= Math.min(left, some.length);
+  };
+  if (at < 0) add(rows);
+  else
+    for (const group of grouped(rows, at)) {
+      const of = new Set(group[1]);
+      const width = columns.length + 2;
+      if (!addGroup(body, group, all[at][1], width, bestAt, view)) add(rows.filter((r) => of.has(r)));
+      else left -= Math.min(left, group[1].length);
+    }
+}
+
+function shownRows(model) {
+  const { columns, rows } = model.get("table");
+  const names = model.get("shown").names;
+  const kept = names ? new Set(names) : null;
+  const some = kept ? rows.filter((row) => kept.has(row.name)) : rows;
+  const [key, down] = model.get("order");
+  return sorted(
+    some,
+    columns.findIndex(([name]) => name === key),
+    down,
+  );
+}
+
+function showTable(model, { root, scroll, below }, view) {
   // anew; what had the focus has it again
-  const { columns, rows, below: line } = model.get("table");
-  const focused =
-    document.activeElement && root.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+  const { rows: all, below: line } = model.get("table");
+  const focused = root.contains(document.activeElement) ? document.activeElement.dataset.id : null;
+  const columns = shownColumns(model);
+  const rows = shownRows(model);
   const whole = document.createElement("table");
   addHeadings(model, make(make(whole, "thead"), "tr"), columns);
-  const body = make(whole, "tbody");
-  for (const row of sorted(rows, model.get("order"))) addRow(model, body, row, columns);
+  addRows(model, make(whole, "tbody"), rows, columns, view);
   scroll.replaceChildren(whole);
-  below.textContent = line;
-  if (focused) {
-    const e = [...root.querySelectorAll("[data-id]")].find((x) => x.dataset.id === focused);
-    if (e) e.focus();
-  }
+  below.textContent = `${rows.length < all.length ? `${rows.length} of ${all.length} runs shown. ` : ""}${line} `;
+  if (rows.length > view.most) button(below, `show all ${rows.length}`, "Draw the other rows, too", view.showAll);
+  const again = focused && [...scroll.querySelectorAll("[data-id]")].find((x) => x.dataset.id === focused);
+  if (again) again.focus();
 }
 
-function showTheme(model, root) {
-  // the kernel draws the picture for a light or a dark page
-  const rgb = getComputedStyle(root)
-    .backgroundColor.match(/[\d.]+/g)
-    .map(Number);
+function lookOf(root) {
+  const style = getComputedStyle(root);
+  const rgb = style.backgroundColor.match(/[\d.]+/g).map(Number);
   const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
-  root.dataset.dark = dark;
-  if (model.get("dark") !== dark) {
-    model.set("dark", dark);
-    model.save_changes();
-  }
+  return {
+    dark,
+    back: style.backgroundColor,
+    font: style.fontFamily,
+    faint: dark ? "#a5adb8" : "#6b727c",
+    grid: dark ? "#363c44" : "#e6e9ee",
+  };
+}
+
+function mergeRows(model) {
+  // rows that have changed; the kernel has put them into its table, too
+  const { rows, below } = model.get("changed");
+  const table = model.get("table");
+  if (below === undefined) return;
+  for (const [i, row] of Object.entries(rows)) table.rows[i] = row;
+  table.below = below;
+}
+
+function makeView(parts, draw) {
+  // what is of this page alone: which form is open, which groups are closed, how many rows are drawn
+  const view = { edited: null, closed: new Set(), most: AT_FIRST, focus: () => {} };
+  view.dark = () => lookOf(parts.root).dark;
+  view.edit = (name) => {
+    view.edited = name;
+    draw();
+  };
+  view.toggle = (key) => {
+    if (!view.closed.delete(key)) view.closed.add(key);
+    draw();
+  };
+  view.showAll = () => {
+    view.most = Infinity;
+    draw();
+  };
+  return view;
 }
 
 function render({ model, el }) {
-  const parts = makeParts(el, () => model.send({ verb: "refresh" }));
-  const { image, root } = parts;
-  let url = null;
-  const table = () => showTable(model, parts);
-  const picture = () => {
-    const bytes = model.get("picture");
-    if (url) URL.revokeObjectURL(url);
-    url = bytes?.byteLength ? URL.createObjectURL(new Blob([bytes], { type: "image/png" })) : null;
-    image.style.display = url ? "block" : "none";
-    if (url) image.src = url;
-    image.alt = `losses of ${model.get("chosen").join(", ")}`;
+  const parts = makeParts(model, el);
+  const draw = () => showTable(model, parts, view);
+  const view = makeView(parts, draw);
+  const plot = makePlot(parts.root, model, () => lookOf(parts.root));
+  view.focus = plot.focus;
+  const table = () => {
+    parts.filter();
+    parts.choices();
+    // what is being written is not taken away
+    if (!view.edited) draw();
   };
-  const theme = () => showTheme(model, root);
-  for (const name of ["table", "chosen", "order"]) model.on(`change:${name}`, table);
-  model.on("change:picture", picture);
+  const merge = () => {
+    mergeRows(model);
+    if (!view.edited) draw();
+  };
+  const theme = () => {
+    parts.root.dataset.dark = view.dark();
+    plot.read();
+  };
+  const handlers = { changed: merge, curves: plot.read, axes: plot.read, slots: plot.read };
+  for (const name of ["table", "chosen", "order", "columns", "group", "shown", "where"]) handlers[name] = table;
+  for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   const watch = new MutationObserver(theme);
+  const size = new ResizeObserver(plot.redraw);
   watch.observe(document.body, { attributes: true });
+  size.observe(plot.root);
   table();
-  picture();
   requestAnimationFrame(theme);
   return () => {
-    for (const name of ["table", "chosen", "order"]) model.off(`change:${name}`, table);
-    model.off("change:picture", picture);
+    for (const [name, act] of Object.entries(handlers)) model.off(`change:${name}`, act);
     watch.disconnect();
-    if (url) URL.revokeObjectURL(url);
+    size.disconnect();
   };
 }
 export default { render };

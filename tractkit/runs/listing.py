@@ -55,7 +55,9 @@ class RunFacts:
     @property
     def curves(self) -> RunColumns:
         """The epochs, and the batches in at most some hundred points, for `plot_runs`."""
-        return RunColumns(self.name, self.columns)
+        wrong = {(kind, k): np.flatnonzero(~np.isfinite(of[k])).tolist()
+                 for kind, of in self.columns.items() for k in ("train_loss", "valid_loss", "loss") if k in of}
+        return RunColumns(self.name, self.columns, wrong)
 
 # %% ../../nbs/runs/15_listing.ipynb #a8d1380a
 _STEP, _EPOCH = re.compile(rb'"step": (\d+)'), b'{"kind": "epoch"'
