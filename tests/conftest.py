@@ -84,6 +84,16 @@ LONG = [
     "test_trainer.py",
     "test_overrides.py",
     "test_prefetch.py",
+    "test_runs_browser.py",
+    "test_create.py",
+    "test_trainer_options.py",
+    "test_space_check.py",
+    "test_remote_file.py",
+    "test_fury_scene.py",
+    "test_live_settings.py",
+    "test_commands.py",
+    "test_from_folders.py",
+    "test_tools.py",
 ]
 
 

@@ -2,6 +2,8 @@
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -12,6 +14,7 @@ from benchmarks.pairs import compare, median_interval
 from tools import check_notebooks, readme
 from tools.docs import build as docs
 from tools.export import PACKAGES, generated_modules, public_names
+from tools.test import environment_of_phases
 from tools.tree import copy_tree
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -301,3 +304,15 @@ def test_results_keep_what_is_around_a_section():
     text = "# Results\n\n<!-- begin a -->\nold\n<!-- end a -->\n\nby hand\n"
     assert put(text, "a", "new") == text.replace("old", "new")
     assert put(text, "b", "more").endswith("by hand\n\n<!-- begin b -->\nmore\n<!-- end b -->\n")
+
+
+# ---- make test -----------------------------------------------------------------------------------------------
+
+
+def test_what_a_phase_imports_is_compiled_once(tmp_path, monkeypatch):
+    """Whatever the caller's shell says: hundreds of processes would compile torch and the package anew."""
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
+    (tmp_path / "imported.py").write_text("")
+    environment = environment_of_phases()
+    subprocess.run([sys.executable, "-c", "import imported"], cwd=tmp_path, env=environment, check=True)
+    assert list(tmp_path.glob("__pycache__/imported.*.pyc")) and environment["OMP_WAIT_POLICY"] == "passive"

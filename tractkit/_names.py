@@ -118,6 +118,7 @@ NAMES = {
     "Interpolation": "spatial.volume",
     "Iterator": "functional.pipeline",
     "KEYED_VERSION": "core.rng",
+    "KernelWatch": "lab.live_widget",
     "KeyedDropout": "models.layers",
     "KnownRuns": "runs.listing",
     "LAYOUTS": "dwi.anatomy",
