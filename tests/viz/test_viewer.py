@@ -442,6 +442,28 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
 
 
 @pytest.mark.vulkan
+def test_lines_and_tubes_thickness_opacity_and_slab(live_view):
+    low, high = wavy(20), wavy(20, 6)
+    t = Tractogram(Streamlines.from_list([*low.streamlines, *high.streamlines]), low.affine, SHAPE)
+    v = live_view(t, size=(200, 160), colors="white", letters=False)
+    c, seen = v.controls, {}
+
+    def light():
+        return int((v.screenshot().array[..., :3].astype(int) - 24).clip(0).sum())  # above the background
+
+    thin = v.screenshot().array
+    for name, value in (("opacity", 0.2), ("slab", 0.5), ("thickness", 4.0), ("style", "tubes")):
+        before = c[name].value
+        c[name].value = value
+        seen[name] = light()
+        c[name].value = before
+        np.testing.assert_array_equal(v.screenshot().array, thin)
+    base = light()
+    assert seen["opacity"] < 0.9 * base and seen["slab"] < 0.9 * base and seen["thickness"] > 1.2 * base
+    assert abs(seen["style"] - base) > 0.05 * base
+
+
+@pytest.mark.vulkan
 def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_view):
     import asyncio
 

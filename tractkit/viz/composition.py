@@ -169,7 +169,9 @@ class Composition:
 
     def _color_lines(self, label: str, limits: tuple[float, float] | None) -> None:
         """Color each tractogram, cut it into parts, and collect the legends of all."""
+        names = {lines.name for lines in self.lines}
         by_name = isinstance(self.colors, str) and self.colors == "name"
+        by_name |= self.colors is None and len(names) > 1 and len(names) == len(self.lines)  # a dict of bundles
         own, self.parts, legends = palette(len(self.lines)), [], []
         self.colorings: list[Coloring] = []
         for k, lines in enumerate(self.lines):

@@ -48,7 +48,7 @@ def on_value(widget: widgets.Widget, act: Callable) -> None:
     widget.observe(lambda change: act(change["new"]), names="value")
 
 
-_WIDE, _WORD = {"width": "370px"}, {"description_width": "58px"}  # a slider, and the word before it
+_WIDE, _WORD = {"width": "384px"}, {"description_width": "70px"}  # a slider, and the word before it
 
 
 class Page(anywidget.AnyWidget):
@@ -126,6 +126,29 @@ def _update_count(view: Controllable) -> None:
     if "counted" in view.controls:
         view.controls["counted"].value = _count_text(view)
 
+# %% ../../nbs/viz/17_controls.ipynb #d85244e3
+def add_style(view: Controllable, set_style: Callable[..., None]) -> None:
+    """Add the choice of lines or tubes, and sliders for thickness, opacity and slab."""
+    tubes = any(part.tubes for part in view.composition.parts)
+    kind = view.controls["style"] = widgets.ToggleButtons(options=["lines", "tubes"], value="tubes" if tubes else "lines",
+                                                          style={"button_width": "66px"})
+    made = {}
+    for name, value, low, high, step, tip in (
+            ("thickness", 2.0 if tubes else 1.0, 1.0, 6.0, 0.5, "pixels; of tubes, fifths of a millimetre"),
+            ("opacity", 1.0, 0.05, 1.0, 0.05, "of streamlines"),
+            ("slab", 0.0, 0.0, 20.0, 0.5, "mm on each side of the plane; 0: all")):
+        made[name] = view.controls[name] = widgets.FloatSlider(
+            value=value, min=low, max=high, step=step, description=name, tooltip=tip, layout=_WIDE,
+            readout_format=".2g", style=_WORD, continuous_update=name != "thickness")
+
+    def change(_: object) -> None:
+        as_tubes = kind.value == "tubes"
+        set_style(tubes=made["thickness"].value / 5 if as_tubes else None, opacity=made["opacity"].value,
+                  thickness=1.0 if as_tubes else made["thickness"].value, slab=made["slab"].value or None)
+
+    for control in (kind, *made.values()):
+        on_value(control, change)
+
 # %% ../../nbs/viz/17_controls.ipynb #772e2246
 def switch_names(composition: Composition) -> dict[str, Rgb | None]:
     """List what can be shown and hidden, with its color (None: many colors)."""
@@ -177,7 +200,7 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
     switches = widgets.HBox([widget for name, widget in controls.items() if name.startswith("show ")],
                             layout={"flex_flow": "row wrap"})
     rows = [row("look", "reset", "page", "screenshot", "message"), row("place"), row("x", "y", "z"), row("window"),
-            row("count", "counted"),
+            row("count", "counted"), row("style"), row("thickness", "opacity"), row("slab"),
             row("titles"), switches]
     return [r for r in rows if r.children]
 

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/viz/12_fury_scene.ipynb #696be683
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pygfx as gfx
@@ -40,6 +41,35 @@ def _lit_camera() -> gfx.PerspectiveCamera:
     lamp.local.euler = (-0.5, -0.45, 0)
     camera.add(lamp)
     return camera
+
+
+@dataclass(frozen=True)
+class LineStyle:
+    """How streamlines are drawn at rest."""
+
+    thickness: float = 1.0       # of lines, pixels
+    opacity: float = 1.0         # 0 to 1
+    slab: float | None = None    # mm: only what is within so much of the plane; None: all
+
+
+def _dress(shape: gfx.WorldObject, style: LineStyle, axis: int, at: float) -> None:
+    """Give a style to a shape of streamlines; the slab is about a plane normal to a world axis."""
+    if isinstance(shape, gfx.Line):
+        thin = style.thickness <= 1
+        kind = gfx.LineThinSegmentMaterial if thin else gfx.LineSegmentMaterial
+        if type(shape.material) is not kind:
+            shape.material = kind(color_mode="vertex")
+        if not thin:
+            shape.material.thickness = style.thickness
+    shape.material.opacity = style.opacity
+    shape.material.alpha_mode = "auto" if style.opacity == 1 else "weighted_blend"
+    planes = []
+    if style.slab is not None:
+        for side in (1, -1):
+            normal = [0.0, 0.0, 0.0]
+            normal[axis] = float(side)
+            planes.append((*normal, side * at - style.slab))
+    shape.material.clipping_planes = planes
 
 
 def _crosshair_actor(position: np.ndarray, frame: np.ndarray, axis: int) -> gfx.Line:
@@ -87,6 +117,7 @@ class Stage:
         self._surfaces: list[tuple[str, gfx.Mesh | None]] = []
         if self.view == "3d":
             self._surfaces = [(c.name, contour_actor(c, color)) for c, color in composition.contours]
+        self.style = LineStyle()
         self._lines = [(part, self._made(part)) for part in composition.parts]
         self._coarse: list[LineBlocks] = []  # for the parts, made when first asked for
         self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
@@ -98,7 +129,30 @@ class Stage:
     def _made(self, part: Part) -> LineBlocks:
         lines = LineBlocks(*part.drawn(self.count), part.tubes)
         self.scene.add(*lines.objects)
+        self._dress(lines, self.style)
         return lines
+
+    def _dress(self, lines: LineBlocks, style: LineStyle) -> None:
+        axis = NORMALS.get(self.view, 2)
+        for shape in lines.objects:
+            _dress(shape, style, axis, float(self.position[axis]))
+
+    def set_style(self, style: LineStyle, tubes: float | None = None, rebuild: bool = False) -> None:
+        """Draw streamlines in this style; `rebuild`: make all tubes of this radius, mm, or, for None, lines."""
+        self.style = style
+        for k, (part, actor) in enumerate(self._lines):
+            if rebuild and part.tubes != tubes:
+                self.scene.remove(*actor.objects)
+                part = replace(part, tubes=tubes)
+                self._lines[k] = part, self._made(part)
+        self._dress_all()
+        self.show_lines()
+
+    def _dress_all(self) -> None:
+        for _, actor in self._lines:
+            self._dress(actor, self.style)
+        for coarse in self._coarse:
+            self._dress(coarse, LineStyle(slab=self.style.slab))
 
     def set_window(self, low: float, high: float) -> None:
         """Set the values drawn black and white."""
@@ -134,6 +188,7 @@ class Stage:
             self._coarse = [LineBlocks(*coarser(*part.drawn(most), int(np.clip(points, 8, 24))), None)
                             for part, _ in self._lines]
             self.scene.add(*(o for coarse in self._coarse for o in coarse.objects))
+            self._dress_all()
         limit, shown = most if self.count is None else min(most, self.count), 0
         for (part, actor), coarse in zip(self._lines, self._coarse, strict=True):
             count = 0 if part.name in self.hidden else part.count(limit)
@@ -149,6 +204,8 @@ class Stage:
         self.position, flat = np.array(position, float), self.view in NORMALS
         for slicer in self._slicers:
             place_slices(slicer, self.position, [self.view] if flat else list(NORMALS), behind=flat)
+        if self.style.slab is not None:
+            self._dress_all()
         if not stays:
             self._exchange("_lying", self._on_plane(self.view if flat else "axial"))
 

@@ -24,6 +24,7 @@ from tractkit.viz.controls import (
     add_buttons,
     add_count_slider,
     add_plane_sliders,
+    add_style,
     add_switches,
     add_window_slider,
     control_rows,
@@ -33,7 +34,7 @@ from tractkit.viz.controls import (
     switch_names,
 )
 from .drawables import Contour, Drawable, Drawing, Lines, Slices, may_be_odf
-from .fury_scene import Stage
+from .fury_scene import LineStyle, Stage
 from .live_canvas import LiveCanvas, pick_streamline, place_under
 from .niivue_backend import NiivueScene, require_niivue
 from .page import check_picture_path, save_page
@@ -74,6 +75,8 @@ def _add_controls(view: "View", position: np.ndarray) -> None:
     if c.slices:
         add_window_slider(view)
     add_count_slider(view, view.set_count)
+    if c.lines:
+        add_style(view, view.set_style)
     add_switches(view)
 
 # %% ../../nbs/viz/18_viewer.ipynb #3951ea48
@@ -175,6 +178,18 @@ class View:
         """Draw more or fewer streamlines."""
         self._need_stage().set_count(count)
         self.redraw()
+
+    def set_style(
+        self,
+        *,
+        tubes: float | None = None,   # mm, the radius of tubes; None: lines
+        thickness: float = 1.0,       # pixels, of lines
+        opacity: float = 1.0,         # 0 to 1
+        slab: float | None = None,    # mm on each side of the view's plane, in 3d of the axial one; None: all
+    ) -> None:
+        """Draw the streamlines as lines or tubes, see-through, or only what is near a plane."""
+        self._need_stage().set_style(LineStyle(thickness, opacity, slab), tubes, rebuild=True)
+        self.redraw(moved=True)
 
     def toggle(
         self,
