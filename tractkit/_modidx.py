@@ -2719,6 +2719,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'tractkit/lab/settings_code.py'),
                                             'tractkit.lab.settings_code._call': ( 'lab/settings_code.html#_call',
                                                                                   'tractkit/lab/settings_code.py'),
+                                            'tractkit.lab.settings_code._can_be_imported': ( 'lab/settings_code.html#_can_be_imported',
+                                                                                             'tractkit/lab/settings_code.py'),
                                             'tractkit.lab.settings_code._dataset_code': ( 'lab/settings_code.html#_dataset_code',
                                                                                           'tractkit/lab/settings_code.py'),
                                             'tractkit.lab.settings_code._defaults': ( 'lab/settings_code.html#_defaults',

@@ -8,6 +8,7 @@ __all__ = ['code_of_settings', 'CodeBox']
 # %% ../../nbs/lab/05_settings_code.ipynb #fb64b6f5
 import inspect
 import math
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -108,6 +109,11 @@ def _model_code(settings: Mapping[str, Json], classes: Mapping[str, type], impor
     return _part_code("model", [], settings, {name: cls}, imports)
 
 
+def _can_be_imported(cls: type) -> bool:
+    """Return whether a class is found in its module: not if a cell of this notebook made it."""
+    return cls.__module__ != "__main__" and getattr(sys.modules.get(cls.__module__), cls.__name__, None) is cls
+
+
 def _part_code(
     name: str,                   # of the variable
     first: Sequence[str],        # arguments that are there already
@@ -119,7 +125,7 @@ def _part_code(
     if ONLY_IN_PYTHON in settings:
         return [f"# {name}: the {settings[ONLY_IN_PYTHON]} of this run, made in Python"]
     cls = classes.get(str(settings["class"]))
-    if cls is not None and cls.__module__ != "__main__":
+    if cls is not None and _can_be_imported(cls):
         imports.add(f"from {cls.__module__} import {cls.__name__}")
     python = [k for k, v in settings.items() if "..." in _as_code(v, set())]
     arguments = [*first, *_arguments(settings, cls, imports, python)]
