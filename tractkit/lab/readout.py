@@ -37,7 +37,7 @@ class Readout(anywidget.AnyWidget):
     _css = Path(str(files("tractkit.lab") / "readout.css"))
     readout = traitlets.Dict().tag(sync=True)           # of `describe_status`
     curves = traitlets.Dict().tag(sync=True)            # of `pack_curves`
-    changes = traitlets.List().tag(sync=True)           # of `marks_of`
+    changes = traitlets.List(traitlets.Dict()).tag(sync=True)  # of `marks_of`
     graph = traitlets.Unicode("losses").tag(sync=True)  # losses, gradient norm, learning rate, speed
     x = traitlets.Unicode("step").tag(sync=True)        # step, epoch, time
     log = traitlets.Bool(True).tag(sync=True)           # where all values are positive

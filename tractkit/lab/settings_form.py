@@ -11,6 +11,7 @@ import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import NoneType
 from typing import TypeAlias
 
@@ -209,6 +210,10 @@ class EditForm:
         if self._last is not None:
             self._change(self._last["name"], self._last["from"])
 
+    def _answered(self, key: str, then: Callable[[], None], _: Button) -> None:
+        self._note(key)
+        then()
+
     def _note(self, key: str, text: str = "", then: Callable[[], None] | None = None) -> None:
         """Show a text below a field; with `then`, which is to be done only if a person says so, as a question."""
         old, made = self.notes[key].children, list[Widget]()
@@ -217,7 +222,7 @@ class EditForm:
             made.append(HTML(f'<div role="alert" style="{style}">{html.escape(text)}</div>'))
         if then is not None:
             yes, no = Button(description="Change it", button_style="warning"), Button(description="Leave it")
-            yes.on_click(lambda _: (self._note(key), then()))
+            yes.on_click(partial(self._answered, key, then))
             no.on_click(lambda _: self.put_back())
             made.append(HBox([yes, no]))
         if old or made:
