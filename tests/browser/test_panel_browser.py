@@ -26,12 +26,12 @@ trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
     "import time; time.sleep(5); print('awake')",
     "step = trainer.log.batches()['step'].tolist(); print(step == list(range(1, len(step) + 1)), len(step), "
     "trainer.learning_rate.value)",
+    "in_cell = fit(mkdtemp(), pause=.01, max_epochs=500)\nin_cell",
+    "in_cell.train_and_validate().global_step > 0",
     *(
         f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
         for batches in (1_000, 10_000)
     ),
-    "in_cell = fit(mkdtemp(), pause=.01, max_epochs=500)\nin_cell",
-    "in_cell.train_and_validate().global_step > 0",
 ]
 
 
@@ -85,7 +85,7 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     page.keyboard.press("Enter")
     until(lambda: panel.batches() == rested + 1 and "One batch done" in panel.message.inner_text())
     page.get_by_role("radio", name="learning rate").press("Enter")
-    page.locator(".tractkit-smoothing input").press("ArrowRight")
+    page.locator(".tractkit-smoothing input[type=range]").press("ArrowRight")
     panel.readout.screenshot(path=PICTURES / "panel-learning-rate.png")
     page.get_by_role("radio", name="losses").press("Enter")
 

@@ -56,7 +56,8 @@ function render({ model, el }) {
   const show = () => {
     if (state !== "gone") state = stateOf(model, el, first); // from there nothing leads back
     el.style.display = state ? "" : "none";
-    const text = state ? words(state, model.get("safe")) : "";
+    const beside = el.parentElement?.querySelector("[data-safe]")?.dataset.safe; // of a panel, which follows a run
+    const text = state ? words(state, beside || model.get("safe")) : "";
     if (note.textContent !== text) note.textContent = text;
     for (const part of el.parentElement?.children || []) {
       if (part === el || part.querySelector(".tractkit-watch")) continue; // that one watches for itself

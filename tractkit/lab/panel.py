@@ -150,11 +150,10 @@ class TrainerPanel:
                 return
             text, curves, source = self._describe(), pack_curves(self.source.curves()), self.source
             with self.readout.hold_sync():  # one message
-                self.readout.readout, self.readout.curves = {**text}, curves
+                self.readout.readout, self.readout.curves = {**text, "safe": source.safe}, curves
                 self.readout.changes = marks_of(source.changes())
             checkpoints = source.checkpoints()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
-            self.kernel_watch.safe = source.safe
             must_interrupt = source.holds_cell and clicks_wait_for_cells()
             self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
             self.form.know(source.status.epoch, source.changes())

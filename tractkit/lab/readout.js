@@ -112,6 +112,7 @@ function showWords(parts, r) {
   parts.name.textContent = r.name;
   parts.message.textContent = r.message;
   parts.message.dataset.phase = r.phase;
+  parts.message.dataset.safe = r.safe || ""; // read by kernel_watch.js
   parts.whole.style.width = `${100 * r.done}%`;
   parts.part.style.width = `${100 * r.batches}%`;
   parts.bar.setAttribute("aria-valuenow", Math.round(100 * r.done));
