@@ -469,7 +469,8 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
     import nbformat
 
     source = "import sys; print('hello', file=sys.stderr)" if good else "raise ValueError('a real error')"
-    cells = [nbformat.v4.new_code_cell(text) for text in ("#| hide\nset_up = 1", f"#| varies\n{source}")]
+    cells = [nbformat.v4.new_code_cell("set_up = 1", metadata={"nbdev": {"hide": "true"}}),
+             nbformat.v4.new_code_cell(source, metadata={"nbdev": {"varies": "true"}})]
     (tmp_path / "90_phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     monkeypatch.setattr(report.resources, "files", lambda name: tmp_path)
     run = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(own=False))
