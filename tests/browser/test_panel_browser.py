@@ -3,7 +3,9 @@ test_tutorial_browser.py.
 
 One notebook, one story: the second test goes on where the first left the page; the third has a panel of its own."""
 
+import os
 import re
+import signal
 import time
 
 import psutil
@@ -186,3 +188,31 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
         note
     )  # a still of the curves takes a little more or less than another
     assert end["elements"] < 1.05 * tenth["elements"], note
+
+
+def test_the_page_says_when_the_kernel_is_gone_and_keeps_the_still(lab, page):
+    kernel = Kernel(lab)
+    pid = kernel.ask("__import__('os').getpid()")
+    step = kernel.ask("in_cell.checkpoints.steps()[-1]")
+    kernel.close()
+    until(lambda: "TrainerPanel(stopped" in str(lab.saved_outputs(page, "panel.ipynb")))
+    assert page.get_by_role("alert").count() == 0
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    note = page.get_by_role("alert").filter(has_text=f"The run is safe up to step {step:,}.")
+    note.wait_for()
+    print(f"the page noticed it after {time.monotonic() - killed:.1f} s: {note.inner_text()}")
+    greyed = page.locator(".tractkit-gone").filter(has=page.locator(".jupyter-button"))
+    assert "The kernel is gone" in note.inner_text() and greyed.last.evaluate("e => e.inert")
+    page.locator(".jp-Dialog .jp-mod-accept").click()  # JupyterLab has noticed it, too
+    until(lambda: note.inner_text().startswith("The kernel is gone. The run"))
+    note.scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "panel-kernel-gone.png")
+
+    page = lab.visit("panel.ipynb")
+    stills = page.locator(".tractkit-still img")
+    stills.first.wait_for()
+    until(lambda: page.get_by_text("Error displaying widget").count() > 0)  # the page has looked for the widgets
+    page.screenshot(path=PICTURES / "panel-reopened.png")
+    assert page.get_by_text("Error displaying widget").locator("visible=true").count() == 0
+    assert stills.locator("visible=true").count() == stills.count() > 0

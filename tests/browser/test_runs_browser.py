@@ -21,7 +21,9 @@ window.sent = [];
 window.model = { get: (k) => state[k], send: (m) => window.sent.push(m), save_changes: () => {}, off: () => {},
   set: (k, v) => { state[k] = v; (listeners[k] || []).forEach((f) => f()); },
   on: (name, f) => (listeners[name.slice(7)] ||= []).push(f) };
-window.end = render({ model: window.model, el: document.getElementById("here") });
+const el = document.createElement("div");
+window.end = render({ model: window.model, el });  // as JupyterLab does: it is put into the page afterwards
+document.getElementById("here").append(el);
 </script></body></html>"""
 LIGHT = "--jp-layout-color0: white; --jp-layout-color1: white; --jp-ui-font-color1: #222"
 DARK = "background: #111; --jp-layout-color0: #111; --jp-layout-color1: #222; --jp-ui-font-color1: #ddd"

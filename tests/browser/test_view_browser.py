@@ -176,6 +176,37 @@ def test_wheel_sliders_and_legend_do_what_they_say(page, kernel):
     page.screenshot(path=PICTURES / "view-changed.png")
 
 
+def test_a_click_tells_what_is_there_and_the_wheel_goes_through_slices(page, kernel):
+    view = page.locator(".tractkit-view").first
+    handles = view.get_by_role("slider")
+    assert [handles.nth(k).get_attribute("aria-label") for k in (0, 3, 4)] == [
+        "sagittal", "grey, lower end", "grey, upper end"]
+    assert all(box.bounding_box()["width"] >= 200 for box in view.locator(".noUi-target").all())
+    view.get_by_role("button", name="axial").click()
+    until(lambda: kernel.ask("v._stage.view") == "axial")
+    rest(page)
+    mm, pixel = kernel.ask("""[(m.tolist(), ((s[:2] / s[3] * (1, -1) + 1) / 2 * (400, 300)).tolist())
+        for m in [lines[n // 4][10] * (-2, 2, 3)] for s in [v._stage.camera.camera_matrix @ [*m, 1]]][0]""")
+    canvas(page).scroll_into_view_if_needed()
+    box = canvas(page).bounding_box()
+    page.mouse.click(box["x"] + pixel[0], box["y"] + pixel[1])
+    view.get_by_text("volume (").wait_for(timeout=10_000)
+    words = view.get_by_text("volume (").inner_text()
+    assert "back" in words and "30 points" in words and " mm" in words
+    np.testing.assert_allclose(kernel.ask("[float(p) for p in v._stage.position[:2]]"), mm[:2], atol=0.5)
+    page.screenshot(path=PICTURES / "view-clicked.png")
+    height = kernel.ask("float(v._stage.position[2])")
+    page.mouse.wheel(0, -100)
+    until(lambda: kernel.ask("float(v._stage.position[2])") > height + 1)
+    view.get_by_role("button", name="Reset").click()
+    until(lambda: kernel.ask("v._stage.view") == "3d" and not kernel.ask("v._stage._chosen"))
+    view.get_by_role("button", name="Full screen").click()
+    page.wait_for_function("document.fullscreenElement?.classList.contains('tractkit-view')")
+    until(lambda: look(page).shape[1] > 600)
+    page.evaluate("document.exitFullscreen()")
+    until(lambda: look(page).shape == (300, 400, 3))
+
+
 def test_while_a_cell_blocks_the_picture_stays(page, lab):
     before = rest(page)
     lab.run_cell(page, 2)

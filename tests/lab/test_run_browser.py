@@ -461,7 +461,7 @@ def test_a_thousand_runs_make_a_page_of_bounded_size(monkeypatch):
     page, text = browser._repr_html_(), repr(browser)
     assert len(page) < 500_000 and "and 800 more" in page and "900 more" in text
     assert "<b>x" not in page and "&lt;b&gt;x&lt;/b&gt;0" in page and "<b>x</b>0" in text
-    assert "They also differ in s" in text and len(json.dumps(browser.widget.children[0].table)) < 1_300_000
+    assert "They also differ in s" in text and len(json.dumps(browser.widget.children[1].table)) < 1_300_000
     browser.close()
 
 
@@ -486,7 +486,7 @@ def test_the_folder_is_read_often_only_while_somebody_is_at_work(folder, monkeyp
     browser = RunBrowser(folder, interval=.05)
     monkeypatch.setattr(browser, "_pause", lambda real=browser._pause: 60 if real() >= .5 else real())
     browser._watcher._pause = browser._pause
-    table = browser.widget.children[0]
+    table = browser.widget.children[1]
     time.sleep(.3)
     assert len(looks) == 1 and browser._pause() == 60  # nobody is at work
     shutil.copytree(folder / "done", folder / "done-2")
@@ -506,7 +506,7 @@ def test_the_folder_is_read_often_only_while_somebody_is_at_work(folder, monkeyp
 
 def test_only_rows_that_have_changed_are_sent(folder):
     browser = RunBrowser(folder)
-    table, sent = browser.widget.children[0], []
+    table, sent = browser.widget.children[1], []
     table.observe(lambda change: sent.append((change["name"], change["new"])), ["table", "changed", "shown"])
     browser.refresh()
     assert sent == []
@@ -526,7 +526,7 @@ def test_only_rows_that_have_changed_are_sent(folder):
 
 def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     browser = RunBrowser(kept)
-    table = browser.widget.children[0]
+    table = browser.widget.children[1]
     table.set_state({"where": "lr < 5e-3 or status == failed"})
     assert table.shown == {"names": ["broken", "series/small"], "problem": ""} and browser.where == table.where
     assert [r["name"] for r in browser.table("best")] == ["series/small", "broken"]
@@ -546,7 +546,7 @@ def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
 
 def test_ticks_send_curves_with_their_four_places(kept):
     browser = RunBrowser(kept)
-    table = browser.widget.children[0]
+    table = browser.widget.children[1]
     assert [c["name"] for c in table.curves] == browser.chosen == table.chosen
     table.set_state({"chosen": ["done"]})
     (curve,) = table.curves
@@ -579,7 +579,7 @@ def test_the_button_opens_the_panel_of_the_folder(kept, monkeypatch):
 
     monkeypatch.setattr(runs, "TrainerPanel", Panel)
     browser = RunBrowser(kept)
-    below = browser.widget.children[1]
+    below = browser.widget.children[2]
     for name in ("done", "broken", "done"):
         press(browser, "open", name=name)
     assert [b.children[1].value for b in below.children] == ["ValueError: no panel of that", str(kept / "done")]
@@ -597,7 +597,7 @@ def test_the_panel_of_a_run_that_is_over_and_of_one_that_broke(kept):
         assert Path(panel.trainer.folder) == kept / name and len(panel.trainer.curves()["training"][0]) > 0
         assert panel.still().array().shape[2] == 4
         browser._opened.open(name)
-        assert browser.widget.children[1].children[-1].children[1] is browser.panels[name].widget
+        assert browser.widget.children[2].children[-1].children[1] is browser.panels[name].widget
         panel.close()
     browser.close()
     assert not browser.panels

@@ -58,6 +58,7 @@ def test_everything_is_where_the_affine_says(name, page):
     lit, line, there, _ = voxel_and_line(affine)
     vectors = np.zeros((*SHAPE, 3), np.float32)
     vectors[tuple(LIT)] = 0.6, 0.8, 0
+    vectors[1, 1, 1] = 0.05, 0, 0  # noise, which is not drawn
     peaks = Peaks(Volume(vectors, affine), "peaks")
     read = page(
         {"line": line, "mask": lit_mask(affine), "lit": Slices(lit)}, peaks, Glyphs(one_fodf(affine), "glyph"),
@@ -77,6 +78,7 @@ def test_everything_is_where_the_affine_says(name, page):
     stick = told["peaks"][0]
     vectors = read.array(stick["vectors"]).reshape(SHAPE[2], SHAPE[1], SHAPE[0], 3)
     vector = vectors[LIT[2], LIT[1], LIT[0]]
+    assert vectors.any(axis=-1).sum() == 1
     ends, _ = peak_sticks(peaks, 2, there[2])
     np.testing.assert_allclose(there + stick["half"] * vector / 127, ends[1], atol=0.02)
     for plane in told["glyphs"][0]["planes"].values():

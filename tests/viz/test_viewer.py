@@ -22,6 +22,7 @@ from tractkit.viz.drawables import (
     Peaks,
     Slices,
     mask_outline,
+    peak_sticks,
     things_to_draw,
     voxels_on_plane,
 )
@@ -342,6 +343,25 @@ def test_coefficients_in_memory_are_glyphs_when_it_is_said(capsys):
         assert "odf=True draws it as the glyphs of an fODF" in capsys.readouterr().out
 
 
+@pytest.mark.vulkan
+@pytest.mark.parametrize("kind", ["3d", "axial"])
+def test_what_fills_or_spans_nothing_is_a_picture_and_a_path_one_sentence(kind):
+    affine = np.diag([-2.0, 2, 2, 1])
+    point = Tractogram(Streamlines.from_list([np.full((5, 3), 4.0)] * 3), affine, (9, 9, 9))
+    for thing in (Volume(np.ones((9, 9, 9), bool), affine), Volume(np.ones((9, 9, 9), np.float32), affine), point):
+        assert snapshot(thing, size=(120, 90), view=kind).array[..., :3].std() > 5
+    with pytest.raises(TypeError, match=r"cannot draw a str.*read the file first: Volume.load\('t1.nii.gz'\)"):
+        snapshot("t1.nii.gz", view=kind)
+
+
+@pytest.mark.vulkan
+def test_faint_peaks_and_glyphs_are_left_out():
+    sticks = np.zeros((4, 4, 3, 3), np.float32)
+    sticks[1, 1, 1], sticks[2, 2, 1] = (0.6, 0, 0), (0, 0.05, 0)
+    ends, _ = peak_sticks(Peaks(Volume(sticks, np.eye(4))), 2, 1.0)
+    assert len(ends) == 2 and ends[0, 1] == ends[1, 1] == 1
+
+
 # --- the live view
 
 
@@ -419,6 +439,28 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
         v.toggle("nobody")
     with pytest.raises(ValueError, match="none of axial"):
         v.look("oblique")
+
+
+@pytest.mark.vulkan
+def test_lines_and_tubes_thickness_opacity_and_slab(live_view):
+    low, high = wavy(20), wavy(20, 6)
+    t = Tractogram(Streamlines.from_list([*low.streamlines, *high.streamlines]), low.affine, SHAPE)
+    v = live_view(t, size=(200, 160), colors="white", letters=False)
+    c, seen = v.controls, {}
+
+    def light():
+        return int((v.screenshot().array[..., :3].astype(int) - 24).clip(0).sum())  # above the background
+
+    thin = v.screenshot().array
+    for name, value in (("opacity", 0.2), ("slab", 0.5), ("thickness", 4.0), ("style", "tubes")):
+        before = c[name].value
+        c[name].value = value
+        seen[name] = light()
+        c[name].value = before
+        np.testing.assert_array_equal(v.screenshot().array, thin)
+    base = light()
+    assert seen["opacity"] < 0.9 * base and seen["slab"] < 0.9 * base and seen["thickness"] > 1.2 * base
+    assert abs(seen["style"] - base) > 0.05 * base
 
 
 @pytest.mark.vulkan

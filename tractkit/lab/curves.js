@@ -7,7 +7,7 @@ const SETTINGS = ["learning rate"]; // drawn in steps, as they were set
 const DOTS = 60; // validations that are drawn as a dot each; of more, a line
 const number = (v) =>
   v === 0 ? "0" : Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4));
-const count = (v) => v.toLocaleString("en");
+const count = (v) => v.toLocaleString("en", { maximumSignificantDigits: 9 });
 
 export function unpack(view) {
   // float32 bytes: all x, then all y
@@ -40,6 +40,27 @@ function withGaps([x, y], gaps) {
   const points = [...x].map((v, i) => [v, y[i]]).concat(gaps.map((v) => [v, Number.NaN]));
   points.sort((a, b) => a[0] - b[0]);
   return [points.map((p) => p[0]), points.map((p) => p[1])];
+}
+
+function along([steps, values], unit) {
+  // a function from steps to what they are worth: interpolated from (0, 0) on, and beyond the last by the last slope
+  const at = [0, ...steps].filter((_, i) => i === 0 || Number.isFinite(values[i - 1]));
+  const worth = [0, ...[...values].filter(Number.isFinite)].map((v) => v / unit);
+  return (step) => {
+    let b = at.findIndex((v) => v >= step);
+    if (b < 0) b = at.length - 1;
+    const a = Math.max(b - 1, 0);
+    return worth[a] + ((worth[b] - worth[a]) * (step - at[a])) / (at[b] - at[a] || 1);
+  };
+}
+
+function axisOf(curves, wanted) {
+  // what x is: its name, and the function from steps to it
+  const known = { epoch: curves.epoch, time: curves.seconds }[wanted];
+  if (!known?.[0].length) return { word: "step", of: (v) => v };
+  if (wanted === "epoch") return { word: "epoch", of: along(known, 1) };
+  const long = known[1][known[1].length - 1] >= 7200;
+  return { word: long ? "hours" : "minutes", of: along(known, long ? 3600 : 60) };
 }
 
 function lineOf(name, curves, smoothing) {
@@ -89,30 +110,30 @@ function openCanvas(canvas, font) {
   return { c, W, H };
 }
 
-function scales(lines, { L, R, T, B }) {
-  // from steps and values to pixels; values are logarithmic if all are positive
-  let low = Infinity;
-  let high = -Infinity;
-  let last = 1;
-  for (const { x, y } of lines) {
-    for (const v of y) {
-      if (Number.isFinite(v)) {
-        low = Math.min(low, v);
-        high = Math.max(high, v);
-      }
-    }
-    last = Math.max(last, x[x.length - 1]);
-  }
-  if (low > high) [low, high] = [0, 1];
-  const log = low > 0;
-  const f = log ? Math.log : (v) => v;
-  [low, high] = log ? [low / 1.15, high * 1.1] : [low - (high - low || 1) * 0.05, high + (high - low || 1) * 0.05];
-  const X = (v) => L + (v / last) * (R - L);
-  const Y = (v) => B - ((f(v) - f(low)) / (f(high) - f(low))) * (B - T);
-  return { X, Y, low, high, last, log };
+function valuesBetween({ x, y }, from, to) {
+  // the finite values in a range, and those beside it, to which lines lead
+  const inside = (k) => x[k] >= from && x[k] <= to;
+  return [...y].filter((v, i) => Number.isFinite(v) && (inside(i) || inside(i - 1) || inside(i + 1)));
 }
 
-function drawAxes(c, look, { L, R, B }, { X, Y, low, high, last, log }) {
+function scales(lines, { L, R, T, B }, view) {
+  // from x and values to pixels; logarithmic if it is wanted and all are positive
+  const last = Math.max(1e-9, ...lines.map(({ x }) => x[x.length - 1]));
+  const [from, to] = view.zoom || [0, last];
+  const values = lines.flatMap((line) => valuesBetween(line, from, to));
+  let low = values.length ? Math.min(...values) : 0;
+  let high = values.length ? Math.max(...values) : 1;
+  const log = low > 0 && view.log;
+  const f = log ? Math.log : (v) => v;
+  const pad = (high - low || Math.abs(high) || 1) * 0.05;
+  [low, high] = log ? [low / 1.15, high * 1.1] : [low - pad, high + pad];
+  const X = (v) => L + ((v - from) / (to - from)) * (R - L);
+  const back = (pixel) => from + ((Math.min(Math.max(pixel, L), R) - L) / (R - L)) * (to - from);
+  const Y = (v) => B - ((f(v) - f(low)) / (f(high) - f(low))) * (B - T);
+  return { X, Y, back, low, high, from, to, log };
+}
+
+function drawAxes(c, look, { L, R, B }, { X, Y, low, high, from, to, log }, word) {
   c.strokeStyle = look.line;
   c.fillStyle = look.faint;
   c.lineWidth = 1;
@@ -126,9 +147,9 @@ function drawAxes(c, look, { L, R, B }, { X, Y, low, high, last, log }) {
     c.fillText(number(v), L - 8, Y(v));
   }
   c.textAlign = "center";
-  for (const v of ticks(0, last, false)) c.fillText(count(v), X(v), B + 14);
+  for (const v of ticks(from, to, false)) c.fillText(count(v), X(v), B + 14);
   c.textAlign = "left";
-  c.fillText("step", R + 8, B + 14);
+  c.fillText(word, R + 8, B + 14);
 }
 
 function drawLine(c, [x, y], { X, Y }, { color, width, alpha = 1, setting = false }) {
@@ -206,39 +227,64 @@ function drawNames(c, ends, left) {
   }
 }
 
-export function drawCurves(canvas, names, curves, look, hover, smoothing) {
+export function drawCurves(canvas, names, curves, look, view) {
+  // view: hover, drag (pixels or null), zoom (a range of x, or null), smoothing, log, x; returns what pixels mean
   const { c, W, H } = openCanvas(canvas, look.font);
   const box = { L: 54, R: W - 98, T: 10, B: H - 26 };
   const { L, R, T, B } = box;
-  const lines = names.filter((k) => curves[k]?.[0].length).map((k) => lineOf(k, curves, smoothing));
+  const axis = axisOf(curves, view.x);
+  const made = names.filter((k) => curves[k]?.[0].length).map((k) => lineOf(k, curves, view.smoothing));
+  const place = (x) => Array.from(x, axis.of);
+  const lines = made.map((line) => ({
+    ...line,
+    steps: line.x,
+    x: place(line.x),
+    smooth: [place(line.smooth[0]), line.smooth[1]],
+  }));
   if (!lines.length) {
     c.fillStyle = look.faint;
     c.textAlign = "center";
     c.fillText("the curves appear here", (L + R) / 2, (T + B) / 2);
-    return;
+    return { box, back: null, words: "no curves yet" };
   }
   const inks = INK[look.dark ? "dark" : "light"];
   const ink = (name) => inks[name] || inks.other;
-  const scale = scales(lines, box);
-  drawAxes(c, look, box, scale);
-  const ends = lines.map(({ name, x, y, smooth, noisy, setting }) => {
-    const color = ink(name);
-    if (noisy) drawLine(c, [x, y], scale, { color, width: 1, alpha: 0.35 });
-    drawLine(c, smooth, scale, { color, width: 2, setting });
-    if (name === "validation" && x.length <= DOTS) drawDots(c, x, y, scale, color);
-    markGaps(c, x, y, scale, look, B);
-    const end = [...smooth[1]].filter(Number.isFinite).pop();
-    return { name, color, y: end === undefined ? B - 6 : scale.Y(end) };
-  });
+  const scale = scales(lines, box, view);
+  drawAxes(c, look, box, scale, axis.word);
+  c.save();
+  c.beginPath();
+  c.rect(L - 6, 0, R - L + 12, B + 1);
+  c.clip();
+  const ends = lines.map((line) => drawOne(c, line, scale, look, ink(line.name), box));
   const best = curves.best;
-  if (names.includes("training") && best && best[0].length) {
-    drawBest(c, best, scale, ink(lines[lines.length - 1].name), look.back);
+  if (names.includes("training") && best?.[0].length) {
+    drawBest(c, [place(best[0]), best[1]], scale, ink(lines[lines.length - 1].name), look.back);
   }
+  if (view.drag) {
+    const [a, b] = view.drag.map((v) => Math.min(Math.max(v, L), R));
+    c.fillStyle = look.dark ? "rgba(111, 176, 240, 0.25)" : "rgba(47, 111, 181, 0.18)";
+    c.fillRect(Math.min(a, b), T, Math.abs(b - a), B - T);
+  }
+  c.restore();
   drawNames(c, ends, R + 8);
-  if (hover !== null && hover >= L && hover <= R) drawHover(c, lines, ink, look, hover, { X: scale.X, T, B, R });
+  const at = view.hover;
+  const words = at !== null && at >= L && at <= R ? drawHover(c, lines, ink, look, at, { ...scale, T, B, L, R }) : "";
+  return { box, back: scale.back, words };
 }
 
-function drawHover(c, lines, ink, look, at, { X, T, B, R }) {
+function drawOne(c, { name, x, y, smooth, noisy, setting }, scale, look, color, { T, B }) {
+  // a curve with its dots and crosses; returns its name and where it ends
+  if (noisy) drawLine(c, [x, y], scale, { color, width: 1, alpha: 0.35 });
+  drawLine(c, smooth, scale, { color, width: 2, setting });
+  if (name === "validation" && x.length <= DOTS) drawDots(c, x, y, scale, color);
+  markGaps(c, x, y, scale, look, B);
+  const seen = [...smooth[1]].filter((v, i) => Number.isFinite(v) && smooth[0][i] <= scale.to);
+  const end = seen.length ? scale.Y(seen[seen.length - 1]) : B - 6;
+  return { name, color, y: Math.min(Math.max(end, T), B) };
+}
+
+function drawHover(c, lines, ink, look, at, { X, T, B, L, R }) {
+  // a line at a place, and what the curves have nearest to it; returns the words
   c.strokeStyle = look.faint;
   c.lineWidth = 1;
   c.beginPath();
@@ -246,13 +292,70 @@ function drawHover(c, lines, ink, look, at, { X, T, B, R }) {
   c.lineTo(at, B);
   c.stroke();
   let row = T + 8;
-  for (const { name, x, y } of lines) {
+  const words = lines.map(({ name, steps, x, y }) => {
     let k = 0;
     for (let i = 1; i < x.length; i++) if (Math.abs(X(x[i]) - at) < Math.abs(X(x[k]) - at)) k = i;
     c.fillStyle = ink(name);
-    c.textAlign = at > (X(0) + R) / 2 ? "right" : "left";
-    const value = Number.isFinite(y[k]) ? number(y[k]) : "not finite";
-    c.fillText(`${value} at step ${count(x[k])}`, at + (c.textAlign === "left" ? 8 : -8), row);
+    c.textAlign = at > (L + R) / 2 ? "right" : "left";
+    const text = `${Number.isFinite(y[k]) ? number(y[k]) : "not finite"} at step ${count(steps[k])}`;
+    c.fillText(text, at + (c.textAlign === "left" ? 8 : -8), row);
     row += 15;
-  }
+    return `${name} ${text}`;
+  });
+  return words.join(", ");
+}
+
+export function explore(canvas, view, draw) {
+  // hover, zoom and keys; `draw` draws again soon, and keeps in `view.shown` what `drawCurves` returns
+  let begun = null;
+  const zoomTo = (a, b) => {
+    const back = view.shown?.back;
+    if (back && Math.abs(b - a) > 4) view.zoom = [back(Math.min(a, b)), back(Math.max(a, b))];
+  };
+  const reset = () => {
+    view.zoom = null;
+    draw();
+  };
+  canvas.onpointerdown = (e) => {
+    begun = e.offsetX;
+    canvas.setPointerCapture(e.pointerId);
+  };
+  canvas.onpointermove = (e) => {
+    view.hover = e.offsetX;
+    view.drag = begun !== null && Math.abs(e.offsetX - begun) > 4 ? [begun, e.offsetX] : null;
+    draw();
+  };
+  canvas.onpointerup = (e) => {
+    if (begun !== null) zoomTo(begun, e.offsetX);
+    begun = null;
+    view.drag = null;
+    draw();
+  };
+  canvas.onpointercancel = canvas.onpointerup;
+  canvas.onpointerleave = () => {
+    view.hover = null;
+    draw();
+  };
+  canvas.ondblclick = reset;
+  canvas.onkeydown = (e) => {
+    const { L, R } = view.shown?.box || { L: 0, R: 0 };
+    const at = view.hover ?? (L + R) / 2;
+    const half = (R - L) / 4;
+    const acts = {
+      ArrowLeft: () => {
+        view.hover = Math.max(L, at - 5);
+      },
+      ArrowRight: () => {
+        view.hover = Math.min(R, at + 5);
+      },
+      "+": () => zoomTo(Math.max(L, at - half), Math.min(R, at + half)),
+      "-": reset,
+      Escape: reset,
+    };
+    if (!acts[e.key] || e.ctrlKey || e.metaKey || e.altKey) return;
+    e.preventDefault();
+    e.stopPropagation();
+    acts[e.key]();
+    draw();
+  };
 }

@@ -20,7 +20,7 @@ from .controls import Controls
 from ..core.text import Json
 from .live_curves import pack_curves
 from .live_widget import (
-    SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
+    KernelWatch, SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
@@ -99,7 +99,8 @@ class TrainerPanel:
             preview.follow(self.trainer)
             tabs["Preview"] = preview.widget
         self.tabs = Tab(list(tabs.values()), titles=list(tabs))
-        self.widget = VBox([self.controls.widget, self.tabs], layout=Layout(max_width="880px", margin="0 0 12px"))
+        self.kernel_watch = KernelWatch()
+        self.widget = VBox([self.kernel_watch, self.controls.widget, self.tabs], layout=Layout(max_width="880px", margin="0 0 12px"))
         self.watcher = Watcher(self._look, self._pause, interval, "tractkit-panel")
         self.poll = None if self.source.listen(self.watcher.wake) else 1.0  # seconds
         self.refresh()
@@ -152,6 +153,7 @@ class TrainerPanel:
                 self.readout.readout, self.readout.curves = {**text}, curves
             checkpoints = source.checkpoints()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
+            self.kernel_watch.safe = source.safe
             must_interrupt = source.holds_cell and clicks_wait_for_cells()
             self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
             self.settings_tab.show(source.settings(), source.can_change and not must_interrupt, text["message"])

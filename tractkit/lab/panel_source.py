@@ -99,6 +99,14 @@ class PanelSource:
         """Whether the run that is shown lies in the folder, and the trainer has not taken it up."""
         return False
 
+    @property
+    def safe(self) -> str:
+        """What is safe if this kernel ends now, as a sentence without its full stop."""
+        kept = self.checkpoints()
+        if self.status.phase == "idle" and not kept:
+            return "Nothing was trained yet"
+        return f"The run is safe up to step {kept[0][1]:,}" if kept else "The run is not saved"
+
     def curves(self) -> NamedCurves:
         """Return name -> (steps, values)."""
         return self.trainer.curves()
@@ -153,6 +161,10 @@ class FolderSource(PanelSource):
     def needs_trainer(self) -> bool:
         return not self._run.commands
 
+    @property
+    def safe(self) -> str:
+        return "The training goes on in its own process" if self._run.commands else super().safe
+
     def checkpoints(self) -> list[tuple[str, int]]:
         return checkpoint_labels(self._run.checkpoints, None)
 
@@ -196,6 +208,11 @@ class TrainerSource(PanelSource):
     @property
     def holds_cell(self) -> bool:
         return self._trainer.runner.in_main_thread
+
+    @property
+    def safe(self) -> str:
+        in_process = self._trainer.running and self._trainer.runner.process is not None
+        return "The training goes on in its own process" if in_process else super().safe
 
     @property
     def can_change(self) -> bool:

@@ -1,4 +1,4 @@
-import { drawCurves, unpack } from "./curves.js";
+import { drawCurves, explore, unpack } from "./curves.js";
 
 const GRAPHS = {
   losses: ["training", "validation"],
@@ -6,6 +6,7 @@ const GRAPHS = {
   "learning rate": ["learning rate"],
   speed: ["batches/s"],
 };
+const ALONG = ["step", "epoch", "time"];
 
 function make(parent, tag, name, role) {
   const e = document.createElement(tag);
@@ -15,33 +16,60 @@ function make(parent, tag, name, role) {
   return e;
 }
 
-function toolbar(model, root, soon) {
-  const bar = make(root, "div", "toolbar");
+function radios(model, bar, key, names, label) {
+  // buttons of which one is chosen: a value of the model; returns what shows it
   const choice = make(bar, "div", "choice", "radiogroup");
-  const buttons = {};
-  choice.setAttribute("aria-label", "what is drawn");
-  for (const name of Object.keys(GRAPHS)) {
+  choice.setAttribute("aria-label", label);
+  const buttons = names.map((name) => {
     const b = make(choice, "button", "graph", "radio");
-    buttons[name] = b;
     b.type = "button";
     b.textContent = name;
     b.onclick = () => {
-      model.set("graph", name);
+      model.set(key, name);
       model.save_changes();
     };
-  }
-  const label = make(bar, "label", "smoothing");
-  const slider = document.createElement("input");
-  label.append("smoothing ");
-  label.appendChild(slider);
-  Object.assign(slider, { type: "range", min: 0, max: 0.1, step: 0.005, title: "Width of the running mean" });
+    return b;
+  });
+  return () => {
+    for (const b of buttons) b.setAttribute("aria-checked", b.textContent === model.get(key));
+  };
+}
+
+function field(bar, text, name, options) {
+  // a labelled input
+  const label = make(bar, "label", name);
+  const input = document.createElement("input");
+  label.append(`${text} `);
+  label.appendChild(input);
+  return Object.assign(input, options);
+}
+
+function toolbar(model, root, soon) {
+  const bar = make(root, "div", "toolbar");
+  const shown = [
+    radios(model, bar, "graph", Object.keys(GRAPHS), "what is drawn"),
+    radios(model, bar, "x", ALONG, "over step, epoch or time"),
+  ];
+  const log = field(bar, "log", "smoothing", { type: "checkbox", title: "Logarithmic, where all values are positive" });
+  log.onchange = () => {
+    model.set("log", log.checked);
+    model.save_changes();
+  };
+  const slider = field(bar, "smoothing", "smoothing", {
+    type: "range",
+    min: 0,
+    max: 0.1,
+    step: 0.005,
+    title: "Width of the running mean",
+  });
   slider.oninput = () => {
     model.set("smoothing", +slider.value);
     soon();
   };
   slider.onchange = () => model.save_changes();
   return () => {
-    for (const [name, b] of Object.entries(buttons)) b.setAttribute("aria-checked", name === model.get("graph"));
+    for (const show of shown) show();
+    log.checked = model.get("log");
     slider.value = model.get("smoothing");
     soon();
   };
@@ -118,38 +146,42 @@ function lookOf(root) {
   };
 }
 
-function drawGraph(model, root, canvas, hover) {
+function drawGraph(model, root, canvas, view) {
   const look = lookOf(root);
   root.dataset.dark = look.dark;
   const shown = GRAPHS[model.get("graph")] || GRAPHS.losses;
-  const all = model.get("curves");
-  const curves = Object.fromEntries(Object.entries(all).map(([k, v]) => [k, unpack(v)]));
-  canvas.setAttribute("aria-label", `${shown.join(" and ")} over steps`);
-  drawCurves(canvas, shown, curves, look, hover, model.get("smoothing"));
+  const curves = Object.fromEntries(Object.entries(model.get("curves")).map(([k, v]) => [k, unpack(v)]));
+  if (view.x !== model.get("x")) view.zoom = null;
+  Object.assign(view, { x: model.get("x"), log: model.get("log"), smoothing: model.get("smoothing") });
+  view.shown = drawCurves(canvas, shown, curves, look, view);
+  const what = `${shown.join(" and ")} over ${view.x}`;
+  const words = document.activeElement === canvas && view.shown.words;
+  canvas.setAttribute("aria-label", words || `${what}: arrow keys read values, + zooms, Escape shows all`);
 }
 
 function render({ model, el }) {
   const root = make(el, "div", "readout");
-  let hover = null;
+  const view = { hover: null, drag: null, zoom: null };
   let waiting = false;
   const soon = () => {
     if (!waiting) {
       waiting = true;
       requestAnimationFrame(() => {
         waiting = false;
-        drawGraph(model, root, parts.canvas, hover);
+        drawGraph(model, root, parts.canvas, view);
       });
     }
   };
   const parts = makeParts(root, (parent) => toolbar(model, parent, soon));
   const words = () => showWords(parts, model.get("readout"));
-  const point = (at) => {
-    hover = at;
-    soon();
+  parts.canvas.tabIndex = 0;
+  parts.canvas.title = "Drag to zoom, double click to show all";
+  explore(parts.canvas, view, soon);
+  const handlers = {
+    "change:readout": words,
+    "change:curves": soon,
+    "change:graph change:smoothing change:x change:log": parts.chosen,
   };
-  parts.canvas.onpointermove = (e) => point(e.offsetX);
-  parts.canvas.onpointerleave = () => point(null);
-  const handlers = { "change:readout": words, "change:curves": soon, "change:graph change:smoothing": parts.chosen };
   for (const [event, act] of Object.entries(handlers)) model.on(event, act);
   const size = new ResizeObserver(soon);
   const theme = new MutationObserver(soon);

@@ -37,6 +37,8 @@ class Readout(anywidget.AnyWidget):
     readout = traitlets.Dict().tag(sync=True)           # of `describe_status`
     curves = traitlets.Dict().tag(sync=True)            # of `pack_curves`
     graph = traitlets.Unicode("losses").tag(sync=True)  # losses, gradient norm, learning rate, speed
+    x = traitlets.Unicode("step").tag(sync=True)        # step, epoch, time
+    log = traitlets.Bool(True).tag(sync=True)           # where all values are positive
     smoothing = traitlets.Float(0.02).tag(sync=True)    # running mean: share of the curve to each side
 
 # %% ../../nbs/lab/07_readout.ipynb #c9ff7f1f

@@ -23,7 +23,8 @@ from ipywidgets import Button, HBox, Label, Layout, VBox
 
 from ..core.files import DataError, absolute_path
 from ..core.html import as_html
-from .live_widget import SavedOutput, Watcher, display_widget
+from .live_widget import (
+    KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
 from .run_curves import CurveReader, widget_script
 from .run_table import PageMaker, Row, check_columns, group_rows, run_rows, runs_html, runs_text, sort_rows
@@ -141,6 +142,7 @@ class _OpenPanels:
         shut.on_click(lambda _: self.close(name))
         box = VBox([HBox([Label(name), shut]), shown])
         box.add_class("tractkit-runs-opened")
+        serve_while_cells_run(box)
         self._boxes.pop(name, None)
         self._boxes[name] = box
         self.widget.children = list(self._boxes.values())
@@ -286,7 +288,9 @@ class RunBrowser:
                 self._page = _Page(self.chosen, self.columns, self.where, acts)
                 self._page.show(self.runs)
                 self._page.widget.observe(self._on_choice, ["chosen", "where"])
-                self._box = VBox([self._page.widget, self._opened.widget], layout=Layout(max_width="1400px"))
+                watch = KernelWatch(safe="The runs are in their folder")
+                self._box = VBox([watch, self._page.widget, self._opened.widget], layout=Layout(max_width="1400px"))
+                serve_while_cells_run(self._box)
                 self._watcher.start()
         return self._box
 
@@ -297,7 +301,7 @@ class RunBrowser:
         for name in list(self.panels):
             self._opened.close(name)
         if self._page is not None:
-            for widget in (self._page.widget, self._opened.widget, self._box):
+            for widget in (*self._box.children, self._box):
                 widget.close()
 
     def _on_choice(self, change: Mapping[str, Any]) -> None:

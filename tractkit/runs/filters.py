@@ -151,7 +151,7 @@ class _Parser:
         raise ValueError(f"no run has {name}" + (f"; did you mean {near}?" if near else ""))
 
 # %% ../../nbs/runs/16_filters.ipynb #c03f60be
-_SIGNS_OF_CONDITION = re.compile(r"[<>=!()\[\]'\"]|\b(and|or|not|in)\b")
+_SIGNS_OF_CONDITION = re.compile(r"[<>=!()\[\]'\"]|\b(and|or|not|in|is)\b")
 
 
 def _search(words: str) -> Callable[[RunFacts], bool]:
@@ -173,7 +173,8 @@ def parse_filter(
     text = where.strip()
     if len(text) > 1000:
         raise ValueError(f"a filter has at most 1,000 characters, not {len(text):,}")
-    if not _SIGNS_OF_CONDITION.search(text):
+    names = _Names(runs)
+    if not _SIGNS_OF_CONDITION.search(text) and names.find(text) is None:
         return _search(text)
     try:
         tree = ast.parse(text, mode="eval").body
@@ -181,7 +182,7 @@ def parse_filter(
         single = re.search(r"(?<![<>=!])=(?!=)", text)
         fix = "write == to compare" if single else "write for example lr < 1e-3 and status == finished; quote names with -"
         raise ValueError(f"{text!r} is no condition: {fix}") from e
-    return _Parser(text, _Names(runs)).condition(tree)
+    return _Parser(text, names).condition(tree)
 
 
 def filter_runs(

@@ -150,7 +150,7 @@ class Composition:
         self.peaks = [d for d in drawings if isinstance(d, Peaks)]
         self.glyphs = [d for d in drawings if isinstance(d, Glyphs)]
         self._channel, self._window, self.colors, self.tubes = channel, window, colors, tubes
-        self.outline = self._outline(drawings, frame)
+        self.outline = _widened(self._outline(drawings, frame))
         self.frame = np.stack([self.outline.min(0), self.outline.max(0)])
         self.given = _along(position, view)
         self._color_lines(label, limits)
@@ -169,7 +169,9 @@ class Composition:
 
     def _color_lines(self, label: str, limits: tuple[float, float] | None) -> None:
         """Color each tractogram, cut it into parts, and collect the legends of all."""
+        names = {lines.name for lines in self.lines}
         by_name = isinstance(self.colors, str) and self.colors == "name"
+        by_name |= self.colors is None and len(names) > 1 and len(names) == len(self.lines)  # a dict of bundles
         own, self.parts, legends = palette(len(self.lines)), [], []
         self.colorings: list[Coloring] = []
         for k, lines in enumerate(self.lines):
@@ -234,6 +236,13 @@ def _filled(volume: Volume) -> Volume:
     """Make a mask of the voxels where any feature is not zero."""
     data = np.asarray(volume.data.reshape(*volume.shape3d, -1).any(axis=3), np.float32)
     return Volume(data, volume.affine)
+
+
+def _widened(points: np.ndarray) -> np.ndarray:
+    """Give points that are all in one place, or nearly, 5 mm around them: a camera needs something to frame."""
+    if np.ptp(points, axis=0).max() >= 1e-3:
+        return points
+    return points.mean(0) + 5.0 * np.array([[x, y, z] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
 
 
 def _along(position: Position, view: str) -> tuple[float | None, ...]:

@@ -10,9 +10,11 @@ import html
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
+import anywidget
 import ipywidgets as widgets
 import numpy as np
 from matplotlib.colors import to_hex
@@ -35,6 +37,7 @@ class Controllable(Protocol):
     @property
     def total(self) -> int: ...
     def look(self, view: str) -> None: ...
+    def reset(self) -> None: ...
     def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None: ...
     def set_window(self, low: float, high: float) -> None: ...
     def toggle(self, name: str, visible: bool | None = None) -> None: ...
@@ -44,6 +47,15 @@ def on_value(widget: widgets.Widget, act: Callable) -> None:
     """Call `act` with the new value whenever the widget's value changes."""
     widget.observe(lambda change: act(change["new"]), names="value")
 
+
+_WIDE, _WORD = {"width": "384px"}, {"description_width": "70px"}  # a slider, and the word before it
+
+
+class Page(anywidget.AnyWidget):
+    """What a view does in the browser alone: a button for the full screen, names for the handles of sliders."""
+
+    _esm = Path(str(files("tractkit.viz") / "view_page.js"))
+
 # %% ../../nbs/viz/17_controls.ipynb #462abc7d
 def add_buttons(view: Controllable, screenshot: Callable[[], None], tooltip: str) -> None:
     """Add the choice of the four views and a button that takes a screenshot."""
@@ -51,6 +63,10 @@ def add_buttons(view: Controllable, screenshot: Callable[[], None], tooltip: str
         options=list(VIEWS), value=view.composition.view, tooltips=[f"{name} view" for name in VIEWS],
         style={"button_width": "74px"})
     on_value(view.controls["look"], view.look)
+    view.controls["reset"] = widgets.Button(description="Reset", icon="undo", layout={"width": "86px"},
+                                            tooltip="Camera, planes and values as they were at the start")
+    view.controls["reset"].on_click(lambda _: view.reset())
+    view.controls["page"] = Page()
     view.controls["screenshot"] = widgets.Button(description="Screenshot", icon="camera", tooltip=tooltip,
                                                  layout={"width": "112px"})
     view.controls["screenshot"].on_click(lambda _: screenshot())
@@ -67,8 +83,7 @@ def add_plane_sliders(view: Controllable, position: np.ndarray) -> None:
         low, high = (float(f) for f in view.composition.frame[:, axis])
         slider = view.controls[name] = widgets.FloatSlider(
             value=float(np.clip(position[axis], low, high)), min=low, max=high, step=(high - low) / 200,
-            description=text, readout_format=".0f", tooltip=f"{name}, mm", layout={"width": "206px"},
-            style={"description_width": "52px"})
+            description=text, readout_format=".0f", tooltip=f"{name}, mm", layout=_WIDE, style=_WORD)
         on_value(slider, partial(_move_along, view, name))
 
 
@@ -81,8 +96,7 @@ def add_window_slider(view: Controllable) -> None:
     low, high = view.composition.window_of(view.composition.slices[0])
     view.controls["window"] = widgets.FloatRangeSlider(
         value=(low, high), min=min(low, 0.0), max=high + (high - low), step=(high - low) / 100, description="grey",
-        readout_format=".3g", tooltip="values drawn black and white", layout={"width": "320px"},
-        style={"description_width": "52px"})
+        readout_format=".3g", tooltip="values drawn black and white", layout=_WIDE, style=_WORD)
     on_value(view.controls["window"], lambda pair: view.set_window(*pair))
 
 # %% ../../nbs/viz/17_controls.ipynb #5d0473ba
@@ -93,7 +107,7 @@ def add_count_slider(view: Controllable, set_count: Callable[[int], None]) -> No
         return
     view.controls["count"] = widgets.IntSlider(
         value=min(most, view.composition.limit or most), min=1, max=most, description="lines", continuous_update=False,
-        tooltip="streamlines drawn of each tractogram", layout={"width": "320px"}, style={"description_width": "52px"})
+        tooltip="streamlines drawn of each tractogram", layout=_WIDE, style=_WORD)
     view.controls["counted"] = widgets.HTML(_count_text(view))
 
     def change(count: int) -> None:
@@ -111,6 +125,29 @@ def _update_count(view: Controllable) -> None:
     """Write how many streamlines are drawn, where that is written at all."""
     if "counted" in view.controls:
         view.controls["counted"].value = _count_text(view)
+
+# %% ../../nbs/viz/17_controls.ipynb #d85244e3
+def add_style(view: Controllable, set_style: Callable[..., None]) -> None:
+    """Add the choice of lines or tubes, and sliders for thickness, opacity and slab."""
+    tubes = any(part.tubes for part in view.composition.parts)
+    kind = view.controls["style"] = widgets.ToggleButtons(options=["lines", "tubes"], value="tubes" if tubes else "lines",
+                                                          style={"button_width": "66px"})
+    made = {}
+    for name, value, low, high, step, tip in (
+            ("thickness", 2.0 if tubes else 1.0, 1.0, 6.0, 0.5, "pixels; of tubes, fifths of a millimetre"),
+            ("opacity", 1.0, 0.05, 1.0, 0.05, "of streamlines"),
+            ("slab", 0.0, 0.0, 20.0, 0.5, "mm on each side of the plane; 0: all")):
+        made[name] = view.controls[name] = widgets.FloatSlider(
+            value=value, min=low, max=high, step=step, description=name, tooltip=tip, layout=_WIDE,
+            readout_format=".2g", style=_WORD, continuous_update=name != "thickness")
+
+    def change(_: object) -> None:
+        as_tubes = kind.value == "tubes"
+        set_style(tubes=made["thickness"].value / 5 if as_tubes else None, opacity=made["opacity"].value,
+                  thickness=1.0 if as_tubes else made["thickness"].value, slab=made["slab"].value or None)
+
+    for control in (kind, *made.values()):
+        on_value(control, change)
 
 # %% ../../nbs/viz/17_controls.ipynb #772e2246
 def switch_names(composition: Composition) -> dict[str, Rgb | None]:
@@ -162,7 +199,8 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
 
     switches = widgets.HBox([widget for name, widget in controls.items() if name.startswith("show ")],
                             layout={"flex_flow": "row wrap"})
-    rows = [row("look", "screenshot", "message"), row("x", "y", "z"), row("window"), row("count", "counted"),
+    rows = [row("look", "reset", "page", "screenshot", "message"), row("place"), row("x", "y", "z"), row("window"),
+            row("count", "counted"), row("style"), row("thickness", "opacity"), row("slab"),
             row("titles"), switches]
     return [r for r in rows if r.children]
 
@@ -170,6 +208,8 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
 _STYLE = """<style>
 .tractkit-view .renderview-wrapper { max-width: 100%; }  /* in a cell narrower than the view */
 .tractkit-view .renderview-wrapper .renderview-view { border: none; }
+.tractkit-view:fullscreen { padding: 8px; overflow: auto; background: var(--jp-layout-color1, white); }
+.tractkit-view:fullscreen .renderview-wrapper { width: 100% !important; height: calc(100vh - 210px) !important; }
 .jp-OutputArea-child:has(.tractkit-view) + .jp-OutputArea-child:has(.jp-RenderedImage) { display: none; }
 </style>"""
 

@@ -7,6 +7,7 @@ __all__ = ['Lines', 'Slices', 'Contour', 'Peaks', 'Glyphs', 'things_to_draw', 'm
            'voxels_on_plane', 'peak_sticks', 'glyph_radii']
 
 # %% ../../nbs/viz/06_drawables.ipynb #12667873
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -168,9 +169,18 @@ def things_to_draw(
         return [d for key, value in thing.items() for d in things_to_draw(value, str(key))]
     if isinstance(thing, Iterable) and not isinstance(thing, str | bytes | np.ndarray):
         return [d for part in thing for d in things_to_draw(part, name)]  # type: ignore[arg-type]
-    fix = "; an array needs its affine: Volume(array, affine)" if isinstance(thing, np.ndarray) else ""
     raise TypeError(f"cannot draw a {type(thing).__name__}; give a Tractogram, a Volume, a subject, a batch, or a list "
-                    f"or dict of these{fix}")
+                    f"or dict of these{_advice(thing)}")
+
+
+def _advice(thing: object) -> str:
+    """Return what makes a thing drawable that is often given as it is."""
+    if isinstance(thing, str | os.PathLike):
+        kind = "Volume" if str(thing).endswith((".nii", ".nii.gz")) else "Tractogram"
+        return f"; read the file first: {kind}.load({str(thing)!r})"
+    if isinstance(thing, np.ndarray):
+        return "; an array needs its affine: Volume(array, affine)"
+    return "; of an image of nibabel, Volume(image.get_fdata(), image.affine)" if hasattr(thing, "get_fdata") else ""
 
 # %% ../../nbs/viz/06_drawables.ipynb #75ba8671
 _ORDERS = {(order + 1) * (order + 2) // 2: order for order in range(2, 17, 2)}  # number of coefficients -> order
@@ -237,6 +247,9 @@ def voxels_on_plane(
     return voxels[(voxels[:, steep] >= 0) & (voxels[:, steep] < count)]
 
 # %% ../../nbs/viz/06_drawables.ipynb #70c8dad2
+_LEAST = 0.1  # of the longest or highest; what is less is noise, and is not drawn
+
+
 def peak_sticks(
     peaks: Peaks,
     axis: int,        # the world axis normal to the plane
@@ -246,9 +259,9 @@ def peak_sticks(
     volume = peaks.volume
     voxels = voxels_on_plane(volume, axis, position)
     vectors = volume.data[tuple(voxels.T)].reshape(len(voxels), -1, 3)
-    which = np.nonzero(vectors.any(axis=2))
-    vectors = to_world_axes(vectors[which], volume.affine)
     longest = np.linalg.norm(volume.data.reshape(-1, 3), axis=1).max() or 1.0
+    which = np.nonzero(np.linalg.norm(vectors, axis=2) > _LEAST * longest)
+    vectors = to_world_axes(vectors[which], volume.affine)
     half = 0.48 * volume.voxel_sizes.min() / longest * vectors
     middle = apply_affine(volume.affine, voxels[which[0]].astype(float))
     return np.stack([middle - half, middle + half], 1).reshape(-1, 3), np.repeat(direction_colors(vectors), 2, axis=0)

@@ -289,7 +289,7 @@ def glyphs_actor(glyphs: Glyphs, axis: int, position: float, most_corners: int =
         return None
     vertices, faces = _sphere(4 if len(voxels) * 1026 <= most_corners else 3)
     radii = glyph_radii(glyphs, voxels, vertices)
-    grown = radii.max(1) > 0.05 * radii.max()  # others are too small to be seen
+    grown = radii.max(1) > 0.15 * radii.max()  # of others, mostly grey matter, the directions are noise
     voxels, radii = voxels[grown], radii[grown]
     corners = vertices * radii[..., None]
     normals = _glyph_normals(corners, faces)

@@ -119,8 +119,11 @@ class Turning(gfx.TrackballController):
 
     def __init__(self, camera: gfx.Camera):
         super().__init__(camera, damping=0)
+        self.wheel_is_taken = lambda: False  # whether a turn of the wheel alone means something else than a zoom
 
     def handle_event(self, event, viewport):
+        if event.type == "wheel" and not event.modifiers and self.wheel_is_taken():
+            return
         if event.type == "pointer_up":  # where a drag ends: the last move may come after it, too late
             for action in self._actions.values():
                 if action.mode == "drag" and not action.done:

@@ -8,6 +8,7 @@ __all__ = []
 # %% ../../nbs/viz/12_fury_scene.ipynb #696be683
 import warnings
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pygfx as gfx
@@ -42,6 +43,50 @@ def _lit_camera() -> gfx.PerspectiveCamera:
     return camera
 
 
+@dataclass(frozen=True)
+class LineStyle:
+    """How streamlines are drawn at rest."""
+
+    thickness: float = 1.0       # of lines, pixels
+    opacity: float = 1.0         # 0 to 1
+    slab: float | None = None    # mm: only what is within so much of the plane; None: all
+
+
+def _dress(shape: gfx.WorldObject, style: LineStyle, axis: int, at: float) -> None:
+    """Give a style to a shape of streamlines; the slab is about a plane normal to a world axis."""
+    if isinstance(shape, gfx.Line):
+        thin = style.thickness <= 1
+        kind = gfx.LineThinSegmentMaterial if thin else gfx.LineSegmentMaterial
+        if type(shape.material) is not kind:
+            shape.material = kind(color_mode="vertex")
+        if not thin:
+            shape.material.thickness = style.thickness
+    shape.material.opacity = style.opacity
+    shape.material.alpha_mode = "auto" if style.opacity == 1 else "weighted_blend"
+    planes = []
+    if style.slab is not None:
+        for side in (1, -1):
+            normal = [0.0, 0.0, 0.0]
+            normal[axis] = float(side)
+            planes.append((*normal, side * at - style.slab))
+    shape.material.clipping_planes = planes
+
+
+def _crosshair_actor(position: np.ndarray, frame: np.ndarray, axis: int) -> gfx.Line:
+    """Make the two lines in which the other planes cut this one."""
+    ends = np.tile(position, (4, 1)).astype(np.float32)
+    for row, other in zip((0, 2), (k for k in range(3) if k != axis), strict=True):
+        ends[row:row + 2, other] = frame[:, other]
+    material = gfx.LineSegmentMaterial(thickness=1.2, color="#7ee0a0", opacity=0.8, depth_test=False)
+    return gfx.Line(gfx.Geometry(positions=ends), material, render_order=4)
+
+
+def _marked_actor(points: np.ndarray) -> gfx.Line:
+    """Make the thick white line of a streamline that was chosen, over all others."""
+    material = gfx.LineMaterial(thickness=4, color="#ffffff", depth_test=False)
+    return gfx.Line(gfx.Geometry(positions=points.astype(np.float32)), material, render_order=5)
+
+
 def _outline_actor(lines: list[np.ndarray], color: Rgb) -> gfx.Line | None:
     """Make lines in one color, over the slice."""
     if not lines:
@@ -64,12 +109,15 @@ class Stage:
         self.window: tuple[float, float] | None = None  # values drawn black and white; None: as each volume has them
         self._marks: list = []      # letters and bar
         self._lying: list = []      # what is on a plane
+        self._chosen: list = []     # the streamline that was clicked
+        self.crosshair = False      # where the planes cross, in a flat view
         self._slicers = [
             slices_actor(s.volume, composition.channel_of(s), composition.window_of(s), composition.brightness)
             for s in composition.slices]
         self._surfaces: list[tuple[str, gfx.Mesh | None]] = []
         if self.view == "3d":
             self._surfaces = [(c.name, contour_actor(c, color)) for c, color in composition.contours]
+        self.style = LineStyle()
         self._lines = [(part, self._made(part)) for part in composition.parts]
         self._coarse: list[LineBlocks] = []  # for the parts, made when first asked for
         self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
@@ -81,7 +129,30 @@ class Stage:
     def _made(self, part: Part) -> LineBlocks:
         lines = LineBlocks(*part.drawn(self.count), part.tubes)
         self.scene.add(*lines.objects)
+        self._dress(lines, self.style)
         return lines
+
+    def _dress(self, lines: LineBlocks, style: LineStyle) -> None:
+        axis = NORMALS.get(self.view, 2)
+        for shape in lines.objects:
+            _dress(shape, style, axis, float(self.position[axis]))
+
+    def set_style(self, style: LineStyle, tubes: float | None = None, rebuild: bool = False) -> None:
+        """Draw streamlines in this style; `rebuild`: make all tubes of this radius, mm, or, for None, lines."""
+        self.style = style
+        for k, (part, actor) in enumerate(self._lines):
+            if rebuild and part.tubes != tubes:
+                self.scene.remove(*actor.objects)
+                part = replace(part, tubes=tubes)
+                self._lines[k] = part, self._made(part)
+        self._dress_all()
+        self.show_lines()
+
+    def _dress_all(self) -> None:
+        for _, actor in self._lines:
+            self._dress(actor, self.style)
+        for coarse in self._coarse:
+            self._dress(coarse, LineStyle(slab=self.style.slab))
 
     def set_window(self, low: float, high: float) -> None:
         """Set the values drawn black and white."""
@@ -117,6 +188,7 @@ class Stage:
             self._coarse = [LineBlocks(*coarser(*part.drawn(most), int(np.clip(points, 8, 24))), None)
                             for part, _ in self._lines]
             self.scene.add(*(o for coarse in self._coarse for o in coarse.objects))
+            self._dress_all()
         limit, shown = most if self.count is None else min(most, self.count), 0
         for (part, actor), coarse in zip(self._lines, self._coarse, strict=True):
             count = 0 if part.name in self.hidden else part.count(limit)
@@ -128,10 +200,12 @@ class Stage:
     def move(self, position: Sequence[float] | np.ndarray) -> None:
         """Move the slices, and what lies on them, through a position, (3,) rasmm."""
         axis = NORMALS.get(self.view, 2)
-        stays = self._lying and position[axis] == self.position[axis]
+        stays = self._lying and not self.crosshair and position[axis] == self.position[axis]
         self.position, flat = np.array(position, float), self.view in NORMALS
         for slicer in self._slicers:
             place_slices(slicer, self.position, [self.view] if flat else list(NORMALS), behind=flat)
+        if self.style.slab is not None:
+            self._dress_all()
         if not stays:
             self._exchange("_lying", self._on_plane(self.view if flat else "axial"))
 
@@ -167,7 +241,13 @@ class Stage:
         if self.view in NORMALS:
             made += [_outline_actor(mask_outline(contour, axis, at), color) for contour, color in c.contours
                      if contour.name not in self.hidden or not contour.name]
+        if self.crosshair and self.view in NORMALS:
+            made.append(_crosshair_actor(self.position, c.frame, axis))
         return [m for m in made if m is not None]
+
+    def choose(self, points: np.ndarray | None) -> None:
+        """Mark one streamline, (k, 3) rasmm; None: no one."""
+        self._exchange("_chosen", [] if points is None or len(points) < 2 else [_marked_actor(points)])
 
     def place_marker(self, size: tuple[float, float]) -> None:
         """Place the ball in its corner, for a picture of `size`, logical pixels, and the camera as it is now."""
@@ -207,6 +287,7 @@ class Manager(window.ShowManager):
         controller = Turning(stage.camera)
         super().__init__(scene=stage.scene, camera=stage.camera, controller=controller, size=size, window_type=kind,
                          pixel_ratio=pixel_ratio, max_fps=30)
+        controller.wheel_is_taken = lambda: stage.view in NORMALS  # it moves the slice
         controller.register_events(self.screens[0].viewport)
         self.renderer.ppaa = "none"
         self.renderer.pixel_filter = "linear"  # of four pixels the mean, where it draws at twice the size

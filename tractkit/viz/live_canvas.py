@@ -7,12 +7,17 @@ __all__ = []
 
 # %% ../../nbs/viz/16_live_canvas.ipynb #ae52284b
 import asyncio
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import jupyter_rfb.widget
+import numpy as np
 
+from .composition import Part
 from .fury_scene import Stage, open_stage
+from .planes import NORMALS
 
 # %% ../../nbs/viz/16_live_canvas.ipynb #edc80b66
 _COARSE = 500   # streamlines of each tractogram while the scene moves
@@ -32,7 +37,10 @@ class LiveCanvas:
             self.window = self.manager.window
             self.window.set_title("")  # no title bar
         self.window.quality = 100
-        self.window.add_event_handler(self._on_pointer, "pointer_move", "pointer_up", "wheel")
+        self.on_click: Callable[[float, float], None] = lambda x, y: None   # pixels from the upper left
+        self.on_wheel: Callable[[int], None] = lambda steps: None           # in a flat view
+        self._down = (0.0, 0.0)
+        self.window.add_event_handler(self._on_pointer, "pointer_down", "pointer_move", "pointer_up", "wheel")
 
     def redraw(self, moved: bool = False) -> None:
         """Ask for a drawing; `moved`: more are likely to follow at once, so that the first ones are coarse."""
@@ -52,12 +60,18 @@ class LiveCanvas:
         for other in self.linked:
             other.linked = [canvas for canvas in other.linked if canvas is not self]
 
-    def _on_pointer(self, event: Mapping[str, str | tuple[int, ...]]) -> None:
+    def _on_pointer(self, event: Mapping[str, Any]) -> None:
         """Draw coarsely while a button is held or the wheel turns, and in full a moment after."""
-        kind = event["event_type"]
-        if kind == "pointer_up":
+        kind, place = event["event_type"], (event.get("x", 0.0), event.get("y", 0.0))
+        if kind == "pointer_down":
+            self._down = place
+        elif kind == "pointer_up":
             if self.moving:
                 self._move(0.05)
+            if max(abs(a - b) for a, b in zip(place, self._down, strict=True)) < 3:
+                self.on_click(*place)
+        elif kind == "wheel" and self.stage.view in NORMALS and not event.get("modifiers"):
+            self.on_wheel(-1 if event["dy"] > 0 else 1)
         elif kind == "wheel" or event.get("buttons"):
             self._move(_PAUSE)
 
@@ -121,3 +135,53 @@ def _undisplayed() -> Iterator[None]:
         yield
     finally:
         jupyter_rfb.widget.display = original
+
+# %% ../../nbs/viz/16_live_canvas.ipynb #1285fc28
+def place_under(stage: Stage, x: float, y: float, size: tuple[float, float], axis: int) -> np.ndarray:
+    """Return the place, (3,) rasmm, where the ray through a pixel meets the plane normal to a world axis."""
+    back = np.linalg.inv(stage.camera.camera_matrix)
+    a, b = (back @ (2 * x / size[0] - 1, 1 - 2 * y / size[1], depth, 1) for depth in (0.2, 0.8))
+    a, b = a[:3] / a[3], b[:3] / b[3]
+    place = a + (b - a) * (stage.position[axis] - a[axis]) / (b[axis] - a[axis])
+    place[axis] = stage.position[axis]
+    return place
+
+
+@dataclass(frozen=True)
+class Picked:
+    """A streamline that was clicked."""
+
+    part: Part
+    id: int              # its number in the tractogram
+    points: np.ndarray   # (k, 3) rasmm
+
+    def describe(self) -> list[str]:
+        """List its name, number, length and points, and what the tractogram has stored for it."""
+        length = np.linalg.norm(np.diff(self.points, axis=0), axis=1).sum()
+        stored = {key: np.ravel(rows[self.id]) for key, rows in self.part.tractogram.dps.items()}
+        return [*filter(None, [self.part.name]), f"streamline {self.id:,}", f"{length:.1f} mm",
+                f"{len(self.points)} points",
+                *(f"{key} {' '.join(f'{v:.4g}' for v in row[:3])}" for key, row in list(stored.items())[:6])]
+
+# %% ../../nbs/viz/16_live_canvas.ipynb #45eabc32
+def pick_streamline(stage: Stage, x: float, y: float, size: tuple[float, float], reach: float = 5.0) -> Picked | None:
+    """Find the nearest to the viewer of the streamlines that pass within `reach` pixels; None if none does."""
+    best, found, matrix = np.inf, None, stage.camera.camera_matrix
+    for part, _ in stage._lines:
+        ids = part.ids[:0 if part.name in stage.hidden else part.count(stage.count)]
+        lines = part.tractogram.streamlines[ids].transform(part.tractogram.affine)
+        seen = lines.points @ matrix[:, :3].T + matrix[:, 3]
+        depth = seen[:, 2] / seen[:, 3]
+        pixels = (seen[:, :2] / seen[:, 3:] * (1, -1) + 1) / 2 * size - (x, y)
+        if len(pixels) < 2:
+            continue
+        a, along = pixels[:-1], np.diff(pixels, axis=0)
+        share = np.clip(-(a * along).sum(1) / np.maximum((along**2).sum(1), 1e-9), 0, 1)
+        near = np.hypot(*(a + along * share[:, None]).T) < reach
+        near &= (lines.ids[:-1] == lines.ids[1:]) & (depth[:-1] > 0)
+        hits = np.flatnonzero(near)
+        if len(hits) and depth[hits].min() < best:
+            hit = hits[depth[hits].argmin()]
+            best, k = depth[hit], lines.ids[hit]
+            found = Picked(part, int(ids[k]), lines[int(k)])
+    return found

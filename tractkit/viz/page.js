@@ -654,6 +654,11 @@ class Page {
     return ALONG[this.camera.view] ?? 2;
   }
 
+  // The smallest share of streamlines while something moves.
+  get least() {
+    return Math.min(200 / Math.max(this.limit, 1), 1);
+  }
+
   get flat() {
     return this.camera.view in ALONG;
   }
@@ -773,12 +778,37 @@ class Page {
     });
   }
 
+  // Draw few streamlines, twice, the first time shaders are made ready: how long that takes says how many this
+  // computer can draw.
+  measure() {
+    const { gl } = this;
+    const total = this.lines.reduce((sum, l) => sum + l.segments.count, 0);
+    const share = Math.min(30_000 / Math.max(total, 1), 1);
+    if (share === 1) return;
+    Object.assign(this, { share, moving: true });
+    const draw = () => {
+      const start = performance.now();
+      this.draw();
+      gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4)); // waits until it is drawn
+      return performance.now() - start;
+    };
+    draw();
+    const whole = draw() / share; // ms, of all
+    this.moving = false;
+    const part = Math.min(2000 / whole, 1);
+    this.limit = Math.max(Math.ceil(this.limit * part), 1);
+    this.share = clamp(60 / (whole * part), this.least, 1);
+    if (part < 1) {
+      scene.notes.push("This computer draws slowly, so fewer streamlines are shown; the slider shows more.");
+    }
+  }
+
   // While something moves, fewer streamlines if frames take long; all of them a moment after.
   move() {
     const now = performance.now();
     if (this.moving && this.last) {
       const took = now - this.last;
-      if (took > 60) this.share = Math.max(this.share * 0.6, 0.02);
+      if (took > 60) this.share = Math.max(this.share * 0.6, this.least);
       else if (took < 25) this.share = Math.min(this.share * 1.15, 1);
     }
     this.last = this.moving ? now : 0;
@@ -1079,9 +1109,9 @@ async function open() {
   if (!gl) throw new Error("This browser has no WebGL 2, so the scene cannot be turned.");
   if (!window.DecompressionStream) throw new Error("This browser is older than 2023, so the scene cannot be turned.");
   const page = new Page(canvas, gl, await unpack());
+  page.measure();
   controls(page);
   listen(page);
-  page.moving = false;
   page.draw();
   canvas.addEventListener("webglcontextlost", () => {
     $("message").textContent = "The graphics card dropped the scene. Load the page again.";

@@ -71,6 +71,8 @@ def value_window(
 
     Of what is not zero: zero, or the 1st percentile if that is negative, and the 99.5th percentile."""
     values = np.asarray(volume.data[..., channel] if volume.data.ndim == 4 else volume.data)
+    if values.dtype == bool:
+        return 0.0, 1.0
     values = values[np.isfinite(values) & (values != 0)]
     if not len(values):
         return 0.0, 1.0

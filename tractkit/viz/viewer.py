@@ -7,20 +7,24 @@ __all__ = ['View', 'NiivueView', 'view', 'LinkedViews', 'link_views']
 
 # %% ../../nbs/viz/18_viewer.ipynb #45f33484
 import gc
+import html
 import os
-from collections.abc import Mapping, Sequence
-from typing import TypeAlias, Unpack
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any, TypeAlias, Unpack
 
 import ipywidgets as widgets
 import numpy as np
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from ..spatial.space import apply_affine
 from .composition import Composition, DrawingOptions
 from tractkit.viz.controls import (
     add_buttons,
     add_count_slider,
     add_plane_sliders,
+    add_style,
     add_switches,
     add_window_slider,
     control_rows,
@@ -29,12 +33,12 @@ from tractkit.viz.controls import (
     put_together,
     switch_names,
 )
-from .drawables import Drawable, may_be_odf
-from .fury_scene import Stage
-from .live_canvas import LiveCanvas
+from .drawables import Contour, Drawable, Drawing, Lines, Slices, may_be_odf
+from .fury_scene import LineStyle, Stage
+from .live_canvas import LiveCanvas, pick_streamline, place_under
 from .niivue_backend import NiivueScene, require_niivue
 from .page import check_picture_path, save_page
-from .planes import check_view
+from .planes import NORMALS, check_view
 from .stills import Still, draw_stage, draw_still
 
 # %% ../../nbs/viz/18_viewer.ipynb #d396d4bd
@@ -65,11 +69,14 @@ def _add_controls(view: "View", position: np.ndarray) -> None:
     c = view.composition
     add_buttons(view, view._write_screenshot, "Write the scene as a PNG in this folder")
     view.controls["message"] = widgets.HTML()
+    view.controls["place"] = widgets.HTML("<i>click: what is there</i>")
     if c.slices or c.peaks or c.glyphs or c.contours:
         add_plane_sliders(view, position)
     if c.slices:
         add_window_slider(view)
     add_count_slider(view, view.set_count)
+    if c.lines:
+        add_style(view, view.set_style)
     add_switches(view)
 
 # %% ../../nbs/viz/18_viewer.ipynb #3951ea48
@@ -97,7 +104,8 @@ class View:
         self._stage, self._drawn = stage, None if stage is None else LiveCanvas(stage, size)
         if stage is not None and self._drawn is not None:
             _add_controls(self, stage.position)
-            window = self._drawn.window
+            window, canvas = self._drawn.window, self._drawn
+            canvas.on_click, canvas.on_wheel = partial(_clicked, self), partial(_wheel, self)
             self.canvas = put_together(window, window._output_context, *control_rows(self.controls),
                                        *legend_images(composition))
 
@@ -152,6 +160,17 @@ class View:
         self._need_stage().set_window(low, high)
         self.redraw(moved=True)
 
+    def reset(self) -> None:
+        """Put camera, planes and grey values back to where they were at the start."""
+        stage, c = self._need_stage(), self.composition
+        stage.crosshair = False
+        stage.choose(None)
+        _set(self, "look", c.view, self.look)
+        self.look(c.view)
+        _go_to(self, c.position(c.view))
+        if c.slices:
+            _set(self, "window", c.window_of(c.slices[0]), lambda pair: self.set_window(*pair))
+
     def set_count(
         self,
         count: int,  # streamlines of each tractogram, spread evenly over it
@@ -159,6 +178,18 @@ class View:
         """Draw more or fewer streamlines."""
         self._need_stage().set_count(count)
         self.redraw()
+
+    def set_style(
+        self,
+        *,
+        tubes: float | None = None,   # mm, the radius of tubes; None: lines
+        thickness: float = 1.0,       # pixels, of lines
+        opacity: float = 1.0,         # 0 to 1
+        slab: float | None = None,    # mm on each side of the view's plane, in 3d of the axial one; None: all
+    ) -> None:
+        """Draw the streamlines as lines or tubes, see-through, or only what is near a plane."""
+        self._need_stage().set_style(LineStyle(thickness, opacity, slab), tubes, rebuild=True)
+        self.redraw(moved=True)
 
     def toggle(
         self,
@@ -238,6 +269,68 @@ class View:
     def __repr__(self):
         return f"View({self.shown:,} of {self.total:,} streamlines, {'live' if self.canvas else 'still'})"
 
+# %% ../../nbs/viz/18_viewer.ipynb #6e6ce348
+def _set(view: View, name: str, value: Any, act: Callable) -> None:
+    """Set a control, which then acts; act without it where there is none, or where it has the value already."""
+    control = view.controls.get(name)
+    if control is None or control.value == value:
+        act(value)
+    else:
+        control.value = value
+
+
+def _go_to(view: View, mm: np.ndarray) -> None:
+    """Move the planes, and their sliders, to a place, (3,) rasmm."""
+    for name, value in zip("xyz", mm, strict=True):
+        if name in view.controls:
+            view.controls[name].value = float(value)
+    view.move(*(float(value) for value in mm))
+
+
+def describe_place(
+    composition: Composition,
+    mm: np.ndarray,  # (3,) rasmm
+) -> list[str]:      # the place, and the voxel and value of each volume
+    """List where a place is, and what each volume has there."""
+    lines = ["x {:.1f}, y {:.1f}, z {:.1f} mm".format(*mm)]
+    layers: list[Slices | Contour] = [*composition.slices, *(contour for contour, _ in composition.contours)]
+    for layer in layers:
+        voxel = np.rint(apply_affine(np.linalg.inv(layer.volume.affine), np.asarray(mm, float)[None])[0]).astype(int)
+        inside = ((voxel >= 0) & (voxel < layer.volume.shape3d)).all()
+        value = "outside"
+        if inside:
+            value = " ".join(f"{float(v):.4g}" for v in np.ravel(layer.volume.data[tuple(voxel)])[:4])
+        lines.append(f"{layer.name or 'volume'} ({', '.join(map(str, voxel))}): {value}")
+    return lines
+
+
+def _clicked(view: View, x: float, y: float) -> None:
+    """Move the planes of a flat view to a click, mark the streamline that was clicked, and write what is there."""
+    stage, size = view._need_stage(), view._drawn.window.get_logical_size() if view._drawn is not None else view.size
+    picked, said = pick_streamline(stage, x, y, size), list[str]()
+    if stage.view in NORMALS:
+        mm = place_under(stage, x, y, size, NORMALS[stage.view])
+        stage.crosshair = True
+        _go_to(view, mm)
+        said += describe_place(view.composition, mm)
+    if picked is not None:
+        said += picked.describe()
+    stage.choose(None if picked is None else picked.points)
+    if "place" in view.controls:
+        view.controls["place"].value = " &middot; ".join(map(html.escape, said)) or "<i>nothing there</i>"
+    view.redraw()
+
+
+def _wheel(view: View, steps: int) -> None:
+    """Go on by so many voxels along the normal of a flat view."""
+    stage, axis = view._need_stage(), NORMALS[view._need_stage().view]
+    c = view.composition
+    layers: list[Drawing] = [*c.slices, *c.peaks, *c.glyphs, *(contour for contour, _ in c.contours)]
+    step = next((float(layer.volume.voxel_sizes.min()) for layer in layers if not isinstance(layer, Lines)), 1.0)
+    mm = stage.position.copy()
+    mm[axis] = np.clip(mm[axis] + steps * step, *view.composition.frame[:, axis])
+    _go_to(view, mm)
+
 # %% ../../nbs/viz/18_viewer.ipynb #28d3f4c2
 _CAMERA = ("render_azimuth", "render_elevation", "vol_scale_multiplier")
 
@@ -258,6 +351,7 @@ class NiivueView(View):
             widget.on_location_change(self._clicked)
             add_window_slider(self)
         add_switches(self)
+        self._first = self.camera
         self.canvas = put_together(widget, *control_rows(self.controls), *legend_images(composition))
 
     @property
@@ -272,6 +366,14 @@ class NiivueView(View):
         """Show one of the planes, or in "3d" the whole, beside the planes if there are slices."""
         check_view(view)
         self._need_scene().widget.set_slice_type(self._need_scene().slice_type(view))
+
+    def reset(self) -> None:
+        """Put camera, planes and grey values back to where they were at the start."""
+        self.look(self.composition.view)
+        self.camera = self._first
+        if self.composition.slices:
+            _go_to(self, self._need_scene().start)
+            _set(self, "window", self.composition.window_of(self.composition.slices[0]), lambda pair: None)
 
     def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None:
         """Move the slices. Raises ValueError if there are none."""
