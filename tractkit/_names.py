@@ -33,6 +33,7 @@ NAMES = {
     "Choice": "dwi.fibre_coherence",
     "Choices": "hdf5.study",
     "Clock": "training.session",
+    "CodeBox": "lab.settings_code",
     "Coloring": "viz.colors",
     "Columns": "runs.log",
     "CometLogger": "runs.comet",

@@ -136,6 +136,24 @@ def test_the_buttons_of_a_training_that_runs_in_a_cell_work(lab, page):
     until(lambda: page.get_by_text("[*]:").count() == 0)
 
 
+def test_the_code_is_shown_whole_and_copied(lab, page):
+    panel = Panel(page, page.locator(".tractkit-readout").count() - 1)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    panel.tab("Settings")
+    panel.press("Show code")
+    code, copy = page.locator("pre.tractkit-code:visible"), page.locator(".tractkit-copy:visible")
+    code.wait_for()
+    text = code.inner_text()
+    assert "trainer = Fit(" in text and code.evaluate("e => getComputedStyle(e).whiteSpace") == "pre"
+    code.screenshot(path=PICTURES / "panel-code.png")
+    copy.click()
+    until(lambda: copy.inner_text() == "Copied")
+    assert page.evaluate("() => navigator.clipboard.readText()") == text
+    panel.press("Show code")
+    code.wait_for(state="hidden")
+    panel.tab("Progress")
+
+
 @pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])
 def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, batches):
     readouts = page.locator(".tractkit-readout").count()

@@ -529,18 +529,17 @@ def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):
         batch_size_training=5,
         patience=None,
     )
-    space = {"model": trainer.model}
-    exec(p.code(), space)
+    exec(p.code(), space := {})  # in a fresh cell
     assert space["trainer"].config() == trainer.config()
     assert "noise_gaussian_size_loss=0.05" in p.code() and "rng=1234" not in p.code()  # no defaults
     p.settings_tab.show_code()
-    assert "BatchIDSampler(" in p.settings_tab.code.value
+    assert "BatchIDSampler(" in p.settings_tab.code.text
     trainer.step(2)
     trainer.change(clip_grad=.5)
     trainer.stop(wait=True)
     assert "#   after step 2: clip_grad None -> 0.5" in p.code()
     left = make_panel(trainer.folder)
-    exec(left.code(), space := {"model": trainer.model})
+    exec(left.code(), space := {})
     assert space["trainer"].config() == trainer.config()
 
 

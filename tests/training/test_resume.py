@@ -303,8 +303,9 @@ def paths_of(tree, above=()):
 def matters(path) -> bool:
     """Whether what is one level further down decides on anything: options of an optimizer are completed by torch, and
     its rate is set in each step; of sampler and settings, a difference is only told. No layer is in eval mode here, so
-    the rule of states without that list does the same (test_kept_as_given.py has one)."""
-    if path == ("fingerprints", "in_eval"):
+    the rule of states without that list does the same (test_kept_as_given.py has one). The extremes of a curve's
+    stretches follow from its points as long as a run is this short: so they do in states from before there were any."""
+    if path in (("fingerprints", "in_eval"), ("curve", "extremes")):
         return False
     return (
         path[:2] not in (("fingerprints", "sampler"), ("fingerprints", "config"))

@@ -25,6 +25,7 @@ from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
 from .readout import Readout, draw_panel
+from .settings_code import CodeBox
 from .settings_form import EditForm
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
@@ -37,7 +38,7 @@ class SettingsTab:
 
     def __init__(self, change: Callable[[str, Json], None], make_code: Callable[[], str]):
         self.form, self._make_code = EditForm(change), make_code
-        self.line, self.code = HTML(), HTML()
+        self.line, self.code = HTML(), CodeBox()
         button = Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         button.on_click(lambda _: self.show_code())
         self.widget = VBox([self.form.widget, self.line, button, self.code])
@@ -51,8 +52,7 @@ class SettingsTab:
 
     def show_code(self) -> None:
         """Show the code, or hide it."""
-        code = "" if self.code.value else html.escape(self._make_code())
-        self.code.value = code and f'<pre class="tractkit-code" style="line-height: 1.4">{code}</pre>'
+        self.code.text = "" if self.code.text else self._make_code()
 
 # %% ../../nbs/lab/12_panel.ipynb #57dae6cd
 def saved_html(

@@ -247,7 +247,7 @@ class TrainerSource(PanelSource):
         return changeable(self._trainer)
 
     def code(self) -> str:
-        parts = (self._trainer, self._trainer.batch_sampler, self._trainer.batch_loader)
+        parts = (self._trainer, self._trainer.model, self._trainer.batch_sampler, self._trainer.batch_loader)
         classes = {type(part).__name__: type(part) for part in parts}
         return code_of_settings(self._trainer.config(), self._trainer.log.records("change"), classes)
 
