@@ -1,5 +1,6 @@
 """The command line: what is wrong with a person's files is one line that names the file, and leaves nothing behind."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,10 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
         assert ended.value.code == 0
         assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == sorted(names)
         assert all((tmp_path / "mine" / name).read_text().startswith(now) for name in names)
+        if not before:  # what JupyterLab would write into it on opening is there, so it is not marked as changed
+            asks = [nbformat.read(tmp_path / "mine" / n, 4).metadata for n in names]
+            assert {m["language_info"]["version"] for m in asks} == {platform.python_version()}
+            assert {m["kernelspec"]["name"] for m in asks} == {"python3"}
     assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][3].startswith(str(tmp_path / "mine"))
 
 
