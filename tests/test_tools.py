@@ -180,7 +180,9 @@ def test_ordinary_outputs_may_stay(tmp_path, text):
 
 
 def test_directives_decide_what_runs(monkeypatch):
-    assert check_notebooks.directives("#| export\n#| eval: false\nx = 1") == {"export", "eval:false"}
+    assert check_notebooks.directives({"source": "#| export\n#| eval: false\nx = 1"}) == {"export", "eval:false"}
+    hidden = {"source": ["x = 1"], "metadata": {"nbdev": {"slow": "true", "eval": "false"}}}
+    assert check_notebooks.directives(hidden) == {"slow", "eval:false"}
     monkeypatch.setenv("FULL", "1")
     monkeypatch.delenv("TRACTKIT_DATA", raising=False)
     assert check_notebooks.left_out() == {"eval:false", "gpu", "browser", "real"}

@@ -64,6 +64,13 @@ def test_it_is_small_and_begins_with_its_story(tutorial):
         )
 
 
+def test_its_code_is_what_a_reader_types_and_is_not_cut(tutorial):
+    """In a JupyterLab of 900 pixels, with its file list closed, 90 characters fit; directives are in the metadata."""
+    code = [line for c in nbformat.read(tutorial, as_version=4).cells if c.cell_type == "code"
+            for line in c.source.splitlines()]
+    assert [line for line in code if len(line) > 90 or line.lstrip().startswith("#|")] == []
+
+
 def test_its_links_lead_to_notebooks_that_are_there(tutorial):
     for cell in nbformat.read(tutorial, as_version=4).cells:
         if cell.cell_type == "markdown":

@@ -12,8 +12,8 @@ and text exactly, other outputs by their mime types (pictures may differ by a pi
 `#| slow`, `#| gpu` or `#| browser`, and `#| eval: false`, are not executed and keep what is stored; FULL=1 executes
 the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
 last bit: only the kinds of their outputs are compared, warnings apart. `#| real` marks cells that need the data folder
-and are left out
-where TRACTKIT_DATA is not set. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
+and are left out where TRACTKIT_DATA is not set. In the tutorials, which show what a reader types, the directives are
+in the cells' metadata: {"nbdev": {"slow": "true"}}. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
 """
 
 import argparse
@@ -93,9 +93,12 @@ NOT_FOR_KEEPING = {
 }
 
 
-def directives(source: str) -> set[str]:
-    """The nbdev directives of a cell: `#| slow` gives "slow", `#| eval: false` gives "eval:false"."""
-    return {re.sub(r"\s", "", line[2:]) for line in source.splitlines() if line.startswith("#|")}
+def directives(cell: Mapping) -> set[str]:
+    """The nbdev directives of a cell, in its source or in its metadata: `#| slow` and {"nbdev": {"slow": "true"}} give
+    "slow", `#| eval: false` gives "eval:false"."""
+    in_source = {re.sub(r"\s", "", line[2:]) for line in as_text(cell["source"]).splitlines() if line.startswith("#|")}
+    in_metadata = cell.get("metadata", {}).get("nbdev", {}).items()
+    return in_source | {name if value == "true" else f"{name}:{value}" for name, value in in_metadata}
 
 
 def left_out() -> set[str]:
@@ -209,7 +212,7 @@ def execute(nb, folder_of_notebook: Path, *, skip: set[str], warm: str | None = 
 
     kept = {}
     for cell in nb.cells:
-        if cell.cell_type == "code" and directives(cell.source) & skip:
+        if cell.cell_type == "code" and directives(cell) & skip:
             kept[cell.id], cell.source = cell.source, ""
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as printed:
         manager = AsyncKernelManager(kernel_name="python3", kernel_spec_manager=ThisInterpreter(),
@@ -271,14 +274,14 @@ def run(path: Path, store: bool = False, warm: str | None = None) -> tuple[list[
         return problems, time.perf_counter() - began
     if store:
         for cell in now.cells:
-            cell.metadata = {}
+            cell.metadata = {key: value for key, value in cell.metadata.items() if key == "nbdev"}
         now.metadata.pop("widgets", None)
         nbformat.write(now, path)
         problems = unfit_for_keeping(now)
     else:
         problems = unfit_for_keeping(stored)
         for was, got in zip(stored.cells, now.cells, strict=True):
-            kinds_only = "varies" in directives(was.source)
+            kinds_only = "varies" in directives(was)
             if was.cell_type == "code" and (
                 difference := cell_difference(
                     [o for o in was.outputs if not dies_with_its_kernel(o)], got.outputs, kinds_only

@@ -7,7 +7,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                     'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands._note': ('cli/commands.html#_note', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands._positive': ('cli/commands.html#_positive', 'tractkit/cli/commands.py'),
-                                       'tractkit.cli.commands._trust': ('cli/commands.html#_trust', 'tractkit/cli/commands.py'),
+                                       'tractkit.cli.commands._prepare': ('cli/commands.html#_prepare', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.add_check_space': ( 'cli/commands.html#add_check_space',
                                                                                   'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.add_demo': ('cli/commands.html#add_demo', 'tractkit/cli/commands.py'),

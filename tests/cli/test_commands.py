@@ -1,5 +1,6 @@
 """The command line: what is wrong with a person's files is one line that names the file, and leaves nothing behind."""
 
+import platform
 import shutil
 import subprocess
 import sys
@@ -224,6 +225,10 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
         assert ended.value.code == 0
         assert sorted(p.name for p in (tmp_path / "mine").iterdir()) == sorted(names)
         assert all((tmp_path / "mine" / name).read_text().startswith(now) for name in names)
+        if not before:  # what JupyterLab would write into it on opening is there, so it is not marked as changed
+            asks = [nbformat.read(tmp_path / "mine" / n, 4).metadata for n in names]
+            assert {m["language_info"]["version"] for m in asks} == {platform.python_version()}
+            assert {m["kernelspec"]["name"] for m in asks} == {"python3"}
     assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][3].startswith(str(tmp_path / "mine"))
 
 
@@ -469,7 +474,8 @@ def test_the_kernel_is_silent_and_its_errors_are_not(good, monkeypatch, tmp_path
     import nbformat
 
     source = "import sys; print('hello', file=sys.stderr)" if good else "raise ValueError('a real error')"
-    cells = [nbformat.v4.new_code_cell(text) for text in ("#| hide\nset_up = 1", f"#| varies\n{source}")]
+    cells = [nbformat.v4.new_code_cell("set_up = 1", metadata={"nbdev": {"hide": "true"}}),
+             nbformat.v4.new_code_cell(source, metadata={"nbdev": {"varies": "true"}})]
     (tmp_path / "90_phantom.ipynb").write_text(nbformat.writes(nbformat.v4.new_notebook(cells=cells)))
     monkeypatch.setattr(report.resources, "files", lambda name: tmp_path)
     run = SimpleNamespace(folder=tmp_path, settings=SimpleNamespace(own=False))

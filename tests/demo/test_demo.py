@@ -279,7 +279,7 @@ def cells_of_the_page(demo: Demo, work: Path, monkeypatch) -> dict:
     notebook = nbformat.reads(resources.files("tractkit.tutorials").joinpath("91_real.ipynb").read_text("utf-8"), 4)
     variables: dict = {}
     for cell in notebook.cells:
-        if cell.cell_type == "code" and not cell.source.startswith("#| hide"):
+        if cell.cell_type == "code" and "hide" not in cell.metadata.get("nbdev", {}):
             exec(cell.source.replace("from IPython.display import display", "display = print"), variables)
     return variables
 

@@ -212,6 +212,12 @@ def test_zero_makes_the_axis_linear():
     assert plot_losses({"valid": [1.0, 0.0]}).axes[0].get_yscale() == "linear"
 
 
+def test_no_word_of_the_losses_is_cut_at_the_left():
+    picture = plot_losses({"valid": np.geomspace(.0004, 1, 30)}, xlabel="batch")
+    picture.array()
+    assert picture.axes[0].yaxis.get_tightbbox().x0 >= 0
+
+
 def test_baselines_are_lines_with_their_names():
     ax = plot_losses({"valid": [0.4, 0.3]}, {"repeat": 0.35, "zero": 0.351}).axes[0]
     assert {0.35, 0.351} <= {line.get_ydata()[0] for line in ax.lines}

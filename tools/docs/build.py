@@ -95,7 +95,7 @@ def page_of_notebook(path: Path) -> str:
     for cell in notebook["cells"]:
         source = "".join(cell["source"])
         if cell["cell_type"] == "code":
-            if re.search(r"^#\|\s*(hide|default_exp)\b", source, re.MULTILINE):
+            if re.search(r"^#\|\s*(hide|default_exp)\b", source, re.M) or "hide" in cell["metadata"].get("nbdev", {}):
                 continue
             source = re.sub(r"^#\|.*\n?", "", source, flags=re.MULTILINE)
         cell["source"] = source

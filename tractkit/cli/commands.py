@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -192,12 +192,21 @@ def run_check_space(args: argparse.Namespace) -> int:
     return int(wrong > 0)
 
 # %% ../../nbs/cli/02_commands.ipynb #f5c3c910
-def _trust(notebook: Path) -> None:
-    """Sign a notebook."""
+def _prepare(notebook: Path) -> None:
+    """Sign a notebook and name this interpreter's kernel in it: JupyterLab would add that and mark it as changed."""
     import nbformat
+    from ipykernel.ipkernel import IPythonKernel
+    from jupyter_client.kernelspec import NoSuchKernel, get_kernel_spec
     from nbformat.sign import NotebookNotary
 
-    NotebookNotary().sign(nbformat.read(notebook, 4))
+    content = nbformat.read(notebook, 4)
+    with suppress(NoSuchKernel):
+        kernel = get_kernel_spec("python3")
+        content.metadata["kernelspec"] = {
+            "display_name": kernel.display_name, "language": kernel.language, "name": "python3"}
+        content.metadata["language_info"] = dict(IPythonKernel.language_info)
+        nbformat.write(content, notebook)
+    NotebookNotary().sign(content)
 
 
 def copy_tutorials(folder: Path) -> Path:
@@ -207,7 +216,7 @@ def copy_tutorials(folder: Path) -> Path:
         target = folder / source.name
         if source.name.endswith(".ipynb") and not target.exists():
             target.write_bytes(source.read_bytes())
-            _trust(target)
+            _prepare(target)
     return folder / "90_phantom.ipynb"
 
 

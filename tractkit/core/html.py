@@ -53,7 +53,8 @@ def html_table(
 
     def row(cells: Sequence[_Cell], tag: str) -> str:
         style = "vertical-align:top;padding:.2em .8em;overflow-wrap:break-word;text-align:"
-        sides = ("right;white-space:nowrap" if align[k:k + 1] == "r" else "left;white-space:pre-line"
+        right = "right;white-space:" + ("nowrap" if tag == "td" else "normal")  # a heading may be long
+        sides = (right if align[k:k + 1] == "r" else "left;white-space:pre-line"
                  for k in range(len(cells)))
         inner = (f'<{tag} style="{style}{side}">{as_html(c)}</{tag}>' for side, c in zip(sides, cells, strict=True))
         return f"<tr>{''.join(inner)}</tr>"

@@ -55,10 +55,8 @@ def write_pictures(demo: Demo) -> None:
 
 # %% ../../nbs/demo/05_report.ipynb #cb98af2b
 def for_readers(notebook: "NotebookNode") -> "NotebookNode":
-    """Take the hidden cells and the lines for nbdev out of a notebook."""
-    notebook.cells = [cell for cell in notebook.cells if not cell.source.startswith("#| hide")]
-    for cell in notebook.cells:
-        cell.source = "\n".join(line for line in cell.source.split("\n") if not line.startswith("#| "))
+    """Take the hidden cells out of a tutorial."""
+    notebook.cells = [cell for cell in notebook.cells if "hide" not in cell.metadata.get("nbdev", {})]
     return notebook
 
 # %% ../../nbs/demo/05_report.ipynb #207514de

@@ -42,7 +42,7 @@ def plot_losses(
     curves, levels = _as_curves(history), dict(baselines or {})
     figure = blank_picture(*size, "white")
     width, height = size
-    ax = figure.add_axes((70 / width, 50 / height, 1 - 212 / width, 1 - 66 / height))
+    ax = figure.add_axes((90 / width, 50 / height, 1 - 232 / width, 1 - 66 / height))
     means = {name: curves.pop(f"{name} mean") for name in list(curves) if f"{name} mean" in curves}
     point = curves.pop("best", None)
     labels = []  # (y, text, colour)
