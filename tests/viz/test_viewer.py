@@ -9,6 +9,7 @@ from fury import window
 from helpers_scene import AFFINES, LIT, PLANES, SHAPE, SIDE, cube_around, in_world, wavy
 
 from tractkit.dwi.sh import ShInfo, save_sh
+from tractkit.spatial.regions import Box, Sphere, pass_through
 from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
@@ -492,6 +493,82 @@ def most_colored(pixels):
     return np.unravel_index(np.ptp(pixels, axis=-1).argmax(), pixels.shape[:2])
 
 
+def test_streamlines_through_regions_are_those_of_dipy():
+    from dipy.tracking.utils import target
+
+    t = wavy(60)
+    few = [line[::9] for line in t.streamlines]  # far apart: between their points, too
+    t = Tractogram(Streamlines.from_list(few), t.affine, SHAPE)
+    rasmm = t.rasmm()
+    middle, rng = rasmm.points.mean(0), np.random.default_rng(3)
+    for _ in range(5):
+        center = middle + rng.uniform(-8, 8, 3)
+        sphere, box = Sphere(center, 3.0), Box(center, (4.0, 6.0, 5.0))
+        steps = [np.concatenate([a + (b - a) * s for a, b in zip(line[:-1], line[1:], strict=True)
+                                 for s in [np.linspace(0, 1, 60)[:, None]]]) for line in rasmm]
+        near = [np.linalg.norm(p - center, axis=1).min() < 3 for p in steps]
+        within = [(np.abs(p - center) < np.array([2, 3, 2.5])).all(1).any() for p in steps]
+        assert np.mean(pass_through(t, sphere) == near) > 0.98 and np.mean(pass_through(t, box) == within) > 0.98
+    voxel = np.rint(apply_affine(np.linalg.inv(t.affine), center[None])[0]).astype(int)
+    mask = Volume((np.abs(np.indices(SHAPE).T - voxel).max(-1) < 3).T, t.affine)
+    found = [len(list(target([p], t.affine, mask.data.astype(bool)))) == 1 for p in steps]
+    assert 0 < sum(found) < 60 and np.mean(pass_through(t, mask) == found) > 0.98
+
+
+@pytest.mark.vulkan
+def test_streamlines_are_chosen_by_regions(live_view):
+    low, high = wavy(20), wavy(20, 6)
+    t = Tractogram(Streamlines.from_list([*low.streamlines, *high.streamlines]), low.affine, SHAPE)
+    mask = Volume(np.ones(SHAPE, np.float32), t.affine)
+    v = live_view(t, Contour(mask), size=(200, 160), max_streamlines=10)
+    assert v.shown == 10
+    before, here = v.screenshot().array, t.rasmm()[5][10]
+    every = pass_through(t, Sphere(here, 2.0))
+    assert 0 < every.sum() < 40
+    assert v.select(include=Sphere(here, 2.0)) == (every.sum(), 40) and v.shown == min(every.sum(), 10)
+    assert v.select(exclude=[Sphere(here, 2.0)]) == (40 - every.sum(), 40)
+    v.move(*(float(mm) for mm in here))
+    v.controls["all"].click()
+    v.controls["through"].click()
+    near = int(pass_through(t, Sphere(here, 5.0)).sum())
+    assert v.controls["selected"].value == f"{near} of 40 streamlines pass" and v.included[0].radius == 5
+    v.set_style(tubes=0.3)
+    assert v.shown == min(near, 10) and all(part.tubes == 0.3 for part, _ in v._stage._lines)
+    v.set_style()
+    v.controls["past"].click()
+    assert v.shown == 0
+    v.controls["all"].click()
+    v.reset()
+    np.testing.assert_array_equal(v.screenshot().array, before)
+    with pytest.raises(TypeError, match="give a Sphere, a Box, or a mask"):
+        v.select(include=["left"])
+
+
+@pytest.mark.vulkan
+def test_linked_views_have_one_set_of_controls(live_view):
+    from tractkit.viz.viewer import link_views
+
+    t, back = wavy(30), Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), AFFINES["RAS"])
+    a, b, c = live_view(t, size=(120, 90)), live_view(t, back, size=(120, 90)), live_view(t, back, size=(120, 90))
+    linked = link_views(a, b, c)
+    shared = linked.controls
+    for v in (a, b, c):
+        own = [child for row in v.canvas.children for child in getattr(row, "children", ())]
+        assert v.controls["count"] in own and not {id(w) for w in own} & {id(w) for w in shared.values()}
+        assert "look" not in [name for name, w in v.controls.items() if w in own]
+    shared["look"].value = "coronal"
+    assert {v._stage.view for v in (a, b, c)} == {"coronal"}
+    shared["z"].value = 12.0
+    shared["window"].value = (0.2, 0.7)
+    shared["opacity"].value = 0.5
+    assert b._stage.position[2] == c._stage.position[2] == shared["z"].value and b._stage.window == c._stage.window
+    assert {v._stage.style.opacity for v in (a, b, c)} == {0.5}
+    c.controls["x"].value = 5.0  # as a click into the last does
+    assert b._stage.position[0] == c._stage.position[0]
+    shared["reset"].click()
+    assert {v._stage.view for v in (a, b, c)} == {"3d"}
+
+
 @pytest.mark.vulkan
 def test_lines_and_tubes_thickness_opacity_and_slab(live_view):
     low, high = wavy(20), wavy(20, 6)
@@ -547,6 +624,6 @@ def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_v
         assert none == no_more == 0 and 0 < few < all_of_them / 4
     np.testing.assert_allclose(b.camera["position"], (1, 2, 3))
     linked = link_views(a, b)
-    assert linked.box.children == (a.canvas, b.canvas) and linked.still.array.shape == (90, 240, 4)
+    assert linked.box.children[0].children == (a.canvas, b.canvas) and linked.still.array.shape == (90, 240, 4)
     with pytest.raises(ValueError, match="only live views"):
         link_views(view(t, live=False, size=(60, 50)))

@@ -7,7 +7,7 @@ __all__ = []
 
 # %% ../../nbs/viz/08_composition.ipynb #d7b04f6e
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias, TypedDict
 
 import numpy as np
@@ -56,6 +56,13 @@ class Part:
     coloring: Coloring
     color: Rgb | None          # of all of them, if there is one
     tubes: float | None
+
+    def among(self, kept: np.ndarray) -> "Part":
+        """Return the part with only the streamlines that are kept, (n,) bool of the whole tractogram."""
+        own = kept[self.ids]
+        whole = representative_order(len(kept))
+        ranks = np.cumsum(kept[whole]) - 1   # in the order of those that are kept
+        return replace(self, ids=self.ids[own], ranks=ranks[self.ranks[own]])
 
     def count(self, limit: int | None) -> int:
         """Return how many are drawn if `limit` are drawn of the whole tractogram."""

@@ -262,6 +262,7 @@ def contour_actor(contour: Contour, color: Rgb) -> gfx.Mesh | None:
         faces = faces[:, ::-1]
     mesh = _mesh(points, faces, _normals(points, faces), color=color, opacity=contour.opacity)
     mesh.material.side = "front"
+    mesh.render_order = 0.5  # see-through: after the lines, also those made later
     return mesh
 
 # %% ../../nbs/viz/10_fury_actors.ipynb #78be75d4

@@ -30,6 +30,7 @@ from tractkit.viz.fury_actors import (
 from .fury_camera import Marker, Turning, aim_camera, letter_actors, letter_places, scale_bar
 from .planes import NORMALS, check_view, plane_axes
 from .theme import DARK, Rgb
+from ..spatial.regions import Region, select_streamlines
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from fury import window
@@ -183,6 +184,21 @@ class Stage:
                 self.scene.remove(*actor.objects)
                 self._lines[k] = part, self._made(part)
         self.show_lines()
+
+    def select(self, include: Sequence[Region], exclude: Sequence[Region]) -> int:
+        """Show only the streamlines through all of `include` and none of `exclude`. Return how many there are."""
+        kept = {id(t): select_streamlines(t, include, exclude)
+                for t in {id(part.tractogram): part.tractogram for part, _ in self._lines}.values()}
+        self.choose(None)
+        for _, actor in self._lines:
+            self.scene.remove(*actor.objects)
+        if self._coarse:
+            self.scene.remove(*(o for coarse in self._coarse for o in coarse.objects))
+            self._coarse = []
+        self._lines = [(new, self._made(new)) for part, (old, _) in zip(self.composition.parts, self._lines, strict=True)
+                       for new in [replace(part.among(kept[id(part.tractogram)]), tubes=old.tubes)]]
+        self.show_lines()
+        return sum(int(each.sum()) for each in kept.values())
 
     def show_lines(self) -> int:
         """Show the streamlines of the parts that are not hidden. Return how many."""

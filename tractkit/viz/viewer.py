@@ -18,6 +18,7 @@ import numpy as np
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 
+from ..spatial.regions import Region, Sphere
 from ..spatial.space import apply_affine
 from .colors import slice_colors
 from .composition import Composition, DrawingOptions
@@ -25,6 +26,7 @@ from tractkit.viz.controls import (
     add_buttons,
     add_count_slider,
     add_plane_sliders,
+    add_selection,
     add_planes,
     add_style,
     add_switches,
@@ -32,6 +34,7 @@ from tractkit.viz.controls import (
     control_rows,
     free_screenshot_path,
     legend_images,
+    on_value,
     put_together,
     switch_names,
 )
@@ -81,6 +84,8 @@ def _add_controls(view: "View", position: np.ndarray) -> None:
     add_count_slider(view, view.set_count)
     if c.lines:
         add_style(view, view.set_style)
+    if c.lines and "x" in view.controls:
+        add_selection(view, lambda wanted: _through(view, wanted))
     add_switches(view)
 
 # %% ../../nbs/viz/18_viewer.ipynb #3951ea48
@@ -104,6 +109,7 @@ class View:
         self.still, self.composition, self.total, self.size = still, composition, composition.total, size
         self.controls: dict[str, widgets.Widget] = {}
         self.canvas: widgets.VBox | None = None
+        self.included, self.excluded = list[Region](), list[Region]()   # as `select` was given them
         self._shown_in = _cell_number() if at_once else None
         self._stage, self._drawn = stage, None if stage is None else LiveCanvas(stage, size)
         if stage is not None and self._drawn is not None:
@@ -202,6 +208,19 @@ class View:
         self._need_stage().set_count(count)
         self.redraw()
 
+    def select(
+        self,
+        include: Region | Sequence[Region] = (),   # Sphere, Box or mask: only streamlines through each of these
+        exclude: Region | Sequence[Region] = (),   # only those through none of these
+    ) -> tuple[int, int]:                          # how many pass, of how many
+        """Draw only the streamlines that pass through regions and past others; without any, all again.
+
+        Raises TypeError for what is no region."""
+        self.included, self.excluded = ([r] if isinstance(r, Region) else list(r) for r in (include, exclude))
+        left = self._need_stage().select(self.included, self.excluded)
+        self.redraw()
+        return left, self.total
+
     def set_style(
         self,
         *,
@@ -276,6 +295,8 @@ class View:
         if self._drawn is not None:
             self._drawn.close()
             _close_widgets(self.canvas)
+            for control in self.controls.values():  # also those that linked views share
+                _close_widgets(control)
             self._drawn = self.canvas = self._stage = None
             gc.collect()  # pygfx's objects refer to each other in circles
 
@@ -300,6 +321,20 @@ def _set(view: View, name: str, value: Any, act: Callable) -> None:
         act(value)
     else:
         control.value = value
+
+
+_REACH = 5.0  # mm
+
+
+def _through(view: View, wanted: bool | None) -> tuple[int, int]:
+    """Add the place where the planes cross to what streamlines pass through (False: do not pass); None: all again.
+
+    Returns how many pass, of how many."""
+    here = Sphere(tuple(float(mm) for mm in view._need_stage().position), _REACH)
+    view.included, view.excluded = (
+        ([], []) if wanted is None else ([*view.included, here], view.excluded) if wanted
+        else (view.included, [*view.excluded, here]))
+    return view.select(view.included, view.excluded)
 
 
 def _go_to(view: View, mm: np.ndarray) -> None:
@@ -520,15 +555,68 @@ def _in_notebook() -> bool:
     return getattr(get_ipython(), "kernel", None) is not None
 
 # %% ../../nbs/viz/18_viewer.ipynb #10caa1ac
+_SHARED = ("look", "reset", "x", "y", "z", "planes", *(f"plane {name}" for name in NORMALS), "window", "colormap",
+           "style", "thickness", "opacity", "slab")
+
+
+def _shared_controls(views: Sequence[View]) -> dict[str, widgets.Widget]:
+    """Take the controls that all views share out of the views; one of each leads those of the others."""
+    shared: dict[str, widgets.Widget] = {}
+    for name in _SHARED:
+        first, *others = [v.controls[name] for v in views if name in v.controls] or [None]
+        if first is None:
+            continue
+        shared[name] = first
+        for other in others:
+            if isinstance(first, widgets.Button):
+                first.on_click(lambda _, other=other: other.click())
+            elif hasattr(first, "value"):
+                if isinstance(first, widgets.FloatSlider | widgets.FloatRangeSlider):
+                    first.max, first.min = max(first.max, other.max), min(first.min, other.min)
+                _follow_each_other(first, other)
+    taken = {id(v.controls[name]) for v in views for name in shared if name in v.controls}
+    for v in views:
+        _take_out(v.canvas, taken)
+    return shared
+
+
+def _follow_each_other(a: widgets.Widget, b: widgets.Widget) -> None:
+    """Give the value of each control to the other whenever it changes; the other may stop at its own ends."""
+    busy = []
+
+    def pass_on(other: widgets.Widget, value: Any) -> None:
+        if not busy:
+            busy.append(True)
+            try:
+                other.value = value
+            finally:
+                busy.clear()
+
+    on_value(a, partial(pass_on, b))
+    on_value(b, partial(pass_on, a))
+
+
+def _take_out(canvas: widgets.VBox | None, taken: set[int]) -> None:
+    """Take controls out of the rows below a view, and rows that are empty then."""
+    rows = () if canvas is None else canvas.children
+    for row in rows:
+        if isinstance(row, widgets.HBox):
+            row.children = [child for child in row.children if id(child) not in taken]
+    if canvas is not None:
+        canvas.children = [row for row in rows if not isinstance(row, widgets.HBox) or row.children]
+
+
 class LinkedViews:
-    """Live views side by side, of which each follows the camera of the others; `box` is the widget."""
+    """Live views side by side that follow each other, with one set of controls below; `box` is the widget."""
 
     def __init__(self, views: Sequence[View]):
         self.views = list(views)
         for v in views:
             if v.canvas is not None:
                 v.canvas.layout.width = f"{max(v.size[0], 330)}px"  # the controls below wrap
-        self.box = widgets.HBox([v.canvas for v in views if v.canvas is not None], layout={"flex_flow": "row wrap"})
+        row = widgets.HBox([v.canvas for v in views if v.canvas is not None], layout={"flex_flow": "row wrap"})
+        self.controls = _shared_controls(self.views)
+        self.box = widgets.VBox([row, *control_rows(self.controls)])
 
     @property
     def still(self) -> Still:
