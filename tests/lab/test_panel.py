@@ -390,7 +390,9 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     ]
     assert p.checkpoint.index == 0  # there is one chosen
     p.checkpoint.value = 8
-    click("rewind", "Set back: 1 epochs done (step 8)")
+    p.buttons["rewind"].click()
+    p.controls.question.yes.click()
+    until(lambda: p.readout.readout["message"].startswith("Set back: 1 epochs done (step 8)"))
     assert (
         trainer.status.epoch == 1
         and p.readout.readout["where"] == "epoch 2 of 5"
@@ -398,6 +400,64 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     )
     p.press("start")
     assert same_states(trainer.wait(), branch.trainer.state) == []  # the same in both folders
+
+
+def test_what_drops_steps_asks_once_and_does_nothing_without_a_yes(make_panel, tmp_path):
+    trainer = fit(tmp_path, max_epochs=5, keep_checkpoints=9, checkpoint_every_seconds=None)
+    p = make_panel(trainer)
+    question = p.controls.question
+
+    def asked():
+        return question.text.value if question.widget.layout.display == "" else ""
+
+    def rested(step):
+        until(lambda: trainer.status.phase == "paused" and trainer.status.global_step == step and not p.feedback.command)
+        p.refresh()
+
+    p.buttons["step"].click()
+    rested(1)
+    p.buttons["epoch"].click()
+    rested(8)
+    p.buttons["rewind"].click()  # to the newest: nothing to drop
+    until(lambda: "8" in p.readout.readout["message"] and trainer.status.phase == "paused")
+    assert asked() == ""
+    p.buttons["epoch"].click()
+    rested(16)
+    p.checkpoint.value = 8
+    p.buttons["rewind"].click()
+    assert "Go back to step 8? 8 steps after it are dropped." in asked() and question.yes.description == "Go back"
+    question.no.click()
+    assert asked() == "" and trainer.status.global_step == 16
+    p.buttons["rewind"].click()
+    p.checkpoint.value = 0  # another than was asked about
+    assert asked() == ""
+    p.buttons["rewind"].click()
+    assert "16 steps" in asked()
+    p.buttons["step"].click()  # something else
+    assert asked() == ""
+    rested(17)
+    p.buttons["stop"].click()
+    trainer.wait()
+    until(lambda: "start" in enabled(p))
+
+    p.checkpoint.value = 8
+    p.buttons["rewind"].click()
+    assert "9 steps after it are dropped when training starts." in asked()
+    question.yes.click()
+    until(lambda: trainer.status.global_step == 8 and not p.feedback.command)
+    assert trainer.checkpoints.steps()[-1] == 17
+    p.buttons["step"].click()  # it was answered already
+    rested(9)
+    assert asked() == "" and trainer.checkpoints.steps()[-1] <= 9
+    trainer.stop(wait=True)
+    trainer.rewind(0)  # by a script
+    until(lambda: "start" in enabled(p))
+    p.buttons["start"].click()
+    assert "Start from step 0? 9 steps after it are dropped." in asked() and not trainer.running
+    question.yes.click()
+    trainer.wait()
+    p.refresh()
+    assert asked() == "" and trainer.status.phase == "finished"
 
 
 def test_saving_waits_for_the_batch_but_not_the_kernel(make_panel, tmp_path):
@@ -461,7 +521,9 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     at = trainer.state.global_step
     click("epoch", f"Epoch {at // 8 + 1} done; resting.")
     p.checkpoint.value = at
-    click("rewind", f"Set back to step {at}; resting.")
+    p.buttons["rewind"].click()
+    p.controls.question.yes.click()
+    until(lambda: p.readout.readout["message"] == f"Set back to step {at}; resting.")
     assert (trainer.state.global_step, trainer.status.phase, p.readout.readout["phase"]) == (at, "paused", "paused")
     assert p.readout.readout["where"] == f"epoch {at // 8 + 1} of 90" and len(p.source.curves()["training"][0]) == at
     p.press("rewind", to=77)

@@ -84,6 +84,13 @@ def _marks(command: str, s: Status) -> tuple[str, int]:
     return s.phase, s.epoch if command == "epoch" else s.global_step if command == "step" else 0
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #82fe1323
+def _question(command: str, step: int, dropped: int, at_rest: bool) -> str:
+    """Return what is asked before steps are dropped."""
+    what = f"Go back to step {step:,}?" if command == "rewind" else f"Start from step {step:,}?"
+    when = " when training starts" if command == "rewind" and at_rest else ""
+    return f"{what} {dropped:,} {'steps after it are' if dropped > 1 else 'step after it is'} dropped{when}."
+
+
 class PanelCommands:
     """Sends commands to a training, and gives what comes of them to the feedback."""
 
@@ -94,9 +101,26 @@ class PanelCommands:
         chosen_step: Callable[[], int],              # of the checkpoint to go back to
         add_branch: Callable[[TrainerLike], None],   # shows the panel of a branch
         refresh: Callable[[], None],                 # is called when a command was sent
+        ask: Callable[[str, str, Callable[[], None]], None] = lambda command, text, then: then(),  # then: if it is yes
     ):
         self._source, self._trainer, self._feedback = source, source.trainer, feedback
-        self._chosen_step, self._add_branch, self._refresh = chosen_step, add_branch, refresh
+        self._chosen_step, self._add_branch, self._refresh, self._ask = chosen_step, add_branch, refresh, ask
+        self._agreed = 0, 0  # from which step on so many may be dropped
+
+    def click(self, command: str) -> None:
+        """Send a command from a button; ask before steps are dropped."""
+        is_start = command in ("start", "step", "epoch") and self._source.is_set_back
+        step = self._chosen_step() if command == "rewind" else self._trainer.status.global_step
+        dropped = step, self._source.steps_after(step) if command == "rewind" or is_start else 0
+
+        def send() -> None:
+            self._agreed = dropped
+            self.send(command, wait=False)
+
+        if not dropped[1] or (dropped == self._agreed and self._source.is_set_back):
+            self.send(command, wait=False)
+        else:
+            self._ask(command, _question(command, *dropped, self._source.running is False), send)
 
     def send(self, command: str, to: int | str | Path | None = None, wait: bool = True) -> None:
         """Send a command of `METHOD_OF`; see `TrainerPanel.press`."""
