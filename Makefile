@@ -1,7 +1,7 @@
 # Each target sets up what it needs first (tools/setup.sh), once, and skips that while nothing changed.
 #
 #   make demo    sample data -> trained model -> streamlines -> scores and pictures in results/demo/
-#   make lab     JupyterLab on the notebooks
+#   make lab     JupyterLab on the notebooks, of which the tutorials are copied to results/tutorials/
 #   make test    everything that can be checked; FULL=1 adds the long repetitions
 #   make bench   the benchmarks, as ratios to what the hardware allows
 #   make docs    HTML pages in _docs/html
@@ -39,9 +39,8 @@ demo:
 
 lab:
 	@tools/setup.sh lab
-	@$(BIN)/jupyter trust nbs/tutorials/*.ipynb >/dev/null
-	@$(BIN)/jupyter lab --notebook-dir=. $(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS) \
-		$(firstword $(wildcard nbs/tutorials/90_*.ipynb) nbs/index.ipynb)
+	@$(BIN)/python -m tractkit lab --folder results/tutorials -- --notebook-dir=. \
+		$(if $(filter 0,$(shell id -u)),--allow-root) $(ARGS)
 
 test:
 	@tools/setup.sh test

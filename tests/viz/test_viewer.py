@@ -18,6 +18,7 @@ from tractkit.viz.composition import Composition, representative_order
 from tractkit.viz.drawables import (
     Contour,
     Glyphs,
+    Labels,
     Lines,
     Peaks,
     Slices,
@@ -30,7 +31,7 @@ from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_ac
 from tractkit.viz.planes import to_world_axes, world_box
 from tractkit.viz.stills import snapshot
 from tractkit.viz.theme import palette
-from tractkit.viz.viewer import view
+from tractkit.viz.viewer import describe_place, view
 
 
 def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
@@ -439,6 +440,56 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
         v.toggle("nobody")
     with pytest.raises(ValueError, match="none of axial"):
         v.look("oblique")
+
+
+@pytest.mark.vulkan
+def test_colormap_labels_and_planes(live_view):
+    affine, there = AFFINES["LAS anisotropic"], apply_affine(AFFINES["LAS anisotropic"], LIT[None].astype(float))[0]
+    back = Volume(np.random.default_rng(0).uniform(0.5, 1, SHAPE).astype(np.float32), affine)
+    regions = np.zeros(SHAPE, np.int16)
+    regions[tuple(slice(k - 6, k + 7) for k in LIT)] = 1007
+    regions[:3] = 12
+    labels = Labels(Volume(regions, affine), "atlas", {1007: "fusiform"})
+    v = live_view(back, labels, size=(200, 160), letters=False, position=there)
+    c = v.controls
+
+    def seen():
+        return v.screenshot().array[..., :3].astype(int)
+
+    def nb_colored(pixels):
+        return int((np.ptp(pixels, axis=-1) > 60).sum())
+
+    three = seen()
+    c["plane axial"].value = c["plane coronal"].value = False
+    assert v._stage.planes == ["sagittal"] and (seen().max(-1) > 60).sum() < 0.8 * (three.max(-1) > 60).sum()
+    v.reset()
+    np.testing.assert_array_equal(seen(), three)
+    v.look("axial")
+    grey = seen()
+    orange = np.asarray(palette(2)[1]) * 255  # of 1007, the larger number
+    assert np.abs(grey[most_colored(grey)] - orange).max() < 80 and nb_colored(grey) > 300
+    said = describe_place(v.composition, there)[-1]
+    assert said == "atlas ({}, {}, {}): label 1007 (fusiform)".format(*LIT)
+    c["show atlas"].value = False
+    assert nb_colored(seen()) == 0
+    c["colormap"].value = "viridis"
+    assert nb_colored(seen()) > 2 * nb_colored(grey)
+    v.reset()
+    assert c["colormap"].value == "gray" == v._stage.colormap
+    with pytest.raises(ValueError, match="none of gray, viridis"):
+        v.set_colormap("jet")
+    assert [type(d) for d in Composition([back, labels.volume], labels=True).labels[0]] == [Labels, np.ndarray]
+    assert Composition([back, labels.volume]).labels == []
+    with pytest.raises(ValueError, match="labels=True, but no volume"):
+        Composition(back, labels=True)
+    with patch("tractkit.viz.stills.vulkan_available", return_value=False):
+        assert nb_colored(snapshot(back, labels, view="axial", size=(200, 160)).array[..., :3].astype(int)) > 300
+        assert nb_colored(snapshot(back, colormap="hot", view="axial", size=(200, 160)).array[..., :3].astype(int)) > 300
+
+
+def most_colored(pixels):
+    """Where the most saturated pixel is."""
+    return np.unravel_index(np.ptp(pixels, axis=-1).argmax(), pixels.shape[:2])
 
 
 @pytest.mark.vulkan

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
-from .theme import OTHERS, ColorChoice, Rgb, as_rgb, direction_colors, palette, text_style
+from .theme import DARK, GREYS, OTHERS, ColorChoice, Rgb, as_rgb, direction_colors, palette, text_style
 
 # %% ../../nbs/viz/07_colors.ipynb #cf3bebf1
 def _ramp(
@@ -30,6 +30,35 @@ def _ramp(
     rgb = colormaps["viridis"](0.12 + 0.88 * share)[..., :3].astype(np.float32)
     rgb[~np.isfinite(values)] = OTHERS
     return rgb
+
+# %% ../../nbs/viz/07_colors.ipynb #4254a8ab
+COLORMAPS = ("gray", "viridis", "magma", "inferno", "hot", "coolwarm")  # of slices
+
+
+def slice_colors(
+    colormap: str,              # one of COLORMAPS
+    brightness: float = 1.0,    # of the brightest
+    below_zero: bool = False,   # the lowest value is negative, so that it means something
+) -> np.ndarray:                # (256, 4) float32 RGBA in [0, 1]
+    """Return the colors of slices, from the lowest value to the highest.
+
+    The lowest are see-through, as noise around a head is no tissue, but not below zero in a map with two ends. Raises ValueError
+    for an unknown colormap."""
+    if colormap not in COLORMAPS:
+        raise ValueError(f"colormap {colormap!r} is none of {', '.join(COLORMAPS)}")
+    ramp, dark = np.linspace(0, 1, 256, dtype=np.float32), np.asarray(as_rgb(DARK), np.float32)
+    rgba = np.asarray((GREYS if colormap == "gray" else colormaps[colormap])(ramp), np.float32)
+    rgba[:, :3] = dark + brightness * (rgba[:, :3] - dark)
+    rgba[:, 3] = 1 if colormap == "coolwarm" and below_zero else np.clip((ramp - 0.04) / 0.06, 0, 1)
+    return rgba
+
+
+def label_colors(nb: int) -> np.ndarray:  # (nb + 1, 4) float32 RGBA
+    """Return the colors of so many labels, behind that of 0, which is see-through."""
+    rgba = np.full((nb + 1, 4), 0.75, np.float32)
+    rgba[1:, :3], rgba[0] = palette(nb), 0
+    return rgba
+
 
 # %% ../../nbs/viz/07_colors.ipynb #7dd659e9
 @dataclass(frozen=True)

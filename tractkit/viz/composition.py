@@ -16,17 +16,20 @@ from numpy.typing import ArrayLike
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
-from .colors import Coloring, Legend, color_streamlines, merge_legends
+from .colors import Coloring, Legend, color_streamlines, merge_legends, slice_colors
 from tractkit.viz.drawables import (
     Contour,
     Drawable,
     Drawing,
     Glyphs,
+    Labels,
     Lines,
     Peaks,
     Slices,
     as_glyphs,
+    as_labels,
     box_of,
+    label_values,
     things_to_draw,
 )
 from .planes import NORMALS, check_view, content_points, value_window
@@ -117,6 +120,8 @@ class DrawingOptions(TypedDict, total=False):
     frame: ArrayLike | None
     letters: bool
     odf: bool
+    colormap: str
+    labels: bool
 
 # %% ../../nbs/viz/08_composition.ipynb #307bd7bd
 class Composition:
@@ -141,14 +146,20 @@ class Composition:
         frame: ArrayLike | None = None,  # (2, 3) rasmm corners
         letters: bool = True,
         odf: bool = False,               # volumes with coefficients of an even order are fODFs
+        colormap: str = "gray",          # of slices, one of COLORMAPS
+        labels: bool = False,            # volumes of a type of whole numbers are labels
     ):
         check_view(view)
+        slice_colors(colormap)
         drawings = as_glyphs(things_to_draw(things)) if odf else things_to_draw(things)
+        drawings = as_labels(drawings) if labels else drawings
         self.view, self.limit, self.letters = view, max_streamlines, letters
         self.lines = [d for d in drawings if isinstance(d, Lines)]
         self.slices = [d for d in drawings if isinstance(d, Slices)]
         self.peaks = [d for d in drawings if isinstance(d, Peaks)]
         self.glyphs = [d for d in drawings if isinstance(d, Glyphs)]
+        self.labels = [(d, label_values(d.volume)) for d in drawings if isinstance(d, Labels)]
+        self.colormap = colormap
         self._channel, self._window, self.colors, self.tubes = channel, window, colors, tubes
         self.outline = _widened(self._outline(drawings, frame))
         self.frame = np.stack([self.outline.min(0), self.outline.max(0)])
@@ -194,7 +205,10 @@ class Composition:
     @property
     def legends(self) -> list[Legend]:
         """What the colors mean, if it is not the direction."""
-        return merge_legends(self._legends, self._singles | {c.name: color for c, color in self.contours})
+        regions = [Legend(labels.name or "labels", tuple(zip((labels.names.get(int(v), f"{v:g}") for v in values),
+                                                             map(as_rgb, palette(len(values))), strict=True)))
+                   for labels, values in self.labels]
+        return merge_legends(self._legends + regions, self._singles | {c.name: color for c, color in self.contours})
 
     @property
     def by_direction(self) -> bool:

@@ -20,9 +20,9 @@ import numpy as np
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from .colors import draw_legend
+from .colors import COLORMAPS, draw_legend
 from .composition import Composition
-from .planes import VIEWS
+from .planes import NORMALS, VIEWS
 from .theme import DARK, Rgb
 
 # %% ../../nbs/viz/17_controls.ipynb #58b7f543
@@ -40,6 +40,7 @@ class Controllable(Protocol):
     def reset(self) -> None: ...
     def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None: ...
     def set_window(self, low: float, high: float) -> None: ...
+    def set_colormap(self, name: str) -> None: ...
     def toggle(self, name: str, visible: bool | None = None) -> None: ...
 
 
@@ -92,12 +93,26 @@ def _move_along(view: Controllable, name: str, mm: float) -> None:
 
 # %% ../../nbs/viz/17_controls.ipynb #ab7dd87a
 def add_window_slider(view: Controllable) -> None:
-    """Add a slider for the values of the slices that are drawn black and white."""
+    """Add a slider for the values of the slices that are drawn black and white, and the choice of their colors."""
     low, high = view.composition.window_of(view.composition.slices[0])
     view.controls["window"] = widgets.FloatRangeSlider(
         value=(low, high), min=min(low, 0.0), max=high + (high - low), step=(high - low) / 100, description="grey",
         readout_format=".3g", tooltip="values drawn black and white", layout=_WIDE, style=_WORD)
     on_value(view.controls["window"], lambda pair: view.set_window(*pair))
+    view.controls["colormap"] = widgets.Dropdown(options=list(COLORMAPS), value=view.composition.colormap,
+                                                 tooltip="colors of the slices", layout={"width": "110px"})
+    on_value(view.controls["colormap"], view.set_colormap)
+
+
+def add_planes(view: Controllable, show_planes: Callable[[list[str]], None]) -> None:
+    """Add a switch for each of the three planes, which holds in 3d."""
+    made = {name: widgets.ToggleButton(value=True, description=letter, tooltip=f"the {name} plane in 3d",
+                                       layout={"width": "44px"})
+            for letter, name in zip("xyz", NORMALS, strict=True)}
+    view.controls |= {"planes": widgets.Label("planes in 3d", layout={"width": "84px"}),
+                      **{f"plane {name}": button for name, button in made.items()}}
+    for button in made.values():
+        on_value(button, lambda _: show_planes([name for name, b in made.items() if b.value]))
 
 # %% ../../nbs/viz/17_controls.ipynb #5d0473ba
 def add_count_slider(view: Controllable, set_count: Callable[[int], None]) -> None:
@@ -154,7 +169,8 @@ def switch_names(composition: Composition) -> dict[str, Rgb | None]:
     """List what can be shown and hidden, with its color (None: many colors)."""
     names = {part.name: part.color for part in composition.parts}
     names |= {contour.name: color for contour, color in composition.contours}
-    names |= dict.fromkeys([p.name for p in composition.peaks] + [g.name for g in composition.glyphs])
+    names |= dict.fromkeys([p.name for p in composition.peaks] + [g.name for g in composition.glyphs]
+                           + [labels.name for labels, _ in composition.labels])
     return {name: color for name, color in names.items() if name}
 
 
@@ -199,7 +215,8 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
 
     switches = widgets.HBox([widget for name, widget in controls.items() if name.startswith("show ")],
                             layout={"flex_flow": "row wrap"})
-    rows = [row("look", "reset", "page", "screenshot", "message"), row("place"), row("x", "y", "z"), row("window"),
+    rows = [row("look", "reset", "page", "screenshot", "message"), row("place"), row("x", "y", "z"),
+            row("planes", *(f"plane {name}" for name in NORMALS)), row("window", "colormap"),
             row("count", "counted"), row("style"), row("thickness", "opacity"), row("slab"),
             row("titles"), switches]
     return [r for r in rows if r.children]

@@ -15,11 +15,12 @@ import numpy as np
 import pygfx as gfx
 from scipy.sparse import csr_matrix
 
+from .colors import label_colors, slice_colors
 from .planes import NORMALS
-from .theme import DARK, Rgb, direction_colors
+from .theme import Rgb, direction_colors
 from ..spatial.space import apply_affine
 from ..spatial.streamlines import Streamlines
-from .drawables import Contour, Glyphs, Peaks, glyph_radii, peak_sticks, voxels_on_plane
+from .drawables import Contour, Glyphs, Labels, Peaks, glyph_radii, peak_sticks, voxels_on_plane
 from ..spatial.volume import Volume
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
@@ -139,6 +140,7 @@ def slices_actor(
     channel: int,
     limits: tuple[float, float],      # values drawn black and white
     brightness: float,                # of white
+    colormap: str = "gray",
 ) -> window.Scene:
     """Make slices of a volume along the axes of the world, to be placed by `place_slices`."""
     data = volume.data[..., channel] if volume.data.ndim == 4 else volume.data
@@ -146,15 +148,33 @@ def slices_actor(
     exact = volume.data.dtype.kind in "biu"
     slicer = actor.volume_slicer(data, affine=volume.affine, value_range=limits,
                                  interpolation="nearest" if exact else "linear", depth_write=True)
-    ramp = np.linspace(0, 1, 256, dtype=np.float32)
-    shades = np.ones((256, 4), np.float32)
-    dark, light = gfx.Color(DARK).rgb, gfx.Color("#f2f4f7").rgb
-    shades[:, :3] = np.asarray(dark) + ramp[:, None] * brightness * (np.asarray(light) - np.asarray(dark))
-    shades[:, 3] = np.clip((ramp - 0.04) / 0.06, 0, 1)  # noise around a head is no tissue
+    color_slices(slicer, slice_colors(colormap, brightness, limits[0] < 0))
     for child in slicer.children:
-        child.material.map = gfx.TextureMap(gfx.Texture(shades, dim=1), wrap="clamp")
-        child.material.alpha_test = 0.3
         child.render_order = -1  # before all lines
+    return slicer
+
+
+def color_slices(slicer: window.Scene, rgba: np.ndarray, exact: bool = False) -> None:
+    """Give slices the colors of their values, from the lowest to the highest; `exact`: none between two of them."""
+    shades = gfx.Texture(np.ascontiguousarray(rgba, np.float32), dim=1)
+    for child in slicer.children:
+        child.material.map = gfx.TextureMap(shades, wrap="clamp", filter="nearest" if exact else "linear")
+        child.material.alpha_test = 0.3
+
+
+def labels_actor(
+    labels: Labels,
+    values: np.ndarray,   # (k,) its numbers, in order
+) -> window.Scene:
+    """Make planes of a volume of labels, over all slices, to be placed by `place_slices`."""
+    data = labels.volume.data.reshape(labels.volume.shape3d)
+    index = np.where(data == 0, 0, np.searchsorted(values, data) + 1).astype(np.float32)
+    slicer = actor.volume_slicer(index, affine=labels.volume.affine, value_range=(-0.5, len(values) + 0.5),
+                                 interpolation="nearest", depth_write=True)
+    color_slices(slicer, label_colors(len(values)), exact=True)
+    for child in slicer.children:
+        child.material.depth_compare = "<="  # they lie upon the slices
+        child.render_order = -0.5
     return slicer
 
 

@@ -13,19 +13,22 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pygfx as gfx
 
+from .colors import slice_colors
 from .composition import Composition, Part
 from .drawables import mask_outline
 from tractkit.viz.fury_actors import (
     LineBlocks,
     coarser,
+    color_slices,
     contour_actor,
     glyphs_actor,
+    labels_actor,
     peaks_actor,
     place_slices,
     slices_actor,
 )
 from .fury_camera import Marker, Turning, aim_camera, letter_actors, letter_places, scale_bar
-from .planes import NORMALS, check_view
+from .planes import NORMALS, check_view, plane_axes
 from .theme import DARK, Rgb
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
@@ -110,17 +113,21 @@ class Stage:
         self._marks: list = []      # letters and bar
         self._lying: list = []      # what is on a plane
         self._chosen: list = []     # the streamline that was clicked
+        self.planes = list(NORMALS)  # that are drawn in 3d
         self.crosshair = False      # where the planes cross, in a flat view
         self._slicers = [
-            slices_actor(s.volume, composition.channel_of(s), composition.window_of(s), composition.brightness)
+            slices_actor(s.volume, composition.channel_of(s), composition.window_of(s), composition.brightness,
+                         composition.colormap)
             for s in composition.slices]
+        self.colormap = composition.colormap
+        self._labels = [(labels.name, labels_actor(labels, values)) for labels, values in composition.labels]
         self._surfaces: list[tuple[str, gfx.Mesh | None]] = []
         if self.view == "3d":
             self._surfaces = [(c.name, contour_actor(c, color)) for c, color in composition.contours]
         self.style = LineStyle()
         self._lines = [(part, self._made(part)) for part in composition.parts]
         self._coarse: list[LineBlocks] = []  # for the parts, made when first asked for
-        self.scene.add(*self._slicers, *(s for _, s in self._surfaces if s is not None))
+        self.scene.add(*self._slicers, *(actor for _, actor in self._labels), *(s for _, s in self._surfaces if s is not None))
         self._marker = Marker(composition.by_direction) if composition.letters else None
         if self._marker is not None:
             self.scene.add(self._marker.group)
@@ -160,6 +167,13 @@ class Stage:
         for slicer in self._slicers:
             for child in slicer.children:
                 child.material.clim = low, high
+
+    def set_colormap(self, name: str) -> None:
+        """Color the slices by one of COLORMAPS. Raises ValueError for another name."""
+        c = self.composition
+        for slices, slicer in zip(c.slices, self._slicers, strict=True):
+            color_slices(slicer, slice_colors(name, c.brightness, (self.window or c.window_of(slices))[0] < 0))
+        self.colormap = name
 
     def set_count(self, count: int | None) -> None:
         """Show so many streamlines of each tractogram; make what is missing."""
@@ -202,12 +216,20 @@ class Stage:
         axis = NORMALS.get(self.view, 2)
         stays = self._lying and not self.crosshair and position[axis] == self.position[axis]
         self.position, flat = np.array(position, float), self.view in NORMALS
-        for slicer in self._slicers:
-            place_slices(slicer, self.position, [self.view] if flat else list(NORMALS), behind=flat)
+        for name, slicer in [*((None, s) for s in self._slicers), *self._labels]:
+            planes = [] if name in self.hidden else [self.view] if flat else self.planes
+            place_slices(slicer, self.position, planes, behind=flat)
         if self.style.slab is not None:
             self._dress_all()
         if not stays:
-            self._exchange("_lying", self._on_plane(self.view if flat else "axial"))
+            self._exchange("_lying", self._on_plane(self.view if flat else "axial") if flat or "axial" in self.planes else [])
+
+    def show_planes(self, names: Collection[str]) -> None:
+        """Draw only these planes in 3d. Raises ValueError for a name that is no plane."""
+        for name in names:
+            plane_axes(name)
+        self.planes = [name for name in NORMALS if name in names]
+        self.refresh()
 
     def refresh(self) -> None:
         """Make anew what depends on the view and on what is hidden, except the streamlines."""

@@ -10,9 +10,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection, PolyCollection
 
-from .planes import NORMALS, PLANES
+from .planes import NORMALS, PLANES, sample_plane
 from .composition import Composition
-from .colors import paste_legends
+from .colors import label_colors, paste_legends, slice_colors
 from .figure import Picture
 from .plots import plot_slice, plot_streamlines
 from .theme import color_ball, direction_colors
@@ -20,6 +20,7 @@ from ..spatial.space import apply_affine
 from ..spatial.streamlines import Streamlines
 from .drawables import Glyphs, glyph_radii, mask_outline, peak_sticks, voxels_on_plane
 from ..spatial.tractogram import Tractogram
+from ..spatial.volume import Volume
 
 # %% ../../nbs/viz/09_matplotlib_backend.ipynb #595098db
 _AROUND = 40  # directions of a glyph's outline
@@ -42,9 +43,30 @@ def _draw_glyphs(ax: Axes, glyphs: Glyphs, plane: str, position: float) -> None:
     ax.add_collection(surfaces, autolim=False)
 
 # %% ../../nbs/viz/09_matplotlib_backend.ipynb #6cebf639
+def _paint(ax: Axes, composition: Composition, plane: str, position: float) -> None:
+    """Draw the first volume again in another colormap than grey, and the labels over it."""
+    across, up, frame = *PLANES[plane][:2], composition.frame
+    images = []
+    if composition.slices and composition.colormap != "gray":
+        first = composition.slices[0]
+        low, high = composition.window_of(first)
+        image = sample_plane(first.volume, plane, position, frame, composition.channel_of(first))
+        share = np.nan_to_num((image - low) / max(high - low, 1e-12)).clip(0, 1)
+        rgba = slice_colors(composition.colormap, composition.brightness, low < 0)[np.rint(255 * share).astype(int)]
+        images.append(np.where(np.isfinite(image)[..., None], rgba, 0))
+    for labels, values in composition.labels:
+        whole = Volume(labels.volume.data.astype(np.int64), labels.volume.affine)
+        image = np.nan_to_num(sample_plane(whole, plane, position, frame, 0))
+        images.append(label_colors(len(values))[np.where(image == 0, 0, np.searchsorted(values, image) + 1)])
+    for image in images:
+        ax.imshow(image, extent=(*frame[:, across], *frame[:, up]), origin="lower", interpolation="nearest",
+                  zorder=0.5, aspect="auto")
+
+
 def _draw_upon(ax: Axes, composition: Composition, plane: str, position: float) -> None:
     """Draw outlines, sticks and glyphs on the slice, under the streamlines."""
     across, axis = list(PLANES[plane][:2]), PLANES[plane][2]
+    _paint(ax, composition, plane, position)
     for contour, color in composition.contours:
         lines = [line[:, across] for line in mask_outline(contour, axis, position)]
         ax.add_collection(LineCollection(lines, colors=[color], linewidths=1.4, zorder=4), autolim=False)

@@ -331,6 +331,10 @@ def _notes(c: Composition, told: Told, state: ViewState, asked: int, most_megaby
     if told["glyphs"]:
         x, y, z = (f"{v:.0f}" for v in state.position)
         notes.append(f"Glyphs are drawn on the planes x = {x}, y = {y} and z = {z} mm only.")
+    if c.colormap != "gray":
+        notes.append("Slices are grey in the page.")
+    if c.labels:
+        notes.append("Labels are not in the page.")
     return notes
 
 

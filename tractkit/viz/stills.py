@@ -102,6 +102,8 @@ def snapshot(
     frame: ArrayLike | None = None,             # (2, 3) rasmm corners; None: the volumes' content, or all points
     letters: bool = True,                       # anatomical letters, the 20 mm bar, the ball of colors, legends
     odf: bool = False,                          # volumes with coefficients of an even order (6, 15, 28 ...) are fODFs
+    colormap: str = "gray",                     # of slices: gray, viridis, magma, inferno, hot, coolwarm
+    labels: bool = False,                       # volumes of a type of whole numbers are drawn in a color per number
 ) -> Still:
     """Draw things offscreen into one picture, in rasmm.
 
@@ -111,7 +113,8 @@ def snapshot(
     if there is nothing to frame."""
     composition = Composition(
         things, view=view, position=position, colors=colors, label=label, limits=limits, tubes=tubes,
-        max_streamlines=max_streamlines, channel=channel, window=window, frame=frame, letters=letters, odf=odf)
+        max_streamlines=max_streamlines, channel=channel, window=window, frame=frame, letters=letters, odf=odf,
+        colormap=colormap, labels=labels)
     still, _ = draw_still(composition, size, always_explain=False)
     if path is not None:
         still.save(path)

@@ -9,7 +9,7 @@ __all__ = ['View', 'NiivueView', 'view', 'LinkedViews', 'link_views']
 import gc
 import html
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeAlias, Unpack
 
@@ -19,11 +19,13 @@ from IPython.core.getipython import get_ipython
 from IPython.display import display
 
 from ..spatial.space import apply_affine
+from .colors import slice_colors
 from .composition import Composition, DrawingOptions
 from tractkit.viz.controls import (
     add_buttons,
     add_count_slider,
     add_plane_sliders,
+    add_planes,
     add_style,
     add_switches,
     add_window_slider,
@@ -33,10 +35,10 @@ from tractkit.viz.controls import (
     put_together,
     switch_names,
 )
-from .drawables import Contour, Drawable, Drawing, Lines, Slices, may_be_odf
+from .drawables import Contour, Drawable, Drawing, Labels, Lines, Slices, may_be_odf
 from .fury_scene import LineStyle, Stage
 from .live_canvas import LiveCanvas, pick_streamline, place_under
-from .niivue_backend import NiivueScene, require_niivue
+from .niivue_backend import NiivueScene, colormap_name, require_niivue
 from .page import check_picture_path, save_page
 from .planes import NORMALS, check_view
 from .stills import Still, draw_stage, draw_still
@@ -70,8 +72,10 @@ def _add_controls(view: "View", position: np.ndarray) -> None:
     add_buttons(view, view._write_screenshot, "Write the scene as a PNG in this folder")
     view.controls["message"] = widgets.HTML()
     view.controls["place"] = widgets.HTML("<i>click: what is there</i>")
-    if c.slices or c.peaks or c.glyphs or c.contours:
+    if c.slices or c.labels or c.peaks or c.glyphs or c.contours:
         add_plane_sliders(view, position)
+    if c.slices or c.labels:
+        add_planes(view, view.show_planes)
     if c.slices:
         add_window_slider(view)
     add_count_slider(view, view.set_count)
@@ -160,6 +164,22 @@ class View:
         self._need_stage().set_window(low, high)
         self.redraw(moved=True)
 
+    def set_colormap(
+        self,
+        name: str,  # "gray", "viridis", "magma", "inferno", "hot" or "coolwarm"
+    ) -> None:
+        """Change the colors of the slices. Raises ValueError for another name."""
+        self._need_stage().set_colormap(name)
+        self.redraw()
+
+    def show_planes(
+        self,
+        names: Collection[str],  # of "sagittal", "coronal", "axial"
+    ) -> None:
+        """Draw only these planes in 3d. Raises ValueError for another name."""
+        self._need_stage().show_planes(names)
+        self.redraw()
+
     def reset(self) -> None:
         """Put camera, planes and grey values back to where they were at the start."""
         stage, c = self._need_stage(), self.composition
@@ -170,6 +190,9 @@ class View:
         _go_to(self, c.position(c.view))
         if c.slices:
             _set(self, "window", c.window_of(c.slices[0]), lambda pair: self.set_window(*pair))
+            _set(self, "colormap", c.colormap, self.set_colormap)
+        for name in NORMALS:
+            _set(self, f"plane {name}", True, lambda _: self.show_planes(list(NORMALS)))
 
     def set_count(
         self,
@@ -293,13 +316,16 @@ def describe_place(
 ) -> list[str]:      # the place, and the voxel and value of each volume
     """List where a place is, and what each volume has there."""
     lines = ["x {:.1f}, y {:.1f}, z {:.1f} mm".format(*mm)]
-    layers: list[Slices | Contour] = [*composition.slices, *(contour for contour, _ in composition.contours)]
+    layers: list[Slices | Labels | Contour] = [*composition.slices, *(labels for labels, _ in composition.labels),
+                                               *(contour for contour, _ in composition.contours)]
     for layer in layers:
         voxel = np.rint(apply_affine(np.linalg.inv(layer.volume.affine), np.asarray(mm, float)[None])[0]).astype(int)
         inside = ((voxel >= 0) & (voxel < layer.volume.shape3d)).all()
         value = "outside"
         if inside:
-            value = " ".join(f"{float(v):.4g}" for v in np.ravel(layer.volume.data[tuple(voxel)])[:4])
+            values = np.ravel(layer.volume.data[tuple(voxel)])
+            value = (layer.describe(values[0]) if isinstance(layer, Labels)
+                     else " ".join(f"{float(v):.4g}" for v in values[:4]))
         lines.append(f"{layer.name or 'volume'} ({', '.join(map(str, voxel))}): {value}")
     return lines
 
@@ -325,7 +351,8 @@ def _wheel(view: View, steps: int) -> None:
     """Go on by so many voxels along the normal of a flat view."""
     stage, axis = view._need_stage(), NORMALS[view._need_stage().view]
     c = view.composition
-    layers: list[Drawing] = [*c.slices, *c.peaks, *c.glyphs, *(contour for contour, _ in c.contours)]
+    layers: list[Drawing] = [*c.slices, *(labels for labels, _ in c.labels), *c.peaks, *c.glyphs,
+                             *(contour for contour, _ in c.contours)]
     step = next((float(layer.volume.voxel_sizes.min()) for layer in layers if not isinstance(layer, Lines)), 1.0)
     mm = stage.position.copy()
     mm[axis] = np.clip(mm[axis] + steps * step, *view.composition.frame[:, axis])
@@ -374,6 +401,7 @@ class NiivueView(View):
         if self.composition.slices:
             _go_to(self, self._need_scene().start)
             _set(self, "window", self.composition.window_of(self.composition.slices[0]), lambda pair: None)
+            _set(self, "colormap", self.composition.colormap, self.set_colormap)
 
     def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None:
         """Move the slices. Raises ValueError if there are none."""
@@ -413,6 +441,12 @@ class NiivueView(View):
         """Change the grey values of the slices."""
         for volume in self._need_scene().volumes:
             volume.cal_min, volume.cal_max = low, high
+
+    def set_colormap(self, name: str) -> None:
+        """Change the colors of the slices, to NiiVue's own of this name or the nearest to it."""
+        slice_colors(name)
+        for volume in self._need_scene().volumes:
+            volume.colormap = colormap_name(name)
 
     def toggle(self, name: str, visible: bool | None = None) -> None:
         """Show or hide what has this name. Raises ValueError for a name that nothing has."""
@@ -466,6 +500,8 @@ def view(
     still, stage = draw_still(composition, size, always_explain=True)
     live = live and _in_notebook()
     if live and backend == "niivue":
+        if composition.labels:
+            print("NiiVue draws no labels here; backend='fury' does")
         result: View = NiivueView(still, composition, size, at_once=show)
     else:
         result = View(still, composition, size, stage if live else None, at_once=show)
