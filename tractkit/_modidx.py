@@ -2821,6 +2821,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'tractkit/lab/status_text.py'),
                                           'tractkit.lab.status_text.describe_status': ( 'lab/status_text.html#describe_status',
                                                                                         'tractkit/lab/status_text.py'),
+                                          'tractkit.lab.status_text.in_words_of_buttons': ( 'lab/status_text.html#in_words_of_buttons',
+                                                                                            'tractkit/lab/status_text.py'),
                                           'tractkit.lab.status_text.possible_commands': ( 'lab/status_text.html#possible_commands',
                                                                                           'tractkit/lab/status_text.py'),
                                           'tractkit.lab.status_text.time_left': ( 'lab/status_text.html#time_left',

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from ..core.text import Json
 from .panel_source import PanelSource, TrainerLike
-from .status_text import ACTIVE, METHOD_OF, StatusText
+from .status_text import ACTIVE, METHOD_OF, StatusText, in_words_of_buttons
 from ..runs.status import Status
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #fe463792
 def _obeyed(command: str, s: Status) -> str:
     """Return the message after a command; nothing where the trainer has a message of its own for it."""
     where = f"batch {s.batch} of epoch {min(s.epoch + 1, max(s.max_epochs, 1))}"
-    return {"pause": f"Paused after {where}; saved.", "resume": "Going on.", "epoch": f"Epoch {s.epoch} done; resting.",
-            "step": f"One batch done; resting after {where}."}.get(command, "")
+    return {"pause": f"Paused after {where}; saved.", "resume": "Resumed.", "epoch": f"Epoch {s.epoch} done; paused.",
+            "step": f"One batch done; paused after {where}."}.get(command, "")
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #6905912a
 class CommandFeedback:
@@ -139,7 +139,7 @@ class PanelCommands:
             try:
                 self._trainer.change(**{name: value})
             except Exception as e:
-                refused(str(e))
+                refused(in_words_of_buttons(str(e)))
                 raise
 
         self._feedback.clear()
@@ -154,7 +154,8 @@ class PanelCommands:
                     self._feedback.say(note, self._source.status)
             except Exception as e:  # a person pressed a button: the panel shows what is wrong
                 self._feedback.end()
-                self._feedback.say("", self._source.status, error=f"{type(e).__name__}: {e}")
+                error = in_words_of_buttons(f"{type(e).__name__}: {e}")
+                self._feedback.say("", self._source.status, error)
             self._refresh()
 
         if wait:
@@ -171,7 +172,7 @@ class PanelCommands:
         was_paused = self._trainer.status.phase == "paused"
         self._trainer.rewind(self._source.checkpoint_path(self._chosen_step()) if to is None else to)
         self._feedback.end()
-        return f"Set back to step {self._trainer.status.global_step}; resting." if was_paused else None
+        return f"Went back to step {self._trainer.status.global_step}; paused." if was_paused else None
 
     def _fork(self, name: int | str | Path | None) -> str:
         branch = self._trainer.fork(None if name is None else str(name))
