@@ -630,6 +630,7 @@ NAMES = {
     "import_file": "training.config",
     "in_bounds": "core.settings",
     "in_terms_of_options": "cli.data_files",
+    "in_words_of_buttons": "lab.status_text",
     "inference_step": "functional.steps",
     "initialize_weights": "models.layers",
     "input_differences": "hdf5.recipe",

@@ -117,6 +117,25 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
 
 
+def test_going_back_asks_before_steps_are_dropped(lab, page):
+    panel = Panel(page)
+    select, question = page.locator(".widget-dropdown select").first, page.get_by_role("alert")
+    steps = panel.batches()
+    select.select_option(index=select.locator("option").count() - 1)
+    panel.press("Go back")
+    question.wait_for()
+    assert "steps after it are dropped when training starts" in question.inner_text()
+    page.screenshot(path=PICTURES / "panel-question.png")
+    page.get_by_role("button", name="Stay", exact=True).click()
+    question.wait_for(state="hidden")
+    assert panel.batches() == steps
+    panel.press("Go back")
+    question.wait_for()
+    page.locator(".jupyter-button.mod-warning:visible", has_text="Go back").click()
+    until(lambda: panel.batches() < steps)
+    question.wait_for(state="hidden")
+
+
 def test_the_buttons_of_a_training_that_runs_in_a_cell_work(lab, page):
     readouts = page.locator(".tractkit-readout").count()
     lab.run_cell_with(page, "in_cell = fit(")

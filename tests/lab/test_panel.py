@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from helpers_data import make_file
 from helpers_training import SlowPoints, same_states, streamline_trainer
 from helpers_training import fit as far_fit
@@ -367,11 +368,11 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
         p.buttons[verb].click()
         until(lambda: p.readout.readout["message"].startswith(said))
 
-    click("step", "One batch done; resting after batch 1 of epoch 1.")
-    click("step", "One batch done; resting after batch 2 of epoch 1.")
-    click("epoch", "Epoch 1 done; resting.")
+    click("step", "One batch done; paused after batch 1 of epoch 1.")
+    click("step", "One batch done; paused after batch 2 of epoch 1.")
+    click("epoch", "Epoch 1 done; paused.")
     assert (trainer.state.epoch, trainer.state.batch) == (1, 0)
-    click("epoch", "Epoch 2 done; resting.")
+    click("epoch", "Epoch 2 done; paused.")
     p.buttons["fork"].click()
     until(lambda: p.forks and "A branch of step 16, for" in p.readout.readout["message"])
     branch = p.forks[0]
@@ -390,7 +391,9 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     ]
     assert p.checkpoint.index == 0  # there is one chosen
     p.checkpoint.value = 8
-    click("rewind", "Set back: 1 epochs done (step 8)")
+    p.buttons["rewind"].click()
+    p.controls.question.yes.click()
+    until(lambda: p.readout.readout["message"].startswith("Went back: 1 epochs done (step 8)"))
     assert (
         trainer.status.epoch == 1
         and p.readout.readout["where"] == "epoch 2 of 5"
@@ -398,6 +401,105 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     )
     p.press("start")
     assert same_states(trainer.wait(), branch.trainer.state) == []  # the same in both folders
+
+
+def test_what_drops_steps_asks_once_and_does_nothing_without_a_yes(make_panel, tmp_path):
+    trainer = fit(tmp_path, max_epochs=5, keep_checkpoints=9, checkpoint_every_seconds=None)
+    p = make_panel(trainer)
+    question = p.controls.question
+
+    def asked():
+        return question.text.value if question.widget.layout.display == "" else ""
+
+    def rested(step):
+        until(lambda: trainer.status.phase == "paused" and trainer.status.global_step == step and not p.feedback.command)
+        p.refresh()
+
+    p.buttons["step"].click()
+    rested(1)
+    p.buttons["epoch"].click()
+    rested(8)
+    p.buttons["rewind"].click()  # to the newest: nothing to drop
+    until(lambda: "8" in p.readout.readout["message"] and trainer.status.phase == "paused")
+    assert asked() == ""
+    p.buttons["epoch"].click()
+    rested(16)
+    p.checkpoint.value = 8
+    p.buttons["rewind"].click()
+    assert "Go back to step 8? 8 steps after it are dropped." in asked() and question.yes.description == "Go back"
+    question.no.click()
+    assert asked() == "" and trainer.status.global_step == 16
+    p.buttons["rewind"].click()
+    p.checkpoint.value = 0  # another than was asked about
+    assert asked() == ""
+    p.buttons["rewind"].click()
+    assert "16 steps" in asked()
+    p.buttons["step"].click()  # something else
+    assert asked() == ""
+    rested(17)
+    p.buttons["stop"].click()
+    trainer.wait()
+    until(lambda: "start" in enabled(p))
+
+    p.checkpoint.value = 8
+    p.buttons["rewind"].click()
+    assert "9 steps after it are dropped when training starts." in asked()
+    question.yes.click()
+    until(lambda: trainer.status.global_step == 8 and not p.feedback.command)
+    assert trainer.checkpoints.steps()[-1] == 17
+    p.buttons["step"].click()  # it was answered already
+    rested(9)
+    assert asked() == "" and trainer.checkpoints.steps()[-1] <= 9
+    trainer.stop(wait=True)
+    trainer.rewind(0)  # by a script
+    until(lambda: "start" in enabled(p))
+    p.buttons["start"].click()
+    assert "Start from step 0? 9 steps after it are dropped." in asked() and not trainer.running
+    question.yes.click()
+    trainer.wait()
+    p.refresh()
+    assert asked() == "" and trainer.status.phase == "finished"
+
+
+def test_no_message_beside_the_buttons_has_the_words_of_python(make_panel, tmp_path):
+    trainer = fit(tmp_path, pause=.002, max_epochs=40, keep_checkpoints=9)
+    p, shown = make_panel(trainer), []
+    whole, broken = trainer.compute_batch_loss, threading.Event()
+
+    def loss(batch):
+        if broken.is_set():
+            raise torch.OutOfMemoryError("no memory")
+        return whole(batch)
+
+    def notes(*_):
+        said = p.readout.readout
+        shown.extend([said["message"], *said["messages"], p.settings_tab.line.value, *p.controls.checkpoint.options])
+
+    def click(command, phase, said):
+        p.buttons[command].click()
+        if command == "rewind" and p.controls.question.command:
+            p.controls.question.yes.click()
+        until(lambda: trainer.status.phase in phase and said in p.readout.readout["message"], 20)
+
+    trainer.compute_batch_loss = loss
+    p.readout.observe(notes, "readout")
+    click("start", ("training",), "")
+    until(lambda: trainer.status.global_step > 2)
+    p.press("start")  # as by a click that came twice
+    assert "running already; wait for its end, or press Stop" in p.readout.readout["message"]
+    click("pause", ("paused",), "Paused after")
+    click("step", ("paused",), "One batch done; paused")
+    click("rewind", ("paused",), "Went back to step")
+    click("resume", ("training",), "Resumed.")
+    click("stop", ("stopped",), "Press Start to go on.")
+    click("rewind", ("stopped",), "Went back: ")
+    broken.set()
+    click("start", ("failed",), "Start goes on from there")
+    notes()
+    assert "train_and_validate() goes on from there" in trainer.status.message  # in a script
+    texts = [text if isinstance(text, str) else text[0] for text in shown]
+    wrong = {text for text in texts for word in ("()", "trainer.", "resting", "Going on.") if word in text}
+    assert len(set(texts)) > 9 and not wrong
 
 
 def test_saving_waits_for_the_batch_but_not_the_kernel(make_panel, tmp_path):
@@ -451,7 +553,7 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     click("pause", "Paused after batch")
     until(lambda: find_runs(tmp_path)[0].status == "paused")
     until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork", "rewind"})
-    click("step", "One batch done; resting after batch")
+    click("step", "One batch done; paused after batch")
     click("epoch", "Epoch ")
     p.set("learning_rate", .002)
     assert (
@@ -459,9 +561,11 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
         and trainer.learning_rate.value == 0.002
     )
     at = trainer.state.global_step
-    click("epoch", f"Epoch {at // 8 + 1} done; resting.")
+    click("epoch", f"Epoch {at // 8 + 1} done; paused.")
     p.checkpoint.value = at
-    click("rewind", f"Set back to step {at}; resting.")
+    p.buttons["rewind"].click()
+    p.controls.question.yes.click()
+    until(lambda: p.readout.readout["message"] == f"Went back to step {at}; paused.")
     assert (trainer.state.global_step, trainer.status.phase, p.readout.readout["phase"]) == (at, "paused", "paused")
     assert p.readout.readout["where"] == f"epoch {at // 8 + 1} of 90" and len(p.source.curves()["training"][0]) == at
     p.press("rewind", to=77)
@@ -470,7 +574,7 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     p.press("fork", to="run-fork")
     assert "is there already" in p.readout.readout["message"]
     assert p.forks[0].readout.readout["phase"] == "stopped" and len(p.forks[0].source.curves()["training"][0]) == at
-    click("resume", "Going on.")
+    click("resume", "Resumed.")
     click("stop", "Stopped in epoch")
     trainer.wait()
     until(lambda: enabled(p) == set() and "build the trainer as it was" in p.buttons["rewind"].tooltip)
@@ -492,7 +596,7 @@ def test_a_running_trainer_goes_back_and_ends_as_one_that_did_not(make_panel, tm
     p.press("rewind", to=1)
     assert (trainer.state.global_step, trainer.status.phase) == (6, "paused") and p.readout.readout[
         "message"
-    ] == "Set back to step 6; resting."
+    ] == "Went back to step 6; paused."
     trainer.step(2)
     trainer.change(max_epochs=3)
     trainer.resume()

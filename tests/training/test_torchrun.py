@@ -255,26 +255,26 @@ def test_a_panel_by_its_folder_drives_all_ranks(tmp_path):
         )
         wish("pause", "Paused after batch")
         at = step()
-        wish("step", "One batch done; resting after batch")
+        wish("step", "One batch done; paused after batch")
         assert step() == at + 1
         wish("", "learning_rate: 0.01 -> 0.003, from the next batch.", name="learning_rate", value=.003)
         time.sleep(.2)
         assert step() == at + 1
-        wish("resume", "Going on.")
+        wish("resume", "Resumed.")
         wish("save", "Saved: step")
         assert p.trainer.checkpoints.steps()[-1] > at
         wish("", "clip_grad: None -> 0.5, from the next batch.", name="clip_grad", value=.5)
-        wish("epoch", f"Epoch {p.trainer.status.epoch + 1} done; resting.")
+        wish("epoch", f"Epoch {p.trainer.status.epoch + 1} done; paused.")
         kept = p.trainer.checkpoints.steps()[0]
         p.press("rewind", to=p.trainer.checkpoints.path(kept))
         assert (
-            p.readout.readout["message"] == f"Set back to step {kept}; resting."
+            p.readout.readout["message"] == f"Went back to step {kept}; paused."
             and step() == kept
             and p.readout.readout["phase"] == "paused"
         )
-        wish("step", "One batch done; resting after batch")
+        wish("step", "One batch done; paused after batch")
         wish("fork", f"A branch of step {kept + 1}, for")
-        wish("resume", "Going on.")
+        wish("resume", "Resumed.")
         wish("", "ValueError: clip_grad must be a positive number", name="clip_grad", value=-1)
         wish("stop", "Stopped in epoch")
         until(lambda: p.trainer.commands == set() and all(b.disabled for b in p.buttons.values()))

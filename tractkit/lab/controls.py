@@ -6,6 +6,7 @@
 __all__ = ['Controls']
 
 # %% ../../nbs/lab/08_controls.ipynb #9c900412
+import html
 from collections.abc import Callable, Collection, Sequence
 
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, VBox
@@ -20,7 +21,7 @@ _BUTTONS = {  # command -> description, icon, tooltip
     "stop": ("Stop", "stop", "End after the current batch and save; Start continues from there"),
     "save": ("Save", "save", "Write a checkpoint after the current batch"),
     "rewind": ("Go back", "history",
-               "Go back to the checkpoint chosen here; what came after it goes when training starts again"),
+               "Go back to the checkpoint chosen here; the steps after it are dropped when training goes on"),
     "fork": ("Branch", "code-fork", "A copy of the training as it is now, to be trained in a folder of its own"),
 }
 _NEEDS_TRAINER = ("Nothing trains in this folder: build the trainer as it was, see Show code, "
@@ -36,18 +37,55 @@ def _make_button(command: str, press: Callable[[str], None]) -> Button:
     button.on_click(lambda _: press(command))
     return button
 
+# %% ../../nbs/lab/08_controls.ipynb #b6c690da
+class Question:
+    """A question with two buttons, in the page. It is hidden while nothing is asked."""
+
+    def __init__(self) -> None:
+        self.command = ""  # that waits for the answer
+        self._then: Callable[[], None] | None = None
+        self.text, self.yes, self.no = HTML(), Button(button_style="warning"), Button(description="Stay")
+        for button, then in ((self.yes, self._confirm), (self.no, self.withdraw)):
+            button.layout = Layout(width="auto", min_width="84px")
+            button.on_click(lambda _, then=then: then())
+        self.widget = HBox([self.text, HBox([self.yes, self.no])], layout=Layout(display="none", flex_flow="row wrap"))
+
+    def ask(self, command: str, text: str, then: Callable[[], None]) -> None:
+        """Ask; `then` is called if the answer is yes."""
+        self.command, self._then = command, then
+        self.text.value = f'<span role="alert">{html.escape(text)}</span>'
+        self.yes.description, self.widget.layout.display = _BUTTONS[command][0], ""
+
+    def withdraw(self) -> None:
+        """Take the question away; nothing is done."""
+        if self.command:
+            self.command, self._then = "", None
+            self.text.value, self.yes.description, self.widget.layout.display = "", "", "none"
+
+    def _confirm(self) -> None:
+        then = self._then
+        self.withdraw()
+        if then is not None:
+            then()
+
 # %% ../../nbs/lab/08_controls.ipynb #0fda9afc
 class Controls:
     """The buttons of a panel, and the list of checkpoints to go back to."""
 
     def __init__(self, press: Callable[[str], None]):  # press(command) is called by a click
-        self.buttons = {command: _make_button(command, press) for command in _BUTTONS}
+        def clicked(command: str) -> None:
+            self.question.withdraw()
+            press(command)
+
+        self.buttons, self.question = {command: _make_button(command, clicked) for command in _BUTTONS}, Question()
         self.checkpoint = Dropdown(options=[("checkpoints", -1)], tooltip="Where to go back to", disabled=True)
         self.checkpoint.layout.width = "200px"
+        self.checkpoint.observe(lambda _: self.question.withdraw(), "value")
         self.note = HTML()  # why none can be pressed
         first = [self.buttons[c] for c in ("start", "pause", "resume", "step", "epoch", "stop")]
         second = [self.buttons["save"], self.checkpoint, self.buttons["rewind"], self.buttons["fork"], self.note]
-        self.widget = VBox([HBox(row, layout=Layout(flex_flow="row wrap")) for row in (first, second)])
+        rows = [HBox(row, layout=Layout(flex_flow="row wrap")) for row in (first, second)]
+        self.widget = VBox([*rows, self.question.widget])
 
     def show(
         self,
@@ -58,6 +96,8 @@ class Controls:
     ) -> None:
         """Enable the buttons that make sense; what is as it should be sends nothing to the browser."""
         possible = set() if must_interrupt else possible
+        if self.question.command not in possible:
+            self.question.withdraw()
         self.note.value = f'<span role="status">{_INTERRUPT}</span>' if must_interrupt else ""
         for command, button in self.buttons.items():
             own = _BUTTONS[command][2]
@@ -71,5 +111,7 @@ class Controls:
 
     def close(self) -> None:
         """Take the buttons from the page."""
-        for widget in (*self.buttons.values(), self.checkpoint, self.note, *self.widget.children, self.widget):
+        rows = self.widget.children
+        parts = [part for row in rows for part in row.children]
+        for widget in (self.question.yes, self.question.no, *parts, *rows, self.widget):
             widget.close()

@@ -89,8 +89,9 @@ class TrainerPanel:
         self.feedback, self.saved = CommandFeedback(), SavedOutput("tractkit-still")
         self._lock, self._closed = threading.RLock(), False
         self._commands = PanelCommands(
-            self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent)
-        self.controls = Controls(lambda command: self.press(command, wait=False))
+            self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent,
+            lambda command, text, then: self.controls.question.ask(command, text, then))
+        self.controls = Controls(self._commands.click)
         self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code)
         self.readout, self.buttons, self.checkpoint = Readout(), self.controls.buttons, self.controls.checkpoint
         self.form = self.settings_tab.form
@@ -112,7 +113,7 @@ class TrainerPanel:
         to: int | str | Path | None = None,  # for rewind: so many epochs, or a checkpoint; for fork: a name
         wait: bool = True,                   # for what takes until the end of the batch
     ) -> None:
-        """Do what the button does. An exception of the trainer is shown in the panel."""
+        """Do what the button does, unasked. An exception of the trainer is shown in the panel."""
         self._commands.send(command, to, wait)
 
     def set(

@@ -12,15 +12,15 @@ from pathlib import Path
 
 from ..core.text import Json
 from .panel_source import PanelSource, TrainerLike
-from .status_text import ACTIVE, METHOD_OF, StatusText
+from .status_text import ACTIVE, METHOD_OF, StatusText, in_words_of_buttons
 from ..runs.status import Status
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #fe463792
 def _obeyed(command: str, s: Status) -> str:
     """Return the message after a command; nothing where the trainer has a message of its own for it."""
     where = f"batch {s.batch} of epoch {min(s.epoch + 1, max(s.max_epochs, 1))}"
-    return {"pause": f"Paused after {where}; saved.", "resume": "Going on.", "epoch": f"Epoch {s.epoch} done; resting.",
-            "step": f"One batch done; resting after {where}."}.get(command, "")
+    return {"pause": f"Paused after {where}; saved.", "resume": "Resumed.", "epoch": f"Epoch {s.epoch} done; paused.",
+            "step": f"One batch done; paused after {where}."}.get(command, "")
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #6905912a
 class CommandFeedback:
@@ -84,6 +84,13 @@ def _marks(command: str, s: Status) -> tuple[str, int]:
     return s.phase, s.epoch if command == "epoch" else s.global_step if command == "step" else 0
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #82fe1323
+def _question(command: str, step: int, dropped: int, at_rest: bool) -> str:
+    """Return what is asked before steps are dropped."""
+    what = f"Go back to step {step:,}?" if command == "rewind" else f"Start from step {step:,}?"
+    when = " when training starts" if command == "rewind" and at_rest else ""
+    return f"{what} {dropped:,} {'steps after it are' if dropped > 1 else 'step after it is'} dropped{when}."
+
+
 class PanelCommands:
     """Sends commands to a training, and gives what comes of them to the feedback."""
 
@@ -94,9 +101,26 @@ class PanelCommands:
         chosen_step: Callable[[], int],              # of the checkpoint to go back to
         add_branch: Callable[[TrainerLike], None],   # shows the panel of a branch
         refresh: Callable[[], None],                 # is called when a command was sent
+        ask: Callable[[str, str, Callable[[], None]], None] = lambda command, text, then: then(),  # then: if it is yes
     ):
         self._source, self._trainer, self._feedback = source, source.trainer, feedback
-        self._chosen_step, self._add_branch, self._refresh = chosen_step, add_branch, refresh
+        self._chosen_step, self._add_branch, self._refresh, self._ask = chosen_step, add_branch, refresh, ask
+        self._agreed = 0, 0  # from which step on so many may be dropped
+
+    def click(self, command: str) -> None:
+        """Send a command from a button; ask before steps are dropped."""
+        is_start = command in ("start", "step", "epoch") and self._source.is_set_back
+        step = self._chosen_step() if command == "rewind" else self._trainer.status.global_step
+        dropped = step, self._source.steps_after(step) if command == "rewind" or is_start else 0
+
+        def send() -> None:
+            self._agreed = dropped
+            self.send(command, wait=False)
+
+        if not dropped[1] or (dropped == self._agreed and self._source.is_set_back):
+            self.send(command, wait=False)
+        else:
+            self._ask(command, _question(command, *dropped, self._source.running is False), send)
 
     def send(self, command: str, to: int | str | Path | None = None, wait: bool = True) -> None:
         """Send a command of `METHOD_OF`; see `TrainerPanel.press`."""
@@ -115,7 +139,7 @@ class PanelCommands:
             try:
                 self._trainer.change(**{name: value})
             except Exception as e:
-                refused(str(e))
+                refused(in_words_of_buttons(str(e)))
                 raise
 
         self._feedback.clear()
@@ -130,7 +154,8 @@ class PanelCommands:
                     self._feedback.say(note, self._source.status)
             except Exception as e:  # a person pressed a button: the panel shows what is wrong
                 self._feedback.end()
-                self._feedback.say("", self._source.status, error=f"{type(e).__name__}: {e}")
+                error = in_words_of_buttons(f"{type(e).__name__}: {e}")
+                self._feedback.say("", self._source.status, error)
             self._refresh()
 
         if wait:
@@ -147,7 +172,7 @@ class PanelCommands:
         was_paused = self._trainer.status.phase == "paused"
         self._trainer.rewind(self._source.checkpoint_path(self._chosen_step()) if to is None else to)
         self._feedback.end()
-        return f"Set back to step {self._trainer.status.global_step}; resting." if was_paused else None
+        return f"Went back to step {self._trainer.status.global_step}; paused." if was_paused else None
 
     def _fork(self, name: int | str | Path | None) -> str:
         branch = self._trainer.fork(None if name is None else str(name))

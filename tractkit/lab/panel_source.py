@@ -119,6 +119,15 @@ class PanelSource:
         """Return (label, step) of the checkpoints that are kept, newest first."""
         return []
 
+    @property
+    def is_set_back(self) -> bool:
+        """Whether Start goes on from an earlier state than the newest one in the folder."""
+        return False
+
+    def steps_after(self, step: int) -> int:
+        """Return how many steps were trained after this one, as far as they are kept."""
+        return max(0, self.status.global_step - step, *(s - step for _, s in self.checkpoints()))
+
     def checkpoint_path(self, step: int) -> Path:
         """Return the file of a checkpoint."""
         raise FileNotFoundError(f"{self.name} keeps no checkpoints")
@@ -224,6 +233,11 @@ class TrainerSource(PanelSource):
     @property
     def can_change(self) -> bool:
         return True
+
+    @property
+    def is_set_back(self) -> bool:
+        state = self._trainer.state
+        return state is not None and state.rewound and not self._trainer.running
 
     @property
     def not_taken_up(self) -> bool:
