@@ -12,11 +12,13 @@ from helpers_scene import AFFINES, LIT, SHAPE, voxel_and_line, wavy
 from test_viewer import lit_mask, one_fodf
 
 from tractkit.core.files import DataError
+from tractkit.spatial.regions import Sphere
 from tractkit.spatial.space import apply_affine
 from tractkit.spatial.volume import Volume
+from tractkit.viz.colors import slice_colors
 from tractkit.viz.composition import Composition
-from tractkit.viz.drawables import Glyphs, Peaks, Slices, peak_sticks
-from tractkit.viz.fury_scene import Stage
+from tractkit.viz.drawables import Glyphs, Labels, Peaks, Slices, peak_sticks
+from tractkit.viz.fury_scene import LineStyle, Stage
 from tractkit.viz.page import save_page, state_of
 from tractkit.viz.theme import palette
 
@@ -174,3 +176,28 @@ def test_the_origin_of_a_volume_is_kept_when_its_rim_is_cut_off(page):
     assert volume["shape"] == [6, 7, 3]
     first = apply_affine(affine, np.array([[3.0, 9, 2]]))[0]  # the first voxel that is kept
     np.testing.assert_allclose(np.reshape(volume["toTexture"], (4, 4)).T @ [*first, 1], [0.5 / 6, 0.5 / 7, 0.5 / 3, 1])
+
+
+def test_colormap_labels_style_planes_and_selection_are_in_the_page(tmp_path):
+    affine = AFFINES["LAS anisotropic"]
+    regions = np.zeros(SHAPE, np.int16)
+    regions[tuple(slice(k - 3, k + 4) for k in LIT)] = 1007
+    regions[:3] = 12
+    t, back = wavy(30), Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
+    stage = Stage(Composition([t, back, Labels(Volume(regions, affine), "atlas")]))
+    stage.set_colormap("magma")
+    stage.set_style(LineStyle(thickness=3, opacity=0.5, slab=4.0), tubes=0.4, rebuild=True)
+    stage.show_planes(["axial"])
+    nb = stage.select([Sphere(t.rasmm()[5][10], 2.0)], [])
+    notes = save_page(stage, tmp_path / "page.html")
+    page = Page(tmp_path / "page.html")
+    grey, atlas = page.told["volumes"]
+    near = page.array(grey["colors"]).reshape(256, 4) / 255
+    np.testing.assert_allclose(near, slice_colors("magma", stage.composition.brightness), atol=0.003)
+    own = page.array(atlas["colors"]).reshape(256, 4)
+    assert sorted(set(page.array(atlas["data"]))) == [0, 1, 2] and own[0, 3] == 0
+    np.testing.assert_allclose(own[1:3, :3] / 255, palette(2), atol=0.003)
+    (lines,) = page.told["lines"]
+    assert lines["lengths"][2] == nb < 30 and lines["radius"] == 0.4
+    assert (page.told["thickness"], page.told["slab"], page.told["axes"]) == (3, 4, [2])
+    assert "Streamlines are opaque in the page." in notes

@@ -52,14 +52,14 @@ class Box:
 def _mask_meets(mask: Volume, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return which segments from `a` to `b`, (n, 3) rasmm, pass through a voxel that is not zero."""
     to_voxel = np.linalg.inv(mask.affine)
-    inside = mask.data.reshape(*mask.shape3d, -1).any(axis=3)
+    inside = np.asarray(mask.data.reshape(*mask.shape3d, -1).any(axis=3))
     a, b = apply_affine(to_voxel, a), apply_affine(to_voxel, b)
     steps = np.ceil(np.abs(b - a).max(axis=1) * 4).astype(np.int64) + 1
     ids = np.repeat(np.arange(len(a)), steps)
     place = np.arange(len(ids)) - np.repeat(np.cumsum(steps) - steps, steps)
     share = (place / np.maximum(steps - 1, 1)[ids])[:, None]
     voxels = np.rint(a[ids] + share * (b - a)[ids]).astype(np.int64)
-    known = ((voxels >= 0) & (voxels < mask.shape3d)).all(axis=1)
+    known = np.all((voxels >= 0) & (voxels < np.array(mask.shape3d)), axis=1)
     hit = np.zeros(len(ids), bool)
     hit[known] = inside[tuple(voxels[known].T)]
     return np.bincount(ids, hit, len(a)) > 0

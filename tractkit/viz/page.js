@@ -152,16 +152,14 @@ const SLICES = [
   }`,
   `uniform highp sampler3D volume;
   uniform vec2 range;
-  uniform vec3 dark, light;
-  uniform float brightness;
+  uniform sampler2D colors;
   in vec3 place;
   out vec4 pixel;
   void main() {
     if (any(lessThan(place, vec3(0))) || any(greaterThan(place, vec3(1)))) discard;
     float ramp = clamp((texture(volume, place).r - range.x) / (range.y - range.x), 0.0, 1.0);
-    float alpha = clamp((ramp - 0.04) / 0.06, 0.0, 1.0); // noise around a head is no tissue
-    if (alpha < 0.3) discard;
-    pixel = vec4(dark + ramp * brightness * (light - dark), alpha);
+    pixel = texture(colors, vec2((ramp * 255.0 + 0.5) / 256.0, 0.5));
+    if (pixel.a < 0.3) discard;
   }`,
 ];
 
@@ -453,14 +451,24 @@ class Planes {
 class Slices extends Planes {
   constructor(gl, program, buffer, told) {
     super(gl, program, buffer, told);
-    Object.assign(this, { name: told.name, values: told.values, window: [...told.window] });
+    Object.assign(this, { name: told.name, labels: told.labels, values: told.values, window: [...told.window] });
+    this.colors = gl.createTexture();
+    gl.bindTexture(gl.TEXTURE_2D, this.colors);
+    gl.texImage2D(gl.TEXTURE_2D, 0, gl.RGBA8, 256, 1, 0, gl.RGBA, gl.UNSIGNED_BYTE, arrayOf(buffer, told.colors));
+    const filter = told.labels ? gl.NEAREST : gl.LINEAR;
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_WRAP_S, gl.CLAMP_TO_EDGE);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MIN_FILTER, filter);
+    gl.texParameteri(gl.TEXTURE_2D, gl.TEXTURE_MAG_FILTER, filter);
   }
 
   draw(camera, position, axes) {
     const [low, high] = this.values;
     const range = this.window.map((v) => (v - low) / (high - low));
-    const { dark, light, brightness } = scene;
-    super.draw(camera, position, axes, { range, dark, light, brightness });
+    const { gl } = this;
+    gl.activeTexture(gl.TEXTURE1);
+    gl.bindTexture(gl.TEXTURE_2D, this.colors);
+    gl.activeTexture(gl.TEXTURE0);
+    super.draw(camera, position, axes, { range, colors: ["int", 1] });
   }
 }
 
@@ -624,7 +632,7 @@ class Page {
     this.hidden = new Set(scene.hidden);
     this.limit = scene.limit;
     this.thickness = scene.thickness;
-    this.slab = 0;
+    this.slab = scene.slab;
     const texts = [LINES, SURFACES, SLICES, OUTLINE, BALL];
     const [lines, surfaces, slices, outline, ball] = texts.map((text) => new Program(gl, text));
     this.ball = ball;
@@ -695,7 +703,7 @@ class Page {
     gl.depthFunc(gl.LEQUAL);
     gl.depthMask(!this.flat);
     for (const slices of this.slices) {
-      if (this.shows(slices)) slices.draw(matrices, position, this.flat ? [this.axis] : [0, 1, 2]);
+      if (this.shows(slices)) slices.draw(matrices, position, this.flat ? [this.axis] : scene.axes);
     }
     gl.depthMask(true);
     this.drawLines(matrices);
@@ -1000,11 +1008,12 @@ function planeControls(page) {
 }
 
 function greyControls(page) {
-  const [first] = page.slices;
+  const grey = page.slices.filter((slices) => !slices.labels);
+  const [first] = grey;
   const [low, high] = first.values;
   const step = (high - low) / 200;
   const change = (end) => (value) => {
-    for (const slices of page.slices)
+    for (const slices of grey)
       slices.window[end] = end ? Math.max(value, slices.window[0] + step) : Math.min(value, slices.window[1] - step);
     page.redraw();
     return inDigits(value);
@@ -1045,7 +1054,7 @@ function lineControls(page) {
   if (scene.planes) {
     const [low, all] = [1, 41];
     controls.push(
-      slider("only near the slice", { low, high: all, step: 1, value: all }, (mm) => {
+      slider("only near the slice", { low, high: all, step: 1, value: page.slab || all }, (mm) => {
         page.slab = mm < all ? mm : 0;
         page.redraw();
         return mm < all ? `within ${mm} mm` : "off";
@@ -1094,7 +1103,7 @@ function controls(page) {
   aside.append(make("h1", { textContent: scene.title }), viewControls(page));
   if (page.lines.length) aside.append(lineControls(page));
   if (scene.planes) aside.append(planeControls(page));
-  if (page.slices.length) aside.append(greyControls(page));
+  if (page.slices.some((slices) => !slices.labels)) aside.append(greyControls(page));
   aside.append(switchControls(page));
   const help =
     "Drag turns, shift and drag moves, the wheel zooms, shift and wheel moves the slice; so do one finger and two " +

@@ -23,13 +23,13 @@ from numpy.typing import ArrayLike
 from ..core.files import DataError, atomic_path
 from ..spatial.space import apply_affine
 from ..spatial.volume import Volume
-from .colors import Legend, draw_legend
+from .colors import Legend, draw_legend, label_colors, slice_colors
 from .composition import Composition, Part
-from .drawables import _LEAST, Contour, Drawing, Glyphs, Lines, Peaks, Slices, box_of, glyph_radii, voxels_on_plane
+from .drawables import _LEAST, Contour, Drawing, Glyphs, Labels, Lines, Peaks, Slices, box_of, glyph_radii, voxels_on_plane
 from .figure import encode_png
 from .fury_actors import _sphere, contour_actor
 from .fury_camera import letter_places
-from .fury_scene import Stage
+from .fury_scene import LineStyle, Stage
 from .planes import NORMALS, VIEWS, to_world_axes
 from .stills import Still
 from .theme import DARK, Rgb
@@ -110,14 +110,30 @@ def _paint(part: Part, rgb: np.ndarray, offsets: np.ndarray) -> tuple[str, np.nd
     return "point", rgb
 
 # %% ../../nbs/viz/15_page.ipynb #d76c6d52
-def _add_volume(block: Block, c: Composition, slices: Slices, window: tuple[float, float] | None) -> Told:
+def _add_volume(block: Block, c: Composition, slices: Slices, window: tuple[float, float] | None, colormap: str) -> Told:
     """Add one feature of a volume, as bytes."""
     channel, (low, high) = c.channel_of(slices), window or c.window_of(slices)
     values = min(low, 0.0), high + (high - low) / 2
     data = slices.volume.data[..., channel] if slices.volume.data.ndim == 4 else slices.volume.data
     return dict(name=slices.name, values=_floats(values), window=_floats((low, high)),
-                exact=slices.volume.data.dtype.kind in "biu",
+                exact=slices.volume.data.dtype.kind in "biu", labels=False,
+                colors=_add_colors(block, slice_colors(colormap, c.brightness, low < 0)),
                 **_add_bytes(block, np.nan_to_num(np.asarray(data, np.float32)), slices.volume, *values))
+
+
+def _add_labels(block: Block, labels: Labels, values: np.ndarray) -> Told:
+    """Add labels as a volume of bytes, the number of each among all, with a color for each byte."""
+    data = labels.volume.data.reshape(labels.volume.shape3d)
+    index = np.where(data == 0, 0, np.searchsorted(values, data) + 1).astype(np.float32)
+    rgba = np.zeros((256, 4), np.float32)
+    rgba[:len(values) + 1] = label_colors(len(values))
+    return dict(name=labels.name, values=[0.0, 255.0], window=[0.0, 255.0], exact=True, labels=True,
+                colors=_add_colors(block, rgba), **_add_bytes(block, index, labels.volume, 0.0, 255.0))
+
+
+def _add_colors(block: Block, rgba: np.ndarray) -> list[Any]:
+    """Add the (256, 4) colors of a volume's values, from the lowest to the highest."""
+    return block.add(np.rint(rgba * 255).ravel(), "u1")
 
 
 def _add_bytes(block: Block, data: np.ndarray, volume: Volume, low: float, high: float) -> Told:
@@ -194,6 +210,10 @@ class ViewState:
     limit: int | None = None                      # streamlines of each tractogram; None: all
     hidden: tuple[str, ...] = ()
     window: tuple[float, float] | None = None     # values drawn black and white
+    colormap: str = "gray"
+    style: LineStyle = LineStyle()
+    planes: tuple[str, ...] = tuple(NORMALS)      # drawn in 3d
+    parts: tuple[Part, ...] = ()                  # streamlines, as tubes or lines, without those that are not selected
     camera: Told | None = None                    # None: where the view has it
 
 
@@ -202,8 +222,10 @@ def state_of(
 ) -> ViewState:
     """Return how a composition is shown at first, or how a live stage stands."""
     if isinstance(shown, Composition):
-        return ViewState(shown.view, shown.position(shown.view), shown.limit)
-    return ViewState(shown.view, shown.position, shown.count, tuple(sorted(shown.hidden)), shown.window, _camera_of(shown))
+        return ViewState(shown.view, shown.position(shown.view), shown.limit, colormap=shown.colormap,
+                         parts=tuple(shown.parts))
+    return ViewState(shown.view, shown.position, shown.count, tuple(sorted(shown.hidden)), shown.window, shown.colormap,
+                     shown.style, tuple(shown.planes), tuple(part for part, _ in shown._lines), _camera_of(shown))
 
 
 def _camera_of(stage: Stage) -> Told:
@@ -239,18 +261,20 @@ def _views(c: Composition) -> Told:
 
 def _describe(c: Composition, state: ViewState, block: Block, title: str) -> Told:
     """Put all that a composition shows into the block; return what the page is told of it."""
-    drawings: list[Drawing] = [*c.lines, *c.slices, *c.peaks, *c.glyphs, *(contour for contour, _ in c.contours)]
+    drawings: list[Drawing] = [*c.lines, *c.slices, *(labels for labels, _ in c.labels), *c.peaks, *c.glyphs, *(contour for contour, _ in c.contours)]
     grids = [d.volume.voxel_sizes.min() for d in drawings if not isinstance(d, Lines)]
-    lines = [_add_lines(block, part, state.limit) for part in c.parts]
+    lines = [_add_lines(block, part, state.limit) for part in state.parts]
     surfaces = [_add_surface(block, contour, color) for contour, color in c.contours]
     return dict(
         title=title, view=state.view, position=_floats(state.position), hidden=state.hidden, camera=state.camera,
         frame=_floats(c.frame), box=_floats(box_of(*drawings)), sliceStep=float(min(grids, default=1.0)), total=c.total,
-        planes=len(grids) > 0, letters=c.letters, byDirection=c.by_direction, brightness=c.brightness,
-        thickness=1.0 if any(part.tubes for part in c.parts) else 0.7,
-        dark=_floats(to_rgb(DARK)), light=_floats(to_rgb("#f2f4f7")),
+        planes=len(grids) > 0, letters=c.letters, byDirection=c.by_direction,
+        thickness=(1.0 if any(part.tubes for part in state.parts) else 0.7) * state.style.thickness,
+        slab=state.style.slab or 0.0, axes=[NORMALS[plane] for plane in state.planes], dark=_floats(to_rgb(DARK)),
         lines=lines, limit=max((told["limit"] for told in lines), default=0),
-        volumes=[_add_volume(block, c, s, state.window) for s in c.slices], surfaces=[s for s in surfaces if s],
+        volumes=[*(_add_volume(block, c, s, state.window, state.colormap) for s in c.slices),
+                 *(_add_labels(block, labels, values) for labels, values in c.labels if len(values) < 256)],
+        surfaces=[s for s in surfaces if s],
         peaks=[_add_peaks(block, p) for p in c.peaks],
         glyphs=[_add_glyphs(block, g, state.position) for g in c.glyphs], **_views(c))
 
@@ -321,7 +345,7 @@ def _fill(c: Composition, told: Told, block: Block, still: Still | None) -> byte
 # %% ../../nbs/viz/15_page.ipynb #2a806308
 def _notes(c: Composition, told: Told, state: ViewState, asked: int, most_megabytes: float) -> list[str]:
     """Say in a sentence each what the page does not hold."""
-    shown = sum(part.count(state.limit) for part in c.parts)
+    shown = sum(part.count(state.limit) for part in state.parts)
     notes = []
     if shown < asked:
         notes.append(f"{shown:,} of {c.total:,} streamlines are in the page, spread evenly: all that {asked:,} would "
@@ -331,17 +355,17 @@ def _notes(c: Composition, told: Told, state: ViewState, asked: int, most_megaby
     if told["glyphs"]:
         x, y, z = (f"{v:.0f}" for v in state.position)
         notes.append(f"Glyphs are drawn on the planes x = {x}, y = {y} and z = {z} mm only.")
-    if c.colormap != "gray":
-        notes.append("Slices are grey in the page.")
-    if c.labels:
-        notes.append("Labels are not in the page.")
+    if any(len(values) > 255 for _, values in c.labels):
+        notes.append("A volume of more than 255 labels is not in the page.")
+    if state.style.opacity < 1:
+        notes.append("Streamlines are opaque in the page.")
     return notes
 
 
 def _fitting_page(c: Composition, state: ViewState, still: Still | None, title: str,
                   most_megabytes: float) -> tuple[bytes, list[str]]:
     """Return the bytes of a page within the bound, of fewer streamlines if need be, and its notes."""
-    asked = sum(part.count(state.limit) for part in c.parts)
+    asked = sum(part.count(state.limit) for part in state.parts)
 
     def made(limit: int | None) -> tuple[bytes, Told]:
         block, now = Block(), replace(state, limit=limit)

@@ -582,7 +582,7 @@ def _shared_controls(views: Sequence[View]) -> dict[str, widgets.Widget]:
 
 def _follow_each_other(a: widgets.Widget, b: widgets.Widget) -> None:
     """Give the value of each control to the other whenever it changes; the other may stop at its own ends."""
-    busy = []
+    busy: list[bool] = []
 
     def pass_on(other: widgets.Widget, value: Any) -> None:
         if not busy:
