@@ -429,6 +429,7 @@ NAMES = {
     "bound_kept_shapes": "models.layers",
     "box_corners": "viz.planes",
     "box_of": "viz.drawables",
+    "branch_head": "lab.controls",
     "build_model": "models.base",
     "build_trainer": "training.config",
     "by_color": "viz.niivue_backend",

@@ -379,6 +379,16 @@ def test_one_batch_one_epoch_save_go_back_and_branch_off(make_panel, tmp_path):
     assert branch.trainer.state.parent == trainer.state.run_id and branch.widget in p.widget.children
     branch.press("start")
     branch.trainer.wait()
+    p.controls.branch_name.value = " other "
+    p.buttons["fork"].click()
+    until(lambda: len(p.forks) == 2 and p.controls.branch_name.value == "")
+    other, head = p.forks[1], p.widget.children[-2]
+    assert other.trainer.folder == tmp_path / "other" and "other" in head.children[0].value
+    head.children[1].click()  # close
+    assert p.forks == [branch] and p.widget.children[-1] is branch.widget and (tmp_path / "other").exists()
+    p.controls.branch_name.value = "other"
+    p.buttons["fork"].click()
+    until(lambda: "give the branch another name" in p.readout.readout["message"])
     p.buttons["stop"].click()
     trainer.wait()
     until(lambda: "rewind" in enabled(p))

@@ -14,9 +14,9 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from ipywidgets import HTML, Button, Layout, Tab, VBox, Widget
+from ipywidgets import HTML, Button, HBox, Layout, Tab, VBox, Widget
 
-from .controls import Controls
+from .controls import Controls, branch_head
 from ..core.text import Json
 from .live_curves import pack_curves
 from .live_widget import (
@@ -90,7 +90,8 @@ class TrainerPanel:
         self._lock, self._closed = threading.RLock(), False
         self._commands = PanelCommands(
             self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent,
-            lambda command, text, then: self.controls.question.ask(command, text, then))
+            lambda command, text, then: self.controls.question.ask(command, text, then),
+            lambda: self.controls.branch_name.value)
         self.controls = Controls(self._commands.click)
         self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code)
         self.readout, self.buttons, self.checkpoint = Readout(), self.controls.buttons, self.controls.checkpoint
@@ -101,7 +102,8 @@ class TrainerPanel:
             tabs["Preview"] = preview.widget
         self.tabs = Tab(list(tabs.values()), titles=list(tabs))
         self.kernel_watch = KernelWatch()
-        self.widget = VBox([self.kernel_watch, self.controls.widget, self.tabs], layout=Layout(max_width="880px", margin="0 0 12px"))
+        layout = Layout(max_width="880px", margin="0 0 12px")
+        self.widget = VBox([self.kernel_watch, self.controls.widget, self.tabs], layout=layout)
         self.watcher = Watcher(self._look, self._pause, interval, "tractkit-panel")
         self.poll = None if self.source.listen(self.watcher.wake) else 1.0  # seconds
         self.refresh()
@@ -127,8 +129,18 @@ class TrainerPanel:
         self._commands.change(name, value, self.form.put_back, wait)
 
     def _add_branch(self, branch: TrainerLike) -> None:
-        self.forks.append(panel_of(branch))
-        self.widget.children = [*self.widget.children, self.forks[-1].widget]
+        panel = panel_of(branch)
+        head = branch_head(Path(branch.folder).name, lambda: self._close_branch(panel, head))
+        self.forks.append(panel)
+        self.widget.children = [*self.widget.children, head, panel.widget]
+        self.controls.branch_name.value = ""
+
+    def _close_branch(self, panel: "TrainerPanel", head: HBox) -> None:
+        self.forks.remove(panel)
+        self.widget.children = [w for w in self.widget.children if w not in (head, panel.widget)]
+        panel.close()
+        for widget in (*head.children, head):
+            widget.close()
 
     def _sent(self) -> None:
         self.refresh()

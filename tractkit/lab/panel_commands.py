@@ -102,9 +102,11 @@ class PanelCommands:
         add_branch: Callable[[TrainerLike], None],   # shows the panel of a branch
         refresh: Callable[[], None],                 # is called when a command was sent
         ask: Callable[[str, str, Callable[[], None]], None] = lambda command, text, then: then(),  # then: if it is yes
+        branch_name: Callable[[], str] = str,        # of the branch to make; empty: a default
     ):
         self._source, self._trainer, self._feedback = source, source.trainer, feedback
         self._chosen_step, self._add_branch, self._refresh, self._ask = chosen_step, add_branch, refresh, ask
+        self._branch_name = branch_name
         self._agreed = 0, 0  # from which step on so many may be dropped
 
     def click(self, command: str) -> None:
@@ -175,7 +177,7 @@ class PanelCommands:
         return f"Went back to step {self._trainer.status.global_step}; paused." if was_paused else None
 
     def _fork(self, name: int | str | Path | None) -> str:
-        branch = self._trainer.fork(None if name is None else str(name))
+        branch = self._trainer.fork(str(name or self._branch_name().strip()) or None)
         self._add_branch(branch)
         self._feedback.end()
         return f"A branch of step {branch.status.global_step}, for {branch.folder}: its panel is below."

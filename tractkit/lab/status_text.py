@@ -102,6 +102,7 @@ _BUTTON_WORDS = [(re.compile(pattern), words) for pattern, words in (
     (r"rewind\(path\) goes there", "choose its step and press Go back"), (r"\brewind to\b", "go back to"),
     (r"take\(\) the state, then change\(learning_rate=\.\.\.\)", "set the learning rate in Settings"),
     (r"stop\(\)", "Stop"), (r"pause\(\)", "Pause"), (r"resume\(\)", "Resume"), (r"fork\(\)", "Branch"),
+    (r"\b(a|the) fork\b", r"\1 branch"),
     (r"save_checkpoint\(\)", "Save"), (r"\btrainer\.(?=Start|Stop|Pause|Resume|Branch|Save)", ""),
     (r"\bCall (?=Start)", "Press "), (r"\bcall (?=Start)", "press "), (r"^Set back\b", "Went back"),
 )]
