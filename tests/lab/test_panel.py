@@ -17,6 +17,7 @@ from helpers_waiting import until
 
 from tractkit.core.files import DataError
 from tractkit.evaluation.scoring import GroundTruth
+from tractkit.lab.controls import Controls
 from tractkit.lab.folder_run import FolderRun
 from tractkit.lab.live_curves import mean_curve, thin_curve
 from tractkit.lab.panel import TrainerPanel, panel_of
@@ -572,6 +573,7 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
     )
     at = trainer.state.global_step
     click("epoch", f"Epoch {at // 8 + 1} done; paused.")
+    until(lambda: p.checkpoint.options[0][1] > at)  # that of the epoch is listed, too
     p.checkpoint.value = at
     p.buttons["rewind"].click()
     p.controls.question.yes.click()
@@ -631,6 +633,23 @@ def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, 
     assert [(r["step"], r["name"]) for r in trainer.log.records("change")] == [(1, "learning_rate"), (1, "max_epochs")]
     p.press("resume")
     trainer.wait()
+
+
+def test_a_checkpoint_that_was_chosen_stays_chosen_until_it_trains_again():
+    controls = Controls(lambda command: None)
+    controls.show({"rewind"}, [("step 16", 16), ("step 8", 8), ("step 4", 4)])
+    assert controls.checkpoint.value == 16
+    controls.show({"rewind"}, [("step 20", 20), ("step 16", 16), ("step 8", 8)])
+    assert controls.checkpoint.value == 20  # nobody has chosen
+    controls.checkpoint.value = 8
+    controls.show({"rewind"}, [("step 24", 24), ("step 20", 20), ("step 8", 8)])
+    assert controls.checkpoint.value == 8
+    controls.show({"rewind"}, [("step 28", 28), ("step 24", 24)])
+    assert controls.checkpoint.value == 28  # it is not kept any more
+    controls.checkpoint.value = 24
+    controls.show({"pause"}, [("step 28", 28), ("step 24", 24)])
+    controls.show({"rewind"}, [("step 40", 40), ("step 24", 24)])
+    assert controls.checkpoint.value == 40
 
 
 def test_fields_refuse_ask_and_undo(make_panel, tmp_path):

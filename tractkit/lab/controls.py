@@ -7,7 +7,7 @@ __all__ = ['branch_head', 'Controls']
 
 # %% ../../nbs/lab/08_controls.ipynb #9c900412
 import html
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, Text, VBox
 
@@ -91,7 +91,9 @@ class Controls:
         self.buttons, self.question = {command: _make_button(command, clicked) for command in _BUTTONS}, Question()
         self.checkpoint = Dropdown(options=[("checkpoints", -1)], tooltip="Where to go back to", disabled=True)
         self.checkpoint.layout.width = "200px"
-        self.checkpoint.observe(lambda _: self.question.withdraw(), "value")
+        self.checkpoint.observe(self._choose, "value")
+        self._chosen: int | None = None  # the step that a person chose, until it trains again
+        self._filling = False
         self.branch_name = Text(placeholder="name of the branch", layout=Layout(width="150px"), disabled=True)
         self.note = HTML()  # why none can be pressed
         first = [self.buttons[c] for c in ("start", "pause", "resume", "step", "epoch", "stop")]
@@ -118,9 +120,25 @@ class Controls:
             if button.disabled == (command in possible):
                 button.disabled = command not in possible
                 button.button_style = "primary" if command in possible and command in ("start", "resume") else ""
-        if "rewind" in possible and tuple(checkpoints) != tuple(self.checkpoint.options):
-            self.checkpoint.options = tuple(checkpoints)
+        if "rewind" not in possible:
+            self._chosen = None
+        elif tuple(checkpoints) != tuple(self.checkpoint.options):
+            self._list(checkpoints)
         self.checkpoint.disabled, self.branch_name.disabled = "rewind" not in possible, "fork" not in possible
+
+    def _choose(self, change: Mapping[str, int]) -> None:
+        self.question.withdraw()
+        if not self._filling:
+            self._chosen = change["new"]
+
+    def _list(self, checkpoints: Sequence[tuple[str, int]]) -> None:
+        """List other checkpoints. What a person chose stays chosen, also where a newer one has come."""
+        self._filling = True
+        with self.checkpoint.hold_sync():
+            self.checkpoint.options = tuple(checkpoints)  # chooses the first
+            if self._chosen in (step for _, step in checkpoints):
+                self.checkpoint.value = self._chosen
+        self._filling = False
 
     def close(self) -> None:
         """Take the buttons from the page."""
