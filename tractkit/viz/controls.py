@@ -143,12 +143,13 @@ def _update_count(view: Controllable) -> None:
 
 # %% ../../nbs/viz/17_controls.ipynb #e19c7c88
 def add_selection(view: Controllable, through: Callable[[bool | None], tuple[int, int]]) -> None:
-    """Add buttons for the streamlines through a place, not through it, and all; `through` returns how many of how many."""
+    """Add buttons for the streamlines through a place, past it, and all; `through` returns how many of how many."""
     said = view.controls["selected"] = widgets.HTML()
-    for name, text, given, tip in (("through", "through here", True, "only streamlines within 5 mm of the planes' crossing"),
-                                   ("past", "not through here", False, "none within 5 mm of the planes' crossing"),
-                                   ("all", "all", None, "all streamlines again")):
-        button = view.controls[name] = widgets.Button(description=text, tooltip=tip, layout={"width": "128px"})
+    for name, text, given, width, tip in (
+            ("through", "through here", True, "108px", "only streamlines within 5 mm of the planes' crossing"),
+            ("past", "not through here", False, "140px", "none within 5 mm of the planes' crossing"),
+            ("all", "all", None, "52px", "all streamlines again")):
+        button = view.controls[name] = widgets.Button(description=text, tooltip=tip, layout={"width": width})
 
         def act(_: object, given: bool | None = given) -> None:
             left, total = through(given)
@@ -233,7 +234,8 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
                             layout={"flex_flow": "row wrap"})
     rows = [row("look", "reset", "page", "screenshot", "message"), row("place"), row("x", "y", "z"),
             row("planes", *(f"plane {name}" for name in NORMALS)), row("window", "colormap"),
-            row("count", "counted"), row("through", "past", "all", "selected"), row("style"), row("thickness", "opacity"), row("slab"),
+            row("count", "counted"), row("through", "past", "all", "selected"),
+            row("style"), row("thickness", "opacity"), row("slab"),
             row("titles"), switches]
     return [r for r in rows if r.children]
 
