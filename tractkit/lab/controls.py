@@ -136,7 +136,7 @@ class Controls:
         self._filling = True
         with self.checkpoint.hold_sync():
             self.checkpoint.options = tuple(checkpoints)  # chooses the first
-            if self._chosen in (step for _, step in checkpoints):
+            if self._chosen in [step for _, step in checkpoints]:
                 self.checkpoint.value = self._chosen
         self._filling = False
 
