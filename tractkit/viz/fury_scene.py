@@ -128,7 +128,8 @@ class Stage:
         self.style = LineStyle()
         self._lines = [(part, self._made(part)) for part in composition.parts]
         self._coarse: list[LineBlocks] = []  # for the parts, made when first asked for
-        self.scene.add(*self._slicers, *(actor for _, actor in self._labels), *(s for _, s in self._surfaces if s is not None))
+        self.scene.add(*self._slicers, *(actor for _, actor in self._labels))
+        self.scene.add(*(s for _, s in self._surfaces if s is not None))
         self._marker = Marker(composition.by_direction) if composition.letters else None
         if self._marker is not None:
             self.scene.add(self._marker.group)
@@ -195,7 +196,8 @@ class Stage:
         if self._coarse:
             self.scene.remove(*(o for coarse in self._coarse for o in coarse.objects))
             self._coarse = []
-        self._lines = [(new, self._made(new)) for part, (old, _) in zip(self.composition.parts, self._lines, strict=True)
+        parts = self.composition.parts
+        self._lines = [(new, self._made(new)) for part, (old, _) in zip(parts, self._lines, strict=True)
                        for new in [replace(part.among(kept[id(part.tractogram)]), tubes=old.tubes)]]
         self.show_lines()
         return sum(int(each.sum()) for each in kept.values())
@@ -238,7 +240,8 @@ class Stage:
         if self.style.slab is not None:
             self._dress_all()
         if not stays:
-            self._exchange("_lying", self._on_plane(self.view if flat else "axial") if flat or "axial" in self.planes else [])
+            seen = flat or "axial" in self.planes
+            self._exchange("_lying", self._on_plane(self.view if flat else "axial") if seen else [])
 
     def show_planes(self, names: Collection[str]) -> None:
         """Draw only these planes in 3d. Raises ValueError for a name that is no plane."""

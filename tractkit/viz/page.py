@@ -110,7 +110,8 @@ def _paint(part: Part, rgb: np.ndarray, offsets: np.ndarray) -> tuple[str, np.nd
     return "point", rgb
 
 # %% ../../nbs/viz/15_page.ipynb #d76c6d52
-def _add_volume(block: Block, c: Composition, slices: Slices, window: tuple[float, float] | None, colormap: str) -> Told:
+def _add_volume(block: Block, c: Composition, slices: Slices, window: tuple[float, float] | None,
+                colormap: str) -> Told:
     """Add one feature of a volume, as bytes."""
     channel, (low, high) = c.channel_of(slices), window or c.window_of(slices)
     values = min(low, 0.0), high + (high - low) / 2
@@ -261,7 +262,8 @@ def _views(c: Composition) -> Told:
 
 def _describe(c: Composition, state: ViewState, block: Block, title: str) -> Told:
     """Put all that a composition shows into the block; return what the page is told of it."""
-    drawings: list[Drawing] = [*c.lines, *c.slices, *(labels for labels, _ in c.labels), *c.peaks, *c.glyphs, *(contour for contour, _ in c.contours)]
+    drawings: list[Drawing] = [*c.lines, *c.slices, *(labels for labels, _ in c.labels), *c.peaks, *c.glyphs,
+                               *(contour for contour, _ in c.contours)]
     grids = [d.volume.voxel_sizes.min() for d in drawings if not isinstance(d, Lines)]
     lines = [_add_lines(block, part, state.limit) for part in state.parts]
     surfaces = [_add_surface(block, contour, color) for contour, color in c.contours]
