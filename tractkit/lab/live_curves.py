@@ -31,7 +31,7 @@ def mean_curve(
     y: Values,         # (n,); may be one longer or shorter, while the trainer appends to it
     limit: int = 100,  # points at most
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return at most `limit` points, float64: the means of equal stretches of what is finite; the last may be shorter."""
+    """Return at most `limit` points, float64: means of equal stretches of what is finite; the last may be shorter."""
     n = min(len(x), len(y))
     xs, ys = np.asarray(x, np.float64)[:n], np.asarray(y, np.float64)[:n]
     finite = np.isfinite(ys)

@@ -42,7 +42,7 @@ class _Table(anywidget.AnyWidget):
     _esm = widget_script("run_curves.js", "run_browser.js")
     _css = Path(str(files("tractkit.lab"))) / "run_browser.css"
     table: Any = traitlets.Dict({"columns": [], "rows": [], "below": ""}).tag(sync=True)  # of `PageMaker`
-    changed: Any = traitlets.Dict().tag(sync=True)                    # rows of the table that are others since, by place
+    changed: Any = traitlets.Dict().tag(sync=True)               # rows of the table that are others since, by place
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)  # that are shown; none: those that are at first
     order = traitlets.List(["", False]).tag(sync=True)           # column, and whether it falls
     group = traitlets.Unicode("").tag(sync=True)                 # column

@@ -86,7 +86,7 @@ class RunColumns:
 def read_clock(
     folder: str | os.PathLike,  # of a run
 ) -> dict[str, np.ndarray]:     # "step"; "hours" of training and validation; "time" in seconds since 1970
-    """Return when the epochs of a run ended, its beginning first, read from the records of epochs. Empty without any."""
+    """Return when the epochs of a run ended, its beginning first, by the records of epochs. Empty without any."""
     path, rows = RunLog(folder).path, list[tuple[float, float, float]]()
     if path.exists():
         with open(path, "rb") as f:
@@ -370,8 +370,10 @@ def _draw_graph(
     _set_scale(ax, graph, log, remove_outliers)
     ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.4g}"))
     ax.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=graph.x != "hours"))
-    ax.xaxis.set_major_formatter(FuncFormatter(
-        (lambda v, _: time.strftime("%d %b %H:%M", time.localtime(v))) if graph.x == "time" else lambda v, _: f"{v:,.6g}"))
+    def words(v: float, _: object) -> str:
+        return time.strftime("%d %b %H:%M", time.localtime(v)) if graph.x == "time" else f"{v:,.6g}"
+
+    ax.xaxis.set_major_formatter(FuncFormatter(words))
     ax.set_xlabel(graph.x, fontsize=10, color=graph.theme.ink)
     _style_axes(ax, graph.theme, "y")
     box = ax.get_position()

@@ -78,8 +78,8 @@ def _fits(kind: type, a: Json, b: Json) -> bool:
 def _refuse(node: ast.AST, text: str) -> NoReturn:
     """Raise ValueError for what no filter has."""
     part = ast.get_source_segment(text, node) if isinstance(node, ast.expr) else None
-    raise ValueError(f"{part or text!r} cannot be used in a filter; write names, numbers and words with < <= > >= == != "
-                     "in, and, or, not")
+    raise ValueError(f"{part or text!r} cannot be used in a filter; write names, numbers and words with "
+                     "< <= > >= == != in, and, or, not")
 
 
 def _dotted(node: ast.AST) -> str | None:
@@ -180,7 +180,8 @@ def parse_filter(
         tree = ast.parse(text, mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
         single = re.search(r"(?<![<>=!])=(?!=)", text)
-        fix = "write == to compare" if single else "write for example lr < 1e-3 and status == finished; quote names with -"
+        example = "write for example lr < 1e-3 and status == finished; quote names with -"
+        fix = "write == to compare" if single else example
         raise ValueError(f"{text!r} is no condition: {fix}") from e
     return _Parser(text, names).condition(tree)
 

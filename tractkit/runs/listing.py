@@ -190,7 +190,9 @@ def _status(
         return "failed", broken.read_text(encoding="utf-8", errors="replace")[:400].partition("\n")[0]
     if error := last.get("error"):
         return "failed", f"{error.get('type')}: {error.get('message')}"[:400].partition("\n")[0]
-    lost = f"killed {step - saved:,} batch{'es' * (step > saved + 1)} after its last checkpoint" if 0 <= saved < step else ""
+    lost = ""
+    if 0 <= saved < step:
+        lost = f"killed {step - saved:,} batch{'es' * (step > saved + 1)} after its last checkpoint"
     if lost or (last and not last.get("ended")):
         return "dead", lost or "its process is gone"
     return "stopped", ""

@@ -473,7 +473,7 @@ _Point: TypeAlias = tuple[float, float]  # step and value; NaN: a gap
 
 
 def _outline(points: Sequence[_Point]) -> tuple[_Point, ...]:
-    """Return the first, the lowest and the highest of points; of those not finite one as a gap, in place of the first."""
+    """Return the first, the lowest and the highest of points; where some are not finite, a gap replaces the first."""
     if len(points) < 2:
         return tuple(points)
     finite = [p for p in points if math.isfinite(p[1])]
@@ -503,7 +503,8 @@ class _Extremes:
         self.made += 1
 
     def state_dict(self) -> StateDict:
-        return {"width": self.width, "made": self.made, "stretches": [[v for p in s for v in p] for s in self.stretches]}
+        stretches = [[v for p in s for v in p] for s in self.stretches]
+        return {"width": self.width, "made": self.made, "stretches": stretches}
 
     def load_state_dict(self, state: StateDict) -> None:
         self.width, self.made = state["width"], state["made"]

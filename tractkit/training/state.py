@@ -428,7 +428,8 @@ def state_card(
     facts += [("branch of", state.parent)] * bool(state.parent)
     facts += [("finished", state.finished["message"])] if state.finished else []
     legend = "".join(
-        f'<span style="margin-right:14px"><span style="color:{color}">&#9679;</span> {name} {y[np.isfinite(y)][-1]:.4g}</span>'
+        f'<span style="margin-right:14px"><span style="color:{color}">&#9679;</span> '
+        f'{name} {y[np.isfinite(y)][-1]:.4g}</span>'
         for (color, (_, y)), name in zip(curves.items(), ("batches", "validation", "best"), strict=True)
         if np.isfinite(y).any())
     below = f'{drawn}<div style="font-size:85%;opacity:.85">{legend}</div>' if drawn else ""

@@ -42,8 +42,8 @@ def slice_colors(
 ) -> np.ndarray:                # (256, 4) float32 RGBA in [0, 1]
     """Return the colors of slices, from the lowest value to the highest.
 
-    The lowest are see-through, as noise around a head is no tissue, but not below zero in a map with two ends. Raises ValueError
-    for an unknown colormap."""
+    The lowest are see-through, as noise around a head is no tissue, but not below zero in a map with two ends.
+    Raises ValueError for an unknown colormap."""
     if colormap not in COLORMAPS:
         raise ValueError(f"colormap {colormap!r} is none of {', '.join(COLORMAPS)}")
     ramp, dark = np.linspace(0, 1, 256, dtype=np.float32), np.asarray(as_rgb(DARK), np.float32)

@@ -162,8 +162,8 @@ def add_selection(view: Controllable, through: Callable[[bool | None], tuple[int
 def add_style(view: Controllable, set_style: Callable[..., None]) -> None:
     """Add the choice of lines or tubes, and sliders for thickness, opacity and slab."""
     tubes = any(part.tubes for part in view.composition.parts)
-    kind = view.controls["style"] = widgets.ToggleButtons(options=["lines", "tubes"], value="tubes" if tubes else "lines",
-                                                          style={"button_width": "66px"})
+    kind = view.controls["style"] = widgets.ToggleButtons(
+        options=["lines", "tubes"], value="tubes" if tubes else "lines", style={"button_width": "66px"})
     made = {}
     for name, value, low, high, step, tip in (
             ("thickness", 2.0 if tubes else 1.0, 1.0, 6.0, 0.5, "pixels; of tubes, fifths of a millimetre"),

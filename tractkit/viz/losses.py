@@ -73,7 +73,9 @@ def _of_records(records: list[Mapping[str, float | None]]) -> dict[str, tuple[li
 
 
 def _as_curves(history: History) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Make {name: (x, y)} of {name: y or (x, y)}, or of records of one epoch each (0 is the first). What is not finite is NaN."""
+    """Make {name: (x, y)} of {name: y or (x, y)}, or of records of one epoch each (0 is the first).
+
+    What is not finite is NaN."""
     curves = {}
     for name, value in (history if isinstance(history, Mapping) else _of_records(list(history))).items():
         if isinstance(value, tuple) and len(value) == 2 and np.ndim(value[0]) == 1:

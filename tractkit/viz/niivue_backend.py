@@ -198,7 +198,8 @@ class NiivueScene:
 
         channel, (low, high) = self.composition.channel_of(slices), self.composition.window_of(slices)
         return ipyniivue.Volume(data=nifti_bytes(slices, channel), name=f"{slices.name or 'volume'}.nii",
-                                colormap=colormap_name(self.composition.colormap), cal_min=low, cal_max=high, opacity=opacity)
+                                colormap=colormap_name(self.composition.colormap), cal_min=low, cal_max=high,
+                                opacity=opacity)
 
     def move(self, position: np.ndarray) -> None:
         """Move the slices through a position, (3,) rasmm; sticks and glyphs stay on the plane they were made for."""
