@@ -152,7 +152,7 @@ def test_views_of_niivue_follow_each_other_and_only_each_other(niivue_view):
     grid = Volume(np.ones(SHAPE, np.float32), AFFINES["RAS"])
     a, b, lines = niivue_view(grid), niivue_view(grid, grouped()), niivue_view(grouped())
     linked = link_views(a, b)
-    assert linked.box.children == (a.canvas, b.canvas)
+    assert linked.box.children[0].children == (a.canvas, b.canvas)  # above the controls that they share
     one, other = a.scene.widget, b.scene.widget
     for volume in (one.volumes[0], other.volumes[0]):  # what the browser tells when it has loaded
         volume.set_trait("frac2mm", np.eye(4))

@@ -306,7 +306,8 @@ function showTable(model, { root, scroll, below }, view) {
 
 function lookOf(root) {
   const style = getComputedStyle(root);
-  const rgb = style.backgroundColor.match(/[\d.]+/g).map(Number);
+  // before it is in a page it has no color
+  const rgb = (style.backgroundColor.match(/[\d.]+/g) || [255, 255, 255]).map(Number);
   const dark = 0.3 * rgb[0] + 0.59 * rgb[1] + 0.11 * rgb[2] < 128;
   return {
     dark,
@@ -362,14 +363,16 @@ function render({ model, el }) {
     if (!view.edited) draw();
   };
   const theme = () => {
+    const before = parts.root.dataset.dark;
     parts.root.dataset.dark = view.dark();
+    if (before !== parts.root.dataset.dark && !view.edited) draw();
     plot.read();
   };
   const handlers = { changed: merge, curves: plot.read, axes: plot.read, slots: plot.read };
   for (const name of ["table", "chosen", "order", "columns", "group", "shown", "where"]) handlers[name] = table;
   for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   const watch = new MutationObserver(theme);
-  const size = new ResizeObserver(plot.redraw);
+  const size = new ResizeObserver(theme);
   watch.observe(document.body, { attributes: true });
   size.observe(plot.root);
   table();
