@@ -187,7 +187,8 @@ class InPage:
 
 def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
     """With a page: the panel is shown by running a cell, and closed by running another."""
-    from lab import Kernel, Wire, one_lab, until
+    from helpers_waiting import until
+    from lab import Kernel, Wire, one_lab
 
     with tempfile.TemporaryDirectory() as folder, one_lab(Path(folder), chromium) as lab:
         wire = Wire(lab.page)
@@ -222,7 +223,7 @@ def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
             note,
             times,
             spent,
-            [size for _, kind, size in wire.seen if kind == "comm_msg" and size > 1000],
+            [size for _, kind, size, _ in wire.seen if kind == "comm_msg" and size > 1000],
         )
 
 

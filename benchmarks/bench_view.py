@@ -7,7 +7,7 @@ cell `v = tk.view(many, volume)` to a painted canvas: in fresh kernels that have
 where
 matplotlib and the driver have no caches yet), and again in the last of these kernels. How fast 2,000 streamlines turn
 under the
-mouse (then a thousand of them are drawn, with fewer points) beside the rate at which the same scene is redrawn
+mouse (then 500 of them are drawn, with fewer points, at half the width and height) beside the rate at which the same scene is redrawn
 offscreen, in turns; and what an open view costs a kernel that does
 nothing. Needs chromium and the packages of the dev extra."""
 
@@ -63,7 +63,8 @@ SECONDS = 2.0
 def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0) -> str:
     """Everything, as Markdown."""
     from conftest import CHROMIUM
-    from lab import Kernel, one_lab, until
+    from helpers_waiting import until
+    from lab import Kernel, one_lab
     from test_view_browser import canvas, rest, seen
 
     if CHROMIUM is None:
