@@ -1,10 +1,10 @@
 """A folder of 500 runs, listed and shown.
 
 Each run is a copy of one training of 30 epochs with 200 batches, with settings of its own (a log of 1.2 MB, three
-checkpoints, a config of 30 settings). `find_runs` reads all of them; with `KnownRuns` it reads what has changed, here
-nothing, or the log of one run that trains on. "Opened" is all that happens in the kernel until the table and the curves are
-on their way to the page: `RunBrowser(folder).widget`; the reference is the 3 s that it may take. The page cache is warm. In
-the rows of bytes the columns of ms are kB."""
+checkpoints, a config of 30 settings). `find_runs` reads all of them; with `KnownRuns` it reads what has changed,
+here nothing, or the log of one run that trains on. "Opened" is all that happens in the kernel until the table and
+the curves are on their way to the page: `RunBrowser(folder).widget`; the reference is the 3 s that it may take. The
+page cache is warm. In the rows of bytes the columns of ms are kB."""
 
 import json
 import os
@@ -78,7 +78,8 @@ def rows() -> Iterator[Ratio]:
             log.append("batch", epoch=30, batch=0, step=6001, loss=0.5, time={})
             find_runs(folder, known=working)
 
-        yield compare(f"{NB_RUNS} runs opened", lambda: timed(lambda: opened(folder)), "3 s", lambda: 3.0, timed=True, warm_up=1)
+        yield compare(f"{NB_RUNS} runs opened", lambda: timed(lambda: opened(folder)), "3 s", lambda: 3.0,
+                      timed=True, warm_up=1)
         again = f"{NB_RUNS} runs, read anew"
         yield compare(f"{NB_RUNS} runs, nothing has changed", lambda: find_runs(folder, known=known), again,
                       lambda: find_runs(folder), warm_up=1)
@@ -89,7 +90,8 @@ def rows() -> Iterator[Ratio]:
         log.append("batch", epoch=30, batch=0, step=6002, loss=0.5, time={})
         browser.refresh()
         part = len(json.dumps(table.changed)) / 1000
-        yield Ratio("bytes sent when one run has grown (kB)", "those of the whole table", part, whole, part / whole, part / whole,
+        yield Ratio("bytes sent when one run has grown (kB)", "those of the whole table", part, whole,
+                    part / whole, part / whole,
                     part / whole)
         browser.close()
         log.close()

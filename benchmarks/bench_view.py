@@ -1,15 +1,11 @@
 """The live view in a real JupyterLab, with Debian's chromium in front of it (both on the same cores, and the driver's
-software
-rendering too). How long a view of 100,000 streamlines (60 points each, over a volume) takes, its still with it, from
-running the
-cell `v = tk.view(many, volume)` to a painted canvas: in fresh kernels that have done `import tractkit as tk` and
-`tk.Tractogram.load` and nothing else, so that the import of FURY counts (the very first of them in a new home folder,
-where
-matplotlib and the driver have no caches yet), and again in the last of these kernels. How fast 2,000 streamlines turn
-under the
-mouse (then 500 of them are drawn, with fewer points, at half the width and height) beside the rate at which the same scene is redrawn
-offscreen, in turns; and what an open view costs a kernel that does
-nothing. Needs chromium and the packages of the dev extra."""
+software rendering too). How long a view of 100,000 streamlines (60 points each, over a volume) takes, its still
+with it, from running the cell `v = tk.view(many, volume)` to a painted canvas: in fresh kernels that have done
+`import tractkit as tk` and `tk.Tractogram.load` and nothing else, so that the import of FURY counts (the very first
+of them in a new home folder, where matplotlib and the driver have no caches yet), and again in the last of these
+kernels. How fast 2,000 streamlines turn under the mouse (then 500 of them are drawn, with fewer points, at half the
+width and height) beside the rate at which the same scene is redrawn offscreen, in turns; and what an open view
+costs a kernel that does nothing. Needs chromium and the packages of the dev extra."""
 
 import os
 import sys

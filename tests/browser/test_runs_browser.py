@@ -58,7 +58,8 @@ def curve(name, status, n, per_epoch, nan=()):
 STATE = {
     "table": {"columns": COLUMNS, "rows": ROWS, "below": "4 runs."}, "changed": {}, "columns": [], "group": "",
     "where": "", "shown": {"names": None, "problem": ""}, "chosen": ["run-10", "run-9"], "order": ["", False],
-    "slots": {"run-10": 0, "run-9": 1}, "curves": [curve("run-10", "finished", 12, 10), curve("run-9", "failed", 5, 900, [2])],
+    "slots": {"run-10": 0, "run-9": 1},
+    "curves": [curve("run-10", "finished", 12, 10), curve("run-9", "failed", 5, 900, [2])],
     "axes": {"x": "epoch", "logy": True, "logx": False, "batches": False}}
 
 
@@ -66,7 +67,8 @@ STATE = {
 def page(browser):
     page = browser.new_page(viewport={"width": 1200, "height": 760})
     page.set_default_timeout(5_000)
-    page.set_content(PAGE % (_Table._css, LIGHT, _Table._esm.replace("export default { render };", ""), json.dumps(STATE)))
+    script = _Table._esm.replace("export default { render };", "")
+    page.set_content(PAGE % (_Table._css, LIGHT, script, json.dumps(STATE)))
     yield page
     page.close()
 
@@ -177,5 +179,6 @@ def test_light_and_dark_at_1200_pixels(page):
     assert light > 180 > 140 > brightness() - 40  # grid and letters fit the page
     page.screenshot(path=PICTURES / "runs-dark.png")
     assert page.evaluate("document.documentElement.scrollWidth") <= 1200
-    visible = page.locator("th").evaluate_all("all => all.filter((e) => e.getBoundingClientRect().right <= 1200).length")
+    visible = page.locator("th").evaluate_all(
+        "all => all.filter((e) => e.getBoundingClientRect().right <= 1200).length")
     assert visible == 7

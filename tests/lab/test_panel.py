@@ -423,7 +423,7 @@ def test_what_drops_steps_asks_once_and_does_nothing_without_a_yes(make_panel, t
         return question.text.value if question.widget.layout.display == "" else ""
 
     def rested(step):
-        until(lambda: trainer.status.phase == "paused" and trainer.status.global_step == step and not p.feedback.command)
+        until(lambda: (trainer.status.phase, trainer.status.global_step) == ("paused", step) and not p.feedback.command)
         p.refresh()
 
     p.buttons["step"].click()

@@ -2,8 +2,8 @@ const TICK = 350; // milliseconds
 const ENDS = ["restarting", "autorestarting", "terminating", "dead"];
 
 function listen(kernel) {
-  // One question at a time for each kernel, however many widgets ask: is it there? It goes to the control channel, which
-  // the kernel serves while a cell runs, and JupyterLab counts it neither as work nor as activity.
+  // One question at a time for each kernel, however many widgets ask: is it there? It goes to the control channel,
+  // which the kernel serves while a cell runs, and JupyterLab counts it neither as work nor as activity.
   window.tractkitKernels ??= new WeakMap();
   const known = window.tractkitKernels.get(kernel) || { asked: false, ticks: 0, at: 0 };
   window.tractkitKernels.set(kernel, known);
