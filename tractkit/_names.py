@@ -126,6 +126,8 @@ NAMES = {
     "KeyedDropout": "models.layers",
     "KnownRuns": "runs.listing",
     "LAYOUTS": "dwi.anatomy",
+    "LEAST_GLYPH": "viz.drawables",
+    "LEAST_PEAK": "viz.drawables",
     "LIVE": "training.live_settings",
     "Label": "data.order",
     "Labels": "viz.drawables",

@@ -20,7 +20,7 @@ from .planes import NORMALS
 from .theme import Rgb, direction_colors
 from ..spatial.space import apply_affine
 from ..spatial.streamlines import Streamlines
-from .drawables import Contour, Glyphs, Labels, Peaks, glyph_radii, peak_sticks, voxels_on_plane
+from .drawables import LEAST_GLYPH, Contour, Glyphs, Labels, Peaks, glyph_radii, peak_sticks, voxels_on_plane
 from ..spatial.volume import Volume
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
@@ -278,7 +278,7 @@ def peaks_actor(peaks: Peaks, axis: int, position: float) -> gfx.Line | None:
 
 
 @lru_cache(maxsize=4)
-def _sphere(rounds: int) -> tuple[np.ndarray, np.ndarray]:
+def sphere_mesh(rounds: int) -> tuple[np.ndarray, np.ndarray]:
     """Return directions and triangles of an octahedron, divided `rounds` times into smaller triangles."""
     from dipy.core.sphere import unit_octahedron
 
@@ -308,9 +308,9 @@ def glyphs_actor(glyphs: Glyphs, axis: int, position: float, most_corners: int =
     voxels = voxels[volume.data[tuple(voxels.T)].any(axis=1)]
     if not len(voxels):
         return None
-    vertices, faces = _sphere(4 if len(voxels) * 1026 <= most_corners else 3)
+    vertices, faces = sphere_mesh(4 if len(voxels) * 1026 <= most_corners else 3)
     radii = glyph_radii(glyphs, voxels, vertices)
-    grown = radii.max(1) > 0.15 * radii.max()  # of others, mostly grey matter, the directions are noise
+    grown = radii.max(1) > LEAST_GLYPH * radii.max()  # of others, mostly grey matter, the directions are noise
     voxels, radii = voxels[grown], radii[grown]
     corners = vertices * radii[..., None]
     normals = _glyph_normals(corners, faces)

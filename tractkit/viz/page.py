@@ -25,10 +25,11 @@ from ..spatial.space import apply_affine
 from ..spatial.volume import Volume
 from .colors import Legend, draw_legend, label_colors, slice_colors
 from .composition import Composition, Part
-from .drawables import (
-    _LEAST, Contour, Drawing, Glyphs, Labels, Lines, Peaks, Slices, box_of, glyph_radii, voxels_on_plane)
+from tractkit.viz.drawables import (
+    LEAST_GLYPH, LEAST_PEAK, Contour, Drawing, Glyphs, Labels, Lines, Peaks, Slices, box_of, glyph_radii,
+    voxels_on_plane)
 from .figure import encode_png
-from .fury_actors import _sphere, contour_actor
+from .fury_actors import contour_actor, sphere_mesh
 from .fury_camera import letter_places
 from .fury_scene import LineStyle, Stage
 from .planes import NORMALS, VIEWS, to_world_axes
@@ -181,7 +182,7 @@ def _add_peaks(block: Block, peaks: Peaks) -> Told:
     vectors = volume.data.reshape(*volume.shape3d, -1, 3).astype(np.float32)
     lengths = np.linalg.norm(vectors, axis=-1)
     longest = float(lengths.max()) or 1.0
-    vectors[lengths <= _LEAST * longest] = 0
+    vectors[lengths <= LEAST_PEAK * longest] = 0
     in_bytes = np.rint(to_world_axes(vectors, volume.affine) / longest * 127).clip(-127, 127)
     return dict(name=peaks.name, shape=list(volume.shape3d), nb=vectors.shape[3], affine=_floats(volume.affine[:3]),
                 half=0.48 * float(volume.voxel_sizes.min()),
@@ -191,13 +192,13 @@ def _add_peaks(block: Block, peaks: Peaks) -> Told:
 def _add_glyphs(block: Block, glyphs: Glyphs, position: np.ndarray) -> Told:
     """Add the radii of the glyphs on three planes, in bytes."""
     reach = 0.5 * float(glyphs.volume.voxel_sizes.min())
-    directions, faces = _sphere(3)
+    directions, faces = sphere_mesh(3)
     planes = {}
     for plane, axis in NORMALS.items():
         voxels = voxels_on_plane(glyphs.volume, axis, float(position[axis]))
         voxels = voxels[glyphs.volume.data[tuple(voxels.T)].any(axis=1)]
         radii = glyph_radii(glyphs, voxels, directions) if len(voxels) else np.zeros((0, len(directions)))
-        seen = radii.max(axis=1, initial=0) > 0.15 * radii.max(initial=0)
+        seen = radii.max(axis=1, initial=0) > LEAST_GLYPH * radii.max(initial=0)
         planes[plane] = dict(middles=block.add(apply_affine(glyphs.volume.affine, voxels[seen].astype(float)), "f4"),
                              radii=block.add(np.rint(radii[seen] / reach * 255).clip(0, 255), "u1"))
     return dict(name=glyphs.name, reach=reach, directions=block.add(directions, "f4"), faces=block.add(faces, "u4"),
