@@ -841,6 +841,7 @@ NAMES = {
     "run_training": "training.running",
     "run_view": "cli.view_files",
     "runner_of": "training.runner",
+    "runs_folder": "runs.listing",
     "runs_html": "lab.run_table",
     "runs_text": "lab.run_table",
     "same_grid": "spatial.space",

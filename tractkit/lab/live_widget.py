@@ -38,8 +38,9 @@ class Watcher:
         self._thread = threading.Thread(target=self._watch, daemon=True, name=name)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, if it was not started before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def wake(self) -> None:
         """Look soon, and return at once. Each thread may call this."""
