@@ -12,6 +12,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -36,7 +37,8 @@ class Watcher:
     ):
         self._look, self._pause, self._least = look, pause, least
         self._woken, self._hurried, self._closed = threading.Event(), threading.Event(), False
-        self._thread = threading.Thread(target=self._watch, daemon=True, name=name)
+        run = copy_context().run  # ipykernel 7.0 sends nothing from a thread that does not know its cell
+        self._thread = threading.Thread(target=run, args=(self._watch,), daemon=True, name=name)
 
     def start(self) -> None:
         """Start the thread, if it was not started before."""

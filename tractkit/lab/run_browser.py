@@ -245,8 +245,8 @@ class RunBrowser:
         began = time.monotonic()
         with self._lock:
             page = None if self._closed else self._page
-            first = {"so_far": partial(page.show, whole=False)} if page is not None and self._runs is None else {}
-            self._runs = find_runs(self.folder, known=self._known, **first)
+            so_far = partial(page.show, whole=False) if page is not None and self._runs is None else None
+            self._runs = find_runs(self.folder, known=self._known, so_far=so_far)
             if page is not None:
                 page.show(self._runs)
             if page is not None and self._chosen is None:

@@ -102,8 +102,9 @@ def group_rows(
     check_columns(rows, [column])
     groups, values = dict[str, list[Row]](), dict[str, Json]()
     for row in rows:
-        tags = [*row["tags"]] or [""] if column == "tags" else [row[column]]  # a run is in the group of each tag
-        for value in tags if row["status"] != "no run" else ():
+        tags = row[column] if column == "tags" else None
+        places = (tags or [""]) if isinstance(tags, list) else [row[column]]  # a run is in the group of each tag
+        for value in places if row["status"] != "no run" else ():
             values[repr(value)] = value
             groups.setdefault(repr(value), []).append(row)
     found = []

@@ -444,7 +444,7 @@ def _read_all(
     found, pause = list[RunFacts](), _FIRST_PAUSE
     with ThreadPoolExecutor(_READERS, "tractkit-runs-reader") as pool:
         due = time.monotonic() + pause
-        for run in pool.map(lambda place: read_facts(*place, known), places):
+        for run in pool.map(lambda place: read_facts(place[0], place[1], known), places):
             found.append(run)
             if so_far is not None and time.monotonic() > due and len(found) < len(places):
                 so_far(_runs_first(found))
