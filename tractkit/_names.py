@@ -644,7 +644,7 @@ NAMES = {
     "is_training_here": "training.trainable",
     "item_key": "functional.sources",
     "join_inputs": "hdf5.recipe",
-    "join_scripts": "lab.readout",
+    "join_scripts": "lab.settings_code",
     "keep_best_model": "training.trainable",
     "keeps_own_rates": "training.live_settings",
     "keywords_of": "training.config",

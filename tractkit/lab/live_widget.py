@@ -12,8 +12,6 @@ import uuid
 import weakref
 from collections.abc import Callable
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -21,6 +19,8 @@ import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 from ipywidgets import Widget
+
+from .settings_code import join_scripts
 
 # %% ../../nbs/lab/09_live_widget.ipynb #bfda661c
 class Watcher:
@@ -107,8 +107,8 @@ def serve_while_cells_run(
 class KernelWatch(anywidget.AnyWidget):
     """The first part of a live widget: where the kernel is gone, the page greys the other parts and says so."""
 
-    _esm = Path(str(files("tractkit.lab") / "kernel_watch.js"))
-    _css = Path(str(files("tractkit.lab") / "kernel_watch.css"))
+    _esm = join_scripts("kernel_watch.js")
+    _css = join_scripts("kernel_watch.css")
     safe = traitlets.Unicode("").tag(sync=True)  # what is safe then, as a sentence without its full stop
 
 # %% ../../nbs/lab/09_live_widget.ipynb #549048a0

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,8 @@ from ..core.html import as_html
 from .live_widget import (
     KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
-from .readout import join_scripts
 from .run_curves import CurveReader
+from .settings_code import join_scripts
 from .run_table import PageMaker, Row, check_columns, group_rows, run_rows, runs_html, runs_text, sort_rows
 from ..runs.curves import plot_runs
 from ..runs.filters import filter_runs
@@ -41,7 +40,7 @@ class _Table(anywidget.AnyWidget):
     """The table and the curves of a browser."""
 
     _esm = join_scripts("canvas.js", "run_curves.js", "run_browser.js")
-    _css = Path(str(files("tractkit.lab"))) / "run_browser.css"
+    _css = join_scripts("run_browser.css")
     table: Any = traitlets.Dict({"columns": [], "rows": [], "below": ""}).tag(sync=True)  # of `PageMaker`
     changed: Any = traitlets.Dict().tag(sync=True)               # rows of the table that are others since, by place
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)  # that are shown; none: those that are at first

@@ -135,10 +135,13 @@ def undoable(
 def close_widgets(
     *widgets: Widget,  # and those in them
 ) -> None:
-    """Close widgets with all that is in them: each has a line of its own to the page."""
+    """Close widgets with all that is in them, layouts and styles too: each has a line of its own to the page, and is
+    kept as long as that is open."""
     for widget in widgets:
         close_widgets(*getattr(widget, "children", ()))
-        widget.close()
+        for part in (getattr(widget, "layout", None), getattr(widget, "style", None), widget):
+            if isinstance(part, Widget):
+                part.close()
 
 
 class FieldNote:
