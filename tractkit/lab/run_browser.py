@@ -13,7 +13,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ from ..core.html import as_html
 from .live_widget import (
     KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
-from .run_curves import CurveReader, widget_script
+from .run_curves import CurveReader
+from .settings_code import join_scripts
 from .run_table import PageMaker, Row, check_columns, group_rows, run_rows, runs_html, runs_text, sort_rows
 from ..runs.curves import plot_runs
 from ..runs.filters import filter_runs
@@ -43,8 +43,8 @@ _READING = "The runs are being read …"
 class _Table(anywidget.AnyWidget):
     """The table and the curves of a browser."""
 
-    _esm = widget_script("run_curves.js", "run_browser.js")
-    _css = Path(str(files("tractkit.lab"))) / "run_browser.css"
+    _esm = join_scripts("canvas.js", "run_curves.js", "run_browser.js")
+    _css = join_scripts("run_browser.css")
     table: Any = traitlets.Dict({"columns": [], "rows": [], "below": _READING}).tag(sync=True)  # of `PageMaker`
     changed: Any = traitlets.Dict().tag(sync=True)               # rows of the table that are others since, by place
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)  # that are shown; none: those that are at first
