@@ -47,6 +47,7 @@ class Question:
         self.text = HTML()
         self.yes = Button(button_style="warning", layout=Layout(width="auto", min_width="84px"))
         self.no = Button(description="Stay", layout=Layout(width="auto", min_width="84px"))
+        self.yes.add_class("tractkit-yes")
         self.yes.on_click(lambda _: self._confirm())
         self.no.on_click(lambda _: self.withdraw())
         self.widget = HBox([self.text, HBox([self.yes, self.no])], layout=Layout(display="none", flex_flow="row wrap"))

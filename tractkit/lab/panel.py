@@ -104,7 +104,7 @@ class TrainerPanel:
         if preview is not None:
             preview.follow(self.trainer)
             tabs["Preview"] = preview.widget
-        self.tabs = Tab(list(tabs.values()), titles=list(tabs))
+        self.tabs = Tab(list(tabs.values()), titles=list(tabs)).add_class("tractkit-tabs")
         self.kernel_watch = KernelWatch()
         layout = Layout(max_width="880px", margin="0 0 12px")
         self.widget = VBox(self._parts(), layout=layout)
