@@ -1,9 +1,11 @@
 """The panel against a real trainer, and against a pretender for what a real one rarely does."""
 
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -275,6 +277,59 @@ def test_a_trainer_without_listeners_is_looked_at_all_the_same(make_panel):
     until(lambda: p.readout.readout["phase"] == "training")
 
 
+def test_the_first_batch_and_a_pause_are_shown_without_waiting_for_the_next_look(make_panel):
+    trainer = Pretender()
+    p, looks = make_panel(trainer, interval=60), []
+    p.refresh = lambda: looks.append(trainer.status.batch)
+
+    def report(event, **changes):
+        trainer.set(**changes)
+        trainer.listeners[0](event, trainer)
+        time.sleep(0.2)
+
+    report("started", phase="training")
+    report("batch", batch=1)
+    report("batch", batch=2)  # has time
+    assert looks == [0, 1]
+    report("paused", phase="paused", batch=3)
+    report("resumed", phase="training", batch=4)
+    assert looks == [0, 1, 3, 4]
+
+
+def test_a_pause_that_ends_again_at_once_draws_no_still(make_panel):
+    trainer = Pretender(phase="training", batch=1)
+    p, drawn = make_panel(trainer, interval=0.01), []
+    p.saved.shows, p.saved.shown_at = "the first", time.monotonic()
+    p.saved.update = lambda made_of, *_: (drawn.append(trainer.status.phase), setattr(p.saved, "shows", made_of))
+    for batch in range(2, 6):
+        trainer.set(phase="paused", batch=batch)
+        trainer.listeners[0]("paused", trainer)
+        until(lambda: p.readout.readout["phase"] == "paused")
+        trainer.set(phase="training")
+        trainer.listeners[0]("resumed", trainer)
+        until(lambda: p.readout.readout["phase"] == "training")
+    assert drawn == []
+    trainer.set(phase="paused")
+    trainer.listeners[0]("paused", trainer)
+    until(lambda: drawn == ["paused"], 20)
+    trainer.set(phase="finished")
+    trainer.listeners[0]("ended", trainer)
+    until(lambda: drawn == ["paused", "finished"], 20)
+
+
+def test_the_compact_form_is_a_line_with_buttons_a_curve_and_the_way_to_the_whole(make_panel):
+    trainer = Pretender(phase="training", batch=3, train_loss=0.5)
+    p = make_panel(trainer, compact=True)
+    assert p.widget.children[1] is p.readout and p.controls.widget not in p.widget.children
+    assert p.readout.readout["enabled"] == ["pause", "stop"]
+    for message in ({"press": "pause"}, {"press": "nothing"}, {}):
+        p.readout._handle_custom_msg(message, [])
+    assert trainer.pressed == ["pause"] and p.readout.readout["enabled"] == ["stop"]
+    assert p.still().axes[0].get_position().height < 0.5
+    p.readout._handle_custom_msg({"press": "whole"}, [])
+    assert p.widget.children == (p.kernel_watch, p.controls.widget, p.tabs) and not p.readout.compact
+
+
 def test_closing_ends_its_thread_and_leaves_the_trainer(make_panel):
     before = {t for t in threading.enumerate() if t.name == "tractkit-panel"}
     trainer = Pretender(phase="training")
@@ -283,6 +338,23 @@ def test_closing_ends_its_thread_and_leaves_the_trainer(make_panel):
     p.close()
     assert trainer.listeners == [] and trainer.pressed == []
     until(lambda: {t for t in threading.enumerate() if t.name == "tractkit-panel"} <= before)
+
+
+def test_thirty_panels_leave_one_listener_each_and_nothing_when_they_are_closed(tmp_path):
+    from ipywidgets.widgets.widget import _instances
+
+    trainer, before = fit(tmp_path), set(_instances)
+    threads = {t for t in threading.enumerate() if t.name == "tractkit-panel"}
+    panels = [TrainerPanel(trainer, compact=k % 2 == 1) for k in range(30)]
+    assert len(trainer.listeners) == 30
+    left = [weakref.ref(part) for p in panels for part in (p, p.readout, p.widget, p.form)]
+    for k, p in enumerate(panels):
+        (p if k < 15 else p.widget).close()  # as `Widget.close_all()` does
+    assert trainer.listeners == [] and set(_instances) <= before
+    until(lambda: {t for t in threading.enumerate() if t.name == "tractkit-panel"} <= threads)
+    del panels, p
+    gc.collect()
+    assert [kept() for kept in left if kept() is not None] == []
 
 
 def test_a_trainer_has_one_panel():
@@ -669,22 +741,19 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
         ("learning_rate", "fast", "fast"),
     ]:
         p.form.fields[name].value = typed
-        until(lambda name=name, text=problem: any(text in w.value for w in p.form.notes[name].children))
+        until(lambda name=name, text=problem: text in p.form.notes[name].text.value)
         assert p.source.settings() == before and field_text(p.form.fields[name].value) == field_text(before[name] or "")
 
-    def answer(name, k):
-        p.form.notes[name].children[1].children[k].click()
-
     p.form.fields["learning_rate"].value = "1"
-    assert "times as much" in p.form.notes["learning_rate"].children[0].value and p.source.settings() == before
-    answer("learning_rate", 1)
-    assert p.form.notes["learning_rate"].children == ()
+    assert "times as much" in p.form.notes["learning_rate"].text.value and p.source.settings() == before
+    p.form.notes["learning_rate"].no.click()
+    assert p.form.notes["learning_rate"].widget.layout.display == "none"
     assert p.form.fields["learning_rate"].value == field_text(before["learning_rate"])
     p.form.fields["max_epochs"].value = 2
-    assert "2 epochs are done already" in p.form.notes["max_epochs"].children[0].value
-    answer("max_epochs", 1)
+    assert "2 epochs are done already" in p.form.notes["max_epochs"].text.value
+    p.form.notes["max_epochs"].no.click()
     p.form.fields["learning_rate"].value = "1"
-    answer("learning_rate", 0)
+    p.form.notes["learning_rate"].yes.click()
     until(lambda: p.form.undo.description.startswith("Undo learning_rate"))
     step = trainer.state.global_step
     until(lambda: p.readout.changes and p.readout.changes[-1]["step"] == step)  # a mark on the curves
@@ -692,6 +761,26 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
     until(lambda: p.source.settings() == before and p.form.undo.layout.display == "none")
     assert len(p.readout.changes) == 2
     trainer.stop(wait=True)
+
+
+def test_the_buttons_of_a_question_are_there_before_it_is_asked(make_panel, tmp_path, monkeypatch):
+    """A button that is made while a cell runs would be served at the next look only, and while it rests there is none."""
+    served = set()
+
+    def serve(widget):
+        served.add(widget)
+        for part in getattr(widget, "children", ()):
+            serve(part)
+
+    monkeypatch.setattr("tractkit.lab.panel.serve_while_cells_run", serve)
+    p = make_panel(fit(tmp_path))
+
+    def parts(widget):
+        return [widget, *(w for child in getattr(widget, "children", ()) for w in parts(child))]
+
+    p.form.fields["learning_rate"].value = "1"  # 100 times as much: it asks
+    answers = [w for w in parts(p.widget) if getattr(w, "description", "") in ("Change it", "Leave it")]
+    assert len(answers) >= 2 and set(answers) <= served
 
 
 def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):
@@ -857,6 +946,23 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
     for x in (preview, broken, by_folder):
         x.close()
     assert again.listeners == []
+
+
+def test_what_is_loaded_while_a_person_looks_is_not_loaded_after_start(tmp_path):
+    code = FIT + f'''
+import sys
+from tractkit.lab.panel import TrainerPanel
+trainer = fit({str(tmp_path)!r}, max_epochs=1)
+panel = TrainerPanel(trainer)
+panel.source.prepare()
+before = set(sys.modules)
+panel.press("start"); trainer.wait()
+print(len([name for name in sys.modules if name.startswith(("torch.", "tensorboard", "numba.")) and name not in before]))
+panel.close()
+'''
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10, done.stdout  # about 700 without it
 
 
 def test_a_plain_script_can_have_a_panel(tmp_path):

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from IPython.core.getipython import get_ipython
 from ipywidgets import HTML, Button, HBox, Layout, Tab, VBox, Widget
 
 from .controls import Controls, branch_head
@@ -24,9 +25,9 @@ from .live_widget import (
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
-from .readout import Readout, draw_panel, marks_of
+from .readout import Readout, draw_line, draw_panel, marks_of
 from .settings_code import CodeBox
-from .settings_form import EditForm
+from .settings_form import EditForm, close_widgets
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
@@ -82,32 +83,50 @@ class TrainerPanel:
         *,
         interval: float = 0.25,             # seconds between two looks at a running trainer
         preview: Preview | None = None,
+        compact: bool = False,              # one line and a curve; its button ··· shows the rest
     ):
         self.source: PanelSource = source_of(trainer, state)
         self.trainer, self.interval, self.preview = self.source.trainer, interval, preview
         self.forks: list[TrainerPanel] = []
         self.feedback, self.saved = CommandFeedback(), SavedOutput("tractkit-still")
-        self._lock, self._closed = threading.RLock(), False
+        self._lock, self._closed, self._seen = threading.RLock(), False, ""
         self._commands = PanelCommands(
             self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent,
             lambda command, text, then: self.controls.question.ask(command, text, then),
             lambda: self.controls.branch_name.value)
         self.controls = Controls(self._commands.click)
         self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code)
-        self.readout, self.buttons, self.checkpoint = Readout(), self.controls.buttons, self.controls.checkpoint
+        self.readout = Readout(compact=compact)
+        self.readout.on_msg(lambda _, message, __: self._pressed(message))
+        self.buttons, self.checkpoint = self.controls.buttons, self.controls.checkpoint
         self.form = self.settings_tab.form
         tabs: dict[str, Widget] = {"Progress": self.readout, "Settings": self.settings_tab.widget}
         if preview is not None:
             preview.follow(self.trainer)
             tabs["Preview"] = preview.widget
-        self.tabs = Tab(list(tabs.values()), titles=list(tabs))
+        self.tabs = Tab(list(tabs.values()), titles=list(tabs)).add_class("tractkit-tabs")
         self.kernel_watch = KernelWatch()
         layout = Layout(max_width="880px", margin="0 0 12px")
-        self.widget = VBox([self.kernel_watch, self.controls.widget, self.tabs], layout=layout)
+        self.widget = VBox(self._parts(), layout=layout)
+        self.widget.observe(lambda change: self.close() if change["new"] is None else None, "comm")  # it was closed
         self.watcher = Watcher(self._look, self._pause, interval, "tractkit-panel")
         self.poll = None if self.source.listen(self.watcher.wake) else 1.0  # seconds
         self.refresh()
         self.watcher.start()
+
+    def _parts(self) -> list[Widget]:
+        if self.readout.compact:
+            return [self.kernel_watch, self.readout, self.controls.question.widget]
+        return [self.kernel_watch, self.controls.widget, self.tabs]
+
+    def _pressed(self, message: Mapping[str, str]) -> None:
+        """Do what a button in the compact line means."""
+        if message.get("press") == "whole":
+            self.readout.compact = False
+            self.widget.children = [*self._parts(), *self.widget.children[3:]]
+            self.refresh()
+        elif message.get("press") in self.buttons:
+            self._commands.click(message["press"])
 
     def press(
         self,
@@ -139,8 +158,7 @@ class TrainerPanel:
         self.forks.remove(panel)
         self.widget.children = [w for w in self.widget.children if w not in (head, panel.widget)]
         panel.close()
-        for widget in (*head.children, head):
-            widget.close()
+        close_widgets(head)
 
     def _sent(self) -> None:
         self.refresh()
@@ -162,13 +180,13 @@ class TrainerPanel:
             if self._closed:
                 return
             text, curves, source = self._describe(), pack_curves(self.source.curves()), self.source
-            with self.readout.hold_sync():  # one message
-                self.readout.readout, self.readout.curves = {**text, "safe": source.safe}, curves
-                self.readout.changes = marks_of(source.changes())
-            checkpoints = source.checkpoints()
+            checkpoints, must_interrupt = source.checkpoints(), source.holds_cell and clicks_wait_for_cells()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
-            must_interrupt = source.holds_cell and clicks_wait_for_cells()
             self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
+            enabled = [command for command, button in self.buttons.items() if not button.disabled]
+            with self.readout.hold_sync():  # one message
+                self.readout.readout = {**text, "safe": source.safe, "enabled": enabled}
+                self.readout.curves, self.readout.changes = curves, marks_of(source.changes())
             self.form.know(source.status.epoch, source.changes())
             self.settings_tab.show(source.settings(), source.can_change and not must_interrupt, text["message"])
             serve_while_cells_run(self.widget)
@@ -177,7 +195,9 @@ class TrainerPanel:
         return self.trainer.status.phase in ACTIVE
 
     def _pause(self) -> float | None:
-        return 0.0 if self._is_active() else self.poll
+        if self._is_active():
+            return 0.0
+        return 1.0 if self.saved.shows not in ("", self._seen) else self.poll
 
     def _look(self) -> None:
         try:
@@ -185,8 +205,11 @@ class TrainerPanel:
         except Exception as e:  # of a folder that is being moved, for example: it looks again
             error = f"the panel could not look: {type(e).__name__}: {e}"
             self.feedback.say("", self.source.status, error)
-        if not self._is_active() or time.monotonic() - self.saved.shown_at > 60:
-            self.saved.update(self._saved_of(), self._saved_html, repr(self))
+        before, self._seen, phase = self._seen, self._saved_of(), self.trainer.status.phase
+        # To draw it takes a moment: a pause that ends again at once is not drawn.
+        is_due = self._seen == before if phase == "paused" else phase not in ACTIVE
+        if is_due or time.monotonic() - self.saved.shown_at > 60:
+            self.saved.update(self._seen, self._saved_html, repr(self))
 
     def code(self) -> str:
         """Return Python that makes a trainer with the settings as they are now, and lists the changes."""
@@ -194,7 +217,7 @@ class TrainerPanel:
 
     def still(self) -> Picture:
         """Draw the panel as it is now."""
-        return draw_panel(self._describe(), self.source.curves())
+        return (draw_line if self.readout.compact else draw_panel)(self._describe(), self.source.curves())
 
     def table(self) -> dict[str, str]:
         """Return what the panel shows now, in words."""
@@ -206,6 +229,8 @@ class TrainerPanel:
     def close(self) -> None:
         """Take the panel from the page and end its thread. The trainer goes on."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
         self.watcher.close()
         self.source.stop_listening()
@@ -213,10 +238,8 @@ class TrainerPanel:
             del _PANELS[id(self.trainer)]
         for branch in self.forks:
             branch.close()
-        self.controls.close()
-        self.form.close()
-        for widget in (self.readout, *self.widget.children, self.widget):
-            widget.close()
+        self.tabs.children = []  # the preview is not ours
+        close_widgets(self.readout, self.settings_tab.widget, self.controls.widget, self.tabs, self.widget)
 
     def _saved_of(self) -> str:
         return f"{self.trainer.status} {self.source.settings()}"
@@ -226,6 +249,8 @@ class TrainerPanel:
 
     def _ipython_display_(self) -> None:
         display_widget(self.widget, repr(self))
+        if hasattr(get_ipython(), "kernel"):  # a person looks at it
+            threading.Thread(target=self.source.prepare, daemon=True, name="tractkit-prepare").start()
         self.saved.show(self._saved_of(), self._saved_html, repr(self))
 
     def __repr__(self) -> str:
