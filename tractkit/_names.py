@@ -121,7 +121,7 @@ NAMES = {
     "Interpolation": "spatial.volume",
     "Iterator": "functional.pipeline",
     "KEYED_VERSION": "core.rng",
-    "KernelWatch": "lab.live_widget",
+    "KernelWatch": "viz.kernel_watch",
     "KeyedDropout": "models.layers",
     "KnownRuns": "runs.listing",
     "LAYOUTS": "dwi.anatomy",

@@ -22,6 +22,7 @@ from PIL import Image
 
 from .colors import COLORMAPS, draw_legend
 from .composition import Composition
+from .kernel_watch import KernelWatch
 from .planes import NORMALS, VIEWS
 from .theme import DARK, Rgb
 
@@ -251,4 +252,4 @@ _STYLE = """<style>
 
 def put_together(*rows: widgets.Widget) -> widgets.VBox:
     """Make one widget of the canvas and the controls below it."""
-    return widgets.VBox([*rows, widgets.HTML(_STYLE, layout={"display": "none"})], _dom_classes=["tractkit-view"])
+    return widgets.VBox([KernelWatch(), *rows, widgets.HTML(_STYLE, layout={"display": "none"})], _dom_classes=["tractkit-view"])
