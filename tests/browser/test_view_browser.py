@@ -3,6 +3,8 @@
 One notebook, one story: each test goes on where the one before it left the page."""
 
 import io
+import os
+import signal
 import time
 from base64 import b64decode
 
@@ -289,3 +291,13 @@ def test_a_restart_leaves_no_dead_view(page, lab):
     page.wait_for_timeout(500)
     page.screenshot(path=PICTURES / "view-restarted-dark.png")
     lab.theme(page, "Light")
+
+
+def test_a_view_says_that_its_kernel_is_gone(page, lab):
+    kernel = Kernel(lab)
+    process = kernel.ask("__import__('os').getpid()")
+    kernel.close()
+    assert page.locator(".tractkit-watch").first.is_hidden()
+    os.kill(process, signal.SIGKILL)
+    until(lambda: "The kernel is gone" in page.locator(".tractkit-watch").first.inner_text(), 60)
+    assert page.locator(".tractkit-view > .tractkit-gone[inert]").count() >= 2  # the canvas, and controls

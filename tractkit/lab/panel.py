@@ -21,7 +21,7 @@ from .controls import Controls, branch_head
 from ..core.text import Json
 from .live_curves import pack_curves
 from .live_widget import (
-    KernelWatch, SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
+    SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
@@ -32,6 +32,7 @@ from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
 from ..viz.figure import Picture
+from ..viz.kernel_watch import KernelWatch
 
 # %% ../../nbs/lab/12_panel.ipynb #4b741b7a
 class SettingsTab:

@@ -24,7 +24,7 @@ from ipywidgets import Button, HBox, Label, Layout, VBox
 from ..core.files import DataError
 from ..core.html import as_html
 from .live_widget import (
-    KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
+    SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
 from .run_curves import CurveReader
 from .settings_code import join_scripts
@@ -35,6 +35,7 @@ from ..runs.listing import KnownRuns, RunFacts, find_runs, runs_folder
 from ..runs.notes import RunNotes, annotate
 from ..training.runner import runner_of
 from ..viz.figure import Picture
+from ..viz.kernel_watch import KernelWatch
 
 # %% ../../nbs/lab/15_run_browser.ipynb #0b5af764
 _READING = "The runs are being read …"

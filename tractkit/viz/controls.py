@@ -10,7 +10,6 @@ import html
 import io
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +21,7 @@ from PIL import Image
 
 from .colors import COLORMAPS, draw_legend
 from .composition import Composition
+from .kernel_watch import KernelWatch, page_part
 from .planes import NORMALS, VIEWS
 from .theme import DARK, Rgb
 
@@ -55,7 +55,7 @@ _WIDE, _WORD = {"width": "384px"}, {"description_width": "70px"}  # a slider, an
 class Page(anywidget.AnyWidget):
     """What a view does in the browser alone: a button for the full screen, names for the handles of sliders."""
 
-    _esm = Path(str(files("tractkit.viz") / "view_page.js"))
+    _esm = page_part("view_page.js")
 
 # %% ../../nbs/viz/17_controls.ipynb #462abc7d
 def add_buttons(view: Controllable, screenshot: Callable[[], None], tooltip: str) -> None:
@@ -251,4 +251,4 @@ _STYLE = """<style>
 
 def put_together(*rows: widgets.Widget) -> widgets.VBox:
     """Make one widget of the canvas and the controls below it."""
-    return widgets.VBox([*rows, widgets.HTML(_STYLE, layout={"display": "none"})], _dom_classes=["tractkit-view"])
+    return widgets.VBox([KernelWatch(), *rows, widgets.HTML(_STYLE, layout={"display": "none"})], _dom_classes=["tractkit-view"])
