@@ -25,8 +25,9 @@ from ..spatial.space import apply_affine
 from ..spatial.volume import Volume
 from .colors import Legend, draw_legend, label_colors, slice_colors
 from .composition import Composition, Part
-from .drawables import (
-    _LEAST, Contour, Drawing, Glyphs, Labels, Lines, Peaks, Slices, box_of, glyph_radii, voxels_on_plane)
+from tractkit.viz.drawables import (
+    _LEAST, Contour, Drawing, Glyphs, Labels, Lines, Peaks, Slices, box_of, glyph_radii, label_index,
+    voxels_on_plane)
 from .figure import encode_png
 from .fury_actors import _sphere, contour_actor
 from .fury_camera import letter_places
@@ -127,7 +128,7 @@ def _add_volume(block: Block, c: Composition, slices: Slices, window: tuple[floa
 def _add_labels(block: Block, labels: Labels, values: np.ndarray) -> Told:
     """Add labels as a volume of bytes, the number of each among all, with a color for each byte."""
     data = labels.volume.data.reshape(labels.volume.shape3d)
-    index = np.where(data == 0, 0, np.searchsorted(values, data) + 1).astype(np.float32)
+    index = label_index(data, values).astype(np.float32)
     rgba = np.zeros((256, 4), np.float32)
     rgba[:len(values) + 1] = label_colors(len(values))
     return dict(name=labels.name, values=[0.0, 255.0], window=[0.0, 255.0], exact=True, labels=True,
