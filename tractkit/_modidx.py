@@ -825,6 +825,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'tractkit.demo.pipeline.groups_of': ('demo/pipeline.html#groups_of', 'tractkit/demo/pipeline.py'),
                                         'tractkit.demo.pipeline.has_settings': ( 'demo/pipeline.html#has_settings',
                                                                                  'tractkit/demo/pipeline.py'),
+                                        'tractkit.demo.pipeline.one_line': ('demo/pipeline.html#one_line', 'tractkit/demo/pipeline.py'),
                                         'tractkit.demo.pipeline.open_demo': ('demo/pipeline.html#open_demo', 'tractkit/demo/pipeline.py'),
                                         'tractkit.demo.pipeline.open_folder': ( 'demo/pipeline.html#open_folder',
                                                                                 'tractkit/demo/pipeline.py'),

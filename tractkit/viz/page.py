@@ -275,8 +275,8 @@ def _describe(c: Composition, state: ViewState, block: Block, title: str) -> Tol
         frame=_floats(c.frame), box=_floats(box_of(*drawings)), sliceStep=float(min(grids, default=1.0)), total=c.total,
         planes=len(grids) > 0, letters=c.letters, byDirection=c.by_direction,
         thickness=(1.0 if any(part.tubes for part in state.parts) else 0.7) * state.style.thickness,
-        slab=state.style.slab or 0.0, axes=[NORMALS[plane] for plane in state.planes], dark=_floats(to_rgb(DARK)),
-        lines=lines, limit=max((told["limit"] for told in lines), default=0),
+        slab=state.style.slab or 0.0, opacity=float(state.style.opacity), dark=_floats(to_rgb(DARK)),
+        axes=[NORMALS[plane] for plane in state.planes], lines=lines, limit=max((told["limit"] for told in lines), default=0),
         volumes=[*(_add_volume(block, c, s, state.window, state.colormap) for s in c.slices),
                  *(_add_labels(block, labels, values) for labels, values in c.labels if len(values) < 256)],
         surfaces=[s for s in surfaces if s],
@@ -362,8 +362,6 @@ def _notes(c: Composition, told: Told, state: ViewState, asked: int, most_megaby
         notes.append(f"Glyphs are drawn on the planes x = {x}, y = {y} and z = {z} mm only.")
     if any(len(values) > 255 for _, values in c.labels):
         notes.append("A volume of more than 255 labels is not in the page.")
-    if state.style.opacity < 1:
-        notes.append("Streamlines are opaque in the page.")
     return notes
 
 
