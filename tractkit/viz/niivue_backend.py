@@ -212,7 +212,7 @@ class NiivueScene:
         import ipyniivue
 
         self._kinds, self.composition = ipyniivue.SliceType, composition
-        self.grids = [d.volume for d in [*composition.slices, *(labels for labels, _ in composition.labels)]]
+        self.grids = [*(s.volume for s in composition.slices), *(labels.volume for labels, _ in composition.labels)]
         r, g, b = to_rgb(DARK)
         self.widget = ipyniivue.NiiVue(
             height=size[1], back_color=(r, g, b, 1.0), is_slice_mm=True, is_orient_cube=True, crosshair_width=0.0,
