@@ -275,6 +275,38 @@ def test_a_trainer_without_listeners_is_looked_at_all_the_same(make_panel):
     until(lambda: p.readout.readout["phase"] == "training")
 
 
+def test_the_first_batch_and_a_pause_are_shown_without_waiting_for_the_next_look(make_panel):
+    trainer = Pretender()
+    p, looks = make_panel(trainer, interval=60), []
+    p.refresh = lambda: looks.append(trainer.status.batch)
+
+    def report(event, **changes):
+        trainer.set(**changes)
+        trainer.listeners[0](event, trainer)
+        time.sleep(0.2)
+
+    report("started", phase="training")
+    report("batch", batch=1)
+    report("batch", batch=2)  # has time
+    assert looks == [0, 1]
+    report("paused", phase="paused", batch=3)
+    report("resumed", phase="training", batch=4)
+    assert looks == [0, 1, 3, 4]
+
+
+def test_the_compact_form_is_a_line_with_buttons_a_curve_and_the_way_to_the_whole(make_panel):
+    trainer = Pretender(phase="training", batch=3, train_loss=0.5)
+    p = make_panel(trainer, compact=True)
+    assert p.widget.children[1] is p.readout and p.controls.widget not in p.widget.children
+    assert p.readout.readout["enabled"] == ["pause", "stop"]
+    for message in ({"press": "pause"}, {"press": "nothing"}, {}):
+        p.readout._handle_custom_msg(message, [])
+    assert trainer.pressed == ["pause"] and p.readout.readout["enabled"] == ["stop"]
+    assert p.still().axes[0].get_position().height < 0.5
+    p.readout._handle_custom_msg({"press": "whole"}, [])
+    assert p.widget.children == (p.kernel_watch, p.controls.widget, p.tabs) and not p.readout.compact
+
+
 def test_closing_ends_its_thread_and_leaves_the_trainer(make_panel):
     before = {t for t in threading.enumerate() if t.name == "tractkit-panel"}
     trainer = Pretender(phase="training")
@@ -857,6 +889,23 @@ def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_pan
     for x in (preview, broken, by_folder):
         x.close()
     assert again.listeners == []
+
+
+def test_what_is_loaded_while_a_person_looks_is_not_loaded_after_start(tmp_path):
+    code = FIT + f'''
+import sys
+from tractkit.lab.panel import TrainerPanel
+trainer = fit({str(tmp_path)!r}, max_epochs=1)
+panel = TrainerPanel(trainer)
+panel.source.prepare()
+before = set(sys.modules)
+panel.press("start"); trainer.wait()
+print(len([name for name in sys.modules if name.startswith(("torch.", "tensorboard", "numba.")) and name not in before]))
+panel.close()
+'''
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 10, done.stdout  # about 700 without it
 
 
 def test_a_plain_script_can_have_a_panel(tmp_path):

@@ -139,10 +139,3 @@ class Controls:
             if self._chosen in [step for _, step in checkpoints]:
                 self.checkpoint.value = self._chosen
         self._filling = False
-
-    def close(self) -> None:
-        """Take the buttons from the page."""
-        rows = self.widget.children
-        parts = [part for row in rows for part in row.children]
-        for widget in (self.question.yes, self.question.no, *parts, *rows, self.widget):
-            widget.close()

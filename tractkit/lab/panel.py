@@ -14,17 +14,18 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from IPython.core.getipython import get_ipython
 from ipywidgets import HTML, Button, HBox, Layout, Tab, VBox, Widget
 
 from .controls import Controls, branch_head
 from ..core.text import Json
 from .live_curves import pack_curves
 from .live_widget import (
-    KernelWatch, SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
+    KernelWatch, SavedOutput, Watcher, clicks_wait_for_cells, close_widgets, display_widget, serve_while_cells_run)
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
-from .readout import Readout, draw_panel, marks_of
+from .readout import Readout, draw_line, draw_panel, marks_of
 from .settings_code import CodeBox
 from .settings_form import EditForm
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
@@ -82,6 +83,7 @@ class TrainerPanel:
         *,
         interval: float = 0.25,             # seconds between two looks at a running trainer
         preview: Preview | None = None,
+        compact: bool = False,              # one line and a curve; its button ··· shows the rest
     ):
         self.source: PanelSource = source_of(trainer, state)
         self.trainer, self.interval, self.preview = self.source.trainer, interval, preview
@@ -94,7 +96,9 @@ class TrainerPanel:
             lambda: self.controls.branch_name.value)
         self.controls = Controls(self._commands.click)
         self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code)
-        self.readout, self.buttons, self.checkpoint = Readout(), self.controls.buttons, self.controls.checkpoint
+        self.readout = Readout(compact=compact)
+        self.readout.on_msg(lambda _, message, __: self._pressed(message))
+        self.buttons, self.checkpoint = self.controls.buttons, self.controls.checkpoint
         self.form = self.settings_tab.form
         tabs: dict[str, Widget] = {"Progress": self.readout, "Settings": self.settings_tab.widget}
         if preview is not None:
@@ -103,11 +107,25 @@ class TrainerPanel:
         self.tabs = Tab(list(tabs.values()), titles=list(tabs))
         self.kernel_watch = KernelWatch()
         layout = Layout(max_width="880px", margin="0 0 12px")
-        self.widget = VBox([self.kernel_watch, self.controls.widget, self.tabs], layout=layout)
+        self.widget = VBox(self._parts(), layout=layout)
         self.watcher = Watcher(self._look, self._pause, interval, "tractkit-panel")
         self.poll = None if self.source.listen(self.watcher.wake) else 1.0  # seconds
         self.refresh()
         self.watcher.start()
+
+    def _parts(self) -> list[Widget]:
+        if self.readout.compact:
+            return [self.kernel_watch, self.readout, self.controls.question.widget]
+        return [self.kernel_watch, self.controls.widget, self.tabs]
+
+    def _pressed(self, message: Mapping[str, str]) -> None:
+        """Do what a button in the compact line means."""
+        if message.get("press") == "whole":
+            self.readout.compact = False
+            self.widget.children = [*self._parts(), *self.widget.children[3:]]
+            self.refresh()
+        elif message.get("press") in self.buttons:
+            self._commands.click(message["press"])
 
     def press(
         self,
@@ -139,8 +157,7 @@ class TrainerPanel:
         self.forks.remove(panel)
         self.widget.children = [w for w in self.widget.children if w not in (head, panel.widget)]
         panel.close()
-        for widget in (*head.children, head):
-            widget.close()
+        close_widgets(head)
 
     def _sent(self) -> None:
         self.refresh()
@@ -162,13 +179,13 @@ class TrainerPanel:
             if self._closed:
                 return
             text, curves, source = self._describe(), pack_curves(self.source.curves()), self.source
-            with self.readout.hold_sync():  # one message
-                self.readout.readout, self.readout.curves = {**text, "safe": source.safe}, curves
-                self.readout.changes = marks_of(source.changes())
-            checkpoints = source.checkpoints()
+            checkpoints, must_interrupt = source.checkpoints(), source.holds_cell and clicks_wait_for_cells()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
-            must_interrupt = source.holds_cell and clicks_wait_for_cells()
             self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
+            enabled = [command for command, button in self.buttons.items() if not button.disabled]
+            with self.readout.hold_sync():  # one message
+                self.readout.readout = {**text, "safe": source.safe, "enabled": enabled}
+                self.readout.curves, self.readout.changes = curves, marks_of(source.changes())
             self.form.know(source.status.epoch, source.changes())
             self.settings_tab.show(source.settings(), source.can_change and not must_interrupt, text["message"])
             serve_while_cells_run(self.widget)
@@ -194,7 +211,7 @@ class TrainerPanel:
 
     def still(self) -> Picture:
         """Draw the panel as it is now."""
-        return draw_panel(self._describe(), self.source.curves())
+        return (draw_line if self.readout.compact else draw_panel)(self._describe(), self.source.curves())
 
     def table(self) -> dict[str, str]:
         """Return what the panel shows now, in words."""
@@ -213,10 +230,8 @@ class TrainerPanel:
             del _PANELS[id(self.trainer)]
         for branch in self.forks:
             branch.close()
-        self.controls.close()
-        self.form.close()
-        for widget in (self.readout, *self.widget.children, self.widget):
-            widget.close()
+        self.tabs.children = []  # the preview is not ours
+        close_widgets(self.readout, self.settings_tab.widget, self.controls.widget, self.tabs, self.widget)
 
     def _saved_of(self) -> str:
         return f"{self.trainer.status} {self.source.settings()}"
@@ -226,6 +241,8 @@ class TrainerPanel:
 
     def _ipython_display_(self) -> None:
         display_widget(self.widget, repr(self))
+        if hasattr(get_ipython(), "kernel"):  # a person looks at it
+            threading.Thread(target=self.source.prepare, daemon=True, name="tractkit-prepare").start()
         self.saved.show(self._saved_of(), self._saved_html, repr(self))
 
     def __repr__(self) -> str:

@@ -8,9 +8,11 @@ __all__ = ['TrainerLike', 'PanelSource', 'FolderSource', 'TrainerSource', 'sourc
 # %% ../../nbs/lab/06_panel_source.ipynb #74898353
 import os
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from ..core.rng import fold
 from ..core.text import Json, Record
 from .folder_run import FolderRun
 from .live_curves import NamedCurves, RateCurves
@@ -18,6 +20,7 @@ from .settings_code import code_of_settings
 from .status_text import METHOD_OF, checkpoint_labels
 from ..runs.mailbox import Mailbox
 from ..runs.status import Status
+from ..runs.tensorboard import need_tensorboard
 from ..training.live_settings import changeable
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
@@ -140,10 +143,22 @@ class PanelSource:
         """Return Python that makes the trainer with these settings."""
         return f"# {type(self.trainer).__name__} has no settings that can be written as code"
 
-    def listen(self, wake: Callable[[], None]) -> bool:
-        """Have `wake` called in the training thread after each batch. Return False if it must be polled instead."""
+    def prepare(self) -> None:
+        """Load what the first batch needs and nobody has loaded yet, so that it does not wait for that."""
+
+    def listen(self, wake: Callable[[bool], None]) -> bool:
+        """Have `wake` called in the training thread after each batch. Return False if it must be polled instead.
+
+        `wake(True)`: a person waits for this: the first batch after a start, or that it has paused, goes on or ended."""
         listeners: list[Callable] | None = getattr(self.trainer, "listeners", None)
-        self._listener = lambda event, trainer: wake()
+        is_first = True
+
+        def listener(event: str, trainer: TrainerLike) -> None:
+            nonlocal is_first
+            wake(event in ("started", "paused", "resumed", "ended") or (is_first and event == "batch"))
+            is_first = event == "started" or (is_first and event != "batch")
+
+        self._listener = listener
         if listeners is not None:
             listeners.append(self._listener)
         return listeners is not None
@@ -215,6 +230,14 @@ class TrainerSource(PanelSource):
         except RuntimeError:  # it has just begun, or just ended
             return False
         return True
+
+    def prepare(self) -> None:
+        import torch._dynamo  # noqa: F401 - torch loads it when the first optimizer is made
+
+        fold(0)  # what numba has compiled
+        if self._trainer.settings.tensorboard is not False:
+            with suppress(ImportError):
+                need_tensorboard()
 
     def _shown(self) -> Trainer | FolderRun:
         if self._in_folder is not None and (self._trainer.state is not None or self._trainer.running):

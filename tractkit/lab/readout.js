@@ -7,6 +7,7 @@ const GRAPHS = {
   speed: ["batches/s"],
 };
 const ALONG = ["step", "epoch", "time"];
+const IN_LINE = ["start", "resume", "pause"]; // of these the first that makes sense is a button of the compact form
 
 function make(parent, tag, name, role) {
   const e = document.createElement(tag);
@@ -50,12 +51,16 @@ function toolbar(model, root, soon) {
     radios(model, bar, "graph", Object.keys(GRAPHS), "what is drawn"),
     radios(model, bar, "x", ALONG, "over step, epoch or time"),
   ];
-  const log = field(bar, "log", "smoothing", { type: "checkbox", title: "Logarithmic, where all values are positive" });
+  const group = make(bar, "div", "group");
+  const log = field(group, "log", "smoothing", {
+    type: "checkbox",
+    title: "Logarithmic, where all values are positive",
+  });
   log.onchange = () => {
     model.set("log", log.checked);
     model.save_changes();
   };
-  const slider = field(bar, "smoothing", "smoothing", {
+  const slider = field(group, "smoothing", "smoothing", {
     type: "range",
     min: 0,
     max: 0.1,
@@ -80,7 +85,6 @@ function makeParts(root, toolbarOf) {
   const parts = {};
   for (const name of ["chip", "where", "left", "name"]) parts[name] = make(head, "span", name);
   parts.bar = make(root, "div", "bar", "progressbar");
-  parts.bar.setAttribute("aria-label", "progress of the training");
   parts.whole = make(parts.bar, "div", "whole");
   parts.part = make(make(root, "div", "bar tractkit-thin"), "div", "part");
   parts.losses = make(root, "div", "losses");
@@ -92,6 +96,44 @@ function makeParts(root, toolbarOf) {
   make(parts.earlier, "summary", "summary").textContent = "earlier messages";
   parts.list = make(parts.earlier, "ul", "list");
   return parts;
+}
+
+function makeLine(root, press) {
+  // the compact form: one line above the curve; what it has no room for is kept, and not shown
+  const line = make(root, "div", "line");
+  const hidden = document.createElement("div");
+  const parts = { buttons: [] };
+  for (const title of ["Pause", "Stop"]) {
+    const b = make(line, "button", "press");
+    b.type = "button";
+    make(b, "span", "icon");
+    b.title = title;
+    b.onclick = () => press(b.dataset.command);
+    parts.buttons.push(b);
+  }
+  for (const name of ["chip", "where"]) parts[name] = make(line, "span", name);
+  parts.bar = make(line, "div", "bar", "progressbar");
+  parts.whole = make(parts.bar, "div", "whole");
+  for (const name of ["losses", "measures", "left"]) parts[name] = make(line, "span", name);
+  const more = make(line, "button", "press");
+  more.type = "button";
+  more.textContent = "···";
+  more.title = "Show the whole panel";
+  more.onclick = () => press("whole");
+  parts.canvas = make(root, "canvas", "canvas", "img");
+  parts.message = make(root, "div", "message", "status");
+  for (const name of ["name", "part", "earlier", "list"]) parts[name] = make(hidden, "div", name);
+  return parts;
+}
+
+function showButtons(buttons, enabled) {
+  const commands = [IN_LINE.find((c) => enabled.includes(c)) || "pause", "stop"];
+  commands.forEach((command, k) => {
+    buttons[k].dataset.command = command;
+    buttons[k].title = command[0].toUpperCase() + command.slice(1);
+    buttons[k].setAttribute("aria-label", buttons[k].title);
+    buttons[k].disabled = !enabled.includes(command);
+  });
 }
 
 function showPairs(parent, values, kind) {
@@ -113,6 +155,8 @@ function showWords(parts, r) {
   parts.message.textContent = r.message;
   parts.message.dataset.phase = r.phase;
   parts.message.dataset.safe = r.safe || ""; // read by kernel_watch.js
+  parts.chip.title = r.name;
+  if (parts.buttons) showButtons(parts.buttons, r.enabled || []);
   parts.whole.style.width = `${100 * r.done}%`;
   parts.part.style.width = `${100 * r.batches}%`;
   parts.bar.setAttribute("aria-valuenow", Math.round(100 * r.done));
@@ -167,6 +211,8 @@ function drawGraph(model, root, canvas, view) {
 
 function render({ model, el }) {
   const root = make(el, "div", "readout");
+  const compact = model.get("compact");
+  root.classList.toggle("tractkit-compact", compact);
   const view = { hover: null, drag: null, zoom: null };
   let waiting = false;
   const soon = () => {
@@ -178,15 +224,18 @@ function render({ model, el }) {
       });
     }
   };
-  const parts = makeParts(root, (parent) => toolbar(model, parent, soon));
+  const press = (command) => model.send({ press: command });
+  const parts = compact ? makeLine(root, press) : makeParts(root, (parent) => toolbar(model, parent, soon));
   const words = () => showWords(parts, model.get("readout"));
+  const chosen = parts.chosen || soon;
+  parts.bar.setAttribute("aria-label", "progress of the training");
   parts.canvas.tabIndex = 0;
   parts.canvas.title = "Drag to zoom, double click to show all";
   explore(parts.canvas, view, soon);
   const handlers = {
     "change:readout": words,
     "change:curves change:changes": soon,
-    "change:graph change:smoothing change:x change:log": parts.chosen,
+    "change:graph change:smoothing change:x change:log": chosen,
   };
   for (const [event, act] of Object.entries(handlers)) model.on(event, act);
   const size = new ResizeObserver(soon);
@@ -194,7 +243,7 @@ function render({ model, el }) {
   size.observe(root);
   theme.observe(document.body, { attributes: true });
   words();
-  parts.chosen();
+  chosen();
   return () => {
     for (const [event, act] of Object.entries(handlers)) model.off(event, act);
     size.disconnect();

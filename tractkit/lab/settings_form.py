@@ -199,13 +199,6 @@ class EditForm:
             self._note(self._confirmed_key, problem)
         self._confirmed_key = ""
 
-    def close(self) -> None:
-        """Take the form from the page."""
-        for key in self.notes:
-            self._note(key)
-        for widget in {*self.fields.values(), *self.widget.children, self.undo, self.widget}:
-            widget.close()
-
     def _undo(self) -> None:
         if self._last is not None:
             self._change(self._last["name"], self._last["from"])
