@@ -8,12 +8,14 @@ __all__ = ['check_numbers', 'run_demo', 'open_demo']
 # %% ../../nbs/demo/06_pipeline.ipynb #0e10dc22
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as text_bar  # a widget would be an error message where a notebook is opened again
 
 from ..core.files import DataError, absolute_path, atomic_path, collected, collecting, path_from_here
 from ..core.text import Record, bars_move, no_bar
@@ -171,7 +173,8 @@ def _check_subjects(subjects: Sequence[SubjectFiles], settings: DemoSettings, ac
 @contextmanager
 def one_line(shown: bool) -> Iterator[Callable[[str], None]]:
     """Give a function that shows the last text it was given, if wanted, and the time until then, where a line moves."""
-    with tqdm(bar_format="{desc} ({elapsed})", disable=no_bar(shown), leave=False) as bar:
+    none = {"disable": True} if no_bar(shown) else {}  # else what the environment says
+    with text_bar(bar_format="{desc} ({elapsed})", file=sys.stdout, leave=False, **none) as bar:
         yield lambda text: bar.set_description_str(f"{text.strip()}\n".splitlines()[0][:100])
 
 # %% ../../nbs/demo/06_pipeline.ipynb #3b2de16a
