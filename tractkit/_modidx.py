@@ -17,6 +17,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tractkit.cli.commands.keeping_interrupts': ( 'cli/commands.html#keeping_interrupts',
                                                                                      'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.main': ('cli/commands.html#main', 'tractkit/cli/commands.py'),
+                                       'tractkit.cli.commands.opening': ('cli/commands.html#opening', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.parser': ('cli/commands.html#parser', 'tractkit/cli/commands.py'),
                                        'tractkit.cli.commands.print_version': ( 'cli/commands.html#print_version',
                                                                                 'tractkit/cli/commands.py'),
