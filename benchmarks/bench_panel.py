@@ -1,20 +1,20 @@
-"""Training with the panel open beside training without it, and what an update of the panel costs.
+"""Training with the panel open beside training without it, what an update of the panel costs, and how soon a click
+has its effect.
 
 Learn2Track (28 features, LSTM 64-64) on one batch of 8 streamlines again and again, so that all batches take equally
-long, in a
-thread, as the panel starts it, in the kernel of a real JupyterLab with chromium in front of it (on the same cores).
-Stretches
-with the panel open in the page and with it closed take turns, in the other order each time; compared are seconds per
-batch.
-The bytes are those that the page receives. Then a toy of a thousand batches a second, which is as much to follow as
-there can be,
-without a page: the messages that widgets send are made (JSON and binary), counted and dropped. Where there is no
-chromium, so are
-those of Learn2Track. The time of an update is that of the thread that makes it, against the 5 ms it may take; its bytes
-against
-20 kB (in the columns of ms: kB)."""
+long, in a thread, as the panel starts it, in the kernel of a real JupyterLab with chromium in front of it (on the same
+cores). Stretches with the panel open in the page and with it closed take turns, in the other order each time; compared
+are seconds per batch. The bytes are those that the page receives. Then a toy of a thousand batches a second, which is
+as much to follow as there can be, without a page: the messages that widgets send are made (JSON and binary), counted
+and dropped. Where there is no chromium, so are those of Learn2Track. The time of an update is that of the thread that
+makes it, against the 5 ms it may take; its bytes against 20 kB (in the columns of ms: kB).
+
+A click is one on Pause or Resume in the page, by turns, while Learn2Track trains: 1,000 of them, one after the other.
+Its effect is that the training rests or goes on, by the clock of the kernel, and that the page says so. Given is the
+99th percentile in place of the median, against 100 ms and a batch, with its 95 % interval by order statistics."""
 
 import json
+import math
 import sys
 import tempfile
 import threading
@@ -42,11 +42,8 @@ from tractkit.training.trainer import Trainer, TrainerOneInput
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1] / "tests" / part) for part in (".", "browser")]
 
-PAIRS, STRETCH, SETTLE = (
-    52,
-    1.0,
-    1.0,
-)  # stretches of each kind, seconds of one, and before it (opening a panel is not training beside one)
+PAIRS, STRETCH, SETTLE = 52, 1.0, 1.0  # stretches of each kind, seconds of one, and before it: opening is not training
+NB_CLICKS = 1000
 
 
 class Meter:
@@ -163,13 +160,64 @@ def beside(trainer: Trainer, what: str, note: str) -> Iterator[Ratio]:
     yield from as_rows(what, note, times, spent, [s for s in meter.sizes if s > 1000])
 
 
+CLICKS = """async n => {
+    const panel = document.querySelector('.tractkit-readout'), chip = panel.querySelector('.tractkit-chip');
+    const button = verb => [...document.querySelectorAll('.jupyter-button')].find(b => b.textContent.trim() === verb);
+    const until = test => new Promise(done => {
+        if (test()) return done();
+        const seen = new MutationObserver(() => { if (test()) { seen.disconnect(); done(); } });
+        seen.observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+    });
+    const clicks = [];
+    for (let i = 0; i < n; i++) {
+        const [verb, effect] = i % 2 ? ['Resume', 'training'] : ['Pause', 'paused'];
+        await until(() => !button(verb).disabled);
+        await new Promise(done => setTimeout(done, 20 + 30 * (i * 0.618 % 1)));
+        const at = Date.now() / 1000, began = performance.now();
+        button(verb).click();
+        await until(() => chip.textContent === effect);
+        clicks.push([verb, at, performance.now() - began]);
+    }
+    return clicks;
+}"""
+
+
+def percentile(values: Sequence[float], share: float = 0.99) -> tuple[float, float, float]:
+    """A percentile, and its 95 % interval from order statistics (normal approximation of the binomial)."""
+    ordered, n = sorted(values), len(values)
+    half = 1.96 * math.sqrt(n * share * (1 - share))
+    ranks = (n * share, n * share - half, n * share + half)
+    value, low, high = (ordered[min(max(math.ceil(rank) - 1, 0), n - 1)] for rank in ranks)
+    return value, low, high
+
+
+def click_rows(clicks: Sequence[tuple[str, float, float]], effects: Sequence[tuple[str, float]],
+               batch: float) -> Iterator[Ratio]:
+    """From each click to its effect in the kernel and on the page, against 100 ms and a batch."""
+    wanted = {"Pause": "paused", "Resume": "resumed"}
+    delays = [1000 * (next(t for event, t in effects if event == wanted[verb] and t > at - 0.002) - at)
+              for verb, at, _ in clicks]
+    bound = 100 + 1000 * batch
+    for what, values in (("the training obeys", delays), ("the page shows it", [shown for _, _, shown in clicks])):
+        value, low, high = percentile(values)
+        yield Ratio(f"Learn2Track in a page: 99th percentile from a click until {what}", "100 ms and a batch", value,
+                    bound, value / bound, low / bound, high / bound,
+                    f"{len(values):,} clicks; median {median(values):.1f} ms, the longest {max(values):.0f} ms")
+
+
 class InPage:
     """Runs in the kernel of the page: trains, and times a stretch in a thread while the kernel stays free."""
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.paces, self.spent = trainer, list[float](), list[float]()
         self.panel: Timed | None = None
+        self.effects = list[tuple[str, float]]()
+        trainer.listeners.append(self.note)
         trainer.start()
+
+    def note(self, event: str, trainer: Trainer) -> None:
+        if event in ("paused", "resumed"):
+            self.effects.append((event, time.time()))
 
     def open(self) -> TrainerPanel:
         self.panel = Timed(self.trainer)
@@ -216,6 +264,11 @@ def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
                     times[which].append(kernel.ask("run.paces[-1]"))
                 lab.run_cell_with(page, "run.close()")
         spent = kernel.ask("run.spent")
+        lab.run_cell_with(page, "run.open()")
+        until(lambda: readout.count() > 0)
+        page.wait_for_timeout(1000 * SETTLE)
+        clicks = page.evaluate(CLICKS, NB_CLICKS)
+        effects = kernel.ask("run.effects")
         kernel.ask("run.trainer.stop(wait=True) is None")
         kernel.close()
         yield from as_rows(
@@ -225,6 +278,7 @@ def in_page(hdf5: Path, chromium: str, note: str) -> Iterator[Ratio]:
             spent,
             [size for _, kind, size, _ in wire.seen if kind == "comm_msg" and size > 1000],
         )
+        yield from click_rows(clicks, effects, median(times[0]))
 
 
 class OneBatch(BatchIDSampler):

@@ -9,7 +9,7 @@ from base64 import b64decode
 import numpy as np
 import pytest
 from helpers_waiting import until
-from lab import PICTURES, Kernel
+from lab import PICTURES, Kernel, Wire
 from PIL import Image
 
 from tractkit.viz.theme import palette
@@ -219,13 +219,23 @@ def test_while_a_cell_blocks_the_picture_stays(page, lab):
 def test_after_a_reload_the_view_is_painted_as_it_was_left(page, lab):
     before = rest(page)
     lab.saved_outputs(page, "view.ipynb")
+    wire = Wire(page)
     page.reload()
     lab.ready(page)
     canvas(page).wait_for(timeout=30_000)
     until(lambda: changed(page, before) < 0.005 and seen(page))
     page.screenshot(path=PICTURES / "view-reloaded.png")
-    drag(page, 60, 0)
+    del wire.seen[:]
+    box = canvas(page).bounding_box()
+    page.mouse.move(box["x"] + 100, box["y"] + 150)
+    page.mouse.down()
+    for step in range(100):
+        page.mouse.move(box["x"] + 100 + 0.6 * step, box["y"] + 150)
+        page.wait_for_timeout(8)
+    page.mouse.up()
     until(lambda: changed(page, before) > 0.02)
+    pictures = sum(b"framebufferdata" in content for *_, content in wire.seen)
+    assert pictures and len(wire.seen) < 4 * pictures + 30  # of a hundred moves: one message a picture, busy, idle
 
 
 def test_linked_views_turn_together(page, lab, kernel):

@@ -294,6 +294,27 @@ def test_the_first_batch_and_a_pause_are_shown_without_waiting_for_the_next_look
     assert looks == [0, 1, 3, 4]
 
 
+def test_a_pause_that_ends_again_at_once_draws_no_still(make_panel):
+    trainer = Pretender(phase="training", batch=1)
+    p, drawn = make_panel(trainer, interval=0.01), []
+    p.saved.shows, p.saved.shown_at = "the first", time.monotonic()
+    p.saved.update = lambda made_of, *_: (drawn.append(trainer.status.phase), setattr(p.saved, "shows", made_of))
+    for batch in range(2, 6):
+        trainer.set(phase="paused", batch=batch)
+        trainer.listeners[0]("paused", trainer)
+        until(lambda: p.readout.readout["phase"] == "paused")
+        trainer.set(phase="training")
+        trainer.listeners[0]("resumed", trainer)
+        until(lambda: p.readout.readout["phase"] == "training")
+    assert drawn == []
+    trainer.set(phase="paused")
+    trainer.listeners[0]("paused", trainer)
+    until(lambda: drawn == ["paused"], 20)
+    trainer.set(phase="finished")
+    trainer.listeners[0]("ended", trainer)
+    until(lambda: drawn == ["paused", "finished"], 20)
+
+
 def test_the_compact_form_is_a_line_with_buttons_a_curve_and_the_way_to_the_whole(make_panel):
     trainer = Pretender(phase="training", batch=3, train_loss=0.5)
     p = make_panel(trainer, compact=True)
@@ -701,22 +722,19 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
         ("learning_rate", "fast", "fast"),
     ]:
         p.form.fields[name].value = typed
-        until(lambda name=name, text=problem: any(text in w.value for w in p.form.notes[name].children))
+        until(lambda name=name, text=problem: text in p.form.notes[name].text.value)
         assert p.source.settings() == before and field_text(p.form.fields[name].value) == field_text(before[name] or "")
 
-    def answer(name, k):
-        p.form.notes[name].children[1].children[k].click()
-
     p.form.fields["learning_rate"].value = "1"
-    assert "times as much" in p.form.notes["learning_rate"].children[0].value and p.source.settings() == before
-    answer("learning_rate", 1)
-    assert p.form.notes["learning_rate"].children == ()
+    assert "times as much" in p.form.notes["learning_rate"].text.value and p.source.settings() == before
+    p.form.notes["learning_rate"].no.click()
+    assert p.form.notes["learning_rate"].widget.layout.display == "none"
     assert p.form.fields["learning_rate"].value == field_text(before["learning_rate"])
     p.form.fields["max_epochs"].value = 2
-    assert "2 epochs are done already" in p.form.notes["max_epochs"].children[0].value
-    answer("max_epochs", 1)
+    assert "2 epochs are done already" in p.form.notes["max_epochs"].text.value
+    p.form.notes["max_epochs"].no.click()
     p.form.fields["learning_rate"].value = "1"
-    answer("learning_rate", 0)
+    p.form.notes["learning_rate"].yes.click()
     until(lambda: p.form.undo.description.startswith("Undo learning_rate"))
     step = trainer.state.global_step
     until(lambda: p.readout.changes and p.readout.changes[-1]["step"] == step)  # a mark on the curves
@@ -724,6 +742,26 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
     until(lambda: p.source.settings() == before and p.form.undo.layout.display == "none")
     assert len(p.readout.changes) == 2
     trainer.stop(wait=True)
+
+
+def test_the_buttons_of_a_question_are_there_before_it_is_asked(make_panel, tmp_path, monkeypatch):
+    """A button that is made while a cell runs would be served at the next look only, and while it rests there is none."""
+    served = set()
+
+    def serve(widget):
+        served.add(widget)
+        for part in getattr(widget, "children", ()):
+            serve(part)
+
+    monkeypatch.setattr("tractkit.lab.panel.serve_while_cells_run", serve)
+    p = make_panel(fit(tmp_path))
+
+    def parts(widget):
+        return [widget, *(w for child in getattr(widget, "children", ()) for w in parts(child))]
+
+    p.form.fields["learning_rate"].value = "1"  # 100 times as much: it asks
+    answers = [w for w in parts(p.widget) if getattr(w, "description", "") in ("Change it", "Leave it")]
+    assert len(answers) >= 2 and set(answers) <= served
 
 
 def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):

@@ -1,3 +1,5 @@
+import { openCanvas, roundStep, ticks } from "./canvas.js";
+
 // Curves on a canvas. Of each: "name" has its points, "name mean" the means of a noisy one; NaN is a gap.
 const INK = {
   light: { training: "#2f6fb5", validation: "#c4521d", other: "#2f7d4f" },
@@ -74,42 +76,6 @@ function lineOf(name, curves, smoothing) {
   return { name, x, y, smooth, noisy, setting };
 }
 
-function ticks(low, high, log) {
-  const out = [];
-  const keep = (v) => {
-    if (v >= low && v <= high) out.push(v);
-  };
-  if (log) {
-    for (const steps of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
-      out.length = 0;
-      for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) for (const s of steps) keep(s * 10 ** e);
-      if (out.length >= 3) return out;
-    }
-  }
-  out.length = 0;
-  const raw = (high - low) / 4 || 1;
-  const unit = 10 ** Math.floor(Math.log10(raw));
-  const step = unit * ([1, 2, 5, 10].find((s) => s * unit >= raw) || 10);
-  for (let v = Math.ceil(low / step) * step; v <= high; v += step) keep(+v.toPrecision(12));
-  return out;
-}
-
-function openCanvas(canvas, font) {
-  // a clean canvas, drawn in CSS pixels
-  const ratio = window.devicePixelRatio || 1;
-  const W = canvas.clientWidth;
-  const H = canvas.clientHeight;
-  canvas.width = W * ratio;
-  canvas.height = H * ratio;
-  const c = canvas.getContext("2d");
-  c.scale(ratio, ratio);
-  c.clearRect(0, 0, W, H);
-  c.font = `12px ${font}`;
-  c.lineJoin = "round";
-  c.lineCap = "round";
-  return { c, W, H };
-}
-
 function valuesBetween({ x, y }, from, to) {
   // the finite values in a range, and those beside it, to which lines lead
   const inside = (k) => x[k] >= from && x[k] <= to;
@@ -139,7 +105,7 @@ function drawAxes(c, look, { L, R, B }, { X, Y, low, high, from, to, log }, word
   c.lineWidth = 1;
   c.textBaseline = "middle";
   c.textAlign = "right";
-  for (const v of ticks(low, high, log)) {
+  for (const v of ticks(low, high, log, roundStep(low, high, 4))) {
     c.beginPath();
     c.moveTo(L, Math.round(Y(v)) + 0.5);
     c.lineTo(R, Math.round(Y(v)) + 0.5);
@@ -147,7 +113,7 @@ function drawAxes(c, look, { L, R, B }, { X, Y, low, high, from, to, log }, word
     c.fillText(number(v), L - 8, Y(v));
   }
   c.textAlign = "center";
-  for (const v of ticks(from, to, false)) c.fillText(count(v), X(v), B + 14);
+  for (const v of ticks(from, to, false, roundStep(from, to, 4))) c.fillText(count(v), X(v), B + 14);
   c.textAlign = "left";
   c.fillText(word, R + 8, B + 14);
 }

@@ -21,13 +21,13 @@ from .controls import Controls, branch_head
 from ..core.text import Json
 from .live_curves import pack_curves
 from .live_widget import (
-    KernelWatch, SavedOutput, Watcher, clicks_wait_for_cells, close_widgets, display_widget, serve_while_cells_run)
+    KernelWatch, SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
 from .panel_commands import CommandFeedback, PanelCommands
 from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
 from .readout import Readout, draw_line, draw_panel, marks_of
 from .settings_code import CodeBox
-from .settings_form import EditForm
+from .settings_form import EditForm, close_widgets
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
@@ -89,7 +89,7 @@ class TrainerPanel:
         self.trainer, self.interval, self.preview = self.source.trainer, interval, preview
         self.forks: list[TrainerPanel] = []
         self.feedback, self.saved = CommandFeedback(), SavedOutput("tractkit-still")
-        self._lock, self._closed = threading.RLock(), False
+        self._lock, self._closed, self._seen = threading.RLock(), False, ""
         self._commands = PanelCommands(
             self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent,
             lambda command, text, then: self.controls.question.ask(command, text, then),
@@ -194,7 +194,9 @@ class TrainerPanel:
         return self.trainer.status.phase in ACTIVE
 
     def _pause(self) -> float | None:
-        return 0.0 if self._is_active() else self.poll
+        if self._is_active():
+            return 0.0
+        return 1.0 if self.saved.shows not in ("", self._seen) else self.poll
 
     def _look(self) -> None:
         try:
@@ -202,8 +204,11 @@ class TrainerPanel:
         except Exception as e:  # of a folder that is being moved, for example: it looks again
             error = f"the panel could not look: {type(e).__name__}: {e}"
             self.feedback.say("", self.source.status, error)
-        if not self._is_active() or time.monotonic() - self.saved.shown_at > 60:
-            self.saved.update(self._saved_of(), self._saved_html, repr(self))
+        before, self._seen, phase = self._seen, self._saved_of(), self.trainer.status.phase
+        # To draw it takes a moment: a pause that ends again at once is not drawn.
+        is_due = self._seen == before if phase == "paused" else phase not in ACTIVE
+        if is_due or time.monotonic() - self.saved.shown_at > 60:
+            self.saved.update(self._seen, self._saved_html, repr(self))
 
     def code(self) -> str:
         """Return Python that makes a trainer with the settings as they are now, and lists the changes."""

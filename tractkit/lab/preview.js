@@ -1,20 +1,8 @@
+import { openCanvas } from "./canvas.js";
+
 function unpack(view, n) {
   const a = view?.byteLength ? new Int8Array(view.buffer, view.byteOffset, view.byteLength) : new Int8Array(0);
   return { a, n, lines: a.length / (3 * n) };
-}
-
-function openCanvas(canvas, font) {
-  // a clean canvas, drawn in CSS pixels
-  const ratio = window.devicePixelRatio || 1;
-  const W = canvas.clientWidth;
-  const H = canvas.clientHeight;
-  canvas.width = W * ratio;
-  canvas.height = H * ratio;
-  const c = canvas.getContext("2d");
-  c.scale(ratio, ratio);
-  c.clearRect(0, 0, W, H);
-  c.font = `12px ${font}`;
-  return { c, W, H };
 }
 
 function drawLines(canvas, { a, n, lines }, turn, look, words) {

@@ -33,7 +33,7 @@ def join_scripts(
 class Readout(anywidget.AnyWidget):
     """The words, bars and curves of a training, drawn in the browser."""
 
-    _esm = join_scripts("curves.js", "readout.js")
+    _esm = join_scripts("canvas.js", "curves.js", "readout.js")
     _css = Path(str(files("tractkit.lab") / "readout.css"))
     readout = traitlets.Dict().tag(sync=True)           # of `describe_status`
     curves = traitlets.Dict().tag(sync=True)            # of `pack_curves`

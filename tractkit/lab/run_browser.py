@@ -26,7 +26,8 @@ from ..core.html import as_html
 from .live_widget import (
     KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
-from .run_curves import CurveReader, widget_script
+from .readout import join_scripts
+from .run_curves import CurveReader
 from .run_table import PageMaker, Row, check_columns, group_rows, run_rows, runs_html, runs_text, sort_rows
 from ..runs.curves import plot_runs
 from ..runs.filters import filter_runs
@@ -39,7 +40,7 @@ from ..viz.figure import Picture
 class _Table(anywidget.AnyWidget):
     """The table and the curves of a browser."""
 
-    _esm = widget_script("run_curves.js", "run_browser.js")
+    _esm = join_scripts("canvas.js", "run_curves.js", "run_browser.js")
     _css = Path(str(files("tractkit.lab"))) / "run_browser.css"
     table: Any = traitlets.Dict({"columns": [], "rows": [], "below": ""}).tag(sync=True)  # of `PageMaker`
     changed: Any = traitlets.Dict().tag(sync=True)               # rows of the table that are others since, by place

@@ -1,3 +1,5 @@
+import { openCanvas, roundStep, ticks } from "./canvas.js";
+
 const PALETTES = {
   light: ["#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#b0862a", "#c2497b", "#4a9aa5", "#6b6f76"],
   dark: ["#6ca6e8", "#f0884f", "#62bd84", "#b58be0", "#d9b14a", "#e87bab", "#70c4d0", "#9aa1ab"],
@@ -32,30 +34,6 @@ function clockText(seconds, span) {
   return span > 20 * DAY ? day : span > DAY / 2 ? `${day} ${hour}` : hour;
 }
 
-function steps(low, high, nb) {
-  const raw = (high - low) / nb || 1;
-  const unit = 10 ** Math.floor(Math.log10(raw));
-  return unit * ([1, 2, 5, 10].find((s) => s * unit >= raw) || 10);
-}
-
-function ticks(low, high, log, place, nb) {
-  const out = [];
-  const keep = (v) => v >= low && v <= high && out.push(v);
-  if (log) {
-    for (const marks of [[1], [1, 3], [1, 2, 5], [1, 1.5, 2, 3, 5, 7]]) {
-      out.length = 0;
-      for (let e = Math.floor(Math.log10(low)); e <= Math.log10(high); e++) for (const s of marks) keep(s * 10 ** e);
-      if (out.length >= 3) return out;
-    }
-    out.length = 0;
-  }
-  const step =
-    place === "time" ? CLOCK.find((s) => s * nb >= high - low) || CLOCK[CLOCK.length - 1] : steps(low, high, nb);
-  const zone = place === "time" ? 60 * new Date(1000 * low).getTimezoneOffset() : 0;
-  for (let v = Math.ceil((low - zone) / step) * step + zone; v <= high; v += step) keep(+v.toPrecision(12));
-  return out;
-}
-
 function unpack(curve) {
   // for each line: its values, then their places by step, epoch, hours and time
   const bytes = curve.data;
@@ -67,6 +45,13 @@ function unpack(curve) {
     at += 5 * n;
     return line;
   });
+}
+
+function marksOf({ range: [low, high], log }, place, nb) {
+  // the places of an axis that are named; of time, whole hours and days of this place of the world
+  if (place !== "time") return ticks(low, high, log, roundStep(low, high, nb));
+  const step = CLOCK.find((s) => s * nb >= high - low) || CLOCK[CLOCK.length - 1];
+  return ticks(low, high, log, step, 60 * new Date(1000 * low).getTimezoneOffset());
 }
 
 export function readLines(curves, axes, slots) {
@@ -143,7 +128,7 @@ function drawAxes(c, look, box, scale, place) {
   c.lineWidth = 1;
   c.textBaseline = "middle";
   c.textAlign = "right";
-  for (const v of ticks(...scale.y.range, scale.y.log, "", 5)) {
+  for (const v of marksOf(scale.y, "", 5)) {
     const y = Math.round(scale.y.at(v)) + 0.5;
     c.beginPath();
     c.moveTo(L, y);
@@ -153,7 +138,7 @@ function drawAxes(c, look, box, scale, place) {
   }
   const span = scale.x.range[1] - scale.x.range[0];
   c.textAlign = "center";
-  const marks = ticks(...scale.x.range, scale.x.log, place, Math.max(3, Math.floor((R - L) / 110)));
+  const marks = marksOf(scale.x, place, Math.max(3, Math.floor((R - L) / 110)));
   for (const v of marks) c.fillText(place === "time" ? clockText(v, span) : number(v), scale.x.at(v), B + 14);
   c.fillText(PLACES[place], (L + R) / 2, B + 32);
   c.textAlign = "left";
@@ -245,18 +230,6 @@ export function under(lines, scale, pointer) {
     found.push({ line, i, far: Math.hypot(Math.min(dx, 30), dy) });
   }
   return found.sort((a, b) => a.far - b.far);
-}
-
-function openCanvas(canvas, font) {
-  const ratio = window.devicePixelRatio || 1;
-  const [W, H] = [canvas.clientWidth, canvas.clientHeight];
-  canvas.width = W * ratio;
-  canvas.height = H * ratio;
-  const c = canvas.getContext("2d");
-  c.scale(ratio, ratio);
-  c.font = `12px ${font}`;
-  c.lineJoin = "round";
-  return { c, W, H };
 }
 
 export function drawPlot(canvas, state, look) {

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 import jupyter_rfb.widget
@@ -32,11 +33,13 @@ class LiveCanvas:
         self.moving = self._ended = False
         self._ratio = 1.0  # of the browser: its pixels to a logical one
         self._timer: asyncio.TimerHandle | None = None
-        with _undisplayed():
+        with _own_script():
             self.manager = open_stage(stage, size, "jupyter", pixel_ratio=2, after_draw=self._drew)
             self.window = self.manager.window
             self.window.set_title("")  # no title bar
         self.window.quality = 100
+        if hasattr(self.window, "on_msg"):
+            self.window.on_msg(self._on_move)
         self.on_click: Callable[[float, float], None] = lambda x, y: None   # pixels from the upper left
         self.on_wheel: Callable[[int], None] = lambda steps: None           # in a flat view
         self._down = (0.0, 0.0)
@@ -74,6 +77,12 @@ class LiveCanvas:
             self.on_wheel(-1 if event["dy"] > 0 else 1)
         elif kind == "wheel" or event.get("buttons"):
             self._move(_PAUSE)
+
+    def _on_move(self, _: object, message: Mapping[str, Any], buffers: object) -> None:
+        """Take a move of the mouse, and that the browser has shown a picture, out of one message of our script."""
+        if "move" in message:
+            self.window.set_state({"_frame_feedback": message["seen"]})
+            self.window._rfb_handle_msg(self.window, message["move"], [])
 
     def _move(self, seconds: float) -> None:
         """Draw coarsely from now on; in full, when nothing has moved for so long."""
@@ -127,14 +136,17 @@ class LiveCanvas:
 
 # %% ../../nbs/viz/16_live_canvas.ipynb #5a5ecebe
 @contextmanager
-def _undisplayed() -> Iterator[None]:
-    """Keep a canvas from displaying the place for its error messages; here that place comes with the canvas."""
-    original = jupyter_rfb.widget.display
-    jupyter_rfb.widget.display = lambda *args, **kwargs: None
+def _own_script() -> Iterator[None]:
+    """Give a canvas our script, too, and keep it from displaying the place for its errors: that comes with the view."""
+    module, kind = jupyter_rfb.widget, jupyter_rfb.RemoteFrameBuffer
+    display, script = module.display, kind._esm
+    own = files("tractkit.viz").joinpath("live_canvas.js").read_text(encoding="utf-8")
+    module.display, kind._esm = lambda *args, **kwargs: None, f"{script}\n{own}"
+    kind._frame_feedback.tag(echo_update=False)  # the browser knows what it has sent
     try:
         yield
     finally:
-        jupyter_rfb.widget.display = original
+        module.display, kind._esm = display, script
 
 # %% ../../nbs/viz/16_live_canvas.ipynb #1285fc28
 def place_under(stage: Stage, x: float, y: float, size: tuple[float, float], axis: int) -> np.ndarray:
