@@ -67,7 +67,7 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
         return "No chromium was found: nothing was measured."
     with tempfile.TemporaryDirectory() as folder, one_lab(Path(folder), CHROMIUM) as lab:
         page = lab.open("view.ipynb", [SETUP, OPEN, "v.close(); gc.collect()", TURN])
-        first, later, loads = [], [], []
+        first, later, loads, memory = [], [], [], []
         for number in range(kernels):
             if number:
                 page.evaluate("() => { window.jupyterapp.commands.execute('kernelmenu:restart'); }")
@@ -91,6 +91,9 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
                 rest(page)
                 words = kernel.ask("repr(v)")
                 lab.run_cell(page, 2)
+                if number == kernels - 1:
+                    page.wait_for_timeout(1000)
+                    memory.append(process.memory_info().rss / 1e6)
                 page.evaluate("() => window.jupyterapp.commands.execute('notebook:clear-all-cell-outputs')")
         lab.run_cell(page, 1)
         canvas(page).wait_for(timeout=60_000)
@@ -99,12 +102,12 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
         shown = canvas(page, page.locator(".jp-OutputArea-output .renderview-wrapper").count() - 1)
         shown.scroll_into_view_if_needed()
         page.wait_for_timeout(2000)
-        rates = []
+        rates, full = [], []
         for pair in range(pairs):
             both = {}
             for which in ("browser", "offscreen") if pair % 2 else ("offscreen", "browser"):
                 both[which] = (
-                    _drag_rate(page, shown, kernel) if which == "browser" else kernel.ask(f"redraw_rate({SECONDS})")
+                    _drag_rate(page, shown, kernel, full) if which == "browser" else kernel.ask(f"redraw_rate({SECONDS})")
                 )
             rates.append((both["browser"], both["offscreen"]))
         process = psutil.Process(kernel.ask("os.getpid()"))
@@ -129,6 +132,10 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
             f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio "
             f"{median(ratios):.2f} "
             f"({low:.2f} – {high:.2f}) | at least 0.6 |",
+            f"| from the end of a drag to the full picture, median of {len(full)} | {1e3 * median(full):.0f} ms | "
+            f"300 ms |",
+            f"| memory of the kernel after the first and the last of {len(memory)} views of {words} were closed | "
+            f"{memory[0]:.0f} and {memory[-1]:.0f} MB | the same |",
             f"| an open view at rest for {idle:g} s, the kernel's processor time | {100 * share:.1f} % of a core | "
             f"under 2 % |",
         ]
@@ -136,12 +143,17 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
 
 
 def _seconds(opened: list[tuple[float, float]]) -> str:
+    if not opened:
+        return "not measured"
     return (f"{median(wall for wall, _ in opened):.1f} s (the kernel's processor time "
             f"{median(cpu for _, cpu in opened):.1f} s)")
 
 
-def _drag_rate(page, shown, kernel) -> float:
-    """Frames a second that the browser confirms while the mouse turns the scene."""
+def _drag_rate(page, shown, kernel, full: list[float] | None = None) -> float:
+    """Frames a second that the browser confirms while the mouse turns the scene; adds to `full` how long it takes
+    from the end of the drag until the picture has its full width again, seconds."""
+    wide = "e => e.complete && e.naturalWidth"
+    width = shown.locator("img").evaluate(wide)
     box = shown.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     window = "v._drawn.manager.window"
@@ -153,8 +165,13 @@ def _drag_rate(page, shown, kernel) -> float:
     while time.perf_counter() - began < SECONDS:
         step += 1
         page.mouse.move(x + 60 * (step % 40) / 40, y + 30 * (step % 25) / 25)
-        time.sleep(0.008)
+        time.sleep(0.016)  # a mouse of 60 Hz
     rate = (kernel.ask(f"{window}.get_stats()['confirmed_frames']") - frames) / (time.perf_counter() - began)
     page.mouse.up()
+    ended = time.perf_counter()
+    while full is not None and shown.locator("img").evaluate(wide) != width and time.perf_counter() < ended + 10:
+        time.sleep(0.005)
+    if full is not None:
+        full.append(time.perf_counter() - ended)
     page.wait_for_timeout(700)
     return rate

@@ -5832,6 +5832,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'tractkit/viz/fury_scene.py'),
                                          'tractkit.viz.fury_scene._outline_actor': ( 'viz/fury_scene.html#_outline_actor',
                                                                                      'tractkit/viz/fury_scene.py'),
+                                         'tractkit.viz.fury_scene.free_caches': ( 'viz/fury_scene.html#free_caches',
+                                                                                  'tractkit/viz/fury_scene.py'),
                                          'tractkit.viz.fury_scene.open_stage': ( 'viz/fury_scene.html#open_stage',
                                                                                  'tractkit/viz/fury_scene.py')},
             'tractkit.viz.live_canvas': { 'tractkit.viz.live_canvas.LiveCanvas': ( 'viz/live_canvas.html#livecanvas',

@@ -444,6 +444,29 @@ def test_controls_do_what_the_methods_do(live_view, tmp_path, monkeypatch):
 
 
 @pytest.mark.vulkan
+def test_a_closed_view_gives_its_memory_back(live_view):
+    import gc
+    import weakref
+
+    import psutil
+
+    process, ends = psutil.Process(), np.random.default_rng(0).random((6_000, 60, 3), np.float32) * 40
+    many = Tractogram(Streamlines(ends.reshape(-1, 3), np.arange(6_001) * 60), np.eye(4), (40, 40, 40))
+    used = []
+    for _ in range(6):
+        v = live_view(many, size=(120, 90))
+        v._drawn.window.draw()
+        geometry = v._stage._lines[0][1].objects[0].geometry
+        kept = [weakref.ref(each) for each in (v._stage, v._drawn.manager.renderer, geometry, geometry.positions)]
+        del geometry
+        v.close()
+        assert [each() for each in kept] == [None] * 4
+        gc.collect()
+        used.append(process.memory_info().rss / 1e6)
+    assert used[-1] - used[1] < 60, used  # MB of four views, each with 30 of buffers and as much of compiled shaders
+
+
+@pytest.mark.vulkan
 def test_colormap_labels_and_planes(live_view):
     affine, there = AFFINES["LAS anisotropic"], apply_affine(AFFINES["LAS anisotropic"], LIT[None].astype(float))[0]
     back = Volume(np.random.default_rng(0).uniform(0.5, 1, SHAPE).astype(np.float32), affine)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pygfx as gfx
+from pygfx.renderers.wgpu.engine.utils import gpu_caches
 
 from .colors import slice_colors
 from .composition import Composition, Part, kept_streamlines
@@ -359,3 +360,13 @@ def open_stage(
     manager = Manager(stage, size, kind, pixel_ratio, after_draw)
     stage.aim(size[0] / size[1])
     return manager
+
+
+def free_caches() -> None:
+    """Let go of what pygfx keeps for later drawings: it holds the graphics memory of what is drawn no more.
+
+    What is still drawn has its own references."""
+    for name in ("bindings", "pipelines", "layouts", "shader_modules"):
+        cache = getattr(gpu_caches, name, None)
+        if cache is not None:
+            cache.clear()

@@ -39,7 +39,7 @@ from tractkit.viz.controls import (
     switch_names,
 )
 from .drawables import Contour, Drawable, Drawing, Labels, Lines, Slices, may_be_odf
-from .fury_scene import LineStyle, Stage
+from .fury_scene import LineStyle, Stage, free_caches
 from .live_canvas import LiveCanvas, pick_streamline, place_under
 from .niivue_backend import NiivueScene, colormap_name, require_niivue
 from .page import check_picture_path, save_page
@@ -307,6 +307,7 @@ class View:
                 _close_widgets(control)
             self._drawn = self.canvas = self._stage = None
             gc.collect()  # pygfx's objects refer to each other in circles
+            free_caches()
 
     def show(self) -> None:
         """Display the live view, and the still as an output of its own."""
