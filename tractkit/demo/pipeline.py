@@ -173,8 +173,10 @@ def _check_subjects(subjects: Sequence[SubjectFiles], settings: DemoSettings, ac
 @contextmanager
 def one_line(shown: bool) -> Iterator[Callable[[str], None]]:
     """Give a function that shows the last text it was given, if wanted, and the time until then, where a line moves."""
-    none = {"disable": True} if no_bar(shown) else {}  # else what the environment says
-    with text_bar(bar_format="{desc} ({elapsed})", file=sys.stdout, leave=False, **none) as bar:
+    if no_bar(shown):
+        yield lambda text: None
+        return
+    with text_bar(bar_format="{desc} ({elapsed})", file=sys.stdout, leave=False) as bar:
         yield lambda text: bar.set_description_str(f"{text.strip()}\n".splitlines()[0][:100])
 
 # %% ../../nbs/demo/06_pipeline.ipynb #3b2de16a
