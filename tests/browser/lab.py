@@ -27,6 +27,22 @@ import nbformat
 from jupyter_client import BlockingKernelClient
 from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
+CONTRASTS = """() => {
+    const rgb = c => c.match(/[\\d.]+/g).map((v, i) => v * (c.startsWith('color(') && i < 3 ? 255 : 1));
+    const linear = v => v <= 10 ? v / 3294.6 : ((v / 255 + .055) / 1.055) ** 2.4;
+    const light = c => .2126 * linear(c[0]) + .7152 * linear(c[1]) + .0722 * linear(c[2]);
+    const over = (a, b) => [0, 1, 2].map(i => (a[3] ?? 1) * a[i] + (1 - (a[3] ?? 1)) * b[i]);
+    const behind = e => e ? over(rgb(getComputedStyle(e).backgroundColor), behind(e.parentElement)) : [255, 255, 255];
+    const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (walk.nextNode()) {
+        const e = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
+        const ours = e.closest('.tractkit-readout, .jupyter-widgets') && !e.closest(':disabled');
+        if (!text || !ours || !e.checkVisibility()) continue;
+        const back = behind(e), [a, b] = [light(over(rgb(getComputedStyle(e).color), back)), light(back)];
+        found.push([(Math.max(a, b) + .05) / (Math.min(a, b) + .05), text.slice(0, 40)]);
+    }
+    return found;
+}"""  # of each text of a widget that is seen, with what is behind it, by WCAG 2
 SETTINGS = {  # no question asked before a cell can run
     "@jupyterlab/notebook-extension/tracker": {"autoStartDefaultKernel": True},
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},

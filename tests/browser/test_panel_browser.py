@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 from helpers_waiting import until
-from lab import PICTURES, ROOT, Kernel, Panel, Wire
+from lab import CONTRASTS, PICTURES, ROOT, Kernel, Panel, Wire
 
 pytestmark = pytest.mark.browser
 
@@ -73,10 +73,27 @@ def test_while_a_cell_blocks_the_training_and_its_panel_go_on(lab, page):
     assert lab.run_cell_with(page, "trainer.log.batches()") == [f"True {rested} 0.01\n"]  # nothing is lost
 
 
+def hard_to_read(page):
+    """The texts of the panel that differ too little from what is behind them; a question below a field is asked."""
+    panel = Panel(page)
+    panel.tab("Settings")
+    field = page.locator(".widget-text input:visible").nth(1)
+    field.fill("1")
+    field.press("Enter")
+    page.get_by_role("button", name="Change it").wait_for()
+    found = page.evaluate(CONTRASTS)
+    page.get_by_role("button", name="Leave it").click()
+    panel.tab("Progress")
+    found += page.evaluate(CONTRASTS)
+    assert len(found) > 30, found
+    return [pair for pair in found if pair[0] < 4.5]
+
+
 def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     panel = Panel(page)
     rested = panel.batches()
     assert panel.painted() > 2_000  # curves, axes, labels
+    assert hard_to_read(page) == []
     panel.readout.screenshot(path=PICTURES / "panel-light.png")
     until(
         lambda: any("TrainerPanel(paused" in str(o) for o in lab.saved_outputs(page, "panel.ipynb"))
@@ -113,6 +130,7 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
         lambda: panel.readout.get_attribute("data-dark") == "true" and page.locator("#jupyterlab-splash").count() == 0
     )
     page.screenshot(path=PICTURES / "panel-in-lab-dark.png")
+    assert hard_to_read(page) == []
     lab.theme(page, "Light")
     assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
 

@@ -1,13 +1,19 @@
-"""The table of runs in a page of its own: no JupyterLab, no kernel, a model that only keeps what it is told."""
+"""The table of runs: in a page of its own, with a model that only keeps what it is told, and in a real JupyterLab."""
 
 import base64
 import json
 
 import numpy as np
 import pytest
+import yaml
+from helpers_waiting import until
 from lab import PICTURES
 
 from tractkit.lab.run_browser import _Table
+from tractkit.runs.checkpoint import Checkpoints
+from tractkit.runs.lock import folder_lock
+from tractkit.runs.log import RunLog
+from tractkit.runs.notes import read_notes
 
 pytestmark = pytest.mark.browser
 
@@ -98,6 +104,9 @@ def test_rows_are_sorted_filtered_grouped_and_columns_chosen(page):
         "▾ learning_rate: 0.01 2 runs, best 0.125 of <i>x</i>"]
     page.get_by_role("button", name="learning_rate: 0.01", exact=False).click()
     assert names(page) == ["void", "run-9"]
+    page.get_by_label("group by").select_option("tags")
+    assert page.locator(".tractkit-runs-group button").all_inner_texts() == ["▾ tag: <b>base</b>", "▾ tag: –"]
+    assert names(page)[0] == "run-10" and len(names(page)) == 4
     page.get_by_text("columns", exact=True).click()
     page.get_by_label("step", exact=True).check()
     page.get_by_label("learning_rate", exact=True).uncheck()
@@ -146,8 +155,8 @@ def test_curves_have_values_under_the_pointer_and_are_enlarged(page):
     assert sorted(at(0.0)) == ["run-10: 0.5 at epoch 1", "run-9: 0.5 at epoch 1"]
     assert "run-9: no number at epoch 3" in at(2 / 11)
     assert at(1.0) == ["run-10: 2.4e-4 at epoch 12"]  # the other one has ended
-    for place, words in (("step", "run-9: 0.03125 at step 4500"), ("hours", "run-10: 2.4e-4 at 1.2 h"),
-                         ("time", "run-10: 2.4e-4 at")):
+    for place, words in (("step", "run-9: 0.03125 at step 4500"), ("training time", "run-10: 2.4e-4 at 1.2 h"),
+                         ("clock", "run-10: 2.4e-4 at")):
         page.get_by_role("radio", name=place).click()
         assert words in at(1.0)[0]
     page.get_by_role("radio", name="epoch").click()
@@ -182,3 +191,76 @@ def test_light_and_dark_at_1200_pixels(page):
     visible = page.locator("th").evaluate_all(
         "all => all.filter((e) => e.getBoundingClientRect().right <= 1200).length")
     assert visible == 7
+
+
+def leave_runs(top, nb_runs):
+    """What trainings of two epochs leave in their folders."""
+    for k in range(nb_runs):
+        log, epochs = RunLog(top / f"run-{k}"), []
+        for e in range(2):
+            epochs.append({"epoch": e, "step": 5 * (e + 1), "train_loss": 0.5, "valid_loss": 1 / (k + e + 1), "n": 9})
+            spent = {"training": 60.0 * (e + 1), "validation": 6.0, "at": 1.8e9 + 600 * k + 90 * e}
+            log.append("epoch", **epochs[-1], time=spent)
+        log.close()
+        tree = {"format": 1, "epochs": epochs, "time": {"training": 120.0, "validation": 6.0}, "global_step": 10,
+                "finished": {"why": "max_epochs", "message": ""}, "curve": {"points": [(5.0, 0.5)]}}
+        Checkpoints(top / f"run-{k}/checkpoints").save(10, tree)
+        config = {"format": 1, "trainer": {"max_epochs": 2, "learning_rate": 0.001 * (1 + k % 3)}}
+        (top / f"run-{k}/config.yaml").write_text(yaml.safe_dump(config))
+
+
+@pytest.fixture
+def study(lab):
+    """A browser of 90 runs in JupyterLab, at 1200 pixels with the list of files open."""
+    leave_runs(lab.work / "study", 90)
+    size = lab.page.viewport_size
+    lab.page.set_viewport_size({"width": 1200, "height": 900})
+    page = lab.open("runs.ipynb", [
+        "from tractkit.lab.run_browser import RunBrowser", "runs = RunBrowser('study', interval=.5)\nruns",
+        "import time; time.sleep(8); print('awake')"])
+    lab.run_cell(page, 0)
+    lab.run_cell(page, 1)
+    until(lambda: page.locator(".tractkit-runs-below").count() and
+          "90 finished" in page.locator(".tractkit-runs-below").inner_text(), 90)
+    yield page
+    lab.page.set_viewport_size(size)
+
+
+def test_a_browser_in_jupyterlab_is_live_and_works_while_a_cell_runs(lab, study):
+    page, below = study, study.locator(".tractkit-runs-below")
+    rows, scroll = page.locator("tr[data-name]"), page.locator(".tractkit-runs-scroll")
+    assert rows.count() == 40  # the others when they are looked at
+    for drawn in (80, 90):
+        scroll.evaluate("e => e.scrollTo(0, e.scrollHeight)")
+        until(lambda drawn=drawn: rows.count() == drawn)
+    page.locator("[data-id='sort best']").click()
+    until(lambda: names(page)[0] == "run-89")
+    page.locator(".tractkit-runs").screenshot(path=PICTURES / "runs-in-lab.png")
+
+    lab.run_cell(page, 2)
+    prompt = page.locator(".jp-Notebook .jp-Cell").nth(2).locator(".jp-InputPrompt")
+    until(lambda: prompt.inner_text() == "[*]:")
+    page.get_by_label("filter runs").fill("lr < 2e-3 and best < 0.02")
+    until(lambda: "13 of 90 runs shown" in below.inner_text())
+    page.get_by_label("Write a note or tags on run-87").click()
+    page.get_by_label("tags of run-87").fill("good, again")
+    page.get_by_role("button", name="save", exact=True).click()
+    until(lambda: read_notes(lab.work / "study/run-87").tags == ("good", "again"))
+    page.get_by_label("group by").select_option("tags")
+    until(lambda: page.locator(".tractkit-runs-group button").all_inner_texts() == [
+        "▾ tag: again", "▾ tag: good", "▾ tag: –"])
+    assert prompt.inner_text() == "[*]:"  # all of this while a cell ran
+    page.get_by_text("awake", exact=True).wait_for(timeout=20_000)
+
+    run = page.locator("tr[data-name=run-87]").first
+    with folder_lock(lab.work / "study/run-87"):
+        page.get_by_role("button", name="refresh", exact=True).click()
+        until(lambda: run.get_attribute("data-status") == "running")
+        log = RunLog(lab.work / "study/run-87")
+        log.append("epoch", epoch=2, step=15, train_loss=0.5, valid_loss=0.001, n=9, time={"training": 180.0})
+        log.close()
+        until(lambda: "0.001" in run.inner_text())  # nobody has pressed anything
+    run.get_by_role("button", name="open", exact=True).click()
+    page.locator(".tractkit-runs-opened .tractkit-readout").wait_for(timeout=30_000)
+    table = [str(o) for o in lab.saved_outputs(page, "runs.ipynb") if "run-89" in str(o)]
+    assert table and "image/png;base64" in table[-1]  # what stays in the notebook

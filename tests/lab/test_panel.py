@@ -1,9 +1,11 @@
 """The panel against a real trainer, and against a pretender for what a real one rarely does."""
 
+import gc
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -336,6 +338,23 @@ def test_closing_ends_its_thread_and_leaves_the_trainer(make_panel):
     p.close()
     assert trainer.listeners == [] and trainer.pressed == []
     until(lambda: {t for t in threading.enumerate() if t.name == "tractkit-panel"} <= before)
+
+
+def test_thirty_panels_leave_one_listener_each_and_nothing_when_they_are_closed(tmp_path):
+    from ipywidgets.widgets.widget import _instances
+
+    trainer, before = fit(tmp_path), set(_instances)
+    threads = {t for t in threading.enumerate() if t.name == "tractkit-panel"}
+    panels = [TrainerPanel(trainer, compact=k % 2 == 1) for k in range(30)]
+    assert len(trainer.listeners) == 30
+    left = [weakref.ref(part) for p in panels for part in (p, p.readout, p.widget, p.form)]
+    for k, p in enumerate(panels):
+        (p if k < 15 else p.widget).close()  # as `Widget.close_all()` does
+    assert trainer.listeners == [] and set(_instances) <= before
+    until(lambda: {t for t in threading.enumerate() if t.name == "tractkit-panel"} <= threads)
+    del panels, p
+    gc.collect()
+    assert [kept() for kept in left if kept() is not None] == []
 
 
 def test_a_trainer_has_one_panel():

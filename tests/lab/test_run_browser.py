@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -263,6 +264,34 @@ def test_only_what_has_changed_is_read_again(folder, monkeypatch):
     assert len(look()) == 3 and not any(at in key for key in known._kept)
 
 
+def test_runs_are_shown_while_others_are_read(folder, monkeypatch):
+    seen, shown = [], threading.Event()
+
+    def read(path, name, known):
+        if name == "stopped":  # the last one is ready when a part was shown
+            shown.wait(20)
+        return listing_reads(path, name, known)
+
+    listing_reads = listing.read_facts
+    monkeypatch.setattr(listing, "read_facts", read)
+    monkeypatch.setattr(listing, "_FIRST_PAUSE", 0.0)
+    found = find_runs(folder, so_far=lambda some: seen.append(some) or (len(some) == 3 and shown.set()))
+    assert shown.is_set() and [len(some) for some in seen] == [1, 2, 3]
+    assert seen[-1] == found[:3] and [run.name for run in found] == ["broken", "done", "series/small", "stopped"]
+    shown.clear()
+    browser, below = RunBrowser(folder), []
+    browser._make_page()  # as a cell does that shows it: before anything is read
+    table = browser._page.widget
+    assert "being read" in table.table["below"]
+    table.observe(lambda change: below.append(change["new"]["below"]) or (len(below) == 3 and shown.set()), "table")
+    browser.refresh()
+    assert ["being read" in line for line in below] == [True, True, True, False] and len(table.chosen) == 4
+    table.set_state({"chosen": ["done"]})
+    browser.refresh()
+    assert table.chosen == ["done"]  # what was ticked stays
+    browser.close()
+
+
 def test_notes_are_kept_in_the_folder_and_a_damaged_file_is_named(folder):
     annotate(folder / "done", "the one of the paper", "baseline, old")
     assert facts(folder, "done").notes == RunNotes("the one of the paper", ("baseline", "old"))
@@ -440,7 +469,8 @@ def pretend(monkeypatch, n, name="run-{}"):
         )
         for i in range(n)
     ]
-    monkeypatch.setattr(runs, "find_runs", lambda folder, known: found)
+    monkeypatch.setattr(runs, "runs_folder", Path)
+    monkeypatch.setattr(runs, "find_runs", lambda folder, known, so_far=None: found)
     return found
 
 
@@ -482,7 +512,7 @@ def press(browser, verb, **more):
 
 def test_the_folder_is_read_often_only_while_somebody_is_at_work(folder, monkeypatch):
     looks = []
-    monkeypatch.setattr(runs, "find_runs", lambda f, known: looks.append(1) or find_runs(f, known=known))
+    monkeypatch.setattr(runs, "find_runs", lambda f, **more: looks.append(1) or find_runs(f, **more))
     browser = RunBrowser(folder, interval=.05)
     monkeypatch.setattr(browser, "_pause", lambda real=browser._pause: 60 if real() >= .5 else real())
     browser._watcher._pause = browser._pause

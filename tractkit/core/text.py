@@ -94,7 +94,9 @@ def _check_events(text: str) -> None:
     before: yaml.Event | None = None
     for event in yaml.parse(text, _Loader):
         line = event.start_mark.line + 1 if event.start_mark else 0
-        if isinstance(event, yaml.CollectionStartEvent):
+        if type(event) is yaml.ScalarEvent:
+            pass
+        elif isinstance(event, yaml.CollectionStartEvent):
             depth += 1
             anchored += [depth] * bool(event.anchor)
         elif isinstance(event, yaml.CollectionEndEvent):

@@ -44,10 +44,12 @@ class Question:
     def __init__(self) -> None:
         self.command = ""  # that waits for the answer
         self._then: Callable[[], None] | None = None
-        self.text, self.yes, self.no = HTML(), Button(button_style="warning"), Button(description="Stay")
-        for button, then in ((self.yes, self._confirm), (self.no, self.withdraw)):
-            button.layout = Layout(width="auto", min_width="84px")
-            button.on_click(lambda _, then=then: then())
+        self.text = HTML()
+        self.yes = Button(button_style="warning", layout=Layout(width="auto", min_width="84px"))
+        self.no = Button(description="Stay", layout=Layout(width="auto", min_width="84px"))
+        self.yes.add_class("tractkit-yes")
+        self.yes.on_click(lambda _: self._confirm())
+        self.no.on_click(lambda _: self.withdraw())
         self.widget = HBox([self.text, HBox([self.yes, self.no])], layout=Layout(display="none", flex_flow="row wrap"))
 
     def ask(self, command: str, text: str, then: Callable[[], None]) -> None:

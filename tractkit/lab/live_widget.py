@@ -11,9 +11,8 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -21,6 +20,8 @@ import traitlets
 from IPython.core.getipython import get_ipython
 from IPython.display import display
 from ipywidgets import Widget
+
+from .settings_code import join_scripts
 
 # %% ../../nbs/lab/09_live_widget.ipynb #bfda661c
 class Watcher:
@@ -35,11 +36,13 @@ class Watcher:
     ):
         self._look, self._pause, self._least = look, pause, least
         self._woken, self._hurried, self._closed = threading.Event(), threading.Event(), False
-        self._thread = threading.Thread(target=self._watch, daemon=True, name=name)
+        run = copy_context().run  # ipykernel 7.0 sends nothing from a thread that does not know its cell
+        self._thread = threading.Thread(target=run, args=(self._watch,), daemon=True, name=name)
 
     def start(self) -> None:
-        """Start the thread."""
-        self._thread.start()
+        """Start the thread, if it was not started before."""
+        if self._thread.ident is None:
+            self._thread.start()
 
     def wake(self, at_once: bool = False) -> None:
         """Look soon, or at once, and return. Each thread may call this."""
@@ -107,8 +110,8 @@ def serve_while_cells_run(
 class KernelWatch(anywidget.AnyWidget):
     """The first part of a live widget: where the kernel is gone, the page greys the other parts and says so."""
 
-    _esm = Path(str(files("tractkit.lab") / "kernel_watch.js"))
-    _css = Path(str(files("tractkit.lab") / "kernel_watch.css"))
+    _esm = join_scripts("kernel_watch.js")
+    _css = join_scripts("kernel_watch.css")
     safe = traitlets.Unicode("").tag(sync=True)  # what is safe then, as a sentence without its full stop
 
 # %% ../../nbs/lab/09_live_widget.ipynb #549048a0

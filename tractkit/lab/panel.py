@@ -104,10 +104,11 @@ class TrainerPanel:
         if preview is not None:
             preview.follow(self.trainer)
             tabs["Preview"] = preview.widget
-        self.tabs = Tab(list(tabs.values()), titles=list(tabs))
+        self.tabs = Tab(list(tabs.values()), titles=list(tabs)).add_class("tractkit-tabs")
         self.kernel_watch = KernelWatch()
         layout = Layout(max_width="880px", margin="0 0 12px")
         self.widget = VBox(self._parts(), layout=layout)
+        self.widget.observe(lambda change: self.close() if change["new"] is None else None, "comm")  # it was closed
         self.watcher = Watcher(self._look, self._pause, interval, "tractkit-panel")
         self.poll = None if self.source.listen(self.watcher.wake) else 1.0  # seconds
         self.refresh()
@@ -228,6 +229,8 @@ class TrainerPanel:
     def close(self) -> None:
         """Take the panel from the page and end its thread. The trainer goes on."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
         self.watcher.close()
         self.source.stop_listening()

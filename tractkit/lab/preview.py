@@ -10,8 +10,6 @@ import math
 import os
 import threading
 from collections.abc import Callable, Mapping
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import anywidget
@@ -22,7 +20,7 @@ from ..core.rng import fold, permutation
 from ..evaluation.scoring import GroundTruth, Scores, compare_tractograms, score_tractogram
 from .folder_run import FolderRun
 from .panel_source import TrainerLike
-from .readout import join_scripts
+from .settings_code import join_scripts
 from ..spatial.space import apply_affine
 from ..spatial.resample import resample_nb_points
 from ..spatial.streamlines import Streamlines
@@ -52,7 +50,7 @@ class PreviewPicture(anywidget.AnyWidget):
     """Reference and tracked streamlines, turned together, above the scores; drawn in the browser."""
 
     _esm = join_scripts("canvas.js", "preview.js")
-    _css = Path(str(files("tractkit.lab") / "preview.css"))
+    _css = join_scripts("preview.css")
     nb_points = traitlets.Int(16).tag(sync=True)
     reference = traitlets.Bytes().tag(sync=True)  # of `pack_lines`
     latest = traitlets.Bytes().tag(sync=True)

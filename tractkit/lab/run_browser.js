@@ -1,6 +1,6 @@
 import { colorOf, make, makePlot, number } from "./run_curves.js";
 
-const AT_FIRST = 200; // rows that are drawn before more are asked for
+const AT_ONCE = 40; // rows that are drawn at first, and each time when a person scrolls near their end
 const SHOWS_CURVES = "show the curves of";
 
 function button(parent, text, title, onclick) {
@@ -63,7 +63,8 @@ function addChoices(model, head) {
   return () => {
     const all = model.get("table").columns;
     const keys = all.filter(([key]) => !["name", "curve", "best", "hours", "step", "notes"].includes(key));
-    group.replaceChildren(new Option("nothing", ""), ...keys.map(([key, text]) => new Option(text, key)));
+    const options = [["", "nothing"], ["tags", "tag"], ...keys];
+    group.replaceChildren(...options.map(([key, text]) => new Option(text, key)));
     group.value = model.get("group");
     const now = shownColumns(model).map(([key]) => key);
     list.replaceChildren();
@@ -115,7 +116,9 @@ function addHeadings(model, line, columns) {
   make(line, "th").setAttribute("aria-label", "shown in the picture");
   for (const [name, label, right] of columns) {
     const cell = make(line, "th");
-    const b = make(cell, "button", label + (key === name ? (down ? " ▾" : " ▴") : ""));
+    const b = make(cell, "button");
+    for (const part of label.split(/(?<=[_.])/)) b.append(part, document.createElement("wbr")); // where it may break
+    if (key === name) b.append(down ? " ▾" : " ▴");
     if (right) cell.className = "right";
     b.dataset.id = `sort ${name}`;
     b.title = `sort by ${label}`;
@@ -200,7 +203,10 @@ function addName(cell, row, view) {
     edit.setAttribute("aria-label", edit.title);
     edit.onclick = () => view.edit(row.name);
   }
-  for (const tag of row.tags) make(cell, "span", tag, "tractkit-runs-tag");
+  if (row.tags.length) {
+    const line = make(cell, "div");
+    for (const tag of row.tags) make(line, "span", tag, "tractkit-runs-tag");
+  }
   if (row.notes) make(cell, "div", row.notes, "tractkit-runs-note").title = row.notes;
 }
 
@@ -218,8 +224,10 @@ function addRow(model, body, row, columns, view) {
     if (key === "status") addStatus(cell, row);
     else if (key === "curve")
       cell.innerHTML = row.curve; // drawn by the kernel, of numbers only
-    else if (key !== "name") cell.textContent = row.cells[i];
-    else if (view.edited === row.name) editNotes(model, cell, row, () => view.edit(null));
+    else if (key !== "name") {
+      cell.textContent = row.cells[i];
+      if (row.cells[i].length > 9) cell.title = row.cells[i]; // it may be cut
+    } else if (view.edited === row.name) editNotes(model, cell, row, () => view.edit(null));
     else addName(cell, row, view);
   }
   const last = make(tr, "td", undefined, "last");
@@ -230,14 +238,14 @@ function addRow(model, body, row, columns, view) {
   open.dataset.id = `open ${row.name}`;
 }
 
-function grouped(rows, at) {
-  // [value, rows] for each value of a column, in its order
+function grouped(rows, key, at) {
+  // [value, rows] for each value of a column, in its order; a run is in the group of each of its tags
   const groups = new Map();
-  for (const row of sorted(rows, at, false)) {
-    const key = row.cells[at];
-    groups.set(key, [...(groups.get(key) || []), row]);
-  }
-  return [...groups];
+  const add = (value, row) => groups.set(value, [...(groups.get(value) || []), row]);
+  for (const row of key === "tags" ? rows : sorted(rows, at, false))
+    for (const value of key !== "tags" ? [row.cells[at]] : row.tags.length ? row.tags : [""]) add(value, row);
+  if (key !== "tags") return [...groups];
+  return [...groups].sort(([a], [b]) => (a === "") - (b === "") || compare(a, b));
 }
 
 function addGroup(body, [value, rows], heading, width, bestAt, view) {
@@ -253,26 +261,23 @@ function addGroup(body, [value, rows], heading, width, bestAt, view) {
   b.setAttribute("aria-expanded", !closed);
   make(cell, "span", ` ${rows.length} run${rows.length > 1 ? "s" : ""}${best}${middle}`);
   b.onclick = () => view.toggle(key);
-  return closed;
 }
 
-function addRows(model, body, rows, columns, view) {
+function rowMakers(model, body, rows, columns, view) {
+  // what is to be drawn, one after the other: functions that each add a row to the table, or the name of a group
   const all = model.get("table").columns;
-  const at = all.findIndex(([key]) => key === model.get("group"));
-  const bestAt = all.findIndex(([key]) => key === "best");
-  let left = view.most;
-  const add = (some) => {
-    for (const row of some.slice(0, left)) addRow(model, body, row, columns, view);
-    left -= Math.min(left, some.length);
-  };
-  if (at < 0) add(rows);
-  else
-    for (const group of grouped(rows, at)) {
-      const of = new Set(group[1]);
-      const width = columns.length + 2;
-      if (!addGroup(body, group, all[at][1], width, bestAt, view)) add(rows.filter((r) => of.has(r)));
-      else left -= Math.min(left, group[1].length);
-    }
+  const key = model.get("group");
+  const at = all.findIndex(([name]) => name === key);
+  const bestAt = all.findIndex(([name]) => name === "best");
+  const maker = (row) => () => addRow(model, body, row, columns, view);
+  if (at < 0 && key !== "tags") return rows.map(maker);
+  const heading = key === "tags" ? "tag" : all[at][1];
+  const places = new Map(rows.map((row, i) => [row, i])); // in a group they are sorted as in the table
+  return grouped(rows, key, at).flatMap(([value, some]) => {
+    const head = () => addGroup(body, [value, some], heading, columns.length + 2, bestAt, view);
+    if (view.closed.has(`${heading} ${value}`)) return [head];
+    return [head, ...[...some].sort((a, b) => places.get(a) - places.get(b)).map(maker)];
+  });
 }
 
 function shownRows(model) {
@@ -296,10 +301,15 @@ function showTable(model, { root, scroll, below }, view) {
   const rows = shownRows(model);
   const whole = document.createElement("table");
   addHeadings(model, make(make(whole, "thead"), "tr"), columns);
-  addRows(model, make(whole, "tbody"), rows, columns, view);
+  const makers = rowMakers(model, make(whole, "tbody"), rows, columns, view);
+  let drawn = 0;
+  view.fill = () => {
+    while (drawn < Math.min(view.most, makers.length)) makers[drawn++]();
+    return drawn < makers.length;
+  };
+  view.fill();
   scroll.replaceChildren(whole);
   below.textContent = `${rows.length < all.length ? `${rows.length} of ${all.length} runs shown. ` : ""}${line} `;
-  if (rows.length > view.most) button(below, `show all ${rows.length}`, "Draw the other rows, too", view.showAll);
   const again = focused && [...scroll.querySelectorAll("[data-id]")].find((x) => x.dataset.id === focused);
   if (again) again.focus();
 }
@@ -329,7 +339,7 @@ function mergeRows(model) {
 
 function makeView(parts, draw) {
   // what is of this page alone: which form is open, which groups are closed, how many rows are drawn
-  const view = { edited: null, closed: new Set(), most: AT_FIRST, focus: () => {} };
+  const view = { edited: null, closed: new Set(), most: AT_ONCE, focus: () => {}, fill: () => false };
   view.dark = () => lookOf(parts.root).dark;
   view.edit = (name) => {
     view.edited = name;
@@ -339,9 +349,11 @@ function makeView(parts, draw) {
     if (!view.closed.delete(key)) view.closed.add(key);
     draw();
   };
-  view.showAll = () => {
-    view.most = Infinity;
-    draw();
+  parts.scroll.onscroll = () => {
+    const { scrollTop, clientHeight, scrollHeight } = parts.scroll;
+    if (scrollTop + 2 * clientHeight < scrollHeight) return;
+    view.most += AT_ONCE;
+    if (!view.fill()) view.most -= AT_ONCE; // all are drawn
   };
   return view;
 }

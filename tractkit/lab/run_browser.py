@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +21,31 @@ import traitlets
 from IPython.core.getipython import get_ipython
 from ipywidgets import Button, HBox, Label, Layout, VBox
 
-from ..core.files import DataError, absolute_path
+from ..core.files import DataError
 from ..core.html import as_html
 from .live_widget import (
     KernelWatch, SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
-from .readout import join_scripts
 from .run_curves import CurveReader
+from .settings_code import join_scripts
 from .run_table import PageMaker, Row, check_columns, group_rows, run_rows, runs_html, runs_text, sort_rows
 from ..runs.curves import plot_runs
 from ..runs.filters import filter_runs
-from ..runs.listing import KnownRuns, RunFacts, find_runs
+from ..runs.listing import KnownRuns, RunFacts, find_runs, runs_folder
 from ..runs.notes import RunNotes, annotate
 from ..training.runner import runner_of
 from ..viz.figure import Picture
 
 # %% ../../nbs/lab/15_run_browser.ipynb #0b5af764
+_READING = "The runs are being read …"
+
+
 class _Table(anywidget.AnyWidget):
     """The table and the curves of a browser."""
 
     _esm = join_scripts("canvas.js", "run_curves.js", "run_browser.js")
-    _css = Path(str(files("tractkit.lab"))) / "run_browser.css"
-    table: Any = traitlets.Dict({"columns": [], "rows": [], "below": ""}).tag(sync=True)  # of `PageMaker`
+    _css = join_scripts("run_browser.css")
+    table: Any = traitlets.Dict({"columns": [], "rows": [], "below": _READING}).tag(sync=True)  # of `PageMaker`
     changed: Any = traitlets.Dict().tag(sync=True)               # rows of the table that are others since, by place
     columns = traitlets.List(traitlets.Unicode()).tag(sync=True)  # that are shown; none: those that are at first
     order = traitlets.List(["", False]).tag(sync=True)           # column, and whether it falls
@@ -60,29 +63,32 @@ class _Page:
 
     def __init__(
         self,
-        chosen: Sequence[str],
         columns: Sequence[str] | None,
         where: str,
         acts: Mapping[str, Callable[..., object]],  # what is done when the page sends a verb
     ):
         self.widget, self._rows, self._reader, self._acts = _Table(), PageMaker(), CurveReader(), acts
-        self.widget.chosen, self.widget.where = list(chosen), where
-        self.widget.slots = {name: k for k, name in enumerate(chosen)}
+        self.widget.where = where
         self._columns, self._runs, self._drawn = columns, list[RunFacts](), list[RunFacts]()
         self.widget.observe(lambda _: self._show_curves(), "chosen")
         self.widget.observe(lambda _: self._filter(), "where")
         self.widget.on_msg(self.on_message)
 
-    def show(self, runs: Sequence[RunFacts]) -> None:
+    def show(self, runs: Sequence[RunFacts], whole: bool = True) -> None:  # whole: these are all runs
         """Bring the page up to date."""
         self._runs = list(runs)
-        self._show_table()
+        self._show_table("" if whole else f". {_READING}")
         self._filter()
         self._show_curves()
 
-    def _show_table(self) -> None:
+    def choose(self, names: Sequence[str]) -> None:
+        """Tick runs, whose curves are drawn."""
+        self.widget.slots = {name: k for k, name in enumerate(names)}
+        self.widget.chosen = list(names)
+
+    def _show_table(self, more: str) -> None:
         columns, rows, line = self._rows.page(self._runs, self._columns)
-        before = self.widget.table
+        before, line = self.widget.table, line + more
         names = [row["name"] for row in rows]
         if before["columns"] != columns or [row["name"] for row in before["rows"]] != names:
             self.widget.table = {"columns": columns, "rows": rows, "below": line}
@@ -205,25 +211,47 @@ class RunBrowser:
         columns: Sequence[str] | None = None,  # that are shown at first; None: the settings that differ, and the loss
         where: str = "",                       # filter, see `parse_filter`
     ):
-        self.folder, self.interval, self.columns, self.where = absolute_path(folder), interval, columns, where
-        self.runs: list[RunFacts] = []
+        self.folder, self.interval, self.columns, self.where = runs_folder(folder), interval, columns, where
+        self._runs: list[RunFacts] | None = None  # None: not read yet
+        self._chosen: list[str] | None = None     # None: nobody has ticked any
         self._page: _Page | None = None
         self._opened, self._known = _OpenPanels(self.open), KnownRuns()
         self.panels = self._opened.panels  # those that were opened by their button
         self._lock, self._closed, self._took = threading.RLock(), False, 0.0
         self.saved = SavedOutput("tractkit-runs-still")
         self._watcher = Watcher(self._look, self._pause, 0.2, "tractkit-runs")
-        self.refresh()
-        check_columns(run_rows(self.runs) if columns else (), columns or ())
-        self.chosen = _best_runs(filter_runs(self.runs, where))  # whose curves are drawn
+        if columns or where:
+            check_columns(run_rows(self.runs), columns or ())
+            filter_runs(self.runs, where)
+
+    @property
+    def runs(self) -> list[RunFacts]:
+        """The runs, as they were read last; all are read when they are first asked for."""
+        if self._runs is None:
+            self.refresh()
+        return self._runs or []
+
+    @property
+    def chosen(self) -> list[str]:
+        """Names of the runs whose curves are drawn: those that are ticked; at first the best."""
+        return _best_runs(filter_runs(self.runs, self.where)) if self._chosen is None else self._chosen
+
+    @chosen.setter
+    def chosen(self, names: Sequence[str]) -> None:
+        self._chosen = list(names)
 
     def refresh(self) -> None:
         """Read again what has changed in the folder. Each thread may call this."""
         began = time.monotonic()
         with self._lock:
-            self.runs = find_runs(self.folder, known=self._known)
-            if self._page is not None and not self._closed:
-                self._page.show(self.runs)
+            page = None if self._closed else self._page
+            so_far = partial(page.show, whole=False) if page is not None and self._runs is None else None
+            self._runs = find_runs(self.folder, known=self._known, so_far=so_far)
+            if page is not None:
+                page.show(self._runs)
+            if page is not None and self._chosen is None:
+                self._chosen = self.chosen
+                page.choose(self._chosen)
         self._took = time.monotonic() - began
 
     def table(
@@ -284,16 +312,20 @@ class RunBrowser:
         """The browser as an ipywidget, for a layout of one's own."""
         with self._lock:
             if self._page is None:
-                acts: dict[str, Callable[..., object]] = {
-                    "refresh": self._watcher.wake, "open": self._opened.open, "annotate": self.annotate}
-                self._page = _Page(self.chosen, self.columns, self.where, acts)
-                self._page.show(self.runs)
-                self._page.widget.observe(self._on_choice, ["chosen", "where"])
-                watch = KernelWatch(safe="The runs are in their folder")
-                self._box = VBox([watch, self._page.widget, self._opened.widget], layout=Layout(max_width="1400px"))
-                serve_while_cells_run(self._box)
+                self._make_page()
+                self.refresh()
                 self._watcher.start()
         return self._box
+
+    def _make_page(self) -> None:
+        """Make the widgets, without any run."""
+        acts: dict[str, Callable[..., object]] = {
+            "refresh": self._watcher.wake, "open": self._opened.open, "annotate": self.annotate}
+        self._page = _Page(self.columns, self.where, acts)
+        self._page.widget.observe(self._on_choice, ["chosen", "where"])
+        watch = KernelWatch(safe="The runs are in their folder")
+        self._box = VBox([watch, self._page.widget, self._opened.widget], layout=Layout(max_width="1400px"))
+        serve_while_cells_run(self._box)
 
     def close(self) -> None:
         """Take the browser and the panels that it opened from the page. Runs go on."""
@@ -306,8 +338,9 @@ class RunBrowser:
                 widget.close()
 
     def _on_choice(self, change: Mapping[str, Any]) -> None:
-        setattr(self, change["name"], change["new"])
-        self._watcher.wake()
+        if getattr(self, change["name"]) != change["new"]:
+            setattr(self, change["name"], change["new"])
+            self._watcher.wake()
 
     def _pause(self) -> float:
         """Return the seconds until the next look: a few while a run is at work, a tenth as often otherwise."""
@@ -339,7 +372,11 @@ class RunBrowser:
         if get_ipython() is None:
             print(self)
             return
-        display_widget(self.widget, repr(self))
+        if self._page is None:
+            self._make_page()
+        display_widget(self._box, f"RunBrowser({str(self.folder)!r})")  # the first rows come before all are read
+        self.refresh()
+        self._watcher.start()
         self.saved.show(self._saved_of(), self._repr_html_, repr(self))
 
     def __repr__(self) -> str:

@@ -4,7 +4,8 @@ const PALETTES = {
   light: ["#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#b0862a", "#c2497b", "#4a9aa5", "#6b6f76"],
   dark: ["#6ca6e8", "#f0884f", "#62bd84", "#b58be0", "#d9b14a", "#e87bab", "#70c4d0", "#9aa1ab"],
 };
-const PLACES = { step: "step", epoch: "epoch", hours: "hours of training", time: "time" };
+const PLACES = { step: "step", epoch: "epoch", hours: "hours of training", time: "clock" };
+const CHOICES = { step: "step", epoch: "epoch", hours: "training time", time: "clock" };
 const MINUTE = 60;
 const DAY = 86400;
 const CLOCK = [1, 5, 15, 30, 60, 180, 360, 720, 1440, 2880, 10080, 43200].map((m) => m * MINUTE);
@@ -369,9 +370,10 @@ function addToolbar(root, change, reset) {
   choice.setAttribute("role", "radiogroup");
   choice.setAttribute("aria-label", "curves by");
   const buttons = Object.keys(PLACES).map((place) => {
-    const b = make(choice, "button", place);
+    const b = make(choice, "button", CHOICES[place]);
     b.setAttribute("role", "radio");
-    b.title = `curves by ${PLACES[place]}`;
+    b.title = place === "hours" ? "curves by the time spent in training and validation: pauses do not count" : "";
+    b.title ||= `curves by ${PLACES[place]}`;
     b.onclick = () => change({ x: place });
     return [place, b];
   });

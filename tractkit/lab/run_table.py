@@ -26,7 +26,7 @@ from ..runs.listing import FACTS, STATUSES, RunFacts, differing_settings
 Row: TypeAlias = dict[str, Json]  # column -> value
 
 _HEADINGS = {
-    "name": "run", "status": "status", "best": "best", "epochs": "epochs", "best_epoch": "in epoch", "hours": "time",
+    "name": "run", "status": "status", "best": "best", "epochs": "epochs", "best_epoch": "best epoch", "hours": "training time",
     "step": "step", "tags": "tags", "notes": "notes"}
 
 
@@ -80,7 +80,7 @@ def cell_text(
     if row.get("status") == "no run" and column not in ("name", "status"):
         return ""
     if column == "epochs":
-        return f"{value} of {row['max_epochs']}" if row.get("max_epochs") else str(value)
+        return f"{value}/{row['max_epochs']}" if row.get("max_epochs") else str(value)
     if column == "tags" and isinstance(value, list):
         return ", ".join(map(str, value))
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
@@ -100,15 +100,18 @@ def group_rows(
 ) -> list[Row]:  # for each value: how many runs, the lowest loss, whose it is, and the median
     """Group rows by a column, the group of the best run first. Raises KeyError for a column that is not there."""
     check_columns(rows, [column])
-    groups: dict[str, list[Row]] = {}
+    groups, values = dict[str, list[Row]](), dict[str, Json]()
     for row in rows:
-        if row["status"] != "no run":
-            groups.setdefault(repr(row[column]), []).append(row)
+        tags = row[column] if column == "tags" else None
+        places = (tags or [""]) if isinstance(tags, list) else [row[column]]  # a run is in the group of each tag
+        for value in places if row["status"] != "no run" else ():
+            values[repr(value)] = value
+            groups.setdefault(repr(value), []).append(row)
     found = []
-    for some in groups.values():
+    for key, some in groups.items():
         known = sort_rows([row for row in some if sort_value(row["best"]) is not None], "best")
         losses = [float(row["best"]) for row in known if isinstance(row["best"], (int, float))]
-        found.append({column: some[0][column], "runs": len(some), "best": losses[0] if losses else math.nan,
+        found.append({column: values[key], "runs": len(some), "best": losses[0] if losses else math.nan,
                       "median": float(np.median(losses)) if losses else math.nan,
                       "name": known[0]["name"] if known else ""})
     return sort_rows(found, "best")

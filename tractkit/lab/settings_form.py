@@ -135,10 +135,13 @@ def undoable(
 def close_widgets(
     *widgets: Widget,  # and those in them
 ) -> None:
-    """Close widgets with all that is in them: each has a line of its own to the page."""
+    """Close widgets with all that is in them, layouts and styles too: each has a line of its own to the page, and is
+    kept as long as that is open."""
     for widget in widgets:
         close_widgets(*getattr(widget, "children", ()))
-        widget.close()
+        for part in (getattr(widget, "layout", None), getattr(widget, "style", None), widget):
+            if isinstance(part, Widget):
+                part.close()
 
 
 class FieldNote:
@@ -150,6 +153,7 @@ class FieldNote:
         self.asks: Callable[[], None] | None = None  # what is done if a person says so
         self.text, self.yes = HTML(), Button(description="Change it", button_style="warning")
         self.no = Button(description="Leave it")
+        self.yes.add_class("tractkit-yes")
         self.yes.on_click(lambda _: self._answer(self.asks))
         self.no.on_click(lambda _: self._answer(put_back if self.asks else None))
         self._answers = HBox([self.yes, self.no], layout=Layout(display="none"))
@@ -158,8 +162,7 @@ class FieldNote:
     def show(self, text: str = "", asks: Callable[[], None] | None = None) -> None:
         """Show a text; with `asks`, which is to be done only if a person says so, as a question."""
         self.asks = asks
-        style = "color: var(--jp-error-color1, #b3362c); line-height: 1.3"
-        value = f'<div role="alert" style="{style}">{html.escape(text)}</div>' if text else ""
+        value = f'<div role="alert" class="tractkit-problem">{html.escape(text)}</div>' if text else ""
         for shown, layout in ((text, self.widget.layout), (asks, self._answers.layout)):
             if layout.display != (display := None if shown else "none"):
                 layout.display = display

@@ -17,6 +17,7 @@ import warnings
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from itertools import chain
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -74,7 +75,7 @@ def pack_tree(
     return walk(tree, path), tensors
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #c4d24f0b
-_LEAVES = (float, int, str, bool, type(None))  # as the JSON parser makes them; most of a tree
+_LEAVES = {float, int, str, bool, type(None)}  # as the JSON parser makes them; most of a tree
 
 
 def unpack_tree(
@@ -83,6 +84,11 @@ def unpack_tree(
 ) -> Any:         # dicts, lists, tuples, numbers, text, None, tensors and arrays
     """Return the tree that `pack_tree` split."""
     if isinstance(packed, list):
+        kinds = set(map(type, packed))
+        if kinds <= _LEAVES:
+            return packed[:]
+        if kinds == {list} and set(map(type, chain.from_iterable(packed))) <= _LEAVES:  # points of a curve
+            return [x[:] for x in packed]
         return [x if type(x) in _LEAVES else unpack_tree(x, tensors) for x in packed]
     if not isinstance(packed, dict):
         return packed
@@ -198,7 +204,7 @@ def load_checkpoint(
 # %% ../../nbs/runs/04_checkpoint.ipynb #d2cf4e67
 def peek_checkpoint(
     path: str | os.PathLike,
-    names: Collection[str],  # of the root of the tree
+    names: Collection[str],  # of the root of the tree, or, with a dot, of a branch below one: "curve.points"
 ) -> StateDict:
     """Read a few branches of a tree, with empty tensors, from the file's header alone; the checksum is not computed.
 
@@ -211,7 +217,9 @@ def peek_checkpoint(
         plain = header.pop("__metadata__")
         tree = parse_json(plain["meta"])["tree"]
         whole = 8 + size + max((entry["data_offsets"][1] for entry in header.values()), default=0) == there
-        found = {k: unpack_tree(v, defaultdict(lambda: torch.empty(0))) for k, v in tree.items() if k in names}
+        below = {f"{k}.{name}": v for k, node in tree.items() if isinstance(node, dict) for name, v in node.items()}
+        branches = ((k, v) for k, v in (tree | below).items() if k in names)
+        found = {k: unpack_tree(v, defaultdict(lambda: torch.empty(0))) for k, v in branches}
     if not whole:
         raise DataError("the file is cut short", file=path, fix="Use the one before it")
     return found

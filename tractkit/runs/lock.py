@@ -96,9 +96,9 @@ _FLOCK, _TYPE = ("qqihh", 3) if sys.platform == "darwin" else ("hhqqi4x", 0)
 
 def folder_busy(folder: str | os.PathLike) -> bool:
     """Return whether a trainer is at work in a folder, in this process or another. Take no lock."""
-    path = Path(folder).resolve() / ".lock"
+    path = Path(folder) / ".lock"
     with _MUTEX:  # nobody in this process opens the file until it is closed here
-        if path in _LOCKED:
+        if _LOCKED and path.parent.resolve() / ".lock" in _LOCKED:
             return True
         try:
             with open(path, "rb") as f:

@@ -57,13 +57,13 @@ def _lines_backwards(path: Path, block: int = 1 << 16) -> Iterator[tuple[int, by
     """Yield the lines of a file from the last to the first, each with the byte at which it starts."""
     with open(path, "rb") as f:
         start = f.seek(0, os.SEEK_END)
-        rest = b""
+        rest, size = b"", 1 << 12  # at first a few lines only
         while start > 0:
-            size = min(block, start)
+            size = min(size, start)
             start -= size
             f.seek(start)
-            lines = (f.read(size) + rest).split(b"\n")
-            at = start + sum(len(x) + 1 for x in lines)
+            text = f.read(size) + rest
+            lines, at, size = text.split(b"\n"), start + len(text) + 1, block
             for line in lines[:0:-1]:
                 at -= len(line) + 1
                 if line:
