@@ -26,8 +26,8 @@ from tractkit.data.sampler import BatchIDSampler
 from tractkit.functional.batch_iter import BatchIter
 from tractkit.functional.torch_model import TorchModel, train_model
 from tractkit.models import layers
-from tractkit.models.direction_getters import Targets
 from tractkit.models.learn2track import Learn2Track
+from tractkit.models.targets import Targets
 from tractkit.runs import checkpoint
 from tractkit.runs import log as runlog
 from tractkit.spatial.volume import Volume

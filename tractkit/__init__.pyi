@@ -56,8 +56,8 @@ from .models.base import TractographyModel as TractographyModel
 from .models.layers import StackedRNN as StackedRNN
 from .models.layers import KeyedDropout as KeyedDropout
 from .models.direction_getters import CosineRegression as CosineRegression
-from .models.direction_getters import point_directions as point_directions
-from .models.direction_getters import previous_directions as previous_directions
+from .models.targets import point_directions as point_directions
+from .models.targets import previous_directions as previous_directions
 from .models.layers import initialize_weights as initialize_weights
 from .models.base import register_model as register_model
 from .models.base import build_model as build_model

@@ -15,7 +15,7 @@ from torch import nn
 from tractkit.core.files import DataError
 from tractkit.core.rng import fold, normal, uniform
 from tractkit.models.base import TractographyModel, build_model, load_model, register_model, save_model
-from tractkit.models.direction_getters import CosineRegression, point_directions, previous_directions, unit
+from tractkit.models.direction_getters import CosineRegression
 from tractkit.models.layers import (
     KeyedDropout,
     StackedRNN,
@@ -26,6 +26,7 @@ from tractkit.models.layers import (
     use_generator,
 )
 from tractkit.models.learn2track import Learn2Track
+from tractkit.models.targets import point_directions, previous_directions, unit
 
 
 def draws(*key, shape):
@@ -267,7 +268,7 @@ def test_unknown_starts_are_undirected():
 
 def test_settings_that_do_not_exist_are_refused():
     for options, text in (
-        (dict(dg_key="gaussian"), "dg_key"),
+        (dict(dg_key="magic"), "dg_key"),
         (dict(nb_previous_dirs=3), "nb_previous_dirs"),
         (dict(rnn_key="x"), "rnn_key"),
     ):

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..core.text import no_bar
 from ..data.loader import StreamlinesBatchLoader
-from ..models.direction_getters import point_directions, previous_directions
+from ..models.targets import point_directions, previous_directions
 from .scoring import GroundTruth, Scores, TextTable, score_tractogram
 from ..spatial.streamlines import Streamlines, segment_directions
 from ..tracking.tracker import Tracker, check_limits, check_seeds

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['DRAWS_RULE', 'EVENT_DRAWS_RULE', 'PadBuckets', 'pad_buckets', 'KeyedDropout', 'use_generator', 'seed_globally',
-           'plan_seed', 'generator_names', 'GlobalGenerators', 'draws_from_torch', 'StepNoise', 'initialize_weights',
-           'bound_kept_shapes', 'StackedRNN']
+           'plan_seed', 'generator_names', 'GlobalGenerators', 'draws_from_torch', 'StepNoise', 'give_weights_memory',
+           'initialize_weights', 'bound_kept_shapes', 'StackedRNN']
 
 # %% ../../nbs/models/01_layers.ipynb #2feac3de
 import contextlib
@@ -535,6 +535,16 @@ class StepNoise:
         self.globals.close()
 
 # %% ../../nbs/models/01_layers.ipynb #dffd5c8a
+def give_weights_memory(
+    model: nn.Module,  # made under torch.device("meta")
+) -> None:
+    """Give each weight that has no memory yet its own on the CPU, not filled. Buffers stay as they are."""
+    for layer in model.modules():
+        for name, value in list(layer.named_parameters(recurse=False)):
+            if value.is_meta:
+                setattr(layer, name, nn.Parameter(torch.empty_like(value, device="cpu"), value.requires_grad))
+
+
 def initialize_weights(
     model: nn.Module,  # its Linear, LSTM, GRU and LayerNorm layers are filled, in place
     seed: int,

@@ -7,9 +7,10 @@ __all__ = ['Learn2TrackSettings']
 
 # %% ../../nbs/models/00_settings.ipynb #33293594
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, fields
 
 from ..core.settings import check_settings, setting, whole_number
+from ..core.text import Record
 
 # %% ../../nbs/models/00_settings.ipynb #b4743767
 @dataclass(frozen=True)
@@ -30,6 +31,16 @@ class Learn2TrackSettings:
     dg_dropout: float = setting(0.0, finite=True, help="inside the direction getter")
     step_size: float | None = setting(1.0, unit="mm", help="mm between points the model is trained and tracks with")
     _: KW_ONLY
+    add_eos: bool = setting(False, help="learn where streamlines end, too")
+    eos_weight: float = setting(1.0, at_least=0, finite=True, help="of the end of a streamline in the loss")
+    normalize_targets: float | None = setting(
+        None, above=0, help="length that targets of a regression get; by default steps in mm")
+    normalize_outputs: float | None = setting(
+        None, above=0, help="length that answers of a regression get before they are compared")
+    sphere: str | None = setting(None, help="of classes, by its name in DIPY; by default symmetric724")
+    entropy_weight: float | None = setting(
+        None, at_least=0, finite=True, help="of the entropy of a density in the loss; by default 0")
+    nb_components: int | None = setting(None, at_least=1, help="of a mixture; by default 3")
     seed: int = setting(1234, finite=True, help="of the first weights; no hyperparameter")
     nb_points: int | None = setting(None, help="or this many points on every streamline")
     compress: float | None = setting(None, unit="mm", help="or compressed to this, mm")
@@ -48,3 +59,10 @@ class Learn2TrackSettings:
                              f"{sizes!r}")
         plain = [whole_number("each of rnn_layer_sizes", size, at_least=1) for size in sizes]
         object.__setattr__(self, "rnn_layer_sizes", plain)
+
+    def of_getter(self) -> Record:
+        """Return the settings of the direction getter that are not the default."""
+        names = ("add_eos", "eos_weight", "normalize_targets", "normalize_outputs", "sphere", "entropy_weight",
+                 "nb_components")
+        default = {each.name: each.default for each in fields(self)}
+        return {name: getattr(self, name) for name in names if getattr(self, name) != default[name]}

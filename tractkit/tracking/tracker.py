@@ -26,7 +26,7 @@ from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, suggesting_keywords, whole_number
 from ..data.interpolation import sample_trilinear
 from ..models.base import usable_device
-from ..models.direction_getters import unit
+from ..models.targets import unit
 from ..models.threads import use_threads
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
