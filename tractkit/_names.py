@@ -675,6 +675,8 @@ NAMES = {
     "keywords_of": "training.config",
     "kind_of_sh": "dwi.basis_check",
     "known_state": "training.trainable",
+    "label_table": "viz.niivue_backend",
+    "labels_bytes": "viz.niivue_backend",
     "largest_sh_order": "dwi.sh",
     "last_points": "models.targets",
     "launch": "training.torchrun",

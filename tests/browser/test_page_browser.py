@@ -31,6 +31,12 @@ def pixels(page) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(page.locator("#stage").screenshot())).convert("RGB")).astype(int)
 
 
+def colored(page) -> int:
+    """How many pixels are clearly red."""
+    seen = pixels(page)
+    return int(((seen[..., 0] > 1.6 * seen[..., 2]) & (seen[..., 0] > 150)).sum())
+
+
 def test_it_turns_offline_and_looks_like_the_still(browser, tmp_path):
     v = view(scene(), colors={"front": "red", "back": "#4060ff"}, tubes=1.5, size=SIZE, show=False)
     v.save(tmp_path / "scene.html")
@@ -49,7 +55,7 @@ def test_it_turns_offline_and_looks_like_the_still(browser, tmp_path):
     lit = still.max(2) > 60  # what is there, is there, in its color
     lit[:90, :160] = False   # but for the legend, which is beside the picture
     assert lit.mean() > 0.1 and (abs(first - still).max(2)[lit] < 90).mean() > 0.9
-    assert ((first[..., 0] > 1.6 * first[..., 2]) & (first[..., 0] > 150)).sum() > 500  # the red ones
+    assert colored(page) > 500  # the red ones
 
     def changed(act) -> float:
         before = pixels(page)
@@ -67,6 +73,19 @@ def test_it_turns_offline_and_looks_like_the_still(browser, tmp_path):
     assert changed(switch.uncheck) > 0.01
     assert "2 of 5" in page.locator("#controls").inner_text()
     assert changed(switch.check) > 0.01
+    thin = page.get_by_role("slider", name="opacity")
+    red = colored(page)
+    assert changed(lambda: thin.fill("0.3")) > 0.01 and colored(page) < 0.5 * red  # what is behind shines through
+    thin.fill("1")
+    for plane in ("sagittal", "coronal", "axial"):
+        box = page.get_by_role("checkbox", name=f"{plane} plane in 3d")
+        assert changed(box.uncheck) > 0.01
+    assert (pixels(page).max(2) > 60).mean() < 0.7 * (first.max(2) > 60).mean()  # the tubes are left
+    page.screenshot(path=PICTURES / "page-no-planes.png")
+    for plane in ("sagittal", "coronal", "axial"):
+        page.get_by_role("checkbox", name=f"{plane} plane in 3d").check()
+    page.wait_for_timeout(300)
+    assert (abs(pixels(page) - first).max(2) > 12).mean() < 0.005  # all as before
     assert changed(drag) > 0.05
     page.get_by_role("button", name="axial").click()
     slice_ = page.get_by_role("slider", name="axial")

@@ -4,14 +4,18 @@ One notebook, one story: each test goes on where the one before it left the page
 
 import io
 import json
+import os
 import re
 import shutil
 
+import nbformat
 import numpy as np
 import pytest
 from helpers_waiting import until
 from lab import PICTURES, ROOT, Panel
 from PIL import Image
+
+from tractkit.cli.commands import copy_tutorials
 
 pytestmark = pytest.mark.browser
 
@@ -145,3 +149,63 @@ def test_the_preview_turns(page, panel):
     page.wait_for_timeout(200)
     assert (np.abs(look() - before).max(axis=-1) > 24).mean() > .01  # turned
     page.screenshot(path=PICTURES / "panel-preview.png")
+
+
+# --- as they are opened in a window of 900 pixels
+
+OPENED = """async path => {
+    for (const shown of [...window.jupyterapp.shell.widgets('main')]) shown.close();
+    const panel = await window.jupyterapp.commands.execute('docmanager:open', { path });
+    window.jupyterapp.shell.collapseLeft();
+    await panel.context.ready; await panel.sessionContext.ready; await panel.revealed;
+    await panel.sessionContext.session.kernel.info;
+    const found = [], all = () => [...panel.node.querySelectorAll('.jp-Notebook .jp-Cell')];
+    for (let k = 0; k < 200 && all().length < panel.content.widgets.length; k++) {
+        all().at(-1)?.scrollIntoView();
+        await new Promise(done => setTimeout(done, 50));
+    }
+    if (all().length < panel.content.widgets.length) found.push(`only ${all().length} cells`);
+    for (const [k, cell] of all().entries()) {
+        cell.scrollIntoView({ block: 'center' });
+        await new Promise(done => setTimeout(done, 60));
+        const holders = '.cm-scroller, .jp-MarkdownOutput, .jp-OutputArea-output, table';
+        for (const part of cell.querySelectorAll(`${holders}, .jp-OutputArea-output *`)) {
+            const style = getComputedStyle(part), text = (part.textContent || '').trim();
+            if (style.display === 'inline' || !text || !part.clientWidth) continue;
+            if ((part.matches(holders) || style.overflowX !== 'visible') && part.scrollWidth > part.clientWidth + 1)
+                found.push(`cell ${k}, ${part.className || part.tagName}: ${text.slice(0, 60)}`);
+        }
+        if (/^#\\|/m.test(cell.querySelector('.cm-content')?.innerText || '')) found.push(`cell ${k}: a directive`);
+    }
+    if (panel.context.model.dirty) found.push('changed by being opened');
+    return found;
+}"""
+
+
+def opened(lab, names) -> dict[str, list[str]]:
+    """What is cut, or should not be there, in tutorials that are opened one after the other."""
+    lab.page.set_viewport_size({"width": 900, "height": 900})
+    lab.page.goto(f"http://127.0.0.1:{lab.server.port}/lab?reset")
+    lab.page.wait_for_selector(".jp-Launcher", timeout=60_000)
+    found = {name: lab.page.evaluate(OPENED, f"tutorials/{name}") for name in names}
+    lab.end_kernels()
+    return found
+
+
+def test_at_900_pixels_nothing_is_cut_and_nothing_is_changed(lab):
+    """Of 90 and 93, and of what is wrong in each way; of all of them with FULL=1."""
+    first = copy_tutorials(lab.work / "tutorials")
+    names = sorted(path.name for path in first.parent.glob("9*.ipynb"))
+    assert len(names) == 8
+    wrong = nbformat.read(first, as_version=4)
+    wrong.cells[2].source = "#| slow\nx = '" + 110 * "x" + "'"
+    wide = nbformat.v4.new_output("display_data", {"text/html": "<table><tr>" + 40 * "<td>number</td>" + "</tr></table>"})
+    wrong.cells[2].outputs = [wide]
+    wrong.metadata.pop("language_info")
+    nbformat.write(wrong, first.parent / "wrong.ipynb")
+    if os.environ.get("FULL") != "1":
+        names = [names[0], names[3]]
+    *others, seen = opened(lab, [*names, "wrong.ipynb"]).values()
+    assert not any(others), others
+    for what in ("cm-scroller", "jp-OutputArea-output", "a directive", "changed by being opened"):
+        assert any(what in line for line in seen), (what, seen)

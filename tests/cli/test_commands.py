@@ -229,7 +229,19 @@ def test_lab_copies_tutorials_and_keeps_what_was_changed(monkeypatch, tmp_path):
             asks = [nbformat.read(tmp_path / "mine" / n, 4).metadata for n in names]
             assert {m["language_info"]["version"] for m in asks} == {platform.python_version()}
             assert {m["kernelspec"]["name"] for m in asks} == {"python3"}
-    assert called[0][1:3] == ["-m", "jupyterlab"] and called[0][3].startswith(str(tmp_path / "mine"))
+    assert called[0][1:3] == ["-m", "jupyterlab"]
+    assert called[0][3:] == [f"--ServerApp.root_dir={tmp_path / 'mine'}", "--LabApp.default_url=/lab/tree/90_phantom.ipynb"]
+
+
+def test_the_address_that_lab_prints_opens_the_notebook(tmp_path):
+    from tractkit.cli.commands import opening
+
+    notebook = tmp_path / "my study" / "90.ipynb"
+    given = [f"--notebook-dir={tmp_path}", "--no-browser"]
+    assert opening(notebook, given) == [
+        f"--ServerApp.root_dir={tmp_path}", "--LabApp.default_url=/lab/tree/my%20study/90.ipynb", *given]
+    elsewhere = [f"--ServerApp.root_dir={tmp_path / 'other'}"]
+    assert opening(notebook, elsewhere) == [str(notebook), *elsewhere]
 
 
 # ---- tractkit hdf5 -------------------------------------------------------------------------------------------

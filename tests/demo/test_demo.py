@@ -397,3 +397,16 @@ def test_demo_reads_what_it_wrote(tmp_path):
     (tmp_path / "demo" / "scores.txt").touch()
     read = open_demo(tmp_path / "demo")
     assert read == Demo(tmp_path / "demo", settings) and read.settings.to_json() == settings.to_json()
+
+
+def test_without_say_only_the_last_line_is_shown(monkeypatch, capsys):
+    from tractkit.demo import pipeline
+
+    monkeypatch.setattr(pipeline, "no_bar", lambda wanted: not wanted)
+    for wanted in (True, False):
+        with pipeline.one_line(wanted) as say:
+            say("tracking the test subject")
+            say("  epoch 2/12\nand more")
+        shown = capsys.readouterr().out
+        assert ("epoch 2/12 (00:0" in shown) == wanted and "and more" not in shown
+        assert shown.rpartition("\r")[2] == ""  # and is wiped out

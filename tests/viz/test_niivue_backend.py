@@ -10,11 +10,12 @@ import pytest
 from helpers_scene import AFFINES, LIT, SHAPE
 from test_viewer import grouped, lit_mask, one_fodf
 
+from tractkit.spatial.regions import Sphere, pass_through
 from tractkit.spatial.space import apply_affine
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
-from tractkit.viz.drawables import Glyphs, Slices
+from tractkit.viz.drawables import Glyphs, Labels, Slices
 from tractkit.viz.niivue_backend import by_color
 from tractkit.viz.stills import Still
 from tractkit.viz.theme import direction_colors, palette
@@ -146,6 +147,46 @@ def test_the_slices_stand_and_move_where_the_sliders_say(niivue_view):
     assert "x" not in lines.controls
     with pytest.raises(ValueError, match="no slices to move"):
         lines.move(z=3)
+
+
+def test_labels_have_their_colors_and_a_switch(niivue_view):
+    affine = AFFINES["LAS anisotropic"]
+    regions = np.zeros(SHAPE, np.int32)
+    regions[tuple(LIT)], regions[1, 1, 1] = 1007, -3
+    v = niivue_view(Labels(Volume(regions, affine), "atlas"))
+    atlas, = v.scene.atlases["atlas"]
+    image = nib.Nifti1Image.from_bytes(atlas.data)
+    places = np.asarray(image.dataobj)
+    assert image.get_data_dtype() == np.int16 and places[1, 1, 1] == 1 and places[tuple(LIT)] == 2
+    np.testing.assert_allclose(image.affine, affine, atol=1e-5)
+    table = np.reshape(atlas.colormap_label.lut, (-1, 4))
+    assert table[0, 3] == 0 and (atlas.colormap_label.min, atlas.colormap_label.max) == (0, 2)
+    np.testing.assert_array_equal(table[1:, :3], np.rint(255 * palette(2)))
+    v.move(z=float(v.composition.frame[0, 2]))  # without slices, too
+    v.controls["show atlas"].value = False
+    assert atlas.opacity == 0
+    v.toggle("atlas")
+    assert atlas.opacity > 0.5
+
+
+def test_streamlines_are_selected_and_stay_hidden(niivue_view):
+    t = grouped()
+    v = niivue_view({"t": t}, Volume(np.ones(SHAPE, np.float32), t.affine), colors="groups")
+    here = t.rasmm()[5][2]
+    v.move(*(float(mm) for mm in here))
+    v.controls["show t: right"].value = v.controls["show t: others"].value = False
+    v.controls["radius"].value = 2.0
+    v.controls["through"].click()
+    near = pass_through(t, Sphere(here, 2.0))
+    assert v.controls["selected"].value == f"{near.sum()} of 40 streamlines pass" and 0 < near.sum() < 40
+    left, = v.scene.meshes["t: left"]
+    assert len(points_of(left)[1]) == near[t.groups["left"]].sum() == v.shown
+    assert not v.scene.meshes["t: right"][0].visible and v.scene.meshes["t: others"] == []
+    v.controls["show t: others"].value = True
+    v.controls["show t: others"].value = False
+    v.controls["all"].click()
+    assert not v.scene.meshes["t: others"][0].visible
+    assert len(points_of(v.scene.meshes["t: left"][0])[1]) == len(t.groups["left"]) == v.shown
 
 
 def test_views_of_niivue_follow_each_other_and_only_each_other(niivue_view):

@@ -199,5 +199,5 @@ def test_colormap_labels_style_planes_and_selection_are_in_the_page(tmp_path):
     np.testing.assert_allclose(own[1:3, :3] / 255, palette(2), atol=0.003)
     (lines,) = page.told["lines"]
     assert lines["lengths"][2] == nb < 30 and lines["radius"] == 0.4
-    assert (page.told["thickness"], page.told["slab"], page.told["axes"]) == (3, 4, [2])
-    assert "Streamlines are opaque in the page." in notes
+    assert [page.told[k] for k in ("thickness", "slab", "opacity", "axes")] == [3, 4, 0.5, [2]]
+    assert not any("opaque" in note for note in notes)

@@ -218,6 +218,19 @@ def test_no_word_of_the_losses_is_cut_at_the_left():
     assert picture.axes[0].yaxis.get_tightbbox().x0 >= 0
 
 
+@pytest.mark.parametrize("lowest", [0.0004, 0.15, 0.0])
+def test_the_number_of_the_best_lies_on_no_curve(lowest):
+    x = np.arange(1, 41)
+    noisy = lowest + 0.3 * np.exp(-x / 9) * (1.3 + np.sin(x))
+    figure = plot_losses({"training": noisy + 0.02, "validation": noisy}, xlabel="batch")
+    figure.array()
+    ax = figure.axes[0]
+    box = ax.texts[0].get_window_extent()
+    assert ax.texts[0].get_text().startswith("best") and box.y0 > ax.bbox.y0 and box.x1 < ax.bbox.x1 + 60
+    for line in ax.lines[:2]:
+        assert not line.get_path().transformed(line.get_transform()).intersects_bbox(box, filled=False)
+
+
 def test_baselines_are_lines_with_their_names():
     ax = plot_losses({"valid": [0.4, 0.3]}, {"repeat": 0.35, "zero": 0.351}).axes[0]
     assert {0.35, 0.351} <= {line.get_ydata()[0] for line in ax.lines}
@@ -226,12 +239,14 @@ def test_baselines_are_lines_with_their_names():
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.lists(st.floats(0, 1), max_size=12), st.floats(0.01, 0.2))
-def test_spread_keeps_order_and_distance(values, gap):
-    placed = _spread(values, gap)
+@given(st.lists(st.tuples(st.floats(0, 1), st.floats(0.01, 0.2)), max_size=12))
+def test_spread_keeps_order_and_distance(labels):
+    values, heights = (np.array([label[k] for label in labels]) for k in range(2))
+    placed = _spread(values, heights)
     order = np.argsort(values)
-    assert np.all(np.diff(placed[order]) >= gap - 1e-9)
-    if len(values) < 2 or np.diff(np.sort(values)).min() >= gap:
+    gaps = (heights[order][1:] + heights[order][:-1]) / 2
+    assert np.all(np.diff(placed[order]) >= gaps - 1e-9)
+    if np.all(np.diff(values[order]) >= gaps):
         np.testing.assert_allclose(placed, values, atol=1e-9)
 
 

@@ -553,9 +553,10 @@ def test_streamlines_are_chosen_by_regions(live_view):
     assert v.select(exclude=[Sphere(here, 2.0)]) == (40 - every.sum(), 40)
     v.move(*(float(mm) for mm in here))
     v.controls["all"].click()
+    v.controls["radius"].value = 3.5
     v.controls["through"].click()
-    near = int(pass_through(t, Sphere(here, 5.0)).sum())
-    assert v.controls["selected"].value == f"{near} of 40 streamlines pass" and v.included[0].radius == 5
+    near = int(pass_through(t, Sphere(here, 3.5)).sum())
+    assert v.controls["selected"].value == f"{near} of 40 streamlines pass" and v.included[0].radius == 3.5
     v.set_style(tubes=0.3)
     assert v.shown == min(near, 10) and all(part.tubes == 0.3 for part, _ in v._stage._lines)
     v.set_style()

@@ -21,6 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TextIO
+from urllib.parse import quote
 
 from .data_files import add_hdf5_options, in_terms_of_options, run_hdf5, with_hyphens
 from .view_files import add_view_options, run_view
@@ -225,7 +226,20 @@ def run_lab(args: argparse.Namespace) -> int:
     if find_spec("jupyterlab") is None:
         raise DataError("JupyterLab is not installed here", fix="pip install 'tractkit[lab]'")
     first = copy_tutorials(Path(args.folder or "tractkit-tutorials"))
-    return subprocess.call([sys.executable, "-m", "jupyterlab", str(first), *args.jupyter])
+    return subprocess.call([sys.executable, "-m", "jupyterlab", *opening(first.resolve(), args.jupyter)])
+
+
+def opening(
+    notebook: Path,        # absolute
+    given: Sequence[str],  # what the user gave for JupyterLab
+) -> list[str]:
+    """Return the arguments with which JupyterLab opens a notebook, also from the address that it prints."""
+    roots = [word.partition("=")[2] for word in given if word.startswith(("--notebook-dir=", "--ServerApp.root_dir="))]
+    root = Path(roots[-1]).resolve() if roots else notebook.parent
+    if not notebook.is_relative_to(root):
+        return [str(notebook), *given]
+    url = quote(f"/lab/tree/{notebook.relative_to(root).as_posix()}")
+    return [f"--ServerApp.root_dir={root}", f"--LabApp.default_url={url}", *given]
 
 # %% ../../nbs/cli/02_commands.ipynb #422892c0
 def _note(

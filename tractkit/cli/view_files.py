@@ -112,8 +112,7 @@ def run_view(
     args: argparse.Namespace,
 ) -> int:  # exit code
     """Run `tractkit view`. Raises DataError for files that cannot be read or drawn, or an OUT that is there already."""
-    from tractkit.spatial.tractogram import Tractogram  # not for --help
-    from tractkit.viz.page import check_picture_path
+    from tractkit.viz.page import check_picture_path  # not for --help
 
     paths = [without_tilde(path) for path in args.files]
     out = without_tilde(args.out) if args.out else Path(paths[0].name[:-len(_ending(paths[0]))] + ".html")
@@ -128,8 +127,7 @@ def run_view(
         print(f"{name}: {things}", file=sys.stderr)
     else:
         things = _read_files(paths)
-    several = isinstance(things, dict) and sum(isinstance(thing, Tractogram) for thing in things.values()) > 1
-    options = _Options(view=args.view, colors=args.colors or ("name" if several else None), tubes=args.tubes,
+    options = _Options(view=args.view, colors=args.colors, tubes=args.tubes,
                        max_streamlines=args.max_streamlines or None)
     try:
         notes = _write(things, out, options)

@@ -8,14 +8,17 @@ __all__ = ['check_numbers', 'run_demo', 'open_demo']
 # %% ../../nbs/demo/06_pipeline.ipynb #0e10dc22
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from tqdm.auto import tqdm
+from tqdm.std import tqdm as text_bar  # a widget would be an error message where a notebook is opened again
 
 from ..core.files import DataError, absolute_path, atomic_path, collected, collecting, path_from_here
-from ..core.text import Record, bars_move
+from ..core.text import Record, bars_move, no_bar
 from .report import write_pictures, write_report, write_tutorial
 from .results import Demo
 from .settings import DemoSettings, demo_settings, read_settings, subject_name
@@ -166,6 +169,16 @@ def _check_subjects(subjects: Sequence[SubjectFiles], settings: DemoSettings, ac
                 if not accept_wrong_space:
                     check_frame(files, settings.b0_threshold)
 
+# %% ../../nbs/demo/06_pipeline.ipynb #3963b759
+@contextmanager
+def one_line(shown: bool) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows the last text it was given, if wanted, and the time until then, where a line moves."""
+    if no_bar(shown):
+        yield lambda text: None
+        return
+    with text_bar(bar_format="{desc} ({elapsed})", file=sys.stdout, leave=False) as bar:
+        yield lambda text: bar.set_description_str(f"{text.strip()}\n".splitlines()[0][:100])
+
 # %% ../../nbs/demo/06_pipeline.ipynb #3b2de16a
 def run_demo(
     out: str | Path | None = None,           # default: results/demo, or results/own for the user's files
@@ -186,7 +199,7 @@ def run_demo(
     b0_threshold: float = 50.0,              # s/mm²; volumes of at most this are b0
     accept_wrong_space: bool = False,        # go on with subjects that are not in one frame; see `check_space`
     settings: DemoSettings | None = None,    # all of them at once; then none of the above but out and fresh is read
-    say: Callable[[str], None] = print,      # what to do with each line of text
+    say: Callable[[str], None] | None = print,  # what to do with each line of text; None: show only the last
     progress: bool = True,                   # show progress bars
 ) -> Demo:
     """Train and score a model, from subjects to pictures. A finished run is reused, an interrupted one continues.
@@ -201,7 +214,8 @@ def run_demo(
     folder = absolute_path(out or ("results/own" if settings.own else "results/demo"))
     open_folder(folder, settings, fresh)
     demo = Demo(folder, settings)
-    _run_or_reuse(demo, html, say, progress)
+    with one_line(say is None) as last:
+        _run_or_reuse(demo, html, say or last, progress)
     return demo
 
 
@@ -233,4 +247,4 @@ def open_demo(
             return Demo(place, read_settings(place / "demo.json"))
     if given:
         raise DataError("holds no finished demo", file=given, fix="Run tractkit demo --out with this folder")
-    return run_demo(Path("results") / "quick", quick=True, html=False, say=lambda text: None, progress=False)
+    return run_demo(Path("results") / "quick", quick=True, html=False, say=None, progress=False)

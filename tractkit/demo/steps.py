@@ -152,6 +152,8 @@ def write_json(path: Path, value: Mapping[str, Json]) -> None:
 def train(demo: Demo, say: Callable[[str], None], progress: bool) -> None:
     """Train model and control, and write `losses.json` and `panel.png`."""
     trainer, control = demo.trainer(progress=progress), demo.trainer(control=True, progress=False)
+    if not progress:
+        trainer.listeners.append(lambda event, t: say(str(t.status)) if event == "epoch" else None)
     state, blind = train_both(trainer, control, say)
     panel = TrainerPanel(trainer)
     save_figure(panel.still(), demo.folder / "panel.png")

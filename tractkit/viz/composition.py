@@ -13,6 +13,7 @@ from typing import TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..spatial.regions import Region, select_streamlines
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
@@ -73,6 +74,16 @@ class Part:
         ids = self.ids[:self.count(limit)]
         rasmm = self.tractogram.streamlines[ids].transform(self.tractogram.affine)
         return rasmm, self.coloring.rgb(self.tractogram, ids, rasmm)
+
+
+def kept_streamlines(
+    parts: Sequence[Part],
+    include: Sequence[Region],   # through each of these
+    exclude: Sequence[Region],   # through none of these
+) -> dict[int, np.ndarray]:
+    """Return which streamlines of each tractogram pass, (n,) bool by the id of the tractogram."""
+    tractograms = {id(part.tractogram): part.tractogram for part in parts}
+    return {key: select_streamlines(t, include, exclude) for key, t in tractograms.items()}
 
 # %% ../../nbs/viz/08_composition.ipynb #7ffa627f
 _MOST_PARTS = 40  # more are one

@@ -142,17 +142,22 @@ def _update_count(view: Controllable) -> None:
         view.controls["counted"].value = _count_text(view)
 
 # %% ../../nbs/viz/17_controls.ipynb #e19c7c88
-def add_selection(view: Controllable, through: Callable[[bool | None], tuple[int, int]]) -> None:
-    """Add buttons for the streamlines through a place, past it, and all; `through` returns how many of how many."""
+def add_selection(view: Controllable, through: Callable[[bool | None, float], tuple[int, int]]) -> None:
+    """Add buttons for the streamlines through a place, past it, and all, and how near, in mm, is through it.
+
+    `through` returns how many of how many."""
+    near = view.controls["radius"] = widgets.FloatSlider(
+        value=5.0, min=0.5, max=30.0, step=0.5, description="radius", readout_format=".1f", layout=_WIDE, style=_WORD,
+        tooltip="mm around the planes' crossing")
     said = view.controls["selected"] = widgets.HTML()
     for name, text, given, width, tip in (
-            ("through", "through here", True, "108px", "only streamlines within 5 mm of the planes' crossing"),
-            ("past", "not through here", False, "140px", "none within 5 mm of the planes' crossing"),
+            ("through", "through here", True, "108px", "only streamlines near the planes' crossing"),
+            ("past", "not through here", False, "140px", "none near the planes' crossing"),
             ("all", "all", None, "52px", "all streamlines again")):
         button = view.controls[name] = widgets.Button(description=text, tooltip=tip, layout={"width": width})
 
         def act(_: object, given: bool | None = given) -> None:
-            left, total = through(given)
+            left, total = through(given, near.value)
             said.value = "" if given is None else f"{left:,} of {total:,} streamlines pass"
             _update_count(view)
 
@@ -234,7 +239,7 @@ def control_rows(controls: Mapping[str, widgets.Widget]) -> list[widgets.Widget]
                             layout={"flex_flow": "row wrap"})
     rows = [row("look", "reset", "page", "screenshot", "message"), row("place"), row("x", "y", "z"),
             row("planes", *(f"plane {name}" for name in NORMALS)), row("window", "colormap"),
-            row("count", "counted"), row("through", "past", "all", "selected"),
+            row("count", "counted"), row("through", "past", "all", "selected"), row("radius"),
             row("style"), row("thickness", "opacity"), row("slab"),
             row("titles"), switches]
     return [r for r in rows if r.children]

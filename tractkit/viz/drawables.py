@@ -109,6 +109,13 @@ def label_values(
     return values[values != 0]
 
 
+def label_index(
+    data: np.ndarray,     # any shape
+    values: np.ndarray,   # as `label_values` has them
+) -> np.ndarray:
+    """Replace each label by its place among all of them, from 1 on; 0 stays."""
+    return np.where(data == 0, 0, np.searchsorted(values, data) + 1)
+
 # %% ../../nbs/viz/06_drawables.ipynb #b12b068e
 Drawing = Lines | Slices | Labels | Contour | Peaks | Glyphs
 

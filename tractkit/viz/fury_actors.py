@@ -20,7 +20,8 @@ from .planes import NORMALS
 from .theme import Rgb, direction_colors
 from ..spatial.space import apply_affine
 from ..spatial.streamlines import Streamlines
-from .drawables import LEAST_GLYPH, Contour, Glyphs, Labels, Peaks, glyph_radii, peak_sticks, voxels_on_plane
+from .drawables import (
+    LEAST_GLYPH, Contour, Glyphs, Labels, Peaks, glyph_radii, label_index, peak_sticks, voxels_on_plane)
 from ..spatial.volume import Volume
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
@@ -168,7 +169,7 @@ def labels_actor(
 ) -> window.Scene:
     """Make planes of a volume of labels, over all slices, to be placed by `place_slices`."""
     data = labels.volume.data.reshape(labels.volume.shape3d)
-    index = np.where(data == 0, 0, np.searchsorted(values, data) + 1).astype(np.float32)
+    index = label_index(data, values).astype(np.float32)
     slicer = actor.volume_slicer(index, affine=labels.volume.affine, value_range=(-0.5, len(values) + 0.5),
                                  interpolation="nearest", depth_write=True)
     color_slices(slicer, label_colors(len(values)), exact=True)

@@ -15,7 +15,7 @@ import pygfx as gfx
 from pygfx.renderers.wgpu.engine.utils import gpu_caches
 
 from .colors import slice_colors
-from .composition import Composition, Part
+from .composition import Composition, Part, kept_streamlines
 from .drawables import mask_outline
 from tractkit.viz.fury_actors import (
     LineBlocks,
@@ -31,7 +31,7 @@ from tractkit.viz.fury_actors import (
 from .fury_camera import Marker, Turning, aim_camera, letter_actors, letter_places, scale_bar
 from .planes import NORMALS, check_view, plane_axes
 from .theme import DARK, Rgb
-from ..spatial.regions import Region, select_streamlines
+from ..spatial.regions import Region
 
 with warnings.catch_warnings():  # importing FURY, which DIPY does too, would silence all warnings of the session
     from fury import window
@@ -189,8 +189,7 @@ class Stage:
 
     def select(self, include: Sequence[Region], exclude: Sequence[Region]) -> int:
         """Show only the streamlines through all of `include` and none of `exclude`. Return how many there are."""
-        kept = {id(t): select_streamlines(t, include, exclude)
-                for t in {id(part.tractogram): part.tractogram for part, _ in self._lines}.values()}
+        kept = kept_streamlines(self.composition.parts, include, exclude)
         self.choose(None)
         for _, actor in self._lines:
             self.scene.remove(*actor.objects)

@@ -123,29 +123,33 @@ def _draw_curve(ax: Axes, x: np.ndarray, y: np.ndarray, mean: tuple[np.ndarray, 
     return float(y[np.isfinite(y)][-1])
 
 # %% ../../nbs/viz/03_losses.ipynb #9edf0ee6
-def _spread(values: Sequence[float], gap: float) -> np.ndarray:
-    """Move sorted label positions apart until neighbours are at least `gap` from each other, as little as can be."""
-    order = np.argsort(values)
-    placed: list[list[float]] = []  # blocks of touching labels: [centre, how many]
-    for v in np.asarray(values, float)[order]:
-        placed.append([v, 1])
-        while len(placed) > 1 and placed[-1][0] - placed[-2][0] < gap * (placed[-1][1] + placed[-2][1]) / 2:
-            (c2, n2), (c1, n1) = placed.pop(), placed.pop()
-            placed.append([(c1 * n1 + c2 * n2) / (n1 + n2), n1 + n2])
-    flat = [c + gap * (k - (n - 1) / 2) for c, n in placed for k in range(int(n))]
-    out = np.empty(len(flat))
-    out[order] = flat
+def _spread(values: Sequence[float], heights: Sequence[float]) -> np.ndarray:
+    """Move the centres of labels of these heights until none touches another, as little as can be."""
+    high, order = np.asarray(heights, float), np.argsort(values)
+    blocks: list[tuple[float, list[int]]] = []  # labels that touch: where the lowest begins
+    for k in order:
+        block = [int(k)]
+        while True:
+            offsets = np.cumsum(high[block]) - high[block] / 2
+            begin = float(np.mean(np.asarray(values, float)[block] - offsets))
+            if not blocks or blocks[-1][0] + high[blocks[-1][1]].sum() <= begin:
+                break
+            block = blocks.pop()[1] + block
+        blocks.append((begin, block))
+    out = np.empty(len(high))
+    for begin, block in blocks:
+        out[block] = begin + np.cumsum(high[block]) - high[block] / 2
     return out
 
 # %% ../../nbs/viz/03_losses.ipynb #d9d1e2c0
 def _mark_best(ax: Axes, x: np.ndarray, y: np.ndarray, best: tuple[np.ndarray, np.ndarray] | None, color: str,
                xlabel: str) -> None:
-    """Draw a ring and a number at the best point; if it is not known, at the lowest."""
+    """Draw a ring, and below it a number, at the best point; if it is not known, at the lowest."""
     k = int(np.nanargmin(y))
     at, low = (x[k], y[k]) if best is None or not len(best[0]) else (best[0][-1], best[1][-1])
     ax.plot(at, low, "o", ms=9, mfc="white", mec=color, mew=2.2, zorder=4)
     place = (at - x[0]) / max(x[-1] - x[0], 1e-9)
-    ax.annotate(f"best {low:.3g}, {xlabel} {at:,.10g}", (at, low), xytext=(0, 17), textcoords="offset points",
+    ax.annotate(f"best {low:.3g}, {xlabel} {at:,.10g}", (at, low), xytext=(0, -18), textcoords="offset points",
                 ha="left" if place < 0.2 else "right" if place > 0.8 else "center", va="center", fontsize=10.5,
                 color=color, path_effects=[withStroke(linewidth=4, foreground="white")], zorder=5)
 
@@ -158,7 +162,8 @@ def _finish_curves(ax: Axes, ys: list[np.ndarray], levels: list[float], labels: 
     log = len(values) > 0 and values.min() > 0
     if log:
         ax.set_yscale("log")
-        ax.set_ylim(values.min() / 1.25, values.max() * 1.15)
+        span = values.max() / values.min()
+        ax.set_ylim(values.min() / 1.05 / span ** 0.1, values.max() * 1.02 * span ** 0.03)  # room for the best's number
         ax.yaxis.set_major_locator(_LogLocator())
         ax.yaxis.set_major_formatter(lambda v, _: f"{v:g}")
         ax.yaxis.set_minor_formatter(NullFormatter())
@@ -175,8 +180,8 @@ def _finish_curves(ax: Axes, ys: list[np.ndarray], levels: list[float], labels: 
         to_axes = ax.transData + ax.transAxes.inverted()
         heights = [to_axes.transform((0, y))[1] for y, _, _ in labels]
         labels = [(y, textwrap.fill(text, 16), color) for y, text, color in labels]
-        lines = max(text.count("\n") + 1 for _, text, _ in labels)
-        for height, (_, text, color) in zip(_spread(heights, (6 + 15.5 * lines) / ax.bbox.height), labels, strict=True):
+        sizes = [(3 + 18.5 * (text.count("\n") + 1)) / ax.bbox.height for _, text, _ in labels]
+        for height, (_, text, color) in zip(_spread(heights, sizes), labels, strict=True):
             ax.text(1.012, height, text, transform=ax.transAxes, color=color, fontsize=11, va="center")
 
 # %% ../../nbs/viz/03_losses.ipynb #8a8359ac

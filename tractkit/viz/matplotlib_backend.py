@@ -18,7 +18,7 @@ from .plots import plot_slice, plot_streamlines
 from .theme import color_ball, direction_colors
 from ..spatial.space import apply_affine
 from ..spatial.streamlines import Streamlines
-from .drawables import Glyphs, glyph_radii, mask_outline, peak_sticks, voxels_on_plane
+from .drawables import Glyphs, glyph_radii, label_index, mask_outline, peak_sticks, voxels_on_plane
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
 
@@ -57,7 +57,7 @@ def _paint(ax: Axes, composition: Composition, plane: str, position: float) -> N
     for labels, values in composition.labels:
         whole = Volume(labels.volume.data.astype(np.int64), labels.volume.affine)
         image = np.nan_to_num(sample_plane(whole, plane, position, frame, 0))
-        images.append(label_colors(len(values))[np.where(image == 0, 0, np.searchsorted(values, image) + 1)])
+        images.append(label_colors(len(values))[label_index(image, values)])
     for image in images:
         ax.imshow(image, extent=(*frame[:, across], *frame[:, up]), origin="lower", interpolation="nearest",
                   zorder=0.5, aspect="auto")

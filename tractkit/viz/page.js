@@ -353,13 +353,14 @@ class Streamlines {
     return low;
   }
 
-  draw(camera, { limit, share, thickness, slab, plane }) {
+  draw(camera, { limit, share, thickness, opacity, slab, plane }) {
     const nb = this.drawn(Math.ceil(limit * share));
     const radius = this.radius * thickness;
     this.segments.draw(camera, {
       count: this.ends[nb] - 1,
       radius,
       thickness: this.radius ? 1 : thickness,
+      opacity,
       slab,
       plane,
     });
@@ -633,6 +634,8 @@ class Page {
     this.limit = scene.limit;
     this.thickness = scene.thickness;
     this.slab = scene.slab;
+    this.opacity = scene.opacity;
+    this.axes = new Set(scene.axes); // of the planes in 3d
     const texts = [LINES, SURFACES, SLICES, OUTLINE, BALL];
     const [lines, surfaces, slices, outline, ball] = texts.map((text) => new Program(gl, text));
     this.ball = ball;
@@ -703,7 +706,7 @@ class Page {
     gl.depthFunc(gl.LEQUAL);
     gl.depthMask(!this.flat);
     for (const slices of this.slices) {
-      if (this.shows(slices)) slices.draw(matrices, position, this.flat ? [this.axis] : scene.axes);
+      if (this.shows(slices)) slices.draw(matrices, position, this.flat ? [this.axis] : this.axes);
     }
     gl.depthMask(true);
     this.drawLines(matrices);
@@ -729,8 +732,11 @@ class Page {
       plane: this.position[this.axis],
       share: this.moving ? this.share : 1,
       thickness: this.thickness * (scene.lines.some((l) => l.radius) ? 1 : this.ratio),
+      opacity: this.opacity,
     };
+    this.gl.depthMask(this.opacity === 1); // else what lies behind is seen, in whatever order
     for (const lines of this.lines) if (this.shows(lines)) lines.draw(matrices, told);
+    this.gl.depthMask(true);
   }
 
   drawOutline(surface, matrices) {
@@ -1004,7 +1010,21 @@ function planeControls(page) {
       return `${"xyz"[axis]} = ${Math.round(mm)} mm`;
     });
   });
-  return group(...sliders);
+  return group(...sliders, planeSwitches(page));
+}
+
+function planeSwitches(page) {
+  const boxes = Object.entries(ALONG).map(([name, axis]) => {
+    const box = make("input", { type: "checkbox", checked: page.axes.has(axis) });
+    box.setAttribute("aria-label", `${name} plane in 3d`);
+    box.addEventListener("change", () => {
+      if (box.checked) page.axes.add(axis);
+      else page.axes.delete(axis);
+      page.redraw();
+    });
+    return make("label", { className: "switch" }, box, make("span", { textContent: "xyz"[axis] }));
+  });
+  return make("div", { className: "row planes" }, make("span", { textContent: "planes in 3d" }), ...boxes);
 }
 
 function greyControls(page) {
@@ -1049,6 +1069,13 @@ function lineControls(page) {
       page.thickness = times;
       page.redraw();
       return `× ${times.toFixed(1)}`;
+    }),
+  );
+  controls.push(
+    slider("opacity", { low: 0.05, high: 1, step: 0.05, value: page.opacity }, (share) => {
+      page.opacity = share;
+      page.redraw();
+      return `${Math.round(100 * share)} %`;
     }),
   );
   if (scene.planes) {

@@ -25,9 +25,9 @@ from ..spatial.space import apply_affine
 from ..spatial.volume import Volume
 from .colors import Legend, draw_legend, label_colors, slice_colors
 from .composition import Composition, Part
-from tractkit.viz.drawables import (
+from .drawables import (
     LEAST_GLYPH, LEAST_PEAK, Contour, Drawing, Glyphs, Labels, Lines, Peaks, Slices, box_of, glyph_radii,
-    voxels_on_plane)
+    label_index, voxels_on_plane)
 from .figure import encode_png
 from .fury_actors import contour_actor, sphere_mesh
 from .fury_camera import letter_places
@@ -128,7 +128,7 @@ def _add_volume(block: Block, c: Composition, slices: Slices, window: tuple[floa
 def _add_labels(block: Block, labels: Labels, values: np.ndarray) -> Told:
     """Add labels as a volume of bytes, the number of each among all, with a color for each byte."""
     data = labels.volume.data.reshape(labels.volume.shape3d)
-    index = np.where(data == 0, 0, np.searchsorted(values, data) + 1).astype(np.float32)
+    index = label_index(data, values).astype(np.float32)
     rgba = np.zeros((256, 4), np.float32)
     rgba[:len(values) + 1] = label_colors(len(values))
     return dict(name=labels.name, values=[0.0, 255.0], window=[0.0, 255.0], exact=True, labels=True,
@@ -275,8 +275,8 @@ def _describe(c: Composition, state: ViewState, block: Block, title: str) -> Tol
         frame=_floats(c.frame), box=_floats(box_of(*drawings)), sliceStep=float(min(grids, default=1.0)), total=c.total,
         planes=len(grids) > 0, letters=c.letters, byDirection=c.by_direction,
         thickness=(1.0 if any(part.tubes for part in state.parts) else 0.7) * state.style.thickness,
-        slab=state.style.slab or 0.0, axes=[NORMALS[plane] for plane in state.planes], dark=_floats(to_rgb(DARK)),
-        lines=lines, limit=max((told["limit"] for told in lines), default=0),
+        slab=state.style.slab or 0.0, opacity=float(state.style.opacity), dark=_floats(to_rgb(DARK)),
+        axes=[NORMALS[plane] for plane in state.planes], lines=lines, limit=max((told["limit"] for told in lines), default=0),
         volumes=[*(_add_volume(block, c, s, state.window, state.colormap) for s in c.slices),
                  *(_add_labels(block, labels, values) for labels, values in c.labels if len(values) < 256)],
         surfaces=[s for s in surfaces if s],
@@ -362,8 +362,6 @@ def _notes(c: Composition, told: Told, state: ViewState, asked: int, most_megaby
         notes.append(f"Glyphs are drawn on the planes x = {x}, y = {y} and z = {z} mm only.")
     if any(len(values) > 255 for _, values in c.labels):
         notes.append("A volume of more than 255 labels is not in the page.")
-    if state.style.opacity < 1:
-        notes.append("Streamlines are opaque in the page.")
     return notes
 
 

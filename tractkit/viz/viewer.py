@@ -21,7 +21,7 @@ from IPython.display import display
 from ..spatial.regions import Region, Sphere
 from ..spatial.space import apply_affine
 from .colors import slice_colors
-from .composition import Composition, DrawingOptions
+from .composition import Composition, DrawingOptions, kept_streamlines
 from tractkit.viz.controls import (
     add_buttons,
     add_count_slider,
@@ -85,7 +85,7 @@ def _add_controls(view: "View", position: np.ndarray) -> None:
     if c.lines:
         add_style(view, view.set_style)
     if c.lines and "x" in view.controls:
-        add_selection(view, lambda wanted: _through(view, wanted))
+        add_selection(view, lambda wanted, radius: _through(view, wanted, radius))
     add_switches(view)
 
 # %% ../../nbs/viz/18_viewer.ipynb #3951ea48
@@ -217,9 +217,17 @@ class View:
 
         Raises TypeError for what is no region."""
         self.included, self.excluded = ([r] if isinstance(r, Region) else list(r) for r in (include, exclude))
+        return self._select(), self.total
+
+    def _select(self) -> int:
+        """Draw what passes through the regions of now. Return how many streamlines do."""
         left = self._need_stage().select(self.included, self.excluded)
         self.redraw()
-        return left, self.total
+        return left
+
+    def _crossing(self) -> np.ndarray:
+        """Return where the planes cross, (3,) rasmm."""
+        return self._need_stage().position
 
     def set_style(
         self,
@@ -324,14 +332,11 @@ def _set(view: View, name: str, value: Any, act: Callable) -> None:
         control.value = value
 
 
-_REACH = 5.0  # mm
-
-
-def _through(view: View, wanted: bool | None) -> tuple[int, int]:
-    """Add the place where the planes cross to what streamlines pass through (False: do not pass); None: all again.
+def _through(view: View, wanted: bool | None, radius: float) -> tuple[int, int]:
+    """Add a sphere where the planes cross to what streamlines pass through (False: do not pass); None: all again.
 
     Returns how many pass, of how many."""
-    here = Sphere(tuple(float(mm) for mm in view._need_stage().position), _REACH)
+    here = Sphere(tuple(float(mm) for mm in view._crossing()), radius)
     view.included, view.excluded = (
         ([], []) if wanted is None else ([*view.included, here], view.excluded) if wanted
         else (view.included, [*view.excluded, here]))
@@ -407,12 +412,15 @@ class NiivueView(View):
         self._position, self._clicking = self.scene.start, False
         widget = self.scene.widget
         add_buttons(self, lambda: widget.save_scene("view.png"), "Let the browser save a PNG")
-        if composition.slices:
+        if self.scene.grids:
             add_plane_sliders(self, self._position)
             # for when NiiVue's own letters are missing
             self.controls["message"] = widgets.HTML("planes: the left of the head is on the left")
             widget.on_location_change(self._clicked)
+        if composition.slices:
             add_window_slider(self)
+        if composition.lines and self.scene.grids:
+            add_selection(self, partial(_through, self))
         add_switches(self)
         self._first = self.camera
         self.canvas = put_together(widget, *control_rows(self.controls), *legend_images(composition))
@@ -422,7 +430,7 @@ class NiivueView(View):
         """How many streamlines are drawn."""
         if self.scene is None:
             return self.composition.shown
-        seen = [p for p in self.composition.parts if any(m.visible for m in self.scene.meshes.get(p.name, []))]
+        seen = [part for part in self.scene.parts if part.name not in self.scene.hidden]
         return sum(p.count(self.composition.limit) for p in seen)
 
     def look(self, view: str) -> None:
@@ -434,15 +442,16 @@ class NiivueView(View):
         """Put camera, planes and grey values back to where they were at the start."""
         self.look(self.composition.view)
         self.camera = self._first
-        if self.composition.slices:
+        if self._need_scene().grids:
             _go_to(self, self._need_scene().start)
+        if self.composition.slices:
             _set(self, "window", self.composition.window_of(self.composition.slices[0]), lambda pair: None)
             _set(self, "colormap", self.composition.colormap, self.set_colormap)
 
     def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None:
         """Move the slices. Raises ValueError if there are none."""
         scene = self._need_scene()
-        if not scene.volumes:
+        if not scene.grids:
             raise ValueError("there are no slices to move")
         if not self._clicking:
             given = zip((x, y, z), self._position, strict=True)
@@ -486,10 +495,20 @@ class NiivueView(View):
 
     def toggle(self, name: str, visible: bool | None = None) -> None:
         """Show or hide what has this name. Raises ValueError for a name that nothing has."""
-        meshes = self._need_scene().meshes
-        if name not in meshes:
-            raise ValueError(f"nothing is named {name!r}; there are {', '.join(filter(None, meshes)) or 'no names'}")
-        self._need_scene().show(name, not meshes[name][0].visible if visible is None else visible)
+        scene = self._need_scene()
+        known = [*scene.meshes, *scene.atlases]
+        if name not in known:
+            raise ValueError(f"nothing is named {name!r}; there are {', '.join(filter(None, known)) or 'no names'}")
+        scene.show(name, name in scene.hidden if visible is None else visible)
+
+    def _select(self) -> int:
+        scene = self._need_scene()
+        kept = kept_streamlines(self.composition.parts, self.included, self.excluded)
+        scene.draw_lines([part.among(kept[id(part.tractogram)]) for part in self.composition.parts])
+        return sum(int(each.sum()) for each in kept.values())
+
+    def _crossing(self) -> np.ndarray:
+        return self._position
 
     def follow(self, others: Sequence[View]) -> None:
         """Give other views the camera while a person moves this one, and the planes, if all have slices.
@@ -498,7 +517,7 @@ class NiivueView(View):
         scenes = [view._need_scene() for view in others if isinstance(view, NiivueView)]
         if len(scenes) < len(others):
             raise ValueError(_TWO_BACKENDS)
-        flat = all(scene.volumes for scene in (self._need_scene(), *scenes))
+        flat = all(scene.grids for scene in (self._need_scene(), *scenes))
         self._need_scene().widget.broadcast_to([scene.widget for scene in scenes], {"3d": True, "2d": flat})
 
     def _need_scene(self) -> NiivueScene:
@@ -536,8 +555,6 @@ def view(
     still, stage = draw_still(composition, size, always_explain=True)
     live = live and _in_notebook()
     if live and backend == "niivue":
-        if composition.labels:
-            print("NiiVue draws no labels here; backend='fury' does")
         result: View = NiivueView(still, composition, size, at_once=show)
     else:
         result = View(still, composition, size, stage if live else None, at_once=show)
