@@ -617,6 +617,26 @@ def test_lines_and_tubes_thickness_opacity_and_slab(live_view):
 
 
 @pytest.mark.vulkan
+def test_of_many_streamlines_the_first_picture_is_coarse_and_the_next_has_all(live_view):
+    import asyncio
+
+    def drawn(v):
+        lines = [sum(o.geometry.positions.draw_range[1] for o in actor.objects if o.visible)
+                 for actor in ([actor for _, actor in v._stage._lines][0], v._stage._coarse[0])]
+        return v._drawn.manager.renderer.pixel_scale, v._drawn.window.quality, *(n > 0 for n in lines)
+
+    async def opened(v):
+        v._drawn.manager._draw_function()
+        await asyncio.sleep(0.2)
+        return drawn(v)
+
+    with patch("tractkit.viz.live_canvas._MANY", 50):
+        v, few = live_view(wavy(60), size=(120, 90)), live_view(wavy(40), size=(120, 90))
+    assert v.shown == 60 and "60" in str(v)  # asking does not draw them
+    assert drawn(v) == (1, 80, False, True) and not few._drawn._opening
+    assert asyncio.run(opened(v)) == (2, 100, True, False)
+
+
 def test_fewer_streamlines_while_the_camera_moves_and_linked_views_follow(live_view):
     import asyncio
 

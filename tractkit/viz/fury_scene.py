@@ -204,14 +204,19 @@ class Stage:
 
     def show_lines(self) -> int:
         """Show the streamlines of the parts that are not hidden. Return how many."""
-        shown = 0
         for part, actor in self._lines:
-            count = 0 if part.name in self.hidden else part.count(self.count)
-            actor.show_first(count)
-            shown += count
+            actor.show_first(self._shown_of(part))
         for coarse in self._coarse:
             coarse.show_first(0)
-        return shown
+        return self.shown
+
+    @property
+    def shown(self) -> int:
+        """How many streamlines are drawn at rest."""
+        return sum(self._shown_of(part) for part, _ in self._lines)
+
+    def _shown_of(self, part: Part) -> int:
+        return 0 if part.name in self.hidden else part.count(self.count)
 
     def show_coarse(self, most: int) -> int:
         """Show at most so many streamlines of each tractogram, as thin lines of few points. Return how many."""

@@ -23,6 +23,7 @@ from .planes import NORMALS
 # %% ../../nbs/viz/16_live_canvas.ipynb #edc80b66
 _COARSE = 500   # streamlines of each tractogram while the scene moves
 _PAUSE = 0.25   # seconds without a move: the scene rests
+_MANY = 4000    # streamlines; with more, the first picture is a coarse one
 
 
 class LiveCanvas:
@@ -44,6 +45,10 @@ class LiveCanvas:
         self.on_wheel: Callable[[int], None] = lambda steps: None           # in a flat view
         self._down = (0.0, 0.0)
         self.window.add_event_handler(self._on_pointer, "pointer_down", "pointer_move", "pointer_up", "wheel")
+        self._opening = stage.shown > _MANY
+        if self._opening:  # the first picture comes sooner: few lines, and not twice the size
+            stage.show_coarse(_COARSE)
+            self._sharpen(False)
 
     def redraw(self, moved: bool = False) -> None:
         """Ask for a drawing; `moved`: more are likely to follow at once, so that the first ones are coarse."""
@@ -106,12 +111,22 @@ class LiveCanvas:
             self.stage.show_coarse(_COARSE)
         else:
             self.stage.show_lines()
-        self.manager.renderer.pixel_scale = 1 if moving else 2
+        self._sharpen(not moving)
         width, height = window.get_logical_size()
         window.handle_event({"event_type": "resize", "width": width, "height": height,
                              "pixel_ratio": self._ratio / 2 if moving else self._ratio})
-        window.quality = 80 if moving else 100
         window.set_update_mode("ondemand", max_fps=100 if moving else 30)  # how often it looks whether to draw
+
+    def _sharpen(self, sharp: bool) -> None:
+        self.manager.renderer.pixel_scale = 2 if sharp else 1
+        self.window.quality = 100 if sharp else 80
+
+    def _open(self) -> None:
+        """Draw all streamlines after the first picture."""
+        if not self.moving:
+            self.stage.show_lines()
+            self._sharpen(True)
+            self.redraw()
 
     def _rest(self) -> None:
         """Draw all streamlines again."""
@@ -125,6 +140,12 @@ class LiveCanvas:
         if self.moving or self._ended:
             self._ended = False
             self._pass_on()
+        if self._opening:
+            self._opening = False
+            try:
+                asyncio.get_running_loop().call_later(0.05, self._open)
+            except RuntimeError:  # outside of a kernel
+                self._open()
 
     def _pass_on(self) -> None:
         """Give the camera to the linked canvases, which become as coarse as this one."""

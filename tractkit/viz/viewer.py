@@ -122,7 +122,7 @@ class View:
     @property
     def shown(self) -> int:
         """How many streamlines are drawn when the scene is at rest."""
-        return self.composition.shown if self._stage is None else self._stage.show_lines()
+        return self.composition.shown if self._stage is None else self._stage.shown
 
     def redraw(
         self,
