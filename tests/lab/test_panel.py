@@ -901,6 +901,28 @@ def preview_and_trainer(folder, **options):
     return Preview(volume, mask, None, reference, n_streamlines=60, min_length=2., max_length=60.), trainer
 
 
+def test_a_branch_has_a_preview_of_its_own(make_panel, tmp_path):
+    preview, trainer = preview_and_trainer(tmp_path)
+    p = make_panel(trainer, preview=preview)
+    p.press("start")
+    trainer.wait()
+    p.press("fork", to="branch")
+    branch = p.forks[0]
+    own = branch.preview
+    assert own is not preview and own.widget in branch.tabs.children and branch.tabs.get_title(2) == "Preview"
+    np.testing.assert_array_equal(own.seeds, preview.seeds)
+    assert own.widget.reference == preview.widget.reference and own.tracking == preview.tracking
+    branch.set("max_epochs", 3)
+    branch.press("start")
+    branch.trainer.wait()
+    own.wait(30)
+    assert own.scores[-1][0] == 3 and 3 not in [epoch for epoch, _ in preview.scores]
+    thread = own._thread
+    p._close_branch(branch, p.widget.children[-2])
+    thread.join(10)
+    assert not thread.is_alive() and own.widget.comm is None and preview.widget.comm is not None
+
+
 def test_the_preview_tracks_beside_the_training_and_does_not_disturb_it(make_panel, tmp_path):
     preview, trainer = preview_and_trainer(tmp_path)
     p = make_panel(trainer, preview=preview)

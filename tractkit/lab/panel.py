@@ -149,7 +149,7 @@ class TrainerPanel:
         self._commands.change(name, value, self.form.put_back, wait)
 
     def _add_branch(self, branch: TrainerLike) -> None:
-        panel = panel_of(branch)
+        panel = panel_of(branch, None if self.preview is None else self.preview.again())
         head = branch_head(Path(branch.folder).name, lambda: self._close_branch(panel, head))
         self.forks.append(panel)
         self.widget.children = [*self.widget.children, head, panel.widget]
@@ -158,8 +158,13 @@ class TrainerPanel:
     def _close_branch(self, panel: "TrainerPanel", head: HBox) -> None:
         self.forks.remove(panel)
         self.widget.children = [w for w in self.widget.children if w not in (head, panel.widget)]
-        panel.close()
+        panel._close_as_branch()
         close_widgets(head)
+
+    def _close_as_branch(self) -> None:
+        self.close()
+        if self.preview is not None:  # it was made for the branch
+            self.preview.close()
 
     def _sent(self) -> None:
         self.refresh()
@@ -238,7 +243,7 @@ class TrainerPanel:
         if _PANELS.get(id(self.trainer)) is self:
             del _PANELS[id(self.trainer)]
         for branch in self.forks:
-            branch.close()
+            branch._close_as_branch()
         self.tabs.children = []  # the preview is not ours
         close_widgets(self.readout, self.settings_tab.widget, self.controls.widget, self.tabs, self.widget)
 
@@ -264,8 +269,9 @@ _PANELS: dict[int, TrainerPanel] = {}
 
 def panel_of(
     trainer: TrainerLike,
+    preview: Preview | None = None,  # of a panel that is made now
 ) -> TrainerPanel:
     """Return the trainer's panel: always the same one, made when first asked for."""
     if id(trainer) not in _PANELS:
-        _PANELS[id(trainer)] = TrainerPanel(trainer)
+        _PANELS[id(trainer)] = TrainerPanel(trainer, preview=preview)
     return _PANELS[id(trainer)]

@@ -118,7 +118,7 @@ class Preview:
         seeds = seeds_from_mask(mask) if seeds is None else np.asarray(seeds)
         self.seeds = seeds[_draw_sample(len(seeds), n_streamlines, "preview")]
         self.volume, self.mask, self.reference = subject_volume, mask, reference
-        self.every, self.tracking = every, tracking
+        self.every, self.n_streamlines, self.tracking = every, n_streamlines, tracking
         self.latest: Tractogram | None = None
         self.scores: list[tuple[int, float]] = []
         self.details: list[Details] = []
@@ -134,6 +134,11 @@ class Preview:
         self._asked, self._done = 0, 0  # how many epochs asked for a preview, and had it
         self._trainer: Trainer | None = None
         self._thread: threading.Thread | None = None
+
+    def again(self) -> "Preview":
+        """Return a new one of the same subject, seeds and reference: for a branch, to compare it with this one."""
+        return Preview(self.volume, self.mask, self.seeds, self.reference, self.every, self.n_streamlines,
+                       **self.tracking)
 
     def follow(self, trainer: TrainerLike) -> None:
         """Track with the model of a trainer, or of a run by its folder, from now on. Once."""
