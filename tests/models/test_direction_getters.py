@@ -188,6 +188,8 @@ def test_ends_that_were_cut_are_no_ends():
                             first_known=torch.zeros(5, dtype=torch.bool), previous=torch.zeros(5, 3))
     found = step_targets(batch)  # it does not say that any was cut
     assert found.ends.nonzero()[:, 0].tolist() == [2, 3, 6, 8] and float(found.lengths[2]) == 0
+    batch.parts, batch.reversed = parts, turned
+    assert step_targets(batch).ends.nonzero()[:, 0].tolist() == [3, 8]
     wanted = torch.linalg.vector_norm(batch.points[1] - batch.points[0]) * 2
     assert float(found.lengths[0]) == pytest.approx(float(wanted))
 
@@ -252,6 +254,36 @@ def test_the_direction_is_where_the_density_is_high(key):
     if getter.unit_of_density == "steradian":
         found = getter.log_prob(outputs, best)[0]
         assert float(found) >= float(getter.log_prob(outputs, others).max()) - 0.7
+
+
+@pytest.mark.parametrize("key", ["fisher-von-mises-mixture", "gaussian-mixture"])
+def test_of_a_mixture_the_highest_mode_is_chosen_not_the_heaviest(key):
+    getter = make_direction_getter(key, 8, nb_components=2)
+    wide, narrow = torch.tensor([[1.0, 0, 0], [0, 0, 1.0]])
+    width = [-1.5, 2.5] if "fisher" in key else [1.0] * 3 + [-1.0] * 3
+    numbers = torch.tensor([[1.0, 0.0, *(wide - getter.apart[0]), *(narrow - getter.apart[1]), *width]])
+    np.testing.assert_allclose(getter.direction(numbers)[0], narrow, atol=1e-6)
+    numbers[0, 1] = -9  # nearly no weight
+    np.testing.assert_allclose(getter.direction(numbers)[0], wide, atol=1e-6)
+
+
+@pytest.mark.parametrize("key", ["fisher-von-mises-mixture", "gaussian-mixture"])
+@pytest.mark.parametrize("k", [1, 2, 3, 7])
+def test_components_start_apart(key, k):
+    getter = make_direction_getter(key, 8, nb_components=k)
+    means = unit(getter.parameters_of(torch.zeros(getter.nb_outputs))[1])
+    assert means.shape == (k, 3) and (k == 1 or bool((means.norm(dim=1) > 0.99).all()))
+    assert (k == 1 or float((means @ means.T - 2 * torch.eye(k)).max()) < 0.8)
+
+
+@pytest.mark.parametrize("key", [key for key in DENSITIES if "sphere" not in key])
+def test_entropy_is_taken_from_the_loss_by_its_weight(key):
+    plain, rewarded = (make_direction_getter(key, 8, entropy_weight=w) for w in (0.0, 0.3))
+    outputs, targets = outputs_of(plain, 4, 6), unit(outputs_of(plain, 4, 7)[:, :3])
+    none = torch.zeros(4, dtype=torch.bool)
+    lower, loss = (float(each.loss(outputs, targets, none)[0]) for each in (rewarded, plain))
+    assert loss - lower == pytest.approx(0.3 * float(plain._entropy(outputs).mean()), rel=1e-3, abs=1e-5)
+    assert abs(loss - lower) > 0.01
 
 
 @pytest.mark.parametrize("key", REGRESSIONS)
