@@ -8,6 +8,7 @@ import pytest
 from fury import window
 from helpers_scene import AFFINES, LIT, PLANES, SHAPE, SIDE, cube_around, in_world, wavy
 
+from tractkit.core.files import DataError
 from tractkit.dwi.sh import ShInfo, save_sh
 from tractkit.spatial.regions import Box, Sphere, pass_through
 from tractkit.spatial.space import apply_affine
@@ -23,6 +24,7 @@ from tractkit.viz.drawables import (
     Lines,
     Peaks,
     Slices,
+    glyph_radii,
     mask_outline,
     peak_sticks,
     things_to_draw,
@@ -362,6 +364,25 @@ def test_faint_peaks_and_glyphs_are_left_out():
     sticks[1, 1, 1], sticks[2, 2, 1] = (0.6, 0, 0), (0, 0.05, 0)
     ends, _ = peak_sticks(Peaks(Volume(sticks, np.eye(4))), 2, 1.0)
     assert len(ends) == 2 and ends[0, 1] == ends[1, 1] == 1
+
+
+def test_peaks_and_glyphs_are_drawn_within_a_mask_only():
+    shape, affine = (5, 4, 3), np.diag([2.0, 2, 2, 1])
+    ones = np.zeros((*shape, 6), np.float32)
+    ones[..., 0], ones[..., 4] = 1, 1  # two of length 1 in each voxel: none is weak
+    inside = np.zeros(shape, np.uint8)
+    inside[1:3, 2, 1] = 1
+    mask = Volume(inside, affine)
+    every, chosen = (peak_sticks(Peaks(Volume(ones, affine), mask=m), 2, 2.0)[0] for m in (None, mask))
+    assert len(every) == 2 * 2 * 20 and len(chosen) == 2 * 2 * 2
+    middles = chosen.reshape(-1, 2, 3).mean(1)
+    assert {tuple(m) for m in middles.tolist()} == {(2.0, 4.0, 2.0), (4.0, 4.0, 2.0)}
+    balls = Volume(np.concatenate([np.ones((*shape, 1)), np.zeros((*shape, 5))], -1).astype(np.float32), affine)
+    voxels, up = np.argwhere(np.ones(shape)), np.array([[0.0, 0, 1]])
+    radii = glyph_radii(Glyphs(balls, mask=mask), voxels, up)[:, 0]
+    assert (radii > 0).tolist() == (inside.reshape(-1) > 0).tolist()
+    with pytest.raises(DataError, match="shape"):
+        Peaks(Volume(ones, affine), mask=Volume(np.ones((5, 4, 4), np.uint8), affine))
 
 
 # --- the live view

@@ -79,6 +79,10 @@ class Peaks:
 
     volume: Volume               # (X, Y, Z, 3 * n) along voxel axes; the longest of all gets the length of a voxel
     name: str = ""
+    mask: Volume | None = None   # (X, Y, Z) where to draw them: peaks that are all of length 1 need one
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "volume", _within(self.volume, self.mask))
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,19 @@ class Glyphs:
     volume: Volume               # (X, Y, Z, coefficients) of an even order, DIPY's descoteaux07 basis, along voxel axes
     name: str = ""
     legacy: bool = True          # DIPY's older signs of the basis
+    mask: Volume | None = None   # (X, Y, Z) where to draw them
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "volume", _within(self.volume, self.mask))
+
+
+def _within(volume: Volume, mask: Volume | None) -> Volume:
+    """Return a volume that is 0 outside of a mask. Raises DataError if the mask is of another grid."""
+    if mask is None:
+        return volume
+    volume.check_same_grid(mask)
+    inside = mask.data.reshape(*mask.shape3d, *[1] * (volume.data.ndim - 3)) > 0
+    return replace(volume, data=np.where(inside, volume.data, volume.data.dtype.type(0)))
 
 # %% ../../nbs/viz/06_drawables.ipynb #b44e18fd
 _MOST_LABELS = 1000
