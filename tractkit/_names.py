@@ -766,6 +766,7 @@ NAMES = {
     "own_datasets": "core.hdf5_links",
     "pack_batch": "data.assemble",
     "pack_curves": "lab.live_curves",
+    "pack_detail": "lab.live_curves",
     "pack_lines": "lab.preview",
     "pack_tree": "runs.checkpoint",
     "pad_buckets": "models.layers",

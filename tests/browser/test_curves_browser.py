@@ -7,7 +7,7 @@ import re
 import numpy as np
 import pytest
 
-from tractkit.lab.live_curves import pack_curves
+from tractkit.lab.live_curves import pack_curves, pack_detail
 from tractkit.lab.readout import Readout
 from tractkit.lab.status_text import describe_status
 from tractkit.runs.status import Status
@@ -18,7 +18,7 @@ PAGE = """<!doctype html><style>%s body{margin:0;width:860px}</style><div id="ro
 const values = %s, on = {};
 for (const [k, v] of Object.entries(values.curves))
   values.curves[k] = new DataView(Uint8Array.from(atob(v), (c) => c.charCodeAt(0)).buffer);
-const model = {get: (k) => values[k], save_changes() {}, off() {}, on(e, f) { on[e] = f; }, set(k, v) {
+const model = {get: (k) => values[k], save_changes() {}, send(m) { window.sent = m; }, off() {}, on(e, f) { on[e] = f; }, set(k, v) {
   values[k] = v; for (const [e, f] of Object.entries(on)) if (e.split(" ").includes("change:" + k)) f(); }};
 window.model = model;
 const url = URL.createObjectURL(new Blob([%s], {type: "text/javascript"}));
@@ -68,6 +68,19 @@ def test_curves_are_read_zoomed_and_walked_along(browser):
     read(500)
     page.mouse.up()
     assert 8_000 < step(56) < 9_500 and 11_000 < step(box["width"] - 100) < 13_500  # the range that was dragged over
+    first, last = page.evaluate("() => window.sent.zoom")  # the kernel is asked for more of these steps
+    assert 8_000 < first < 9_500 and 11_000 < last < 13_500
+    rough = {step(x) for x in range(200, 220)}
+    records = [{"kind": "batch", "step": k, "loss": loss[k - 1]} for k in range(first, last + 1)]
+    detail = pack_detail(records, first, last)
+    detail["curves"] = {k: base64.b64encode(v).decode() for k, v in detail["curves"].items()}
+    page.evaluate("""detail => {
+        for (const [k, v] of Object.entries(detail.curves))
+            detail.curves[k] = new DataView(Uint8Array.from(atob(v), (c) => c.charCodeAt(0)).buffer);
+        window.model.set("detail", detail);
+    }""", detail)
+    fine = {step(x) for x in range(200, 220)}
+    assert len(fine) > 2 * len(rough)
     page.mouse.dblclick(box["x"] + 300, box["y"] + 100)
     assert step(56) < 100
     page.get_by_role("radio", name="learning rate").click()

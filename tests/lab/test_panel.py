@@ -901,6 +901,24 @@ def preview_and_trainer(folder, **options):
     return Preview(volume, mask, None, reference, n_streamlines=60, min_length=2., max_length=60.), trainer
 
 
+def test_of_an_enlarged_stretch_all_batches_are_sent(make_panel, tmp_path):
+    trainer = fit(tmp_path, max_epochs=3)
+    state = trainer.train_and_validate()
+    for p in (make_panel(trainer), make_panel(str(trainer.folder))):
+        p.readout._handle_custom_msg({"zoom": [5, 14]}, [])
+        sent = p.readout.detail
+        steps, losses = np.frombuffer(sent["curves"]["training"], "<f4").reshape(2, -1)
+        assert steps.tolist() == list(range(5, 15)) and (sent["from"], sent["to"], sent["end"]) == (5, 14, 14)
+        np.testing.assert_allclose(losses, trainer.log.batches()["loss"][4:14], rtol=1e-6)
+        valid = np.frombuffer(sent["curves"]["validation"], "<f4").reshape(2, -1)
+        assert valid[0].tolist() == [8] and {"gradient norm", "learning rate"} <= set(sent["curves"])
+        last = state.global_step
+        p.readout._handle_custom_msg({"zoom": [last - 1, last + 50]}, [])  # it may go on
+        assert (p.readout.detail["to"], p.readout.detail["end"]) == (last, last + 50)
+        p.readout._handle_custom_msg({"zoom": [10**6, 10**6 + 9]}, [])
+        assert p.readout.detail == {}
+
+
 def test_a_branch_has_a_preview_of_its_own(make_panel, tmp_path):
     preview, trainer = preview_and_trainer(tmp_path)
     p = make_panel(trainer, preview=preview)

@@ -148,3 +148,24 @@ def test_a_line_written_in_part_is_an_error(tmp_path):
     with pytest.raises(OSError, match="No space left on device"):
         log.append("batch", step=2)
     assert log.truncate(1, 0) == 1 and [r["step"] for r in log.records()] == [1]
+
+
+@pytest.mark.parametrize("batches", [0, 3, 40_000])
+def test_a_stretch_of_steps_is_read_without_the_rest(tmp_path, batches, monkeypatch):
+    log = RunLog(tmp_path)
+    lines = []
+    for k in range(1, batches + 1):
+        lines.append(json.dumps({"kind": "batch", "step": k, "epoch": k // 100, "loss": 1 / k}))
+        if k % 100 == 0:
+            lines.append(json.dumps({"kind": "epoch", "step": k, "epoch": k // 100 - 1, "valid_loss": 2 / k}))
+            lines.append(json.dumps({"kind": "change", "step": k, "name": "x", "from": 1, "to": 2}))
+    if lines:
+        log.path.write_text("\n".join(lines) + "\n")
+    assert log.between(1, 2) == [json.loads(line) for line in lines[:2]]
+    read, since = [], RunLog.since
+    monkeypatch.setattr(RunLog, "since", lambda self, at: (read.append(r) or r for r in since(self, at)))
+    found = log.between(19_950, 20_050)
+    wanted = [r for r in map(json.loads, lines) if r["kind"] != "change" and 19_950 <= r["step"] <= 20_050]
+    assert found == wanted and len(read) < 2_000
+    assert log.between(batches - 1, batches + 10)[-1:] == [json.loads(lines[-1 if batches < 100 else -2])] if lines else True
+    assert log.between(0, 50_000) == []  # too long: the thinned curve is as good

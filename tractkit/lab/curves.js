@@ -59,10 +59,25 @@ function along([steps, values], unit) {
 function axisOf(curves, wanted) {
   // what x is: its name, and the function from steps to it
   const known = { epoch: curves.epoch, time: curves.seconds }[wanted];
-  if (!known?.[0].length) return { word: "step", of: (v) => v };
-  if (wanted === "epoch") return { word: "epoch", of: along(known, 1) };
+  if (!known?.[0].length) return { word: "step", of: (v) => v, stepAt: (v) => v };
   const long = known[1][known[1].length - 1] >= 7200;
-  return { word: long ? "hours" : "minutes", of: along(known, long ? 3600 : 60) };
+  const [word, unit] = wanted === "epoch" ? ["epoch", 1] : long ? ["hours", 3600] : ["minutes", 60];
+  const kept = known.map((side) => [...side].filter((_, i) => Number.isFinite(known[1][i])));
+  return { word, of: along(known, unit), stepAt: along([kept[1].map((v) => v / unit), kept[0]], 1) };
+}
+
+function refine(curves, detail) {
+  // curves with the finer points that the kernel sent of a stretch of steps, in place of those that are there
+  const fine = { ...curves };
+  for (const [name, [x, y]] of Object.entries(detail.curves)) {
+    const [rough, worth] = curves[name] || [[], []];
+    const outside = [...rough.keys()].filter((i) => rough[i] < detail.from || rough[i] > detail.to);
+    const points = [...[...x].map((v, i) => [v, y[i]]), ...outside.map((i) => [rough[i], worth[i]])];
+    points.sort((a, b) => a[0] - b[0]);
+    fine[name] = [points.map((p) => p[0]), points.map((p) => p[1])];
+    delete fine[`${name} mean`];
+  }
+  return fine;
 }
 
 function lineOf(name, curves, smoothing) {
@@ -193,12 +208,17 @@ function drawNames(c, ends, left) {
   }
 }
 
-export function drawCurves(canvas, names, curves, look, view) {
-  // view: hover, drag (pixels or null), zoom (a range of x, or null), smoothing, log, x; returns what pixels mean
+export function drawCurves(canvas, names, rough, look, view) {
+  // view: hover, drag (pixels or null), zoom (a range of x, or null), detail (finer points of a stretch of steps),
+  // smoothing, log, x; returns what pixels mean
   const { c, W, H } = openCanvas(canvas, look.font);
   const box = { L: 54, R: W - 98, T: 10, B: H - 26 };
   const { L, R, T, B } = box;
-  const axis = axisOf(curves, view.x);
+  const axis = axisOf(rough, view.x);
+  view.steps = view.zoom?.map((x) => Math.round(axis.stepAt(x))) || null;
+  const has = view.detail;
+  const fits = view.steps && has && has.from <= view.steps[0] + 1 && has.end >= view.steps[1] - 1;
+  const curves = fits ? refine(rough, has) : rough;
   const made = names.filter((k) => curves[k]?.[0].length).map((k) => lineOf(k, curves, view.smoothing));
   const place = (x) => Array.from(x, axis.of);
   const lines = made.map((line) => ({
@@ -308,6 +328,7 @@ export function explore(canvas, view, draw) {
   const reset = () => {
     view.zoom = null;
     draw();
+    view.zoomed?.();
   };
   canvas.onpointerdown = (e) => {
     begun = e.offsetX;
@@ -323,6 +344,7 @@ export function explore(canvas, view, draw) {
     begun = null;
     view.drag = null;
     draw();
+    view.zoomed?.();
   };
   canvas.onpointercancel = canvas.onpointerup;
   canvas.onpointerleave = () => {
@@ -350,5 +372,6 @@ export function explore(canvas, view, draw) {
     e.stopPropagation();
     acts[e.key]();
     draw();
+    if (e.key === "+") view.zoomed?.();
   };
 }

@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from IPython.core.getipython import get_ipython
 from ipywidgets import HTML, Button, HBox, Layout, Tab, VBox, Widget
 
 from .controls import Controls, branch_head
 from ..core.text import Json
-from .live_curves import pack_curves
+from .live_curves import pack_curves, pack_detail
 from .live_widget import (
     SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
 from .panel_commands import CommandFeedback, PanelCommands
@@ -120,14 +121,17 @@ class TrainerPanel:
             return [self.kernel_watch, self.readout, self.controls.question.widget]
         return [self.kernel_watch, self.controls.widget, self.tabs]
 
-    def _pressed(self, message: Mapping[str, str]) -> None:
-        """Do what a button in the compact line means."""
+    def _pressed(self, message: Mapping[str, Any]) -> None:
+        """Do what a button in the compact line means, or send finer curves of the steps that were enlarged."""
         if message.get("press") == "whole":
             self.readout.compact = False
             self.widget.children = [*self._parts(), *self.widget.children[3:]]
             self.refresh()
         elif message.get("press") in self.buttons:
             self._commands.click(message["press"])
+        elif "zoom" in message:
+            first, last = (int(step) for step in message["zoom"])
+            self.readout.detail = pack_detail(self.source.log.between(first, last), first, last)
 
     def press(
         self,

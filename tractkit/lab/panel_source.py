@@ -18,6 +18,7 @@ from .folder_run import FolderRun
 from .live_curves import NamedCurves, RateCurves
 from .settings_code import code_of_settings
 from .status_text import METHOD_OF, checkpoint_labels
+from ..runs.log import RunLog
 from ..runs.mailbox import Mailbox
 from ..runs.status import Status
 from ..runs.tensorboard import need_tensorboard
@@ -113,6 +114,11 @@ class PanelSource:
     def curves(self) -> NamedCurves:
         """Return name -> (steps, values)."""
         return self.trainer.curves()
+
+    @property
+    def log(self) -> RunLog:
+        """What the run has written."""
+        return RunLog(self.trainer.folder)
 
     def changes(self) -> list[Record]:
         """Return the records of the settings that were changed last, oldest first."""

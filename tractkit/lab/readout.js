@@ -197,6 +197,11 @@ function drawGraph(model, root, canvas, view) {
   const shown = GRAPHS[model.get("graph")] || GRAPHS.losses;
   const curves = Object.fromEntries(Object.entries(model.get("curves")).map(([k, v]) => [k, unpack(v)]));
   if (view.x !== model.get("x")) view.zoom = null;
+  const detail = model.get("detail");
+  view.detail = detail?.curves && {
+    ...detail,
+    curves: Object.fromEntries(Object.entries(detail.curves).map(([k, v]) => [k, unpack(v)])),
+  };
   Object.assign(view, {
     x: model.get("x"),
     log: model.get("log"),
@@ -231,10 +236,17 @@ function render({ model, el }) {
   parts.bar.setAttribute("aria-label", "progress of the training");
   parts.canvas.tabIndex = 0;
   parts.canvas.title = "Drag to zoom, double click to show all";
+  view.zoomed = () =>
+    requestAnimationFrame(() => {
+      // after the drawing that finds out which steps are shown; asked once for each stretch
+      const asked = JSON.stringify(view.steps);
+      if (view.steps && asked !== view.asked) model.send({ zoom: view.steps });
+      view.asked = asked;
+    });
   explore(parts.canvas, view, soon);
   const handlers = {
     "change:readout": words,
-    "change:curves change:changes": soon,
+    "change:curves change:changes change:detail": soon,
     "change:graph change:smoothing change:x change:log": chosen,
   };
   for (const [event, act] of Object.entries(handlers)) model.on(event, act);

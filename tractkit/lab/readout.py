@@ -28,6 +28,7 @@ class Readout(anywidget.AnyWidget):
     _css = join_scripts("readout.css")
     readout = traitlets.Dict().tag(sync=True)           # of `describe_status`
     curves = traitlets.Dict().tag(sync=True)            # of `pack_curves`
+    detail = traitlets.Dict().tag(sync=True)            # finer curves of the steps that are enlarged; of `pack_detail`
     changes = traitlets.List(traitlets.Dict()).tag(sync=True)  # of `marks_of`
     graph = traitlets.Unicode("losses").tag(sync=True)  # losses, gradient norm, learning rate, speed
     x = traitlets.Unicode("step").tag(sync=True)        # step, epoch, time

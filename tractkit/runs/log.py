@@ -249,6 +249,40 @@ class RunLog:
                     yield at, at + len(line), record
                 at += len(line)
 
+    def between(
+        self,
+        first: int,          # step
+        last: int,           # step
+        most: int = 50_000,  # steps; of a longer stretch nothing is read
+    ) -> list[Record]:
+        """Return the records of batches and epochs of a stretch of steps; where they lie is found by halving."""
+        if last - first >= most or not self.path.exists():
+            return []
+        found = []
+        for _, _, record in self.since(self._byte_before(first)):
+            if record["kind"] in ("batch", "epoch"):
+                if record["step"] > last:
+                    break
+                if record["step"] >= first:
+                    found.append(record)
+        return found
+
+    def _byte_before(self, step: int) -> int:
+        """Return the start of a line, before that all steps are below `step`, and not many lines from it."""
+        low, high = 0, self.path.stat().st_size
+        while high - low > 1 << 16:
+            middle = (low + high) // 2
+            with open(self.path, "rb") as f:
+                f.seek(middle)
+                f.readline()
+                start = f.tell()
+            steps = (record["step"] for _, _, record in self.since(start) if record["kind"] in ("batch", "epoch"))
+            if next(steps, step) < step:
+                low = start
+            else:
+                high = middle
+        return low
+
     def __repr__(self) -> str:
         step, epochs = _read_end(self)
         return f"RunLog({self.path.parent.name}: {epochs[-1]['epoch'] + 1 if epochs else 0} epochs, {step:,} steps)"
