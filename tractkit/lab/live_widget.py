@@ -6,6 +6,7 @@
 __all__ = ['Watcher', 'clicks_wait_for_cells', 'serve_while_cells_run', 'SavedOutput', 'display_widget']
 
 # %% ../../nbs/lab/09_live_widget.ipynb #230c376b
+import sys
 import threading
 import time
 import uuid
@@ -32,8 +33,12 @@ class Watcher:
     ):
         self._look, self._pause, self._least = look, pause, least
         self._woken, self._hurried, self._closed = threading.Event(), threading.Event(), False
-        run = copy_context().run  # ipykernel 7.0 sends nothing from a thread that does not know its cell
-        self._thread = threading.Thread(target=run, args=(self._watch,), daemon=True, name=name)
+        watch = self._watch
+        if getattr(sys.modules.get("ipykernel"), "version_info", ())[:2] == (7, 0):
+            # It sends nothing from a thread that does not know its cell. Later ones do; and in a thread that knows it,
+            # they keep what it shows from the page.
+            watch = partial(copy_context().run, watch)
+        self._thread = threading.Thread(target=watch, daemon=True, name=name)
 
     def start(self) -> None:
         """Start the thread, if it was not started before."""
