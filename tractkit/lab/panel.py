@@ -205,7 +205,7 @@ class TrainerPanel:
         return self.trainer.status.phase in ACTIVE
 
     def _pause(self) -> float | None:
-        if self._is_active():
+        if self._is_active() or self.feedback.command:  # it was not obeyed when this looked: it may be by now, unsaid
             return 0.0
         return 1.0 if self.saved.shows not in ("", self._seen) else self.poll
 
