@@ -919,6 +919,24 @@ def test_of_an_enlarged_stretch_all_batches_are_sent(make_panel, tmp_path):
         assert p.readout.detail == {}
 
 
+def test_an_end_that_the_still_has_noticed_is_shown_on_the_page_too(make_panel, tmp_path, monkeypatch):
+    trainer = fit(tmp_path, max_epochs=1)
+    p = make_panel(trainer)
+    p.watcher.close()
+    trainer.train_and_validate()
+    kind = type(p.source)
+    with monkeypatch.context() as m:  # its thread has not ended yet
+        m.setattr(kind, "running", property(lambda source: True))
+        p.feedback.begin("stop", trainer.status)
+        p.refresh()
+        assert p.readout.readout["label"] == "stopping" and p._pause() == 0
+    monkeypatch.setattr(kind, "running", property(lambda source: False))
+    p.still()
+    assert p.feedback.command == "" and p._pause() == 0  # it looks again: the page still has the old word
+    p.refresh()
+    assert p.readout.readout["label"] == "finished" and p._pause() != 0
+
+
 def test_a_branch_has_a_preview_of_its_own(make_panel, tmp_path):
     preview, trainer = preview_and_trainer(tmp_path)
     p = make_panel(trainer, preview=preview)

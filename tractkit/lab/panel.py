@@ -92,6 +92,7 @@ class TrainerPanel:
         self.forks: list[TrainerPanel] = []
         self.feedback, self.saved = CommandFeedback(), SavedOutput("tractkit-still")
         self._lock, self._closed, self._seen = threading.RLock(), False, ""
+        self._unsettled = False
         self._commands = PanelCommands(
             self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent,
             lambda command, text, then: self.controls.question.ask(command, text, then),
@@ -190,6 +191,8 @@ class TrainerPanel:
             if self._closed:
                 return
             text, curves, source = self._describe(), pack_curves(self.source.curves()), self.source
+            # What is shown ends soon, and nothing may tell of it: a command is under way, or it trains.
+            self._unsettled = bool(self.feedback.command) or text["phase"] in ACTIVE
             checkpoints, must_interrupt = source.checkpoints(), source.holds_cell and clicks_wait_for_cells()
             possible = possible_commands(self.trainer.status, source.commands, source.max_epochs, bool(checkpoints))
             self.controls.show(possible - {self.feedback.command}, checkpoints, source.needs_trainer, must_interrupt)
@@ -205,7 +208,7 @@ class TrainerPanel:
         return self.trainer.status.phase in ACTIVE
 
     def _pause(self) -> float | None:
-        if self._is_active() or self.feedback.command:  # it was not obeyed when this looked: it may be by now, unsaid
+        if self._is_active() or self._unsettled:
             return 0.0
         return 1.0 if self.saved.shows not in ("", self._seen) else self.poll
 
