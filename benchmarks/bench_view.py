@@ -39,10 +39,10 @@ far = np.linalg.norm((np.indices((100, 120, 80)).T - [50, 60, 40]) * [1, .9, 1.3
 volume = tk.Volume((60 - far).clip(0).astype(np.float32),
                    np.diag([-2, 2, 2, 1.]))
 
-def redraw_rate(seconds):
-    # the scene of the open view, drawn and read back offscreen
+def redraw_rate(seconds, composition=None):
+    # a scene, by default that of the open view, moved, drawn and read back offscreen
     from tractkit.viz.fury_scene import Stage, open_stage
-    manager = open_stage(Stage(v.composition), (640, 480), "offscreen", 1)
+    manager = open_stage(Stage(composition or v.composition), (640, 480), "offscreen", 1)
     manager.render(); manager.window.draw()
     began, n = time.perf_counter(), 0
     while time.perf_counter() - began < seconds:
@@ -53,22 +53,12 @@ def redraw_rate(seconds):
     return rate
 
 def glyph_rate(seconds):
-    # 1,024 glyphs of order 8 on a plane, turned and read back offscreen
+    # 1,024 glyphs of order 8 on a plane
     from tractkit.viz.composition import Composition
     from tractkit.viz.drawables import Glyphs
-    from tractkit.viz.fury_scene import Stage, open_stage
     data = normal(fold("glyphs"), np.arange(32 * 32 * 3 * 45).reshape(32, 32, 3, 45)) * np.float32(.05)
     data[..., 0] = .3
-    stage = Stage(Composition([Glyphs(tk.Volume(data, np.diag([2, 2, 2, 1.])))], view="axial"))
-    manager = open_stage(stage, (640, 480), "offscreen", 1)
-    manager.render(); manager.window.draw()
-    began, n = time.perf_counter(), 0
-    while time.perf_counter() - began < seconds:
-        manager.stage.camera.local.x += 0.1
-        manager.window.draw(); n += 1
-    rate = n / (time.perf_counter() - began)
-    manager.close()
-    return rate
+    return redraw_rate(seconds, Composition([Glyphs(tk.Volume(data, np.diag([2, 2, 2, 1.])))], view="axial"))
 """
 OPEN, TURN = "v = tk.view(many, volume)", "v.close(); v = tk.view(few, volume)"
 OPEN_ALL = "v = tk.view(many, volume, max_streamlines=None)"
@@ -131,9 +121,10 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
         for pair in range(pairs):
             both = {}
             for which in ("browser", "offscreen") if pair % 2 else ("offscreen", "browser"):
-                both[which] = (
-                    _drag_rate(page, shown, kernel, full) if which == "browser" else kernel.ask(f"redraw_rate({SECONDS})")
-                )
+                if which == "browser":
+                    both[which] = _drag_rate(page, shown, kernel, full)
+                else:
+                    both[which] = kernel.ask(f"redraw_rate({SECONDS})")
             rates.append((both["browser"], both["offscreen"]))
         process = psutil.Process(kernel.ask("os.getpid()"))
         page.wait_for_timeout(3000)
@@ -153,8 +144,8 @@ def table(kernels: int = 4, opens: int = 4, pairs: int = 20, idle: float = 20.0)
             f"{_seconds(first[:1])} | |",
             f"| the same in {kernels - 1} fresh kernels, median | {_seconds(first[1:])} | under 5 s |",
             f"| the same, {opens} times more in one of these kernels, median | {_seconds(later)} | under 5 s |",
-            f"| all 100,000 of them in one of these kernels, to a painted canvas, and until the picture no longer changes "
-            f"(two looks, .45 s apart) | {all_first:.1f} and {all_of_them:.1f} s | 4 and 8 s |",
+            f"| all 100,000 of them in one of these kernels, to a painted canvas, and until the picture no longer "
+            f"changes (two looks, .45 s apart) | {all_first:.1f} and {all_of_them:.1f} s | 4 and 8 s |",
             f"| 1,024 glyphs of order 8, redrawn offscreen at 640 × 480 | {glyphs:.1f} frames/s | 8 |",
             f"| 2,000 streamlines dragged in the browser beside redrawn offscreen, {pairs} pairs of {SECONDS:g} s | "
             f"{median(a for a, _ in rates):.1f} and {median(b for _, b in rates):.1f} frames/s, ratio "

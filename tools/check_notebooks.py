@@ -13,7 +13,8 @@ and text exactly, other outputs by their mime types (pictures may differ by a pi
 the slow ones. `#| varies` marks cells whose text depends on a training, which no two kinds of processor repeat to the
 last bit: only the kinds of their outputs are compared, warnings apart. `#| real` marks cells that need the data folder
 and are left out where TRACTKIT_DATA is not set. In the tutorials, which show what a reader types, the directives are
-in the cells' metadata: {"nbdev": {"slow": "true"}}. Of the tutorials only 90 and 92 are run unless FULL=1, or unless they are named.
+in the cells' metadata: {"nbdev": {"slow": "true"}}. Of the tutorials only 90 and 92 are run unless FULL=1, or unless
+they are named.
 """
 
 import argparse

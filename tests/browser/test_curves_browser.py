@@ -18,7 +18,8 @@ PAGE = """<!doctype html><style>%s body{margin:0;width:860px}</style><div id="ro
 const values = %s, on = {};
 for (const [k, v] of Object.entries(values.curves))
   values.curves[k] = new DataView(Uint8Array.from(atob(v), (c) => c.charCodeAt(0)).buffer);
-const model = {get: (k) => values[k], save_changes() {}, send(m) { window.sent = m; }, off() {}, on(e, f) { on[e] = f; }, set(k, v) {
+const model = {get: (k) => values[k], save_changes() {}, send(m) { window.sent = m; }, off() {},
+  on(e, f) { on[e] = f; }, set(k, v) {
   values[k] = v; for (const [e, f] of Object.entries(on)) if (e.split(" ").includes("change:" + k)) f(); }};
 window.model = model;
 const url = URL.createObjectURL(new Blob([%s], {type: "text/javascript"}));

@@ -199,7 +199,8 @@ def test_at_900_pixels_nothing_is_cut_and_nothing_is_changed(lab):
     assert len(names) == 8
     wrong = nbformat.read(first, as_version=4)
     wrong.cells[2].source = "#| slow\nx = '" + 110 * "x" + "'"
-    wide = nbformat.v4.new_output("display_data", {"text/html": "<table><tr>" + 40 * "<td>number</td>" + "</tr></table>"})
+    table = "<table><tr>" + 40 * "<td>number</td>" + "</tr></table>"
+    wide = nbformat.v4.new_output("display_data", {"text/html": table})
     wrong.cells[2].outputs = [wide]
     wrong.metadata.pop("language_info")
     nbformat.write(wrong, first.parent / "wrong.ipynb")

@@ -764,7 +764,7 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
 
 
 def test_the_buttons_of_a_question_are_there_before_it_is_asked(make_panel, tmp_path, monkeypatch):
-    """A button that is made while a cell runs would be served at the next look only, and while it rests there is none."""
+    """A button that is made while a cell runs would be served at the next look only; while it rests there is none."""
     served = set()
 
     def serve(widget):
@@ -1015,7 +1015,8 @@ panel = TrainerPanel(trainer)
 panel.source.prepare()
 before = set(sys.modules)
 panel.press("start"); trainer.wait()
-print(len([name for name in sys.modules if name.startswith(("torch.", "tensorboard", "numba.")) and name not in before]))
+late = [name for name in sys.modules if name.startswith(("torch.", "tensorboard", "numba.")) and name not in before]
+print(len(late))
 panel.close()
 '''
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -112,7 +112,7 @@ def test_a_density_integrates_to_one(key):
 @pytest.mark.parametrize("key", DIRECTION_GETTERS)
 @pytest.mark.parametrize("eos", [False, True])
 def test_gradients_are_those_of_finite_differences(key, eos):
-    options = {} if key in REGRESSIONS else {"entropy_weight": 0.1} if "sphere" not in key else {"sphere": "repulsion100"}
+    options = {"sphere": "repulsion100"} if "sphere" in key else {} if key in REGRESSIONS else {"entropy_weight": 0.1}
     getter = make_direction_getter(key, 8, add_eos=eos, **options).double()
     outputs = outputs_of(getter, 5, 3).double().requires_grad_()
     targets = unit(outputs_of(getter, 5, 9).double()[:, :3])
@@ -151,7 +151,9 @@ def test_either_way_is_as_good_where_the_sense_is_unknown(key):
     outputs, targets = outputs_of(getter, 6, 2), unit(outputs_of(getter, 6, 5)[:, :3])
     unknown, known = torch.ones(6, dtype=torch.bool), torch.zeros(6, dtype=torch.bool)
     lengths = torch.ones(6)
-    there, back = (getter.loss(outputs, sense * targets, unknown, None, lengths, average_results=False)[0] for sense in (1, -1))
+    there, back = (
+        getter.loss(outputs, sense * targets, unknown, None, lengths, average_results=False)[0] for sense in (1, -1)
+    )
     np.testing.assert_allclose(there.detach(), back.detach(), rtol=1e-4, atol=1e-5)
     one_way = getter.loss(outputs, targets, known, None, lengths, average_results=False)[0]
     other = getter.loss(outputs, -targets, known, None, lengths, average_results=False)[0]

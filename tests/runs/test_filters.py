@@ -63,8 +63,8 @@ def test_what_is_no_filter_is_refused_with_what_to_write(where, words):
 
 
 _WORDS = st.sampled_from(["lr", "best", "name", "not", "and", "or", "in", "<", "==", "!=", "(", ")", "[", "]", ",",
-                          "1e-3", "'a'",
-                          "None", "True", "-", "tags", "model", ".", "lambda", ":", "if", "else", "*", "rng", "\x00", "…"])
+                          "1e-3", "'a'", "None", "True", "-", "tags", "model", ".", "lambda", ":", "if", "else", "*",
+                          "rng", "\x00", "…"])
 
 
 @given(st.lists(_WORDS, max_size=9))

@@ -65,7 +65,9 @@ def pack_detail(
     last: int,                  # step up to which
     limit: int = 1200,          # points of a curve at most
 ) -> dict[str, int | dict[str, bytes]]:
-    """Pack what curves have in a stretch of steps, more finely than `pack_curves` does for the whole; nothing for none."""
+    """Pack what curves have in a stretch of steps, more finely than `pack_curves` does for the whole.
+
+    Empty if there are no records."""
     found: dict[str, list[tuple[float, float]]] = {}
 
     def add(name: str, step: int, value: float | None) -> None:

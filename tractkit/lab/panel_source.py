@@ -155,7 +155,7 @@ class PanelSource:
     def listen(self, wake: Callable[[bool], None]) -> bool:
         """Have `wake` called in the training thread after each batch. Return False if it must be polled instead.
 
-        `wake(True)`: a person waits for this: the first batch after a start, or that it has paused, goes on or ended."""
+        `wake(True)`: a person waits for this: the first batch after a start, or a pause, a resume, an end."""
         listeners: list[Callable] | None = getattr(self.trainer, "listeners", None)
         is_first = True
 

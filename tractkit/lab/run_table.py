@@ -26,8 +26,8 @@ from ..runs.listing import FACTS, STATUSES, RunFacts, differing_settings
 Row: TypeAlias = dict[str, Json]  # column -> value
 
 _HEADINGS = {
-    "name": "run", "status": "status", "best": "best", "epochs": "epochs", "best_epoch": "best epoch", "hours": "training time",
-    "step": "step", "tags": "tags", "notes": "notes"}
+    "name": "run", "status": "status", "best": "best", "epochs": "epochs", "best_epoch": "best epoch",
+    "hours": "training time", "step": "step", "tags": "tags", "notes": "notes"}
 
 
 def run_rows(

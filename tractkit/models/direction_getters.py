@@ -195,7 +195,8 @@ class _Regression(DirectionGetter):
         if self.normalize_targets is not None:
             return answers, targets.directions * self.normalize_targets
         if targets.lengths is None:
-            raise ValueError(f"{self.key} compares steps in mm: give StepTargets with lengths, or normalize_targets=1.0")
+            raise ValueError(f"{self.key} compares steps in mm: give StepTargets with lengths, or "
+                             "normalize_targets=1.0")
         return answers, targets.directions * targets.lengths[:, None]
 
     def _one_minus_cosine(self, numbers: torch.Tensor, targets: StepTargets) -> torch.Tensor:
@@ -349,15 +350,20 @@ class _Density(DirectionGetter):
         return loss - self.entropy_weight * self._entropy(numbers) if self.entropy_weight else loss
 
 
-class FisherVonMises(_Density):
+class _OneDensity(_Density):
+    size: ClassVar[int]  # outputs
+
+    def __init__(self, input_size: int, dropout: float = 0.0, add_eos: bool = False, eos_weight: float = 1.0,
+                 entropy_weight: float = 0.0):
+        super().__init__(input_size, self.size, dropout, add_eos, eos_weight, entropy_weight)
+
+
+class FisherVonMises(_OneDensity):
     """Predicts a Fisher–von Mises density: a mean direction and a concentration κ."""
 
     key = "fisher-von-mises"
     unit_of_density = "steradian"
-
-    def __init__(self, input_size: int, dropout: float = 0.0, add_eos: bool = False, eos_weight: float = 1.0,
-                 entropy_weight: float = 0.0):
-        super().__init__(input_size, 4, dropout, add_eos, eos_weight, entropy_weight)
+    size = 4
 
     def parameters_of(
         self,
@@ -379,15 +385,12 @@ class FisherVonMises(_Density):
         return fisher_von_mises_sample(*self.parameters_of(numbers), *keyed_uniform(keys, 2, numbers))
 
 
-class Gaussian(_Density):
+class Gaussian(_OneDensity):
     """Predicts a normal distribution in space, with a spread along each axis, of unit target vectors."""
 
     key = "gaussian"
     unit_of_density = "volume"
-
-    def __init__(self, input_size: int, dropout: float = 0.0, add_eos: bool = False, eos_weight: float = 1.0,
-                 entropy_weight: float = 0.0):
-        super().__init__(input_size, 6, dropout, add_eos, eos_weight, entropy_weight)
+    size = 6
 
     def parameters_of(
         self,

@@ -78,7 +78,7 @@ class Learn2Track(TractographyModel):
         initialize_weights(self, seed)
 
     def forward(self, inputs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
-        """Map (P, C) features under the points of `batch` to (P, ...): what the direction getter makes its answer of."""
+        """Map (P, C) features under the points of `batch` to (P, ...), from which the direction getter answers."""
         if self.nb_previous_dirs:
             directions = point_directions(batch.points, batch.offsets, batch.voxel_sizes)
             inputs = torch.cat([inputs, previous_directions(directions, batch.offsets, batch.previous)], dim=1)

@@ -256,4 +256,5 @@ _STYLE = """<style>
 
 def put_together(*rows: widgets.Widget) -> widgets.VBox:
     """Make one widget of the canvas and the controls below it."""
-    return widgets.VBox([KernelWatch(), *rows, widgets.HTML(_STYLE, layout={"display": "none"})], _dom_classes=["tractkit-view"])
+    style = widgets.HTML(_STYLE, layout={"display": "none"})
+    return widgets.VBox([KernelWatch(), *rows, style], _dom_classes=["tractkit-view"])
