@@ -551,7 +551,7 @@ def give_weights_memory(
 
 
 def initialize_weights(
-    model: nn.Module,  # its Linear, LSTM, GRU and LayerNorm layers are filled, in place
+    model: nn.Module,  # its Linear, Conv3d, LSTM, GRU and LayerNorm layers are filled, in place
     seed: int,
 ) -> None:
     """Fill the weights from (seed, parameter name), within torch's usual bounds. TypeError for unknown layers."""
@@ -559,8 +559,8 @@ def initialize_weights(
         own = dict(layer.named_parameters(recurse=False))
         if isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
-        elif isinstance(layer, (nn.Linear, nn.RNNBase)):
-            bound = (layer.in_features if isinstance(layer, nn.Linear) else layer.hidden_size) ** -0.5
+        elif isinstance(layer, (nn.Linear, nn.Conv3d, nn.RNNBase)):
+            bound = (layer.hidden_size if isinstance(layer, nn.RNNBase) else layer.weight[0].numel()) ** -0.5
             for key, value in own.items():
                 draws = uniform(fold(seed, "weights", f"{name}.{key}"), np.arange(value.numel()))
                 with torch.no_grad():
