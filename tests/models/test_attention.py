@@ -12,7 +12,7 @@ from tractkit.models.attention import (
     DecoderLayer,
     EncoderLayer,
     StepPast,
-    restart_slots,
+    reset_slots,
     rotary_frequencies,
     rotate,
     select_slots,
@@ -124,7 +124,7 @@ def test_streamlines_come_go_and_begin_anew_in_any_place():
             for place in ended.nonzero()[:, 0].tolist():  # a place is filled again, or given up
                 if waiting and len(waiting) % 3:
                     at[place], done[place], ended[place] = waiting.pop(), 0, False
-                    state = restart_slots(state, torch.tensor([place]))
+                    state = reset_slots(state, torch.tensor([place]))
                 elif waiting:
                     waiting.pop(0)
             if ended.any():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rotary_frequencies', 'rotate', 'sinusoidal_table', 'Past', 'Attention', 'Residual', 'FeedForward', 'EncoderLayer',
-           'DecoderLayer', 'BatchPast', 'StepPast', 'select_slots', 'restart_slots']
+           'DecoderLayer', 'BatchPast', 'StepPast', 'select_slots', 'reset_slots']
 
 # %% ../../nbs/models/08_attention.ipynb #567e3ffb
 import math
@@ -238,7 +238,7 @@ class StepPast:
         """The state after the step."""
         return self.slots, self.lengths + 1, *self.kept
 
-# %% ../../nbs/models/08_attention.ipynb #e0a11d30
+# %% ../../nbs/models/08_attention.ipynb #7bf6fce1
 def select_slots(
     state: tuple[torch.Tensor, ...],  # of `StepPast`
     keep: torch.Tensor,               # mask or indices of streamlines
@@ -251,7 +251,7 @@ def select_slots(
     return torch.arange(len(slots), device=slots.device), lengths[slots], *(part[slots] for part in kept)
 
 
-def restart_slots(
+def reset_slots(
     state: tuple[torch.Tensor, ...],  # of `StepPast`
     rows: torch.Tensor,               # mask or indices of streamlines
 ) -> tuple[torch.Tensor, ...]:
