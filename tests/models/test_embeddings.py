@@ -6,8 +6,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from helpers_data import make_file
+from helpers_training import leaves
 from torch import nn
 
+import tractkit as tk
 from tractkit.models.base import TractographyModel, load_model, save_model
 from tractkit.models.embeddings import GridEmbedding, PointEmbedding, direction_history
 from tractkit.models.learn2track import Learn2Track
@@ -162,3 +165,40 @@ def test_a_model_is_stored_with_its_embeddings_and_only_those_that_are_set(key, 
 def test_settings_that_do_not_fit_are_refused(options, text):
     with pytest.raises(ValueError, match=text):
         Learn2Track(3, **options)
+
+
+# -- stopped and resumed
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return tk.MultiSubjectDataset(make_file(tmp_path_factory.mktemp("data"), 2, n=12)[0]).load_data()
+
+
+def trainer_of(dataset, folder, **options):
+    """Everything random is switched on: dropout, splits, reversal and noise."""
+    model = Learn2Track(3, rnn_layer_sizes=[6, 4], dropout=0.2, dg_dropout=0.2, step_size=3.0, seed=5, **options)
+    sampler = tk.BatchIDSampler(dataset, "streamlines", 4, 4, rng=3)
+    loader = tk.BatchLoaderOneInput(
+        dataset, model, "input", "streamlines", rng=4, split_ratio=0.3, reverse_ratio=0.5,
+        noise_gaussian_size_forward=0.1)
+    return tk.TrainerOneInput(model, folder, "run", sampler, loader, max_epochs=2, learning_rate=0.01, num_threads=1,
+                              device="cpu", progress=False)
+
+
+IN_SHORT = [("none", 1, "lstm"), ("nn", 4, "gru"), ("cnn", 2, "lstm")]
+
+
+@pytest.mark.parametrize("key, nb, rnn_key", [
+    each if each in IN_SHORT else pytest.param(*each, marks=pytest.mark.full)
+    for each in itertools.product(INPUTS, (0, 1, 2, 4), ("lstm", "gru"))])
+def test_stopped_at_a_batch_and_resumed_it_ends_in_the_same_bits(key, nb, rnn_key, dataset, tmp_path):
+    options = dict(rnn_key=rnn_key, nb_previous_dirs=nb, **INPUTS[key], **PREVIOUS[["none", "nn", "in mm"][nb % 3]])
+    whole = trainer_of(dataset, tmp_path / "whole", **options).train_and_validate()
+    cut = trainer_of(dataset, tmp_path / "cut", **options)
+    cut.step(2)
+    cut.stop(wait=True)
+    resumed = trainer_of(dataset, tmp_path / "cut", **options)
+    after = resumed.train_and_validate()
+    assert after.global_step == whole.global_step == 6 and resumed.model is not None
+    for (path, a), (_, b) in zip(leaves(whole.model.state_dict()), leaves(after.model.state_dict()), strict=True):
+        assert torch.equal(a, b), path
