@@ -137,7 +137,22 @@ class TractographyModel(nn.Module):
             return state[keep]
         return tuple(self.select_state(s, keep) for s in state)
 
+    def reset_state(self, state: State, places: torch.Tensor) -> State:
+        """Return the state with the streamlines at `places`, (m,) indices, before their first point again."""
+        return _put_rows(state, places, self.init_state(len(places), places.device))
+
+    def set_step(self, step_size: float) -> None:
+        """Set how long each step is while tracking, in mm. A model that does not read it needs not do anything."""
+
 # %% ../../nbs/models/05_base.ipynb #5e7a26c1
+def _put_rows(state: State, places: torch.Tensor, rows: State) -> State:
+    """Return a state with other rows at `places`."""
+    if isinstance(state, torch.Tensor):
+        assert isinstance(rows, torch.Tensor)
+        return state.index_copy(0, places, rows)
+    return tuple(_put_rows(s, places, r) for s, r in zip(state, rows, strict=True))
+
+
 def point_targets(
     batch: PackedBatch,
 ) -> Targets:

@@ -25,7 +25,7 @@ from ..hdf5.recipe import check_input
 from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, suggesting_keywords, whole_number
 from ..data.interpolation import sample_trilinear
-from ..models.base import usable_device
+from ..models.base import TractographyModel, usable_device
 from ..models.targets import unit
 from ..models.threads import use_threads
 from ..spatial.streamlines import Streamlines
@@ -258,6 +258,8 @@ class Tracker:
         self._model = model
         if isinstance(model, torch.nn.Module):
             self._model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        if isinstance(self._model, TractographyModel):
+            self._model.set_step(self.step_size)
         if outside not in ("clamp", "zero", "error"):
             raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
         self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None))
