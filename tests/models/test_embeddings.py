@@ -202,3 +202,19 @@ def test_stopped_at_a_batch_and_resumed_it_ends_in_the_same_bits(key, nb, rnn_ke
     assert after.global_step == whole.global_step == 6 and resumed.model is not None
     for (path, a), (_, b) in zip(leaves(whole.model.state_dict()), leaves(after.model.state_dict()), strict=True):
         assert torch.equal(a, b), path
+
+
+@pytest.mark.parametrize("key", ["cosine-regression", "gaussian", "fisher-von-mises"])
+@torch.no_grad()
+def test_a_model_in_voxels_tracks_in_mm_as_it_was_trained(key):
+    """The convention of dwi_ml, in voxels of 1, 2 and 1.5 mm."""
+    model = Learn2Track(3, rnn_layer_sizes=[9, 6], nb_previous_dirs=3, step_size=0.5, normalize_prev_dirs=False,
+                        dg_key=key, convention="dwi_ml").eval()
+    inputs, batch = batch_of([40, 1, 7, 90, 2], step=0.5, known=False)
+    with pytest.raises(ValueError, match="set_step"):
+        model.step(inputs[:1], torch.zeros(1, 3), model.init_state(1))
+    wanted = unit(model.direction_getter.answer(model(inputs, batch)) * batch.voxel_sizes[0])
+    model.set_step(0.5, batch.voxel_sizes[0])
+    np.testing.assert_allclose(track(model, inputs, batch, nb_places=2), wanted, atol=1e-4)
+    steps = batch.points[1:40] - batch.points[:39]
+    np.testing.assert_allclose(model.targets(batch).directions[:39], unit(steps), atol=1e-6)

@@ -17,7 +17,7 @@ from torch import nn
 from ..core.settings import whole_number
 from ..core.text import nearest_name
 from .base import PackedBatch, State
-from .targets import point_directions, previous_directions, step_lengths
+from .targets import point_directions, previous_directions, step_lengths, unit
 from ..spatial.volume import Neighborhood
 
 # %% ../../nbs/models/06_embeddings.ipynb #ddb78335
@@ -175,10 +175,12 @@ class PointEmbedding(nn.Module):
         prev_dirs_embedding_key: str = "no_embedding",  # or "nn_embedding"
         prev_dirs_embedded_size: int | None = None,     # None: 3 for each direction
         normalize_prev_dirs: bool = True,     # False: steps in mm
+        in_voxels: bool = False,              # directions and steps are in voxels, for models of dwi_ml
     ):
         super().__init__()
         self.nb_previous_dirs = nb = whole_number("nb_previous_dirs", nb_previous_dirs, at_least=0)
-        self.normalize, self.step_size, self.scale = bool(normalize_prev_dirs), step_size, step_size
+        self.normalize, self.in_voxels, self.step_size = bool(normalize_prev_dirs), in_voxels, step_size
+        self.scale: tuple[float, ...] | None = None if step_size is None or in_voxels else (step_size,)
         self.inputs, self.output_size = input_embedding(
             input_embedding_key, nb_features, neighborhood, input_embedded_size, nb_cnn_filters, kernel_size)
         self.directions: nn.Module = nn.Identity()
@@ -207,7 +209,7 @@ class PointEmbedding(nn.Module):
 
     def _first_lengths(self, lengths: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor | float:
         """Return how far the step before each first point was: the usual step, or the next one of the streamline."""
-        if self.step_size is not None:
+        if self.step_size is not None and not self.in_voxels:
             return self.step_size
         return torch.cat([lengths, lengths.new_zeros(1, 1)])[offsets[:-1]]
 
@@ -229,18 +231,23 @@ class PointEmbedding(nn.Module):
         if not self.nb_previous_dirs:
             return self.inputs(inputs), state
         assert isinstance(state, torch.Tensor)
-        past = torch.cat([(previous if self.normalize else previous * self._step())[:, None], state], dim=1)
+        past = torch.cat([self._last(previous)[:, None], state], dim=1)
         return self._join(inputs, past), past[:, :-1]
 
-    def _step(self) -> float:
+    def _last(self, previous: torch.Tensor) -> torch.Tensor:
+        """Return the last direction, unit voxmm, as training has it."""
+        if self.normalize and not self.in_voxels:
+            return previous
         if self.scale is None:
-            raise ValueError("this model reads how long its steps are, and has no step_size: call "
-                             "model.set_step(step_size) before it tracks, or train with normalize_prev_dirs=True")
-        return self.scale
+            raise ValueError("this model reads how long its steps are: call model.set_step(step_size, voxel_sizes) "
+                             "before it tracks, or train with normalize_prev_dirs=True")
+        step = previous * previous.new_tensor(self.scale)
+        return unit(step) if self.normalize else step
 
     def set_step(
         self,
-        step_size: float,  # mm
+        step_size: float,                           # mm
+        voxel_sizes: Sequence[float] | np.ndarray,  # (3,) mm
     ) -> None:
         """Set how long each step is while tracking."""
-        self.scale = step_size
+        self.scale = tuple(step_size / float(size) for size in voxel_sizes) if self.in_voxels else (step_size,)

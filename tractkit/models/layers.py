@@ -585,6 +585,8 @@ class StackedRNN(nn.Module):
 
     A state is a tuple over layers of tensors (n, size), the streamline first, so that it can be indexed."""
 
+    use_relu = False
+
     def __init__(
         self,
         input_size: int,
@@ -593,6 +595,7 @@ class StackedRNN(nn.Module):
         dropout: float = 0.0,                  # after each layer but the last
         use_skip_connection: bool = False,     # input to every layer, output from every layer
         use_layer_normalization: bool = False,  # after each layer
+        use_relu: bool = False,                # after each layer but the last, as dwi_ml has it
     ):
         super().__init__()
         if rnn_key not in ("lstm", "gru"):
@@ -608,6 +611,8 @@ class StackedRNN(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(o) if use_layer_normalization else nn.Identity() for o in layer_sizes)
         self.dropout = KeyedDropout(dropout)
         self.use_skip_connection = use_skip_connection
+        if use_relu:  # layers of before have no such attribute
+            self.use_relu = True
         self.output_size = sum(layer_sizes) if use_skip_connection else layer_sizes[-1]
         bound_kept_shapes(self)
 
@@ -620,7 +625,7 @@ class StackedRNN(nn.Module):
             y = norm(y)
             outputs.append(y)
             if i < len(self.layers) - 1:
-                y = self.dropout(y)
+                y = self.dropout(torch.relu(y) if self.use_relu else y)
                 if self.use_skip_connection:
                     y = torch.cat([y, x], dim=-1)
         return torch.cat(outputs, dim=-1) if self.use_skip_connection else y, tuple(states)

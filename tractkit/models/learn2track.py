@@ -15,7 +15,7 @@ import torch
 from ..core.settings import whole_number
 from .base import InputOptions, PackedBatch, State, TractographyModel, check_options, register_model
 from .base import step_targets
-from .direction_getters import make_direction_getter
+from .dwi_ml_getters import make_getter_of
 from .embeddings import EmbeddingOptions, PointEmbedding
 from .targets import StepTargets, Targets
 from .layers import StackedRNN, give_weights_memory, initialize_weights, pad_buckets
@@ -75,14 +75,16 @@ class Learn2Track(TractographyModel):
         with torch.device("meta"):  # no values yet: none are drawn from torch's global generator
             self.embedding = self._make_embedding(**given.of_embedding())
             self.rnn = StackedRNN(self.embedding.output_size, given.rnn_layer_sizes, rnn_key, given.dropout,
-                                  given.use_skip_connection, given.use_layer_normalization)
-            self.direction_getter = make_direction_getter(
-                dg_key, self.rnn.output_size, given.dg_dropout, **given.of_getter())
+                                  given.use_skip_connection, given.use_layer_normalization,
+                                  use_relu=self.convention == "dwi_ml")
+            self.direction_getter = make_getter_of(
+                self.convention, dg_key, self.rnn.output_size, given.dg_dropout, **given.of_getter())
         give_weights_memory(self)
         initialize_weights(self, given.seed)
 
     def _make_embedding(self, **options: Unpack[EmbeddingOptions]) -> PointEmbedding:
-        return PointEmbedding(self.nb_features, self.nb_previous_dirs, self.neighborhood, self.step_size, **options)
+        return PointEmbedding(self.nb_features, self.nb_previous_dirs, self.neighborhood, self.step_size,
+                              in_voxels=self.convention == "dwi_ml", **options)
 
     def __setstate__(self, state: dict) -> None:
         super().__setstate__(state)
@@ -92,7 +94,7 @@ class Learn2Track(TractographyModel):
     def forward(self, inputs: torch.Tensor, batch: PackedBatch) -> torch.Tensor:
         """Map (P, C) features under the points of `batch` to (P, ...), from which the direction getter answers."""
         blocks = pad_buckets(batch.offsets.cpu().numpy(), self._step_price(inputs.device), inputs.device)
-        rows = blocks.pad(self.embedding(inputs, batch))
+        rows = blocks.pad(self.embedding(inputs, self.own_space(batch)))
         return self.direction_getter(blocks.pack([self.rnn(block)[0] for block in rows]))
 
     def compute_loss(
@@ -108,7 +110,7 @@ class Learn2Track(TractographyModel):
 
     def targets(self, batch: PackedBatch) -> Targets | StepTargets:
         """Return the direction at each point, and where streamlines end or how long steps are if the getter asks."""
-        return step_targets(batch) if self.direction_getter.needs_steps else super().targets(batch)
+        return step_targets(self.own_space(batch)) if self.direction_getter.needs_steps else super().targets(batch)
 
     def init_state(self, n: int, device: torch.device | str | None = None) -> State:
         """Return the state of `n` streamlines before their first point: zeros."""
@@ -118,11 +120,12 @@ class Learn2Track(TractographyModel):
         """Go one point further with `n` streamlines: (n, C), (n, 3) to (n, 3) unit directions, and the state."""
         rows, past = self.embedding.step(inputs, previous, state[0])
         hidden, state = self.rnn(rows[None], state[1])
-        return self.direction_getter.answer(self.direction_getter(hidden[0])), (past, state)
+        return self.to_voxmm(self.direction_getter.answer(self.direction_getter(hidden[0]))), (past, state)
 
-    def set_step(self, step_size: float) -> None:
-        """Set how long each step is while tracking, in mm."""
-        self.embedding.set_step(step_size)
+    def set_step(self, step_size: float, voxel_sizes: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0)) -> None:
+        """Set how long each step is while tracking, in mm, and the voxels that it is tracked in, (3,) mm."""
+        super().set_step(step_size, voxel_sizes)
+        self.embedding.set_step(step_size, voxel_sizes)
 
     def _step_price(self, device: torch.device) -> float:
         """Return the fixed cost of a time step in rows: on CPUs, torch has a fused LSTM, but no fused GRU."""

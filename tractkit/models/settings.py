@@ -65,6 +65,8 @@ class CommonSettings(EmbeddingSettings):
     neighborhood_resolution: float | None = setting(
         None, unit="voxels", help="voxels between points of the neighborhood")
     neighborhood_resolution_mm: float | None = setting(None, unit="mm", help="or mm between them")
+    convention: str | None = setting(
+        None, help='"dwi_ml": inputs half a voxel off, directions in voxels and densities as its models have them')
 
     def of_getter(self) -> Record:
         """Return the settings of the direction getter that are not the default."""

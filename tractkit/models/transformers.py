@@ -6,13 +6,14 @@
 __all__ = ['Positions', 'arc_lengths', 'DirectionTokens', 'TransformerModel', 'TransformerSrcOnlyModel',
            'OriginalTransformerModel', 'TransformerSrcAndTgtModel']
 
-# %% ../../nbs/models/09_transformers.ipynb #656548fa
+# %% ../../nbs/models/09_transformers.ipynb #9bc0c8bc
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any, ClassVar, TypeVar, cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -23,11 +24,12 @@ from tractkit.models.attention import (
     BatchPast, DecoderLayer, EncoderLayer, Past, StepPast, WatchedPast, reset_slots, rotary_frequencies, select_slots,
     sinusoidal_table)
 from .base import InputOptions, PackedBatch, State, TractographyModel, register_model, step_targets
-from .direction_getters import make_direction_getter, sphere_vertices
+from .direction_getters import sphere_vertices
+from .dwi_ml_getters import make_getter_of
 from .embeddings import LinearEmbedding, PointEmbedding
 from .layers import KeyedDropout, give_weights_memory, initialize_weights
 from .settings import OriginalTransformerSettings, SrcAndTgtSettings, TransformerSettings
-from .targets import StepTargets, Targets, point_directions, previous_directions, step_lengths
+from .targets import StepTargets, Targets, point_directions, previous_directions, step_lengths, unit
 
 # %% ../../nbs/models/09_transformers.ipynb #2f0296b8
 class Positions(nn.Module):
@@ -97,7 +99,7 @@ class DirectionTokens(nn.Module):
         linear = self.embedding.linear
         return torch.relu(F.embedding(classes, linear.weight.T) + linear.bias)  # as of a one in a row of zeros
 
-# %% ../../nbs/models/09_transformers.ipynb #2e2ef8b7
+# %% ../../nbs/models/09_transformers.ipynb #098b7420
 class TransformerModel(TractographyModel):
     """Base of the transformers: embeds signal and directions, lets a body look back, and asks a direction getter.
 
@@ -118,12 +120,13 @@ class TransformerModel(TractographyModel):
             embedded["input_embedded_size"] = given.input_embedded_size or self.input_size
         with torch.device("meta"):  # no values yet: none are drawn from torch's global generator
             self.embedding = PointEmbedding(
-                self.nb_features, given.nb_previous_dirs, self.neighborhood, self.step_size, **embedded)
+                self.nb_features, given.nb_previous_dirs, self.neighborhood, self.step_size,
+                in_voxels=self.convention == "dwi_ml", **embedded)
             self.d_model = self._make_body(given, self.embedding.output_size)
             self.positions = Positions(given.position_encoding, self.d_model, self.d_model // self.nheads,
                                        self.max_len, given.dropout_rate)
-            self.direction_getter = make_direction_getter(
-                given.dg_key, self.d_model, given.dg_dropout, **given.of_getter())
+            self.direction_getter = make_getter_of(
+                self.convention, given.dg_key, self.d_model, given.dg_dropout, **given.of_getter())
         self.mm = given.step_size  # of each step, while tracking
         give_weights_memory(self)
         initialize_weights(self, given.seed)
@@ -161,9 +164,10 @@ class TransformerModel(TractographyModel):
         _check_lengths(batch, self.max_len)
         turns = (arc_lengths(batch), self.positions.frequencies) if self.positions.is_rotary else ()
         past = kind(batch.offsets, *turns)
-        directions = point_directions(batch.points, batch.offsets, batch.voxel_sizes)
-        previous = previous_directions(directions, batch.offsets, batch.previous)
-        rows = self._body(past.pad(self.embedding(inputs, batch)), past.pad(previous), past)
+        own = self.own_space(batch)
+        directions = point_directions(own.points, own.offsets, own.voxel_sizes)
+        previous = previous_directions(directions, own.offsets, own.previous)
+        rows = self._body(past.pad(self.embedding(inputs, own)), past.pad(previous), past)
         return self.direction_getter(past.pack(rows)), past
 
     @torch.no_grad()
@@ -183,7 +187,7 @@ class TransformerModel(TractographyModel):
 
     def targets(self, batch: PackedBatch) -> Targets | StepTargets:
         """Return the direction at each point, and where streamlines end or how long steps are if the getter asks."""
-        return step_targets(batch) if self.direction_getter.needs_steps else super().targets(batch)
+        return step_targets(self.own_space(batch)) if self.direction_getter.needs_steps else super().targets(batch)
 
     def init_state(self, n: int, device: torch.device | str | None = None) -> State:
         """Return the state of `n` streamlines before their first point: nothing is kept yet."""
@@ -198,7 +202,8 @@ class TransformerModel(TractographyModel):
         turns = (self._step_mm(), self.positions.frequencies) if self.positions.is_rotary else ()
         past = StepPast(tuple(kept), self.max_len, *turns)
         rows, before = cast(tuple[torch.Tensor, torch.Tensor], self.embedding.step(inputs, previous, before))
-        answer = self.direction_getter.answer(self.direction_getter(self._body(rows, previous, past)))
+        outputs = self.direction_getter(self._body(rows, self._own_direction(previous), past))
+        answer = self.to_voxmm(self.direction_getter.answer(outputs))
         return answer.masked_fill(past.is_full[:, None], 0), (before, *past.state)
 
     def select_state(self, state: State, keep: torch.Tensor) -> State:
@@ -211,10 +216,17 @@ class TransformerModel(TractographyModel):
         before, *kept = cast(tuple[torch.Tensor, ...], state)
         return before.index_fill(0, places, 0), *reset_slots(tuple(kept), places)
 
-    def set_step(self, step_size: float) -> None:
-        """Set how long each step is while tracking, in mm."""
+    def set_step(self, step_size: float, voxel_sizes: Sequence[float] | np.ndarray = (1.0, 1.0, 1.0)) -> None:
+        """Set how long each step is while tracking, in mm, and the voxels that it is tracked in, (3,) mm."""
+        super().set_step(step_size, voxel_sizes)
         self.mm = step_size
-        self.embedding.set_step(step_size)
+        self.embedding.set_step(step_size, voxel_sizes)
+
+    def _own_direction(self, previous: torch.Tensor) -> torch.Tensor:
+        """Return (n, 3) unit directions, voxmm, in the space of the model's directions."""
+        if self.convention is None or self.tracked_voxels is None:  # without them, `to_voxmm` raises
+            return previous
+        return unit(previous / previous.new_tensor(self.tracked_voxels))
 
     def _step_mm(self) -> float:
         if self.mm is None:

@@ -30,7 +30,7 @@ from ..models.targets import unit
 from ..models.threads import use_threads
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
-from ..spatial.volume import Neighborhood, Outside, Volume
+from ..spatial.volume import Neighborhood, Outside, Volume, sampled_offsets
 
 _State = TypeVar("_State")
 
@@ -171,9 +171,9 @@ class _Ground:
     """Signal and mask under points, on one device."""
 
     def __init__(self, volume: Volume, inside: np.ndarray, device: torch.device, outside: Outside = "clamp",
-                 neighborhood: Neighborhood | None = None):
+                 neighborhood: Neighborhood | None = None, shift: float = 0.0):
         self.volume, self.device, self.outside = volume, device, outside
-        self.around = None if neighborhood is None else neighborhood.vectors(volume.voxel_sizes)
+        self.around = sampled_offsets(neighborhood, volume.voxel_sizes, shift)
         self.vectors = None if self.around is None else torch.from_numpy(self.around).to(device)
         self.inside = torch.from_numpy(np.ascontiguousarray(inside)).to(device)
         self.size = torch.tensor(inside.shape, device=device)
@@ -259,10 +259,11 @@ class Tracker:
         if isinstance(model, torch.nn.Module):
             self._model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
         if isinstance(self._model, TractographyModel):
-            self._model.set_step(self.step_size)
+            self._model.set_step(self.step_size, volume.voxel_sizes)
         if outside not in ("clamp", "zero", "error"):
             raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
-        self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None))
+        self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None),
+                               getattr(model, "input_shift", 0.0))
         self._most_points = getattr(model, "max_len", None) or math.inf  # of a half: the model has no place for more
         self._stride = torch.tensor(self.step_size / volume.voxel_sizes, dtype=torch.float32, device=self.device)
 

@@ -30,7 +30,6 @@ from .serving import served
 from .resume import (
     check_fit, claim_model, find_state, holding_model, nothing_left, share_state, show_position, torch_threads)
 from .run_folder import LostFolder
-from .runner import GOING_BACK
 from .session import Session
 from .state import TrainerState
 from .trainable import (
@@ -96,7 +95,7 @@ def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
 
 def go_back_if_asked(trainer: Commanded) -> bool:
     """Set the state back, if the loop was stopped for that. Return whether it was."""
-    if not trainer.ranks.share(trainer.control.reason == GOING_BACK):
+    if trainer.ranks.share(trainer.runner.over()):
         return False
     tree, state = trainer.runner.take_back(), trainer.state
     if tree is not None and state is not None:
@@ -224,8 +223,10 @@ def ending(trainer: Commanded, task: Task) -> Iterator[None]:
                 finish_content_check(trainer, wait=not task.is_part)
                 report_epoch(trainer)
         except Stopped as e:
+            trainer.runner.over()
             _end_stopped(trainer, e)
         else:
+            trainer.runner.over()
             _end_finished(trainer, task)
     except BaseException as e:  # also a second Ctrl-C, and sys.exit() in a policy
         _end_failed(trainer, e)
@@ -261,6 +262,7 @@ def _end_stopped(trainer: Commanded, e: Stopped) -> None:
 
 def _end_failed(trainer: Commanded, e: BaseException) -> None:
     """Undo the step that did not end, where that is possible, and save the state, if it is whole then."""
+    trainer.runner.over()
     state, session = at_work(trainer)
     try:
         session.undo_step()
