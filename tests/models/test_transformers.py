@@ -115,6 +115,18 @@ def test_positions_are_arc_lengths_and_hold_for_another_step():
 
 
 @pytest.mark.parametrize("body", BODIES)
+def test_directions_in_voxels_are_brought_to_mm_in_tracking(body):
+    model = small(body, convention="dwi_ml", dg_key="fisher-von-mises", nb_previous_dirs=1, nheads=1,
+                  SOS_token_type="repulsion100") if body != "tts" else small(body, convention="dwi_ml", nheads=1,
+                                                                             nb_previous_dirs=1)
+    inputs, batch = batch_of(FEW, step=0.5)
+    model.eval().set_step(0.5, batch.voxel_sizes[0])
+    with torch.no_grad():
+        wanted = model.to_voxmm(model.direction_getter.answer(model(inputs, batch)))
+        np.testing.assert_allclose(track(model, inputs, batch, 2), wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("body", BODIES)
 def test_duplicate_points_one_point_and_nothing_are_finite(body):
     model = small(body, add_eos=True, position_encoding="rotary")
     for lengths in ([], [0], [1], [3, 0, 2]):
