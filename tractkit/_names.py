@@ -491,6 +491,7 @@ NAMES = {
     "check_changes": "training.live_settings",
     "check_columns": "lab.run_table",
     "check_dimensions": "spatial.tractogram_content",
+    "check_eos_stop": "models.direction_getters",
     "check_fit": "training.resume",
     "check_frame": "demo.subject_files",
     "check_frames": "hdf5.frame_check",

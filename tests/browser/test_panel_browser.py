@@ -210,7 +210,8 @@ def test_the_compact_form_is_clicked_in_its_line_and_opens_the_rest(lab, page):
     panel.readout.screenshot(path=PICTURES / "panel-line-dark.png")
     assert [pair for pair in page.evaluate(CONTRASTS) if pair[0] < 4.5] == []
     lab.theme(page, "Light")
-    until(lambda: panel.readout.get_attribute("data-dark") != "true")
+    splash = page.locator("#jupyterlab-splash")
+    until(lambda: panel.readout.get_attribute("data-dark") != "true" and splash.count() == 0)
     panel.readout.screenshot(path=PICTURES / "panel-line.png")
     line.get_by_role("button", name="Resume").click()
     until(lambda: panel.chip.inner_text() == "training")

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from ..core.files import path_from_here
 from ..data.dataset import MultiSubjectDataset
 from ..hdf5.recipe import recipe_of
 from ..models.threads import default_threads
@@ -134,7 +135,8 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
             announce(trainer, f"Going on with the change of this run: {text}.")
         if not task.is_own and (done := nothing_left(trainer, state)):
             keep_best_model(trainer)
-            announce(trainer, f"Nothing left to train in {trainer.run_folder.path}: {done}.", "ended", phase="finished")
+            folder = path_from_here(trainer.run_folder.path)
+            announce(trainer, f"Nothing left to train in {folder}: {done}.", "ended", phase="finished")
             yield False
             return
         check_fit(trainer, state)
@@ -176,7 +178,7 @@ def begin(trainer: Commanded) -> None:
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
     if state.global_step:
-        announce(trainer, f"Going on with {trainer.run_folder.path} in epoch {state.epoch + 1} "
+        announce(trainer, f"Going on with {path_from_here(trainer.run_folder.path)} in epoch {state.epoch + 1} "
                           f"after batch {state.batch} (step {state.global_step}).")
 
 # %% ../../nbs/training/18_running.ipynb #78b5d865
@@ -255,7 +257,7 @@ def _end_stopped(trainer: Commanded, e: Stopped) -> None:
         saved = "in the middle of a step, which cannot be undone: the next start goes back to the last checkpoint"
     else:
         write_checkpoint(trainer)
-        saved = f"saved in {trainer.run_folder.path}. Call train_and_validate() or start() again to go on"
+        saved = f"saved in {path_from_here(trainer.run_folder.path)}. Call train_and_validate() or start() again to go on"
     announce(trainer, f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; {saved}.",
              "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
 
@@ -287,7 +289,7 @@ def _show_failure(trainer: Commanded, e: BaseException) -> None:
 
 
 def _end_finished(trainer: Commanded, task: Task) -> None:
-    state, folder = at_work(trainer)[0], trainer.run_folder.path
+    state, folder = at_work(trainer)[0], path_from_here(trainer.run_folder.path)
     if task.is_part and state.finished is None:
         write_checkpoint(trainer)
         announce(trainer, f"{state.position}; saved in {folder}.", "ended", phase="stopped")
