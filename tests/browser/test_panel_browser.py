@@ -28,6 +28,7 @@ trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
     "trainer.learning_rate.value)",
     "in_cell = fit(mkdtemp(), pause=.01, max_epochs=500)\nin_cell",
     "in_cell.train_and_validate().global_step > 0",
+    "line = tractkit.lab.panel.TrainerPanel(fit(mkdtemp(), pause=.01, max_epochs=900), compact=True)\nline",
     *(
         f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
         for batches in (1_000, 10_000)
@@ -191,6 +192,35 @@ def test_the_code_is_shown_whole_and_copied(lab, page):
     panel.tab("Progress")
 
 
+def test_the_compact_form_is_clicked_in_its_line_and_opens_the_rest(lab, page):
+    readouts = page.locator(".tractkit-readout").count()
+    lab.run_cell_with(page, "line = tractkit")
+    until(lambda: page.locator(".tractkit-readout").count() == readouts + 1, 60)
+    panel, buttons = Panel(page, readouts), page.locator(".jupyter-button:has-text('Start')").count()
+    line = panel.readout.locator(".tractkit-line")
+    assert line.bounding_box()["height"] < 40 and buttons == readouts  # it brings no buttons beside those in the line
+    line.get_by_role("button", name="Start").click()
+    until(lambda: panel.chip.inner_text() == "training" and panel.painted() > 500)
+    line.get_by_role("button", name="Pause").click()
+    until(lambda: panel.chip.inner_text() == "paused")
+    assert "epoch" in line.locator(".tractkit-where").inner_text() and "train" in line.inner_text()
+    lab.theme(page, "Dark")
+    until(lambda: panel.readout.get_attribute("data-dark") == "true")
+    panel.readout.scroll_into_view_if_needed()
+    panel.readout.screenshot(path=PICTURES / "panel-line-dark.png")
+    assert [pair for pair in page.evaluate(CONTRASTS) if pair[0] < 4.5] == []
+    lab.theme(page, "Light")
+    splash = page.locator("#jupyterlab-splash")
+    until(lambda: panel.readout.get_attribute("data-dark") != "true" and splash.count() == 0)
+    panel.readout.screenshot(path=PICTURES / "panel-line.png")
+    line.get_by_role("button", name="Resume").click()
+    until(lambda: panel.chip.inner_text() == "training")
+    line.get_by_role("button", name="Show the whole panel").click()
+    until(lambda: panel.button("Stop").is_visible() and panel.readout.locator(".tractkit-line").count() == 0)
+    panel.press("Stop")
+    until(lambda: panel.chip.inner_text() == "stopped" and panel.button("Start").is_enabled())
+
+
 @pytest.mark.parametrize("batches", [1_000, pytest.param(10_000, marks=pytest.mark.full)])
 def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, batches):
     readouts = page.locator(".tractkit-readout").count()
@@ -270,6 +300,9 @@ def test_the_page_says_when_the_kernel_is_gone_and_keeps_the_still(lab, page):
     until(lambda: note.inner_text().startswith("The kernel is gone. The run"))
     note.scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-kernel-gone.png")
+    marks = page.evaluate("""() => [...document.querySelectorAll('.jupyter-widgets-disconnected')].map(
+        e => [getComputedStyle(e, '::before').content, e.className + ' in ' + e.parentElement.className])""")
+    assert len(marks) > 9 and [name for content, name in marks if content != "none"] == []  # no broken chain on each button: one sentence says it
 
     page = lab.visit("panel.ipynb")
     stills = page.locator(".tractkit-still img")

@@ -707,6 +707,14 @@ def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, 
     trainer.wait()
 
 
+def test_a_run_in_the_working_folder_is_named_from_there(make_panel, tmp_path, monkeypatch):
+    p = make_panel(fit(tmp_path))
+    assert p.readout.readout["name"] == str(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    p.refresh()
+    assert p.readout.readout["name"] == p.table()["run"] == "run"
+
+
 def test_a_checkpoint_that_was_chosen_stays_chosen_until_it_trains_again():
     controls = Controls(lambda command: None)
     controls.show({"rewind"}, [("step 16", 16), ("step 8", 8), ("step 4", 4)])

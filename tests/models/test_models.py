@@ -269,7 +269,7 @@ def test_unknown_starts_are_undirected():
 def test_settings_that_do_not_exist_are_refused():
     for options, text in (
         (dict(dg_key="magic"), "dg_key"),
-        (dict(nb_previous_dirs=3), "nb_previous_dirs"),
+        (dict(nb_previous_dirs=-1), "nb_previous_dirs"),
         (dict(rnn_key="x"), "rnn_key"),
     ):
         with pytest.raises(ValueError, match=text):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_training import Points, SlowPoints, fit, log_without_time, same_states, toy_model
+from helpers_waiting import until
 from torch import nn
 
 from tractkit.core.files import DataError
@@ -204,6 +205,45 @@ def test_rewinding_and_going_on_ends_in_the_same_bits(tmp_path):
     with pytest.warns(UserWarning, match="set back"):
         fit(tmp_path, max_epochs=4).train_and_validate(state)
     assert same_states(state, whole) == []
+
+
+@pytest.mark.parametrize("end", ["stop", "finish", pytest.param("process", marks=pytest.mark.full)])
+def test_what_is_asked_of_a_training_that_closes_is_done(tmp_path, monkeypatch, end):
+    whole = fit(tmp_path, "whole", max_epochs=4).train_and_validate()
+    trainer = fit(tmp_path, max_epochs=3, keep_checkpoints=9, points=SlowPoints())
+    close = trainer.run_folder.log.close
+    if end != "process":  # it takes a moment of itself
+        monkeypatch.setattr(trainer.run_folder.log, "close", lambda: (time.sleep(.3), close()))
+    trainer.start(process=end == "process")
+    if end != "finish":
+        until(lambda: trainer.status.epoch and trainer.status.phase == "training")
+        trainer.stop()
+    until(lambda: trainer.status.phase in ("stopped", "finished"))
+    assert trainer.running or end == "process"  # it closes what is open
+    assert trainer.rewind(1).epoch == 1 and not trainer.running
+    assert trainer.status.phase == "stopped" and "Set back" in trainer.status.message
+    trainer.start(process=end == "process")
+    until(lambda: trainer.status.phase == "finished")
+    trainer.change(max_epochs=4)
+    trainer.start()  # at once
+    trainer.wait()
+    assert trainer.status.phase == "finished" and [
+        name for name in same_states(trainer.state, whole) if "changes" not in name] == []
+
+
+@pytest.mark.parametrize("first", ["stop", "rewind"])
+def test_stop_and_going_back_right_after_each_other(tmp_path, first):
+    trainer = fit(tmp_path, keep_checkpoints=9, points=SlowPoints(), max_epochs=9)
+    trainer.start()
+    until(lambda: trainer.status.global_step > 1)
+    if first == "stop":
+        trainer.stop()
+        trainer.rewind(0)
+    else:
+        trainer.runner.ask_back(trainer.state.state_dict())
+        trainer.stop()
+        trainer.rewind(0)
+    assert (trainer.state.global_step, trainer.status.phase, trainer.running) == (0, "idle", False)
 
 
 def test_where_it_cannot_be_set_back_to(tmp_path):

@@ -104,7 +104,10 @@ def without_tilde(path: str | os.PathLike) -> Path:
 
 def path_from_here(path: Path) -> Path:
     """Return a path as a person in the current folder would write it: from there, if it lies in it."""
-    here = Path.cwd()
+    try:
+        here = Path.cwd()
+    except FileNotFoundError:  # the current folder was deleted
+        return path
     return path.relative_to(here) if path.is_relative_to(here) else path
 
 # %% ../../nbs/core/00_files.ipynb #67fb5cc3

@@ -100,9 +100,9 @@ def fold(
 
 
 def fold_ids(
-    key: int,          # from `fold`
-    ids: np.ndarray,   # (n,) integers, such as streamline ids
-) -> np.ndarray:       # (n,) uint64
+    key: int | np.ndarray,  # from `fold`; or (n,) keys, one for each id
+    ids: np.ndarray,        # (n,) integers, such as streamline ids
+) -> np.ndarray:            # (n,) uint64
     """Make one key per id: `fold_ids(fold(a), [b])[0] == fold(a, b)`."""
     return _word(_as_u64(key), _as_u64(ids), _INTEGER)
 

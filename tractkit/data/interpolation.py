@@ -22,7 +22,7 @@ from .subject import MRIData, ReadVolume, VolumeCache
 from .cache import LoopCache
 from ..core.files import DataError
 from ..spatial.space import apply_affine, voxel_sizes
-from ..spatial.volume import Interpolation, Neighborhood, Outside, Volume
+from ..spatial.volume import Interpolation, Neighborhood, Outside, Volume, sampled_offsets
 
 # %% ../../nbs/data/06_interpolation.ipynb #389395d0
 OUTSIDE = ("clamp", "zero", "error")
@@ -135,13 +135,14 @@ class GroupInputs:
         outside: Outside = "clamp",           # beyond half a voxel from the outer centers
         neighborhood: Neighborhood | None = None,
         cache: DeviceCache | None = None,     # of volumes on devices; None: one of its own
+        shift: float = 0.0,                   # voxels, of every point that is read; see `sampled_offsets`
     ):
         if interpolation not in ("trilinear", "nearest"):
             raise ValueError(f"interpolation is {interpolation!r}; choose trilinear or nearest")
         if outside not in OUTSIDE:
             raise ValueError(f"outside is {outside!r}; choose {', '.join(OUTSIDE)}")
         self.dataset, self.group, self.interpolation, self.outside = dataset, group, interpolation, outside
-        self.neighborhood, self._on_device = neighborhood, DeviceCache() if cache is None else cache
+        self.neighborhood, self.shift, self._on_device = neighborhood, shift, DeviceCache() if cache is None else cache
         self.waited = 0.0  # seconds until volumes were there
 
     @property
@@ -176,7 +177,7 @@ class GroupInputs:
                 continue
             mri = self.dataset.subject(subject).volumes[self.group]
             move = None if np.allclose(mri.affine, affine, rtol=0, atol=1e-5) else np.linalg.inv(mri.affine) @ affine
-            around = self.neighborhood.vectors(voxel_sizes(mri.affine)) if self.neighborhood else None
+            around = sampled_offsets(self.neighborhood, voxel_sizes(mri.affine), self.shift)
             try:
                 fill(out[r], mri, points[r].detach(), move, around)
             except DataError as e:

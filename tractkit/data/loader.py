@@ -295,7 +295,8 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
             how = interpolation[name] if isinstance(interpolation, Mapping) else interpolation
-            self.inputs[name] = GroupInputs(dataset, name, how, outside, self.neighborhood, self.device_cache)
+            self.inputs[name] = GroupInputs(
+                dataset, name, how, outside, self.neighborhood, self.device_cache, getattr(model, "input_shift", 0.0))
             check_group_name(dataset, "volumes", name)
 
     def load_batch_inputs(

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+from ..core.files import path_from_here
 from ..core.rng import fold
 from ..core.text import Json, Record
 from .folder_run import FolderRun
@@ -55,8 +56,9 @@ class PanelSource:
 
     @property
     def name(self) -> str:
-        """The folder of the run; empty if it has none."""
-        return str(getattr(self.trainer, "folder", ""))
+        """The folder of the run, from the working folder on where it is in that; empty if it has none."""
+        folder = getattr(self.trainer, "folder", "")
+        return str(path_from_here(Path(folder))) if folder else ""
 
     @property
     def status(self) -> Status:

@@ -119,6 +119,7 @@ function makeLine(root, press) {
   more.type = "button";
   more.textContent = "···";
   more.title = "Show the whole panel";
+  more.setAttribute("aria-label", more.title);
   more.onclick = () => press("whole");
   parts.canvas = make(root, "canvas", "canvas", "img");
   parts.message = make(root, "div", "message", "status");

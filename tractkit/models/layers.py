@@ -37,12 +37,12 @@ from .blocks import ResBlock1d, ResBlock2d, ResBlock3d, Split, SplitAdd, SplitCa
 from .unsaved import UnsavedAttributes
 
 # %% ../../nbs/models/01_layers.ipynb #5bb5b170
-def _cut_by_cost(lengths: np.ndarray, overhead: float, places: int = 32) -> list[int]:
-    """Return the ends of blocks of decreasing `lengths` that minimise the sum of T * (k + overhead) over the blocks."""
+def _cut_by_cost(lengths: np.ndarray, overhead: float, places: int = 32, per_block: float = 0.0) -> list[int]:
+    """Return the ends of blocks of decreasing `lengths` that minimise the sum of T * (k + overhead) + per_block."""
     ends = np.unique(np.linspace(0, len(lengths), min(places, len(lengths)) + 1).astype(int))
     best, come_from = np.zeros(len(ends)), np.zeros(len(ends), dtype=int)
     for j in range(1, len(ends)):
-        cost = best[:j] + lengths[ends[:j]] * (ends[j] - ends[:j] + overhead)
+        cost = best[:j] + lengths[ends[:j]] * (ends[j] - ends[:j] + overhead) + per_block
         come_from[j] = cost.argmin()
         best[j] = cost[come_from[j]]
     cuts, j = [], len(ends) - 1
@@ -56,7 +56,7 @@ def _cut_by_cost(lengths: np.ndarray, overhead: float, places: int = 32) -> list
 class PadBuckets:
     """The map from packed points (P, C) to padded blocks (T, k, C), and back; see `pad_buckets`."""
 
-    gather: Sequence[torch.Tensor]       # per block (T, k): the packed point in each cell
+    gather: Sequence[torch.Tensor]       # per block (T, k), or (k, T): the packed point in each cell
     scatter: torch.Tensor                # (P,): the cell of each packed point, cells of all blocks counted on
     streamlines: Sequence[torch.Tensor]  # per block (k,): the streamlines in it, longest first
 
@@ -79,6 +79,9 @@ def pad_buckets(
     offsets: np.ndarray | torch.Tensor,  # (n + 1,) int: streamline i is packed[offsets[i]:offsets[i + 1]]
     overhead: float = 8.0,               # price of a time step, in rows: 8 fits LSTM on a CPU; a GPU needs more
     device: torch.device | str | None = None,  # where the index arrays go
+    *,
+    per_block: float = 0.0,              # price of a block, in cells
+    streamline_first: bool = False,      # blocks are (k, T), not (T, k)
 ) -> PadBuckets:
     """Cut streamlines into blocks of similar length, so that padding and number of steps together cost least.
 
@@ -89,11 +92,13 @@ def pad_buckets(
     order = order[: np.count_nonzero(lengths)]
     gather, streamlines = [], []
     scatter, first_cell, start = np.empty(lengths.sum(), dtype=np.int64), 0, 0
-    for end in _cut_by_cost(lengths[order], overhead) if len(order) else []:
+    for end in _cut_by_cost(lengths[order], overhead, per_block=per_block) if len(order) else []:
         ids = order[start:end]
         time = np.arange(lengths[ids[0]])[:, None]
-        points = offsets[ids] + np.minimum(time, lengths[ids] - 1)
-        real = np.flatnonzero(time < lengths[ids])
+        points, inside = offsets[ids] + np.minimum(time, lengths[ids] - 1), time < lengths[ids]
+        if streamline_first:
+            points, inside = np.ascontiguousarray(points.T), inside.T
+        real = np.flatnonzero(inside)
         scatter[points.reshape(-1)[real] - offsets[0]] = first_cell + real
         gather.append(torch.from_numpy(points - offsets[0]).to(device))
         streamlines.append(torch.from_numpy(ids).to(device))
@@ -546,7 +551,7 @@ def give_weights_memory(
 
 
 def initialize_weights(
-    model: nn.Module,  # its Linear, LSTM, GRU and LayerNorm layers are filled, in place
+    model: nn.Module,  # its Linear, Conv3d, LSTM, GRU and LayerNorm layers are filled, in place
     seed: int,
 ) -> None:
     """Fill the weights from (seed, parameter name), within torch's usual bounds. TypeError for unknown layers."""
@@ -554,8 +559,8 @@ def initialize_weights(
         own = dict(layer.named_parameters(recurse=False))
         if isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
-        elif isinstance(layer, (nn.Linear, nn.RNNBase)):
-            bound = (layer.in_features if isinstance(layer, nn.Linear) else layer.hidden_size) ** -0.5
+        elif isinstance(layer, (nn.Linear, nn.Conv3d, nn.RNNBase)):
+            bound = (layer.hidden_size if isinstance(layer, nn.RNNBase) else layer.weight[0].numel()) ** -0.5
             for key, value in own.items():
                 draws = uniform(fold(seed, "weights", f"{name}.{key}"), np.arange(value.numel()))
                 with torch.no_grad():
@@ -580,6 +585,8 @@ class StackedRNN(nn.Module):
 
     A state is a tuple over layers of tensors (n, size), the streamline first, so that it can be indexed."""
 
+    use_relu = False
+
     def __init__(
         self,
         input_size: int,
@@ -588,6 +595,7 @@ class StackedRNN(nn.Module):
         dropout: float = 0.0,                  # after each layer but the last
         use_skip_connection: bool = False,     # input to every layer, output from every layer
         use_layer_normalization: bool = False,  # after each layer
+        use_relu: bool = False,                # after each layer but the last, as dwi_ml has it
     ):
         super().__init__()
         if rnn_key not in ("lstm", "gru"):
@@ -603,6 +611,8 @@ class StackedRNN(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(o) if use_layer_normalization else nn.Identity() for o in layer_sizes)
         self.dropout = KeyedDropout(dropout)
         self.use_skip_connection = use_skip_connection
+        if use_relu:  # layers of before have no such attribute
+            self.use_relu = True
         self.output_size = sum(layer_sizes) if use_skip_connection else layer_sizes[-1]
         bound_kept_shapes(self)
 
@@ -615,7 +625,7 @@ class StackedRNN(nn.Module):
             y = norm(y)
             outputs.append(y)
             if i < len(self.layers) - 1:
-                y = self.dropout(y)
+                y = self.dropout(torch.relu(y) if self.use_relu else y)
                 if self.use_skip_connection:
                     y = torch.cat([y, x], dim=-1)
         return torch.cat(outputs, dim=-1) if self.use_skip_connection else y, tuple(states)

@@ -11,7 +11,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -25,12 +25,13 @@ from ..hdf5.recipe import check_input
 from ..core.rng import fold, fold_ids, uniform
 from ..core.settings import check_settings, setting, suggesting_keywords, whole_number
 from ..data.interpolation import sample_trilinear
-from ..models.base import usable_device
+from ..models.base import TractographyModel, usable_device
+from ..models.direction_getters import DirectionGetter, check_eos_stop
 from ..models.targets import unit
 from ..models.threads import use_threads
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
-from ..spatial.volume import Neighborhood, Outside, Volume
+from ..spatial.volume import Neighborhood, Outside, Volume, sampled_offsets
 
 _State = TypeVar("_State")
 
@@ -171,9 +172,9 @@ class _Ground:
     """Signal and mask under points, on one device."""
 
     def __init__(self, volume: Volume, inside: np.ndarray, device: torch.device, outside: Outside = "clamp",
-                 neighborhood: Neighborhood | None = None):
+                 neighborhood: Neighborhood | None = None, shift: float = 0.0):
         self.volume, self.device, self.outside = volume, device, outside
-        self.around = None if neighborhood is None else neighborhood.vectors(volume.voxel_sizes)
+        self.around = sampled_offsets(neighborhood, volume.voxel_sizes, shift)
         self.vectors = None if self.around is None else torch.from_numpy(self.around).to(device)
         self.inside = torch.from_numpy(np.ascontiguousarray(inside)).to(device)
         self.size = torch.tensor(inside.shape, device=device)
@@ -194,6 +195,49 @@ class _Ground:
         exists = ((voxel >= 0) & (voxel < self.size)).all(1)
         x, y, z = torch.minimum(voxel.clamp(min=0), self.size - 1).T
         return self.inside[x, y, z] & exists
+
+# %% ../../nbs/tracking/00_tracker.ipynb #56023b1c
+Algorithm = Literal["det", "prob"]
+
+
+class _Drawer:
+    """Tells the direction getters of a model which keys they draw with, at each step, and when a streamline ends."""
+
+    def __init__(self, model: object, algo: str, seed: int, eos_stop: float | str):
+        if algo not in ("det", "prob"):
+            raise ValueError(f'algo is {algo!r}; choose "det" or "prob"')
+        check_eos_stop(eos_stop)
+        parts = model.modules() if isinstance(model, torch.nn.Module) else ()
+        getters = [part for part in parts if isinstance(part, DirectionGetter)]
+        for getter in getters:
+            getter.eos_stop = eos_stop
+        if algo == "prob":
+            if not getters:
+                raise ValueError("this model has no direction getter to draw from: track with algo='det'")
+            if unable := [getter.key for getter in getters if not getter.unit_of_density]:
+                raise ValueError(f"{unable[0]} answers with one direction, there is nothing to draw from: track with "
+                                 "algo='det', or train a model with a density, such as dg_key='fisher-von-mises'")
+        self._seed, self._getters = seed, getters if algo == "prob" else []
+
+    def begin(self, number: int, n: int) -> None:
+        """Make the keys of a batch of n seeds, the first of which has this number."""
+        if self._getters:
+            seeds = fold_ids(fold(self._seed, "directions"), number + np.arange(n))
+            self._first = fold_ids(seeds, np.full(n, 2))
+            self._halves = np.concatenate([fold_ids(seeds, np.full(n, half)) for half in (0, 1)])
+
+    def first(self) -> None:
+        """Draw the first direction at each seed next."""
+        for getter in self._getters:
+            getter.keys = self._first
+
+    def next(self, entry: Tensor, steps: Tensor) -> None:
+        """Draw next for these entries, which have made so many steps each."""
+        if self._getters:
+            ids = entry.cpu().numpy()
+            keys = fold_ids(self._halves[ids], steps.cpu().numpy()[ids])
+            for getter in self._getters:
+                getter.keys = keys
 
 # %% ../../nbs/tracking/00_tracker.ipynb #e0256d3a
 @dataclass
@@ -220,8 +264,9 @@ def _device_of(model: StepModel) -> torch.device | str:
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
 
-    Deterministic: no random numbers are drawn after the seeds. A streamline does not depend on the other seeds of
-    its batch, except that matrix products of another size may round the last bit differently."""
+    With algo="det" no random numbers are drawn after the seeds. With "prob" each direction is drawn from the model's
+    density, by (seed, number of the seed point, half, step). A streamline does not depend on the other seeds of its
+    batch, except that matrix products of another size may round the last bit differently."""
 
     @suggesting_keywords
     def __init__(
@@ -234,11 +279,13 @@ class Tracker:
         theta: float = 60.0,               # degrees, the largest turn between two steps
         min_length: float = 20.0,          # mm; shorter streamlines are dropped
         max_length: float = 200.0,         # mm, both halves together; growth stops there
-        seed: int = 0,                     # of the seeds drawn when `track` is given none
+        seed: int = 0,                     # of the seeds drawn when `track` is given none, and of drawn directions
         batch_size: int | None = None,     # seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere
         outside: Outside = "clamp",       # a neighborhood's values beyond the volume: as in training
         device: str | torch.device | None = None,  # None: where the model is
         num_threads: int = 1,              # of torch, on the CPU: a step is too small to be shared among several
+        algo: Algorithm = "det",           # "det": the most likely direction; "prob": drawn from the model's density
+        eos_stop: float | str = 0.5,       # probability from which a model with EOS ends a streamline; or "max"
     ):
         _check_grids(model, volume, mask)
         check_input(model, volume)
@@ -258,9 +305,13 @@ class Tracker:
         self._model = model
         if isinstance(model, torch.nn.Module):
             self._model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
+        if isinstance(self._model, TractographyModel):
+            self._model.set_step(self.step_size, volume.voxel_sizes)
         if outside not in ("clamp", "zero", "error"):
             raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
-        self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None))
+        self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None),
+                               getattr(model, "input_shift", 0.0))
+        self._drawer = _Drawer(self._model, algo, given.seed, eos_stop)
         self._stride = torch.tensor(self.step_size / volume.voxel_sizes, dtype=torch.float32, device=self.device)
 
     def track(
@@ -286,7 +337,7 @@ class Tracker:
             with use_threads(self.num_threads), shown as bar:
                 for start in range(0, len(seeds), self.batch_size):
                     batch = seeds[start:start + self.batch_size]
-                    points, counts, ids, completed = self._grow(batch)
+                    points, counts, ids, completed = self._grow(batch, start)
                     parts.append((points, counts, batch[ids]))
                     bar.update(len(batch))
                     if not completed:
@@ -302,15 +353,19 @@ class Tracker:
         return Tractogram(streamlines, self.volume.affine, self.volume.shape3d, dps=dps)
 
     @torch.no_grad()
-    def _grow(self, seeds: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
-        """Return points, points per streamline and seed ids of one batch, and whether it was completed."""
+    def _grow(self, seeds: np.ndarray, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, bool]:
+        """Return points, points per streamline and seed ids of one batch, and whether it was completed.
+
+        `number` is that of its first seed."""
         start = torch.from_numpy(seeds).to(self.device)
         n, model, completed = len(start), self._model, True
         paths = _Paths(start, self._max_steps)
         ready = torch.arange(n, device=self.device)
         entry = torch.cat([ready, ready + n])
         ends = torch.zeros(len(_REASONS) + 1, dtype=torch.int64, device=self.device)
+        self._drawer.begin(number, n)
         try:
+            self._drawer.first()
             first, _ = self._step(start, torch.zeros_like(start), model.init_state(n, self.device))
             ready = torch.nonzero(first.any(1))[:, 0]
             entry = torch.cat([ready, ready + n])
@@ -337,6 +392,7 @@ class Tracker:
     def _advance(self, paths: _Paths, entry: Tensor, tips: Tensor, previous: Tensor,
                  state: _State) -> tuple[Tensor, Tensor, _State, Tensor]:
         """Move every tip by one step: return directions, new tips, the state, and what became of each tip."""
+        self._drawer.next(entry, paths.steps)
         direction, state = self._step(tips, previous, state)
         tips = tips + direction * self._stride
         fate = torch.full_like(entry, _GROWS)

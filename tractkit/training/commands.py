@@ -42,11 +42,20 @@ class Commanded(Trainable, Protocol):
     def fork(self, experiment_name: str | None = None) -> "Commanded": ...
 
 
+def _process_of(trainer: Commanded) -> ProcessRun | None:
+    """Return the process that trains in place of a trainer; one that has made its last batch is waited for."""
+    process = trainer.runner.process
+    if process is None or not process.is_over:
+        return process
+    trainer.runner.until_ended()
+    return None
+
+
 def change(trainer: Commanded, asked: Mapping[str, SettingValue]) -> None:
     """Change settings, now or between two batches; see `Trainer.change`."""
     asked = {name: plain_numbers(value) for name, value in asked.items()}
     found = check_changes(trainer, asked)
-    if (process := trainer.runner.process) is not None:
+    if (process := _process_of(trainer)) is not None:
         process.change(**{name: last for name, (_, last) in found.items()})
         trainer.live.apply(trainer, found, asked, trainer.state, training=True)
         show(trainer, "", max_epochs=trainer.settings.max_epochs)
@@ -62,7 +71,7 @@ def save(trainer: Commanded) -> Path:
     """Write a checkpoint, between two batches. Return its path. RuntimeError if another trainer is at work there."""
     if is_training_here(trainer):
         report_epoch(trainer)
-    if (process := trainer.runner.process) is not None:
+    if (process := _process_of(trainer)) is not None:
         process.save_checkpoint()
         checkpoints = trainer.run_folder.checkpoints
         return checkpoints.path(checkpoints.steps()[-1])
@@ -71,23 +80,37 @@ def save(trainer: Commanded) -> Path:
 
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:
-    """Go back to `to` finished epochs or to a checkpoint. A running training does so after its batch and rests."""
-    process, to = trainer.runner.process, plain_numbers(to)
-    if not trainer.running:
-        state = trainer.state or trainer.take()
-        state.rewind(to)
-        trainer.runner.expect_back()
-        show_position(trainer, "Set back")
-        return state
-    process.rewind(to) if process is not None else ask_back(trainer, to)
-    trainer.runner.until_resting(process is None)
-    state = known_state(trainer)
-    return state.gate.call(lambda: state)  # a process's is brought up to date
+    """Go back to `to` finished epochs or to a checkpoint. A running training does so after its batch and rests.
+
+    One that ends, or is to end, does so when it has ended."""
+    to = plain_numbers(to)
+    if trainer.running and _goes_back(trainer, to):
+        state = known_state(trainer)
+        return state.gate.call(lambda: state)  # a process's is brought up to date
+    trainer.runner.until_ended()
+    state = trainer.state or trainer.take()
+    state.rewind(to)
+    trainer.runner.expect_back()
+    show_position(trainer, "Set back")
+    return state
+
+
+def _goes_back(trainer: Commanded, to: int | str | Path) -> bool:
+    """Have a running training go back, wait until it rests, and return True; False if it ends without that."""
+    runner = trainer.runner
+    if (process := _process_of(trainer)) is not None:
+        process.rewind(to)
+        return True
+    if not trainer.running or not runner.ask_back(earlier_tree(known_state(trainer), to)):
+        return False
+    runner.until_resting()
+    return trainer.running or runner.back is None  # else it was stopped before it came to that
 
 
 def ask_back(trainer: Commanded, to: int | str | Path) -> None:
     """Have a training go back to a checkpoint after the current batch, and rest there. DataError if there is none."""
-    trainer.runner.ask_back(earlier_tree(known_state(trainer), to))
+    if not trainer.runner.ask_back(earlier_tree(known_state(trainer), to)):
+        raise RuntimeError("the training is about to end: go back to a checkpoint when it has ended")
 
 
 def write_branch(trainer: Commanded, name: str | None) -> Path:

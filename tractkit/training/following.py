@@ -58,7 +58,7 @@ def launch_process(trainer: Commanded, task: Task, paused: bool, process: bool |
         return None
     launcher = start_process if process is True else process
     with folder_lock(trainer.run_folder.path):
-        state = find_state(trainer, task.take_state())
+        state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
         trainer.use(state)
         with state.gate.own():
             started = launcher(trainer, paused, lambda: leave_to_others(trainer))
@@ -97,6 +97,7 @@ def _catch_up(trainer: Commanded, state: TrainerState) -> None:
     newest = trainer.run_folder.checkpoints.newest()
     if newest is not None:
         state.load_state_dict(newest[0])
+        state.log, state.checkpoints = trainer.run_folder.log, trainer.run_folder.checkpoints  # to go back to
 
 # %% ../../nbs/training/19_following.ipynb #79e78ca1
 def attached(trainer: Commanded) -> tuple[ProcessRun, TrainerState]:

@@ -193,6 +193,11 @@ class ProcessRun:
         """The exit code of the process, where it was started from here and has ended."""
         return None if self._process is None else self._process.poll()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether it has made its last batch; the process may need a moment more to end."""
+        return self.status.phase in ("finished", "stopped", "failed")
+
     def terminate(self) -> None:
         """Send SIGTERM to the process, where it was started from here: it ends after the current batch, saved."""
         if self._process is not None:

@@ -10,6 +10,7 @@ import atexit
 import os
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -37,6 +38,9 @@ class Commands(Protocol):
 
     def stop(self, wait: bool = False) -> None: ...
 
+    @property
+    def is_over(self) -> bool: ...
+
 
 P = TypeVar("P", bound=Commands)
 
@@ -58,7 +62,7 @@ class Runner(Generic[P]):
         self.process: P | None = None            # that trains in place of this one, while it is followed
         self.back: StateDict | None = None            # a checkpoint that was asked for
         self.going_back = False
-        self._busy = threading.Lock()
+        self._busy, self._over, self._deciding = threading.Lock(), False, threading.Lock()
         self._place: tuple[int, FrameType] | None = None  # thread and function in which `here` runs the loop
 
     @property
@@ -71,9 +75,30 @@ class Runner(Generic[P]):
         """Whether the loop runs in the main thread: in a notebook, a cell waits for its end."""
         return self._place is not None and self._place[0] == threading.main_thread().ident
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the loop has made its last batch; it may still run for a moment, to close what is open."""
+        process = self.process
+        return self._over if process is None else process.is_over
+
+    def over(self) -> bool:
+        """Note that the loop makes no batch any more, unless it is to go back. Return whether it is over."""
+        with self._deciding:
+            self._over = self.control.reason != GOING_BACK
+            return self._over
+
+    def until_ended(self) -> None:
+        """Wait until the loop has ended. RuntimeError if it is the loop that asks."""
+        while self.running:
+            if threading.get_ident() in (self._place and self._place[0], self.thread and self.thread.ident):
+                raise RuntimeError("the training is about to end: do this when it has ended")
+            time.sleep(0.01)
+
     def refuse_running(self) -> None:
-        """Raise RuntimeError if the loop runs."""
+        """Raise RuntimeError if the loop runs. One that has made its last batch is waited for."""
         self._end_if_left()
+        if self.is_over:
+            self.until_ended()
         if self.running:
             raise RuntimeError("it is running already; wait() for it or stop() it first")
 
@@ -101,7 +126,7 @@ class Runner(Generic[P]):
     def here(self) -> Iterator[None]:
         """Run the block as the loop. The first Ctrl-C ends it after the current batch. For a `with` statement alone."""
         self.refuse_running()
-        self.control.reset()
+        self._reset()
         self._place = threading.get_ident(), sys._getframe(2)  # of the function that has the block
         try:
             with self._occupied(), stop_on_interrupt(self.control):
@@ -112,11 +137,15 @@ class Runner(Generic[P]):
     def start(self, work: Callable[[], None], paused: bool = False, process: P | None = None) -> None:
         """Run `work` as the loop, in a thread in the background; it may be to follow a process."""
         self.refuse_running()
-        self.control.reset(paused)
+        self._reset(paused)
         self.error, self.process = None, process
         self.thread = threading.Thread(target=self._in_background, args=(work,), daemon=True, name="tractkit-runner")
         _IN_BACKGROUND.add(self)
         self.thread.start()
+
+    def _reset(self, paused: bool = False) -> None:
+        self.control.reset(paused)
+        self.back, self._over = None, False
 
     def _in_background(self, work: Callable[[], None]) -> None:
         try:
@@ -129,11 +158,17 @@ class Runner(Generic[P]):
         """Drop a process that has ended."""
         self.process = None
 
-    def ask_back(self, tree: StateDict) -> None:
-        """Have the loop go back to the state of a checkpoint after the current batch, and rest there."""
-        self.back = tree
-        self.control.stop(GOING_BACK)
-        self.control.rested.clear()
+    def ask_back(self, tree: StateDict) -> bool:
+        """Have the loop go back to the state of a checkpoint after the current batch, and rest there.
+
+        Return False if it makes no batch any more: it ends, or is to end."""
+        with self._deciding:
+            if self._over or self.control.reason not in ("", GOING_BACK):
+                return False
+            self.back = tree
+            self.control.stop(GOING_BACK)
+            self.control.rested.clear()
+            return True
 
     def take_back(self) -> StateDict | None:
         """Return the checkpoint that was asked for, once."""

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+from ..core.files import path_from_here
 from ..data.dataset import MultiSubjectDataset
 from ..hdf5.recipe import recipe_of
 from ..models.threads import default_threads
@@ -30,7 +31,6 @@ from .serving import served
 from .resume import (
     check_fit, claim_model, find_state, holding_model, nothing_left, share_state, show_position, torch_threads)
 from .run_folder import LostFolder
-from .runner import GOING_BACK
 from .session import Session
 from .state import TrainerState
 from .trainable import (
@@ -96,7 +96,7 @@ def holding_folder(trainer: Commanded, progress: bool) -> Iterator[None]:
 
 def go_back_if_asked(trainer: Commanded) -> bool:
     """Set the state back, if the loop was stopped for that. Return whether it was."""
-    if not trainer.ranks.share(trainer.control.reason == GOING_BACK):
+    if trainer.ranks.share(trainer.runner.over()):
         return False
     tree, state = trainer.runner.take_back(), trainer.state
     if tree is not None and state is not None:
@@ -135,7 +135,8 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
             announce(trainer, f"Going on with the change of this run: {text}.")
         if not task.is_own and (done := nothing_left(trainer, state)):
             keep_best_model(trainer)
-            announce(trainer, f"Nothing left to train in {trainer.run_folder.path}: {done}.", "ended", phase="finished")
+            folder = path_from_here(trainer.run_folder.path)
+            announce(trainer, f"Nothing left to train in {folder}: {done}.", "ended", phase="finished")
             yield False
             return
         check_fit(trainer, state)
@@ -177,7 +178,7 @@ def begin(trainer: Commanded) -> None:
     show(trainer, "started", valid_loss=last.get("valid_loss", math.nan),
          best_loss=state.best["loss"] if state.best else math.nan)
     if state.global_step:
-        announce(trainer, f"Going on with {trainer.run_folder.path} in epoch {state.epoch + 1} "
+        announce(trainer, f"Going on with {path_from_here(trainer.run_folder.path)} in epoch {state.epoch + 1} "
                           f"after batch {state.batch} (step {state.global_step}).")
 
 # %% ../../nbs/training/18_running.ipynb #78b5d865
@@ -224,8 +225,10 @@ def ending(trainer: Commanded, task: Task) -> Iterator[None]:
                 finish_content_check(trainer, wait=not task.is_part)
                 report_epoch(trainer)
         except Stopped as e:
+            trainer.runner.over()
             _end_stopped(trainer, e)
         else:
+            trainer.runner.over()
             _end_finished(trainer, task)
     except BaseException as e:  # also a second Ctrl-C, and sys.exit() in a policy
         _end_failed(trainer, e)
@@ -254,13 +257,14 @@ def _end_stopped(trainer: Commanded, e: Stopped) -> None:
         saved = "in the middle of a step, which cannot be undone: the next start goes back to the last checkpoint"
     else:
         write_checkpoint(trainer)
-        saved = f"saved in {trainer.run_folder.path}. Call train_and_validate() or start() again to go on"
+        saved = f"saved in {path_from_here(trainer.run_folder.path)}. Call train_and_validate() or start() again to go on"
     announce(trainer, f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; {saved}.",
              "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
 
 
 def _end_failed(trainer: Commanded, e: BaseException) -> None:
     """Undo the step that did not end, where that is possible, and save the state, if it is whole then."""
+    trainer.runner.over()
     state, session = at_work(trainer)
     try:
         session.undo_step()
@@ -285,7 +289,7 @@ def _show_failure(trainer: Commanded, e: BaseException) -> None:
 
 
 def _end_finished(trainer: Commanded, task: Task) -> None:
-    state, folder = at_work(trainer)[0], trainer.run_folder.path
+    state, folder = at_work(trainer)[0], path_from_here(trainer.run_folder.path)
     if task.is_part and state.finished is None:
         write_checkpoint(trainer)
         announce(trainer, f"{state.position}; saved in {folder}.", "ended", phase="stopped")

@@ -1,0 +1,244 @@
+"""Models that dwi_ml trained: the two of the sample give what dwi_ml said; others, what plain formulas give."""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import linear
+
+import tractkit as tk
+from tractkit.core.files import DataError
+from tractkit.models.base import load_model, save_model
+from tractkit.models.dwi_ml_import import import_dwi_ml_model
+from tractkit.models.targets import unit
+from tractkit.spatial.volume import Volume
+
+SETTINGS = {
+    "experiment_name": "x", "step_size": 1.0, "compress_lines": None, "nb_points": None, "nb_features": 3,
+    "input_embedding_key": "no_embedding", "input_embedded_size": None, "kernel_size": None, "nb_cnn_filters": None,
+    "neighborhood_type": None, "neighborhood_radius": None, "neighborhood_resolution": None,
+    "dg_key": "cosine-regression", "dg_args": {"dropout": 0.0, "add_eos": False, "eos_weight": 1.0},
+    "nb_previous_dirs": 0, "prev_dirs_embedding_key": None, "prev_dirs_embedded_size": None,
+    "normalize_prev_dirs": False, "rnn_key": "lstm", "rnn_layer_sizes": [6, 4], "dropout": 0.0,
+    "use_skip_connection": False, "use_layer_normalization": False}
+
+
+def write(folder: Path, weights: dict[str, torch.Tensor], kind="Learn2TrackModel", **settings) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "model_type.txt").write_text(kind)
+    (folder / "parameters.json").write_text(json.dumps(SETTINGS | settings))
+    torch.save(weights, folder / "model_state.pkl")
+    return folder
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def recurrent(input_size: int, sizes=(6, 4)) -> dict[str, torch.Tensor]:
+    layers = [nn.LSTM(a, b) for a, b in zip([input_size, *sizes], sizes, strict=False)]
+    return {f"rnn_model.rnn_{i}.{name}": numbers(*value.shape, seed=i) * 0.5
+            for i, layer in enumerate(layers) for name, value in layer.named_parameters()}
+
+
+def two_layers(name: str, nb_outputs: int, input_size=4) -> dict[str, torch.Tensor]:
+    shapes = {"0.weight": (2, input_size), "0.bias": (2,), "1.weight": (nb_outputs, 2), "1.bias": (nb_outputs,)}
+    return {f"direction_getter.{name}.{key}": numbers(*shape, seed=len(name)) for key, shape in shapes.items()}
+
+
+def plain(weights, x: torch.Tensor, stack="layers") -> torch.Tensor:
+    """What the numbers of a direction getter are for one streamline, (n, inputs), by a plain way through the layers."""
+    for i in range(2):
+        own = {k.removeprefix(f"rnn_model.rnn_{i}."): v for k, v in weights.items() if f"rnn_{i}." in k}
+        rnn = nn.LSTM(own["weight_ih_l0"].shape[1], own["weight_hh_l0"].shape[1])
+        rnn.load_state_dict(own)
+        x = rnn(x[:, None])[0][:, 0]
+        x = torch.relu(x) if i == 0 else x
+    w = {k.removeprefix(f"direction_getter.{stack}."): v for k, v in weights.items()}
+    return linear(torch.relu(linear(x, w["0.weight"], w["0.bias"])), w["1.weight"], w["1.bias"])
+
+
+def one_line(n=12, seed=1):
+    """A batch of one streamline, of which nothing is known before."""
+    points = numbers(n, 3, seed=seed).cumsum(0)
+    return type("Batch", (), dict(points=points, offsets=torch.tensor([0, n]), voxel_sizes=torch.full((1, 3), 2.0),
+                                  first_known=torch.tensor([True]), previous=torch.zeros(1, 3)))
+
+
+# -- the sample
+
+@pytest.mark.real
+@torch.no_grad()
+def test_learn2track_of_the_sample_answers_as_in_dwi_ml(real_data):
+    folder = real_data / "dwi_ml_sample"
+    model, said = import_dwi_ml_model(folder / "l2t_best_model"), np.load(folder / "l2t_expected.npz")
+    dataset = tk.MultiSubjectDataset(folder / "data.hdf5").load_data()
+    subject = dataset.validation_set[0].name
+    loader = tk.BatchLoaderOneInput(dataset, model, "input", "streamlines", known_start_ratio=0.0)
+    batch = loader.load_batch_streamlines([(subject, said["streamline_ids"])], training=False)
+    ends = np.cumsum(said["lengths"])
+    batch = dataclasses.replace(  # the points that dwi_ml had: it rounds the number of points down
+        batch, points=torch.from_numpy(said["points_vox_corner"]) - 0.5, offsets=torch.from_numpy(np.append(0, ends)),
+        first_known=torch.ones(len(ends), dtype=torch.bool), point_ranges=[slice(0, int(ends[-1]))])
+    inputs = loader.load_batch_inputs(batch, batch)
+    kept = np.delete(np.arange(ends[-1]), ends - 1)
+    np.testing.assert_allclose(inputs[kept], said["inputs"], atol=1e-5)
+    outputs = model(inputs, batch)
+    np.testing.assert_allclose(outputs[kept], said["outputs"], atol=1e-5)
+    loss, n = model.compute_loss(outputs, model.targets(batch))
+    assert n == said["n"] and abs(float(loss) - said["loss"]) < 1e-5
+    straight = tk.BatchLoaderOneInput(dataset, None, "input", "streamlines")
+    assert np.abs(straight.load_batch_inputs(batch, batch)[kept].numpy() - said["inputs"]).max() > 1e-3  # half a voxel
+
+
+# -- what dwi_ml can write besides
+
+GETTERS = {"cosine-regression": 3, "l2-regression": 3, "cosine-plus-l2-regression": 3, "cos-plus-l2-regression": 3,
+           "sphere-classification": 724, "smooth-sphere-classification": 724}
+
+
+@pytest.mark.parametrize("eos", [False, True])
+@pytest.mark.parametrize("key", GETTERS)
+@torch.no_grad()
+def test_getters_of_one_stack(key, eos, tmp_path):
+    weights = recurrent(3) | two_layers("layers", GETTERS[key] + eos)
+    more = {} if "sphere" in key else {"normalize_targets": 1.0, "normalize_outputs": None}
+    folder = write(tmp_path, weights, dg_key=key, dg_args={"dropout": 0.1, "add_eos": eos, "eos_weight": 1.0} | more)
+    model, x, batch = import_dwi_ml_model(folder), numbers(12, 3), one_line()
+    np.testing.assert_allclose(model(x, batch), plain(weights, x), atol=1e-5)
+    save_model(model, tmp_path / "ours")
+    again = load_model(tmp_path / "ours")
+    assert torch.equal(again(x, batch), model(x, batch)) and again.input_shift == 0.5
+    assert again.direction_getter.add_eos is eos
+
+
+@pytest.mark.parametrize("eos", [False, True])
+@pytest.mark.parametrize("key, part, size", [("gaussian", "sigmas", 3), ("fisher-von-mises", "kappa", 1)])
+@torch.no_grad()
+def test_getters_of_several_stacks(key, part, size, eos, tmp_path):
+    weights = recurrent(3) | two_layers(f"layers_{part}", size) | two_layers("layers_mean", 3)
+    weights |= two_layers("eos_layers", 1) if eos else {}
+    folder = write(tmp_path, weights, dg_key=key, dg_args={"dropout": 0.0, "add_eos": eos, "eos_weight": 1.0})
+    model, x, batch = import_dwi_ml_model(folder), numbers(12, 3), one_line()
+    outputs, getter = model(x, batch), model.direction_getter
+    mean, width = plain(weights, x, "layers_mean"), plain(weights, x, f"layers_{part}")
+    directions = unit(numbers(12, 3, seed=5))
+    if key == "gaussian":
+        wanted = torch.distributions.MultivariateNormal(mean, torch.diag_embed(width.exp() ** 2)).log_prob(directions)
+    else:
+        kappa, cosine = 20 * width[:, 0].sigmoid(), (directions * mean / mean.norm(dim=1, keepdim=True)).sum(1)
+        wanted = kappa * cosine + torch.log(kappa / (2 * np.pi * (kappa.exp() - (-kappa).exp())))
+    np.testing.assert_allclose(getter.log_prob(outputs, directions), wanted, rtol=1e-4, atol=1e-4)
+    if eos:
+        np.testing.assert_allclose(getter.eos_probability(outputs), plain(weights, x, "eos_layers")[:, 0].sigmoid(),
+                                   atol=1e-6)
+
+
+@pytest.mark.parametrize("settings", [
+    dict(compress_lines=0.02, step_size=None), dict(nb_points=20, step_size=None),
+    dict(compress_lines=False), dict(dg_args=None), dict(dg_args={"normalize_targets": True}),
+    dict(prev_dirs_embedding_key="no_embedding", prev_dirs_embedded_size=0), dict(kernel_size=3, nb_cnn_filters=4),
+    dict(input_embedding_size=None)])
+def test_settings_in_every_form(settings, tmp_path):
+    model = import_dwi_ml_model(write(tmp_path, recurrent(3) | two_layers("layers", 3), **settings))
+    for name in ("compress", "nb_points", "step_size"):
+        assert getattr(model, name) == (
+            (SETTINGS | settings)[{"compress": "compress_lines"}.get(name, name)] or None)
+    if settings.get("dg_args"):
+        assert model.hyperparameters["normalize_targets"] == 1.0
+
+
+@torch.no_grad()
+def test_embeddings_are_read(tmp_path):
+    weights = {"input_embedding_layer.cnn_layers.0.weight": numbers(5, 3, 2, 2, 2),
+               "input_embedding_layer.cnn_layers.0.bias": numbers(5),
+               "prev_dirs_embedding.linear.weight": numbers(7, 6), "prev_dirs_embedding.linear.bias": numbers(7)}
+    weights |= recurrent(5 * 8 + 7) | two_layers("layers", 3)
+    model = import_dwi_ml_model(write(
+        tmp_path, weights, input_embedding_key="cnn_embedding", nb_cnn_filters=[5], kernel_size=[2], nb_previous_dirs=2,
+        neighborhood_type="grid", neighborhood_radius=1, neighborhood_resolution=0.5, normalize_prev_dirs=True,
+        prev_dirs_embedding_key="nn_embedding", prev_dirs_embedded_size=7))
+    x, batch = numbers(12, 81), one_line()
+    directions = batch.points[1:] - batch.points[:-1]
+    directions = torch.cat([torch.zeros(2, 3), directions / directions.norm(dim=1, keepdim=True)])
+    past = torch.cat([directions[1:], directions[:-1]], 1)
+    past = torch.relu(linear(past, *(weights[f"prev_dirs_embedding.linear.{k}"] for k in ("weight", "bias"))))
+    cube = x.view(12, 27, 3)[:, [*range(1, 14), 0, *range(14, 27)]].transpose(1, 2).reshape(12, 3, 3, 3, 3)
+    kernel = [weights[f"input_embedding_layer.cnn_layers.0.{k}"] for k in ("weight", "bias")]
+    seen = torch.relu(nn.functional.conv3d(cube, *kernel)).flatten(1)
+    np.testing.assert_allclose(model(x, batch), plain(weights, torch.cat([seen, past], 1)), atol=1e-4)
+
+
+def test_the_tracker_reads_half_a_voxel_off(tmp_path):
+    """Each voxel holds its x; a model that writes down what it sees."""
+    model = import_dwi_ml_model(write(tmp_path, recurrent(3) | two_layers("layers", 3)))
+    x = np.arange(30, dtype=np.float32)[:, None, None, None] * np.ones((1, 30, 30, 3), np.float32)
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    tracker = tk.Tracker(model, Volume(x, affine), Volume(np.ones((30, 30, 30), bool), affine), min_length=0)
+    seen = tracker._ground.features(torch.tensor([[10.0, 4, 4], [10.25, 4, 4]]))
+    np.testing.assert_allclose(seen[:, 0], [10.5, 10.75], atol=1e-5)
+    assert tracker._model.tracked_voxels == (2.0, 2.0, 2.0)
+    tracker.track(np.array([[10.0, 15, 15]]), progress=False)
+    assert tracker.report.nb_seeds == 1
+
+
+# -- what is refused
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def broken(name):
+    def change(folder: Path):
+        (folder / name).write_bytes((folder / name).read_bytes()[:40])
+    return change
+
+
+def with_settings(**settings):
+    def change(folder: Path):
+        write(folder, recurrent(3) | two_layers("layers", 3), **settings)
+    return change
+
+
+@pytest.mark.parametrize("change, text, file", [
+    (lambda f: (f / "model_type.txt").write_text("ModelAE"), "is a 'ModelAE'.*Give the folder of a Learn2TrackModel",
+     "model_type.txt"),
+    (lambda f: (f / "model_type.txt").unlink(), "no model_type.txt.*best_model", ""),
+    (broken("parameters.json"), "cannot be read", "parameters.json"),
+    (broken("model_state.pkl"), "cannot be read as weights", "model_state.pkl"),
+    (lambda f: torch.save([1], f / "model_state.pkl"), "no weights by name", "model_state.pkl"),
+    (with_settings(curl=3), r"curl \(3\)", "parameters.json"),
+    (with_settings(dg_args={"width": 3}), r"dg_args width", "parameters.json"),
+    (with_settings(nb_features=None), "nb_features is missing", "parameters.json"),
+    (with_settings(rnn_layer_sizes=[6, 5]), "do not fit parameters.json", "model_state.pkl"),
+    (with_settings(use_skip_connection=True), "use_skip_connection", "parameters.json"),
+    (with_settings(dg_key="gaussian-mixture"), "cannot train", "parameters.json"),
+    (with_settings(rnn_key="rnn"), "rnn_key", "parameters.json"),
+    (lambda f: torch.save(recurrent(3) | {"spin.weight": numbers(2)} | two_layers("layers", 3), f / "model_state.pkl"),
+     "not known: spin.weight", "model_state.pkl"),
+    (lambda f: torch.save(recurrent(3), f / "model_state.pkl"), "direction getter", "model_state.pkl"),
+])
+def test_a_model_of_another_kind_is_one_clear_error(change, text, file, tmp_path):
+    folder = write(tmp_path / "best_model", recurrent(3) | two_layers("layers", 3))
+    import_dwi_ml_model(tmp_path)  # as it is, from the folder of the experiment
+    change(folder)
+    with pytest.raises(DataError, match=text) as error:
+        import_dwi_ml_model(folder)
+    assert str(folder / file) in str(error.value) and error.value.fix
+
+
+def test_no_code_of_a_file_is_run(tmp_path):
+    folder = write(tmp_path / "best_model", {})
+    torch.save({"a": Runs(str(tmp_path / "made"))}, folder / "model_state.pkl")
+    with pytest.raises(DataError, match="cannot be read as weights"):
+        import_dwi_ml_model(folder)
+    assert not (tmp_path / "made").exists()
