@@ -64,7 +64,8 @@ if (typeof AnywidgetRenderView !== "undefined" && typeof RendercanvasAnywidgetMo
     this.drawn = this._lastFrame.move ?? this.number;
     if (this.number - this.drawn < AHEAD && this.sendMove()) return;
     // In a drag the next move follows at once, and takes the word with it.
-    this.answerTimer ??= window.setTimeout(() => this.answer(), performance.now() - (this.sentAt ?? -1e9) > PATIENCE ? 0 : 50);
+    const dragged = performance.now() - (this.sentAt ?? -PATIENCE) < PATIENCE;
+    this.answerTimer ??= window.setTimeout(() => this.answer(), dragged ? 50 : 0);
   };
 
   // A picture of a drag becomes text: through the address of a blob, a browser loads it as if it were far away.
