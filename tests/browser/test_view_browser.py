@@ -44,6 +44,24 @@ window = next(type(each.window) for each in gc.get_objects() if type(each) is Li
 present = window._rc_present_bitmap
 window._rc_present_bitmap = lambda *args, **kwargs: (time.sleep(.06), present(*args, **kwargs))[1]"""
 
+WATCHED = """import asyncio, threading
+drawn = []
+pass_on = v._drawn.manager.after_draw
+v._drawn.manager.after_draw = lambda: (drawn.append(threading.current_thread().name), pass_on())
+
+async def ask():  # as ipykernel 7 does in a thread of its own
+    v._drawn.window._rfb_draw_requested = True
+    v._drawn.window._rfb_maybe_draw()
+
+thread = threading.Thread(target=lambda: asyncio.run(ask()))
+thread.start()
+thread.join()"""
+COUNT_BUSY = """() => {
+    window.busy = 0;
+    const { kernel } = window.jupyterapp.shell.currentWidget.sessionContext.session;
+    kernel.statusChanged.connect((_, status) => { window.busy += status === "busy"; });
+}"""
+
 
 @pytest.fixture(scope="module")
 def kernel(lab, page):
@@ -153,6 +171,25 @@ def test_a_drag_turns_the_camera_and_the_opposite_one_turns_it_back(page, kernel
     until(lambda: turned(angle(kernel), first) < 1)
     rest(page)
     assert changed(page, before) < 0.005
+
+
+def test_a_drag_is_drawn_by_one_thread_once_a_move_and_leaves_the_kernel_idle(page, kernel):
+    kernel.ask(f"exec({WATCHED!r}, globals())")
+    page.evaluate(COUNT_BUSY)
+    box = canvas(page).bounding_box()
+    page.mouse.move(box["x"] + 200, box["y"] + 150)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 230, box["y"] + 150, steps=8)
+    page.mouse.move(box["x"] + 200, box["y"] + 150, steps=8)
+    until(lambda: look(page).shape == (300, 400, 3))  # the button is held: soon it is drawn in full, and no more
+    rest(page)
+    assert page.evaluate("window.busy") == 0
+    drawings = kernel.ask("len(drawn)")
+    page.wait_for_timeout(500)
+    assert kernel.ask("len(drawn)") == drawings <= 18 and kernel.ask("set(drawn)") == {"MainThread"}
+    page.mouse.up()
+    rest(page)
+    kernel.ask("setattr(v._drawn.manager, 'after_draw', pass_on)")
 
 
 def test_wheel_sliders_and_legend_do_what_they_say(page, kernel):

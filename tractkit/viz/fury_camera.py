@@ -124,11 +124,18 @@ class Turning(gfx.TrackballController):
     def handle_event(self, event, viewport):
         if event.type == "wheel" and not event.modifiers and self.wheel_is_taken():
             return
+        if event.type == "before_render":  # `turn` has done it; and pygfx would draw on while a button is held
+            return
         if event.type == "pointer_up":  # where a drag ends: the last move may come after it, too late
             for action in self._actions.values():
                 if action.mode == "drag" and not action.done:
                     action.set_target(np.array((event.x, event.y)))
         super().handle_event(event, viewport)
+
+    def turn(self) -> bool:
+        """Turn the camera as the mouse has asked. Return whether that goes on by itself, as while a key is held."""
+        self.tick()
+        return not all(action.is_at_target for action in self._actions.values())
 
     def _update_rotate(self, delta):
         angle = float(np.hypot(*delta))

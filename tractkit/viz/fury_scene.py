@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pygfx as gfx
+from pygfx.renderers.wgpu.engine.blender import Blender
 from pygfx.renderers.wgpu.engine.utils import gpu_caches
 
 from .colors import slice_colors
@@ -324,28 +325,36 @@ class Stage:
         aim_camera(self.camera, points, self.view, aspect)
 
 # %% ../../nbs/viz/12_fury_scene.ipynb #4fe7646e
+def _no_picking(renderer: gfx.WgpuRenderer) -> None:
+    """Leave out what pygfx draws and reads back to know what is under the mouse, at each move of it; we look ourselves."""
+    renderer._blender = Blender(enable_pick=False)
+    renderer.get_pick_info = lambda place: {"rgba": gfx.Color(0, 0, 0, 0), "world_object": None}
+
+
 class Manager(window.ShowManager):
     """FURY's ShowManager that draws on demand and leaves the camera alone."""
 
     def __init__(self, stage: Stage, size: tuple[int, int], kind: str, pixel_ratio: int,
                  after_draw: Callable[[], None] | None):
         self.stage, self.after_draw = stage, after_draw
-        controller = Turning(stage.camera)
+        controller = self._turning = Turning(stage.camera)
         super().__init__(scene=stage.scene, camera=stage.camera, controller=controller, size=size, window_type=kind,
                          pixel_ratio=pixel_ratio, max_fps=30)
         controller.wheel_is_taken = lambda: stage.view in NORMALS  # it moves the slice
         controller.register_events(self.screens[0].viewport)
+        _no_picking(self.renderer)
         self.renderer.ppaa = "none"
         self.renderer.pixel_filter = "linear"  # of four pixels the mean, where it draws at twice the size
 
-    def _resize(self, size):
+    def _resize(self, size):  # just before a drawing: FURY's own asks for a second one
         for screen in self.screens:
             screen.bounding_box = (0, 0, *self.renderer.logical_size)
-        self.render()
 
     def _draw_function(self):
         size = self.renderer.logical_size
         self.stage.camera.set_view_size(*size)
+        if self._turning.turn():
+            self.window.request_draw()
         self.stage.place_marker(size)
         for screen in self.screens:  # but not FURY's scene of buttons, which is empty and takes its time
             screen.viewport.render(screen.scene.main_scene, screen.camera)
