@@ -52,10 +52,12 @@ def fit(folder, name="run", kind=Fit, model=None, points=None, **options) -> Tra
     return kind(model or toy_model(), folder, name, points, points, **options)
 
 
-def streamline_trainer(data: Path, folder: Path, name="run", device_bytes=2**31, **options) -> TrainerOneInput:
-    """Learn2Track with dropout, splits, reversal and noise."""
+def streamline_trainer(
+    data: Path, folder: Path, name="run", device_bytes=2**31, model=None, **options
+) -> TrainerOneInput:
+    """Learn2Track with dropout, or a model, with splits, reversal and noise."""
     dataset = MultiSubjectDataset(data).load_data()
-    model = Learn2Track(3, rnn_layer_sizes=(10, 8), dropout=.2, dg_dropout=.1, step_size=2.0, seed=5)
+    model = model or Learn2Track(3, rnn_layer_sizes=(10, 8), dropout=.2, dg_dropout=.1, step_size=2.0, seed=5)
     sampler = BatchIDSampler(dataset, "streamlines", 8, 8, rng=3)
     loader = BatchLoaderOneInput(
         dataset,

@@ -99,6 +99,24 @@ def test_a_config_gives_the_same_run(whole, tmp_path):
     assert read_run_config(tmp_path / "run")["trainer"]["max_epochs"] == 3
 
 
+@pytest.mark.parametrize("model, kind", [("tts", "TransformerSrcOnlyModel"), ("TTO", "OriginalTransformerModel"),
+                                         ("ttst", "TransformerSrcAndTgtModel")])
+def test_transformers_are_trained_by_their_short_names(data, tmp_path, capsys, model, kind):
+    options = dict(model=model, max_epochs=1, nheads=2, n_layers_e=1, input_embedded_size=8, dropout_rate=0.1,
+                   position_encoding="rotary", dg_key="gaussian", add_eos="") | (
+                       {"target_embedded_size": 8} if model == "ttst" else {})
+    of_rnn = ("--rnn_layer_sizes", "6", "5", "--dropout", "0.2")
+    argv = [w for w in words(data, tmp_path, **options) if w]
+    start = argv.index(of_rnn[0])
+    assert main(argv[:start] + argv[start + len(of_rnn):]) == 0
+    config = read_run_config(tmp_path / "run")["model"]
+    assert config["class"] == kind and config["position_encoding"] == "rotary" and config["nb_features"] == 3
+    state = TrainerState.load(tmp_path / "run")
+    assert type(state.model).__name__ == kind and state.model.direction_getter.add_eos
+    message = complaint(capsys, *(argv[:start] + argv[start + 3:]), "--experiment_name", "other")
+    assert "model.dropout is not known; did you mean d" in message
+
+
 @pytest.mark.full
 def test_a_moved_run_is_gone_on_with_where_it_is(data, whole, tmp_path, capsys):
     assert main(words(data, tmp_path, "old", max_epochs=2)) == 0
@@ -343,6 +361,7 @@ def test_help_lists_the_settings(capsys):
             "--new-max-epochs",
             "--batch-size-training",
             "--rnn-layer-sizes",
+            "--SOS-token-type",
             "--noise-gaussian-size-forward",
             "--nproc-per-node",
             "--lazy",
@@ -411,8 +430,11 @@ def test_options_are_the_keywords_of_the_classes():
     from tractkit.cli.train import settings_of_part
     from tractkit.training.config import SECTIONS, keywords_of
 
-    for section, (cls, *_) in SECTIONS.items():
+    for section, (cls, *others) in SECTIONS.items():
         taken, options = keywords_of(cls), settings_of_part(section)
+        if section == "model":  # of all of them; where several have one, it is the first's
+            for other in others:
+                taken = keywords_of(other) | taken
         if section != "trainer" or "max_epochs" in taken:  # a trainer may hand its keywords on
             assert set(taken) == set(options), section
             assert {k: p.default for k, p in taken.items() if p.default is not p.empty} == {

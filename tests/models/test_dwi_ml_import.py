@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -72,19 +73,24 @@ def one_line(n=12, seed=1):
 
 # -- the sample
 
+def sample_batch(dataset, model, said):
+    """The streamlines of the sample, at the points that dwi_ml had: it rounds the number of points down."""
+    loader = tk.BatchLoaderOneInput(dataset, model, "input", "streamlines", known_start_ratio=0.0)
+    subject, ends = dataset.validation_set[0].name, np.cumsum(said["lengths"])
+    batch = loader.load_batch_streamlines([(subject, said["streamline_ids"])], training=False)
+    points, offsets = torch.from_numpy(said["points_vox_corner"]) - 0.5, torch.from_numpy(np.append(0, ends))
+    return dataclasses.replace(batch, points=points, offsets=offsets, point_ranges=[slice(0, int(ends[-1]))],
+                               first_known=torch.ones(len(ends), dtype=torch.bool)), loader
+
+
 @pytest.mark.real
 @torch.no_grad()
 def test_learn2track_of_the_sample_answers_as_in_dwi_ml(real_data):
     folder = real_data / "dwi_ml_sample"
     model, said = import_dwi_ml_model(folder / "l2t_best_model"), np.load(folder / "l2t_expected.npz")
     dataset = tk.MultiSubjectDataset(folder / "data.hdf5").load_data()
-    subject = dataset.validation_set[0].name
-    loader = tk.BatchLoaderOneInput(dataset, model, "input", "streamlines", known_start_ratio=0.0)
-    batch = loader.load_batch_streamlines([(subject, said["streamline_ids"])], training=False)
+    batch, loader = sample_batch(dataset, model, said)
     ends = np.cumsum(said["lengths"])
-    batch = dataclasses.replace(  # the points that dwi_ml had: it rounds the number of points down
-        batch, points=torch.from_numpy(said["points_vox_corner"]) - 0.5, offsets=torch.from_numpy(np.append(0, ends)),
-        first_known=torch.ones(len(ends), dtype=torch.bool), point_ranges=[slice(0, int(ends[-1]))])
     inputs = loader.load_batch_inputs(batch, batch)
     kept = np.delete(np.arange(ends[-1]), ends - 1)
     np.testing.assert_allclose(inputs[kept], said["inputs"], atol=1e-5)
@@ -94,6 +100,30 @@ def test_learn2track_of_the_sample_answers_as_in_dwi_ml(real_data):
     assert n == said["n"] and abs(float(loss) - said["loss"]) < 1e-5
     straight = tk.BatchLoaderOneInput(dataset, None, "input", "streamlines")
     assert np.abs(straight.load_batch_inputs(batch, batch)[kept].numpy() - said["inputs"]).max() > 1e-3  # half a voxel
+
+
+@pytest.mark.real
+@torch.no_grad()
+def test_the_transformer_of_the_sample_answers_as_in_dwi_ml(real_data):
+    folder = real_data / "dwi_ml_sample"
+    model, said = import_dwi_ml_model(folder / "tts_best_model"), np.load(folder / "tts_expected.npz")
+    dataset = tk.MultiSubjectDataset(folder / "data.hdf5").load_data()
+    batch, loader = sample_batch(dataset, model, said)
+    inputs = loader.load_batch_inputs(batch, batch)
+    np.testing.assert_allclose(inputs, said["inputs"], atol=1e-5)
+    outputs = model(inputs, batch)
+    np.testing.assert_allclose(outputs, said["outputs"], atol=1e-5)
+    loss, n = model.compute_loss(outputs, model.targets(batch))
+    assert n == said["n"] and abs(float(loss) - said["loss"]) < 1e-5
+    first, state = slice(0, int(said["lengths"][0])), model.init_state(1)
+    model.set_step(0.5, [2.0, 2.0, 2.0])
+    wanted = model.direction_getter.answer(outputs[first], eos_stop=1.0)
+    model.direction_getter.eos_stop = 1.0
+    for row, answer in zip(inputs[first], wanted, strict=True):
+        step, state = model.step(row[None], torch.zeros(1, 3), state)
+        np.testing.assert_allclose(step[0], answer, atol=1e-4)
+    with pytest.raises(DataError, match="max_len"):
+        import_dwi_ml_model(folder / "tts_best_model")(inputs[:1].expand(121, -1), one_line(121))
 
 
 # -- what dwi_ml can write besides
@@ -210,8 +240,9 @@ def with_settings(**settings):
 
 
 @pytest.mark.parametrize("change, text, file", [
-    (lambda f: (f / "model_type.txt").write_text("ModelAE"), "is a 'ModelAE'.*Give the folder of a Learn2TrackModel",
+    (lambda f: (f / "model_type.txt").write_text("ModelAE"), "is a 'ModelAE'.*Give the folder of a Learn2TrackModel or a TransformerSrcOnlyModel",
      "model_type.txt"),
+    (lambda f: (f / "model_type.txt").write_text("OriginalTransformerModel"), "OriginalTransformerModel", "model_type.txt"),
     (lambda f: (f / "model_type.txt").unlink(), "no model_type.txt.*best_model", ""),
     (broken("parameters.json"), "cannot be read", "parameters.json"),
     (broken("model_state.pkl"), "cannot be read as weights", "model_state.pkl"),
@@ -242,3 +273,22 @@ def test_no_code_of_a_file_is_run(tmp_path):
     with pytest.raises(DataError, match="cannot be read as weights"):
         import_dwi_ml_model(folder)
     assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.real
+@pytest.mark.parametrize("settings, text, file", [
+    (dict(positional_encoding_key="relational"), "relational", "parameters.json"),
+    (dict(max_len=121), "not the sinusoidal ones", "model_state.pkl"),
+    (dict(n_layers_e=3), "encoder.2", "model_state.pkl"),
+    (dict(ffnn_hidden_size=None), "do not fit", "model_state.pkl"),
+    (dict(nheads=3), "3 heads", "parameters.json"),
+    (dict(curl=3), r"curl \(3\)", "parameters.json"),
+])
+def test_a_transformer_whose_files_do_not_fit_is_refused(settings, text, file, real_data, tmp_path):
+    own = real_data / "dwi_ml_sample" / "tts_best_model"
+    for name in ("model_type.txt", "model_state.pkl"):
+        shutil.copy(own / name, tmp_path / name)
+    (tmp_path / "parameters.json").write_text(json.dumps(json.loads((own / "parameters.json").read_text()) | settings))
+    with pytest.raises(DataError, match=text) as error:
+        import_dwi_ml_model(tmp_path)
+    assert str(tmp_path / file) in str(error.value) and error.value.fix

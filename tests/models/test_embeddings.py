@@ -12,6 +12,7 @@ from torch import nn
 
 import tractkit as tk
 from tractkit.models.base import TractographyModel, load_model, save_model
+from tractkit.models.direction_getters import DIRECTION_GETTERS
 from tractkit.models.embeddings import GridEmbedding, PointEmbedding, direction_history
 from tractkit.models.learn2track import Learn2Track
 from tractkit.models.targets import unit
@@ -84,6 +85,22 @@ def test_tracking_answers_as_training_does_while_places_are_refilled(key, nb, rn
         wanted = model.direction_getter.answer(model(inputs, batch))
         found = track(model, inputs, batch, nb_places=4)
         np.testing.assert_allclose(found, wanted, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("key", DIRECTION_GETTERS)
+@torch.no_grad()
+def test_every_getter_answers_in_tracking_as_in_training(key):
+    inputs, batch = batch_of(LENGTHS)
+    for eos in (False, True):
+        model = Learn2Track(3, rnn_layer_sizes=[9, 6], dg_key=key, add_eos=eos, nb_previous_dirs=2).eval()
+        outputs = model(inputs, batch)
+        model.direction_getter.eos_stop = float(model.direction_getter.eos_probability(outputs).median()) if eos else 0.5
+        wanted = model.direction_getter.answer(outputs)
+        assert (wanted == 0).all(1).any() == eos
+        found = track(model, inputs, batch, nb_places=4)
+        near = torch.isclose(found, wanted, atol=1e-4).all(1)
+        # where two answers are equally good, or the end is as likely as where it stops, rounding decides
+        assert near.float().mean() > 0.99, f"eos={eos}: {int((~near).sum())} points differ"
 
 
 @torch.no_grad()
@@ -185,14 +202,8 @@ def trainer_of(dataset, folder, **options):
                               device="cpu", progress=False)
 
 
-IN_SHORT = [("none", 1, "lstm"), ("nn", 4, "gru"), ("cnn", 2, "lstm")]
-
-
-@pytest.mark.parametrize("key, nb, rnn_key", [
-    each if each in IN_SHORT else pytest.param(*each, marks=pytest.mark.full)
-    for each in itertools.product(INPUTS, (0, 1, 2, 4), ("lstm", "gru"))])
-def test_stopped_at_a_batch_and_resumed_it_ends_in_the_same_bits(key, nb, rnn_key, dataset, tmp_path):
-    options = dict(rnn_key=rnn_key, nb_previous_dirs=nb, **INPUTS[key], **PREVIOUS[["none", "nn", "in mm"][nb % 3]])
+def same_bits(dataset, tmp_path, **options):
+    """A run that is stopped after two batches and resumed ends as one that is not."""
     whole = trainer_of(dataset, tmp_path / "whole", **options).train_and_validate()
     cut = trainer_of(dataset, tmp_path / "cut", **options)
     cut.step(2)
@@ -218,3 +229,21 @@ def test_a_model_in_voxels_tracks_in_mm_as_it_was_trained(key):
     np.testing.assert_allclose(track(model, inputs, batch, nb_places=2), wanted, atol=1e-4)
     steps = batch.points[1:40] - batch.points[:39]
     np.testing.assert_allclose(model.targets(batch).directions[:39], unit(steps), atol=1e-6)
+
+
+IN_SHORT = [("none", 1, "lstm"), ("nn", 4, "gru"), ("cnn", 2, "lstm")]
+
+
+@pytest.mark.parametrize("key, nb, rnn_key", [
+    each if each in IN_SHORT else pytest.param(*each, marks=pytest.mark.full)
+    for each in itertools.product(INPUTS, (0, 1, 2, 4), ("lstm", "gru"))])
+def test_stopped_at_a_batch_and_resumed_it_ends_in_the_same_bits(key, nb, rnn_key, dataset, tmp_path):
+    options = dict(rnn_key=rnn_key, nb_previous_dirs=nb, **INPUTS[key], **PREVIOUS[["none", "nn", "in mm"][nb % 3]])
+    same_bits(dataset, tmp_path, **options)
+
+
+@pytest.mark.parametrize("key, eos", [
+    each if each in [("gaussian", True), ("smooth-sphere-classification", False)] else
+    pytest.param(*each, marks=pytest.mark.full) for each in itertools.product(DIRECTION_GETTERS, (False, True))])
+def test_every_getter_resumed_ends_in_the_same_bits(key, eos, dataset, tmp_path):
+    same_bits(dataset, tmp_path, dg_key=key, add_eos=eos)

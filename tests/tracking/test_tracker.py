@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from tractkit.core.files import DataError
 from tractkit.core.rng import fold, normal, uniform
+from tractkit.models.transformers import TransformerSrcOnlyModel
 from tractkit.spatial.volume import Volume
 from tractkit.tracking.tracker import Tracker, check_seeds, dilate_mask, seeds_from_mask
 
@@ -134,7 +135,7 @@ def test_equals_a_plain_reference(seed, sizes, theta, max_length):
         else:
             np.testing.assert_allclose(found[tuple(s)], points, atol=2e-3)
     names = {"mask": "left the mask", "theta": "turned more than theta", "length": "reached max_length",
-             "stopped": "stopped by the model"}
+             "stopped": "stopped by the model", "full": "reached max_len of the model"}
     assert tracker.report.ends == {long: ends.count(short) for short, long in names.items()}
     assert tracker.report.kept + tracker.report.too_short == len(seeds)
 
@@ -149,6 +150,18 @@ def test_max_length_holds_for_both_halves_together(step, limit, expected, x):
         [[x, 1, 1]], progress=False
     )
     np.testing.assert_allclose(t.lengths_mm, [expected], rtol=1e-4)
+
+
+@pytest.mark.parametrize("limit, points", [(200, 15), (9, 10)])
+def test_a_half_has_at_most_as_many_points_as_the_model_can_take(limit, points):
+    model = TransformerSrcOnlyModel(3, max_len=8, nheads=1, n_layers_e=1, input_embedded_size=4, nb_previous_dirs=1,
+                                    prev_dirs_embedding_key="nn_embedding", prev_dirs_embedded_size=4)
+    shape = (60, 60, 60)
+    tracker = Tracker(model, along_x(shape), box(shape), theta=180, min_length=0, max_length=limit)
+    t = tracker.track([[30, 30, 30], [31, 30, 29]], progress=False)
+    assert np.diff(t.streamlines.offsets).tolist() == [points] * 2
+    assert tracker.report.ends["reached max_len of the model"] == (4 if limit == 200 else 0)
+    assert ("reached max_len of the model 4" in str(tracker.report)) == (limit == 200)
 
 
 def test_lengths_and_steps_are_mm_on_any_voxels():

@@ -24,7 +24,7 @@ from ..core.files import DataError
 from ..core.settings import Setting, check_value, setting, settings_of
 from ..core.text import Json, Record, parse_yaml
 from ..data.settings import DatasetSettings, OneInputLoaderSettings, SamplerSettings
-from ..models.settings import Learn2TrackSettings
+from ..models.settings import Learn2TrackSettings, OriginalTransformerSettings, SrcAndTgtSettings
 from ..runs.lock import claim_folder, dated_names, remove_unused
 from ..training.settings import TrainerSettings
 
@@ -42,8 +42,8 @@ class RunSettings:
 
 
 PARTS: dict[str, tuple[type, ...]] = {
-    "data": (DatasetSettings,), "model": (Learn2TrackSettings,), "sampler": (SamplerSettings,),
-    "loader": (OneInputLoaderSettings,), "trainer": (RunSettings, TrainerSettings)}
+    "data": (DatasetSettings,), "model": (Learn2TrackSettings, OriginalTransformerSettings, SrcAndTgtSettings),
+    "sampler": (SamplerSettings,), "loader": (OneInputLoaderSettings,), "trainer": (RunSettings, TrainerSettings)}
 _OF_THE_MODEL = {
     "step_size", "nb_points", "compress",
     "neighborhood_type", "neighborhood_radius", "neighborhood_resolution", "neighborhood_resolution_mm"}
@@ -53,8 +53,17 @@ _OF_THE_MODEL = {
 def settings_of_part(
     section: str,  # "data", "model", "sampler", "loader" or "trainer"
 ) -> dict[str, Setting]:
-    """Return the settings of a section of a config, by name."""
-    return {name: s for cls in PARTS[section] for name, s in settings_of(cls).items()}
+    """Return the settings of a section of a config, by name; those that several models have are of the first."""
+    found: dict[str, Setting] = {}
+    for cls in PARTS[section]:
+        found |= {name: s for name, s in settings_of(cls).items() if name not in found}
+    return found
+
+
+def _other_defaults(section: str, name: str) -> str:
+    """Return, in words, the default of a setting where that of another model differs."""
+    found = [settings_of(cls)[name] for cls in PARTS[section] if name in settings_of(cls)]
+    return next((f"; of transformers: {s.default}" for s in found[1:] if s.default != found[0].default), "")
 
 
 def run_settings() -> dict[str, list[str]]:
@@ -87,13 +96,17 @@ def add_run_options(
                    help="Python file with classes of your own; repeat it")
     p.add_argument("--set", dest="sets", action="append", default=[], metavar="SECTION.KEY=VALUE",
                    help="any setting, its value in YAML; repeat it")
-    p.add_argument("--model", default=absent, help="class of the model")
+    p.add_argument("--model", default=absent, help="class of the model: Learn2Track, a transformer (tts, tto, ttst: "
+                                                   "source only, the original, source and target), or your own")
     p.add_argument(
         "--use-gpu", action="store_true", help="as --device cuda"
     )
     groups = {section: p.add_argument_group(f"settings of the {section}") for section in PARTS}
+    transformers = p.add_argument_group("settings of transformers alone")
     for key, sections in run_settings().items():
-        _add_setting(groups[sections[0]], settings_of_part(sections[0])[key])
+        own = sections[0] == "model" and key not in settings_of(Learn2TrackSettings)
+        _add_setting(transformers if own else groups[sections[0]], settings_of_part(sections[0])[key],
+                     _other_defaults(sections[0], key))
 
 # %% ../../nbs/cli/00_train.ipynb #0168206a
 def _add_machines(p: argparse._ArgumentGroup) -> None:
@@ -107,7 +120,7 @@ def _add_machines(p: argparse._ArgumentGroup) -> None:
     p.add_argument("--max-restarts", type=int, default=3, metavar="N", help="when a process died (default: 3)")
 
 
-def _add_setting(p: argparse._ArgumentGroup, s: Setting) -> None:
+def _add_setting(p: argparse._ArgumentGroup, s: Setting, others: str = "") -> None:
     """Add the option of a setting: a switch for True or False, else a value or values in YAML."""
     flag, help_, absent = s.name.replace("_", "-"), s.help.replace("%", "%%"), argparse.SUPPRESS
     if s.default is True:
@@ -118,7 +131,7 @@ def _add_setting(p: argparse._ArgumentGroup, s: Setting) -> None:
         p.add_argument(f"--{flag}", dest=s.name, action=argparse.BooleanOptionalAction, default=absent, help=help_)
     else:
         several = str not in s.types and any("Sequence" in str(kind) for kind in s.types)
-        shown = "" if s.required or s.default in (None, ()) else f" (default: {s.default})"
+        shown = "" if s.required or s.default in (None, ()) else f" (default: {s.default}{others})"
         p.add_argument(f"--{flag}", *(f"--{name.replace('_', '-')}" for name in s.also), dest=s.name, type=parse_yaml,
                        default=absent, metavar="X", help=help_ + shown, nargs="+" if several else None)
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['rotary_frequencies', 'rotate', 'sinusoidal_table', 'Past', 'Attention', 'Residual', 'FeedForward', 'EncoderLayer',
-           'DecoderLayer', 'BatchPast', 'StepPast', 'select_slots', 'reset_slots']
+           'DecoderLayer', 'BatchPast', 'WatchedPast', 'StepPast', 'select_slots', 'reset_slots']
 
 # %% ../../nbs/models/08_attention.ipynb #567e3ffb
 import math
@@ -178,6 +178,21 @@ class BatchPast:
             answer = F.scaled_dot_product_attention(q, k, v, is_causal=True)
             found.append(answer.transpose(1, 2).reshape(len(parts[0]), -1))
         return torch.cat(found)
+
+# %% ../../nbs/models/08_attention.ipynb #383fc083
+class WatchedPast(BatchPast):
+    """The past of one streamline of T points, which keeps the weights of each attention, (heads, T, T), in order."""
+
+    weights: list[torch.Tensor]
+
+    def __call__(self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        if len(self.shapes) != 1 or self.shapes[0][0] != 1:
+            raise ValueError("attention is watched on one streamline at a time: give a batch of one")
+        q, k = (queries, keys) if self.angles is None else (rotate(queries, self.angles), rotate(keys, self.angles))
+        fit = q.transpose(0, 1) @ k.permute(1, 2, 0) / math.sqrt(q.shape[-1])
+        later = torch.ones(fit.shape[1:], dtype=torch.bool, device=fit.device).triu(1)
+        self.__dict__.setdefault("weights", []).append(fit.masked_fill(later, -torch.inf).softmax(-1))
+        return super().__call__(queries, keys, values)
 
 # %% ../../nbs/models/08_attention.ipynb #78ba99b7
 _ROOM = 32  # points that room is made for at once, at least

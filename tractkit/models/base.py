@@ -279,7 +279,11 @@ def _parameter_facts(parameters: list[nn.Parameter]) -> list[tuple[str, str]]:
 
 # %% ../../nbs/models/05_base.ipynb #05b8f9dd
 _MODELS: dict[str, type[nn.Module]] = {}
-_BUILT_IN = {"Learn2Track": "learn2track"}  # class -> the module of this package that registers it when it is imported
+_BUILT_IN = {  # class -> the module of this package that registers it when it is imported
+    "Learn2Track": "learn2track", "TransformerSrcOnlyModel": "transformers", "OriginalTransformerModel": "transformers",
+    "TransformerSrcAndTgtModel": "transformers"}
+_SHORT = {"learn2track": "Learn2Track", "tts": "TransformerSrcOnlyModel", "tto": "OriginalTransformerModel",
+          "ttst": "TransformerSrcAndTgtModel"}  # in small or capital letters
 
 
 def register_model(cls: _Class) -> _Class:
@@ -296,7 +300,8 @@ def register_model(cls: _Class) -> _Class:
 def model_class(
     name: str,
 ) -> type[nn.Module]:
-    """Return the registered class of that name. Raises ValueError for others."""
+    """Return the registered class of that name, or short name: tts, tto, ttst. Raises ValueError for others."""
+    name = name if name in _MODELS else _SHORT.get(name.lower(), name)
     if name not in _MODELS and name in _BUILT_IN:
         import_module(f"tractkit.models.{_BUILT_IN[name]}")
     if name not in _MODELS:

@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['DIRECTION_GETTERS', 'DirectionGetter', 'check_eos_stop', 'CosineRegression', 'L2Regression', 'CosinePlusL2Regression',
-           'SphereClassification', 'SmoothSphereClassification', 'FisherVonMises', 'Gaussian', 'FisherVonMisesMixture',
-           'GaussianMixture', 'direction_getter_class', 'GetterOptions', 'make_direction_getter']
+           'sphere_vertices', 'SphereClassification', 'SmoothSphereClassification', 'FisherVonMises', 'Gaussian',
+           'FisherVonMisesMixture', 'GaussianMixture', 'direction_getter_class', 'GetterOptions',
+           'make_direction_getter']
 
 # %% ../../nbs/models/04_direction_getters.ipynb #736858a3
 import inspect
@@ -251,8 +252,10 @@ class CosinePlusL2Regression(_Regression):
 
 # %% ../../nbs/models/04_direction_getters.ipynb #da61d7fe
 @lru_cache(maxsize=8)
-def _vertices(sphere: str) -> np.ndarray:
-    """Return the vertices of one of DIPY's spheres, (N, 3) float32 unit. ValueError for a name that it has not."""
+def sphere_vertices(
+    sphere: str,   # by its name in DIPY
+) -> np.ndarray:   # (N, 3) float32 unit
+    """Return the vertices of one of DIPY's spheres. ValueError for a name that it has not."""
     from dipy.data import SPHERE_FILES, get_sphere
 
     if sphere not in SPHERE_FILES:
@@ -274,7 +277,7 @@ class SphereClassification(DirectionGetter):
 
     def __init__(self, input_size: int, dropout: float = 0.0, add_eos: bool = False, eos_weight: float = 1.0,
                  sphere: str = "symmetric724"):
-        vertices = _vertices(sphere)
+        vertices = sphere_vertices(sphere)
         super().__init__(input_size, len(vertices), dropout, add_eos, eos_weight)
         self.sphere = sphere
         self.register_buffer("vertices", torch.tensor(vertices, device="cpu"), persistent=False)
@@ -432,7 +435,7 @@ class _Mixture(_Density):
         if k > 50:
             raise ValueError(f"nb_components is at most 50, not {k}")
         self.nb_components = k
-        apart = _vertices("repulsion100")[::100 // k][:k] if k > 1 else np.zeros((1, 3), np.float32)
+        apart = sphere_vertices("repulsion100")[::100 // k][:k] if k > 1 else np.zeros((1, 3), np.float32)
         self.register_buffer("apart", torch.tensor(apart, device="cpu"), persistent=False)
 
     def parameters_of(

@@ -18,8 +18,10 @@ import torch
 
 from ..core.files import DataError
 from ..core.text import Json, Record
+from .attention import sinusoidal_table
 from .base import TractographyModel
 from .learn2track import Learn2Track
+from .transformers import TransformerSrcOnlyModel
 
 # %% ../../nbs/models/12_dwi_ml_import.ipynb #2802166d
 class _Files(NamedTuple):
@@ -144,6 +146,15 @@ _OF_EMBEDDINGS: _Rules = [(r"input_embedding(?:_layer)?\.linear\.(weight|bias)",
                           (r"prev_dirs_embedding(?:_layer)?\.linear\.(weight|bias)", r"embedding.directions.linear.\1")]
 _OF_LEARN2TRACK: _Rules = [*_OF_EMBEDDINGS, (r"rnn_model\.rnn_(\d+)\.(\w+)", r"rnn.layers.\1.\2")]
 
+_LAYER = r"modified_torch_transformer\.layers\.(\d+)\."
+_OF_SOURCE_ONLY: _Rules = [
+    *_OF_EMBEDDINGS, (_LAYER + r"self_attn\.in_proj_(weight|bias)", r"encoder.\1.attention.into.\2"),
+    (_LAYER + r"self_attn\.out_proj\.(weight|bias)", r"encoder.\1.attention.out.\2"),
+    (_LAYER + r"linear1\.(weight|bias)", r"encoder.\1.feed_forward.hidden.\2"),
+    (_LAYER + r"linear2\.(weight|bias)", r"encoder.\1.feed_forward.out.\2"),
+    (_LAYER + r"norm1\.(weight|bias)", r"encoder.\1.around_attention.norm.\2"),
+    (_LAYER + r"norm2\.(weight|bias)", r"encoder.\1.around_feed_forward.norm.\2")]
+
 
 def _rename(files: _Files, rules: _Rules) -> dict[str, torch.Tensor]:
     """Return the weights by their names here. DataError for one that is not known."""
@@ -212,7 +223,33 @@ def _learn2track(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules
     return model, _OF_LEARN2TRACK
 
 
-_KINDS: dict[str, Callable[[_Files, _Settings], tuple[TractographyModel, _Rules]]] = {"Learn2TrackModel": _learn2track}
+def _source_only(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules]:
+    given = _take_inputs(s) | _take_getter(s)
+    if (positions := s.take("positional_encoding_key", "sinusoidal")) != "sinusoidal":
+        raise files.problem(f"positional_encoding_key is {positions!r}: dwi_ml 1.0 has no such positions",
+                            fix="Train it with tractkit")
+    names = ("max_len", "n_layers_e", "nheads", "dropout_rate", "activation", "norm_first")
+    model = TransformerSrcOnlyModel(**given, **{name: s.need(name) for name in names},
+                                    ffnn_hidden_size=s.take("ffnn_hidden_size"))
+    s.finish()
+    table = files.weights.pop("position_encoding_layer.pos_emb", None)  # it follows from its shape
+    wanted = sinusoidal_table(model.max_len, model.d_model)
+    if table is not None and (table[0].shape != wanted.shape or not torch.allclose(table[0], wanted, atol=1e-4)):
+        raise files.problem("its positions are not the sinusoidal ones of its max_len", "model_state.pkl",
+                            "Copy both files of one model")
+    _join_projections(files.weights)
+    return model, _OF_SOURCE_ONLY
+
+
+def _join_projections(weights: dict[str, torch.Tensor]) -> None:
+    """Put the projections to queries, keys and values, where each has a weight, into one weight."""
+    for name in [name for name in weights if name.endswith("q_proj_weight")]:
+        start = name.removesuffix("q_proj_weight")
+        weights[f"{start}in_proj_weight"] = torch.cat([weights.pop(f"{start}{part}_proj_weight") for part in "qkv"])
+
+
+_KINDS: dict[str, Callable[[_Files, _Settings], tuple[TractographyModel, _Rules]]] = {
+    "Learn2TrackModel": _learn2track, "TransformerSrcOnlyModel": _source_only}
 _NOT_WRITTEN = ("gaussian-mixture", "fisher-von-mises-mixture")  # getters that dwi_ml names and cannot make
 
 # %% ../../nbs/models/12_dwi_ml_import.ipynb #ac878d36

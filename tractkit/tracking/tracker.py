@@ -95,9 +95,9 @@ def dilate_mask(
     return Volume(binary_dilation(inside, iterations=voxels) if voxels else inside, mask.affine)
 
 # %% ../../nbs/tracking/00_tracker.ipynb #4f4a8d04
-_GROWS, _MASK, _THETA, _LENGTH, _STOPPED = range(5)
+_GROWS, _MASK, _THETA, _LENGTH, _STOPPED, _FULL = range(6)
 _REASONS = {_MASK: "left the mask", _THETA: "turned more than theta", _LENGTH: "reached max_length",
-            _STOPPED: "stopped by the model"}
+            _STOPPED: "stopped by the model", _FULL: "reached max_len of the model"}
 
 
 def _counted(n: int, noun: str) -> str:
@@ -311,6 +311,7 @@ class Tracker:
             raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
         self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None),
                                getattr(model, "input_shift", 0.0))
+        self._most_points = getattr(model, "max_len", None) or math.inf  # of a half: the model has no place for more
         self._drawer = _Drawer(self._model, algo, given.seed, eos_stop)
         self._stride = torch.tensor(self.step_size / volume.voxel_sizes, dtype=torch.float32, device=self.device)
 
@@ -408,6 +409,7 @@ class Tracker:
             moves = (fate == _GROWS) & sense
             paths.append(entry[moves], tips[moves])
         fate[(fate == _GROWS) & paths.full(entry)] = _LENGTH
+        fate[(fate == _GROWS) & (paths.steps[entry] + 1 >= self._most_points)] = _FULL
         return direction, tips, state, fate
 
     def _finish(self, paths: _Paths, ready: Tensor, growing: Tensor,

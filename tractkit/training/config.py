@@ -28,6 +28,7 @@ from .callbacks import OnNonFinite
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
 from ..models.base import model_class
 from ..models.learn2track import Learn2Track
+from ..models.transformers import OriginalTransformerModel, TransformerSrcAndTgtModel, TransformerSrcOnlyModel
 from .policy import Policy
 from ..data.sampler import BatchIDSampler
 from .trainer import Trainer, TrainerOneInput
@@ -38,7 +39,8 @@ _T = TypeVar("_T")
 _File: TypeAlias = str | os.PathLike | None  # a config, for the message of an error
 
 SECTIONS: dict[str, list[type]] = {
-    "data": [MultiSubjectDataset], "model": [Learn2Track], "sampler": [BatchIDSampler],
+    "data": [MultiSubjectDataset], "sampler": [BatchIDSampler],
+    "model": [Learn2Track, TransformerSrcOnlyModel, OriginalTransformerModel, TransformerSrcAndTgtModel],
     "loader": [BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader],
     "trainer": [TrainerOneInput, Trainer],
 }
