@@ -282,6 +282,7 @@ def test_no_code_of_a_file_is_run(tmp_path):
     (dict(n_layers_e=3), "encoder.2", "model_state.pkl"),
     (dict(ffnn_hidden_size=None), "do not fit", "model_state.pkl"),
     (dict(nheads=3), "3 heads", "parameters.json"),
+    (dict(curl=3), r"curl \(3\)", "parameters.json"),
 ])
 def test_a_transformer_whose_files_do_not_fit_is_refused(settings, text, file, real_data, tmp_path):
     own = real_data / "dwi_ml_sample" / "tts_best_model"

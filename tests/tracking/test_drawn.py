@@ -10,6 +10,7 @@ from tractkit.core.rng import fold, normal
 from tractkit.models.base import TractographyModel
 from tractkit.models.direction_getters import FisherVonMises, SphereClassification
 from tractkit.models.learn2track import Learn2Track
+from tractkit.models.transformers import TransformerSrcOnlyModel
 from tractkit.spatial.volume import Volume
 from tractkit.tracking.tracker import Tracker
 
@@ -40,9 +41,10 @@ def lines_of(model, seeds=SEEDS, **options):
     return tracker.track(seeds, progress=False).streamlines
 
 
-@pytest.mark.parametrize("key", ["fisher-von-mises", "gaussian-mixture", "sphere-classification"])
+@pytest.mark.parametrize("key", ["fisher-von-mises", "gaussian-mixture", "sphere-classification", "tts"])
 def test_a_streamline_does_not_depend_on_its_batch(key):
-    model = Learn2Track(3, rnn_layer_sizes=[8], dg_key=key, nb_previous_dirs=2).eval()
+    model = Learn2Track(3, rnn_layer_sizes=[8], dg_key=key, nb_previous_dirs=2).eval() if key != "tts" else (
+        TransformerSrcOnlyModel(3, input_embedded_size=8, nheads=2, n_layers_e=1, dg_key="gaussian").eval())
     want = lines_of(model)
     for batch_size in (1, 7):
         got = lines_of(model, batch_size=batch_size)
