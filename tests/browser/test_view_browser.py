@@ -325,6 +325,12 @@ def test_niivue_draws_the_same_in_the_browser(page, lab):
     front, back = (np.rint(np.array(color) * 255) for color in palette(2))
     until(lambda: near(front) > 100 and near(back) > 100)
     page.screenshot(path=PICTURES / "view-niivue.png")
+    for theme in ("Dark", "Light"):
+        lab.theme(page, theme)
+        page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(state="attached")
+        page.wait_for_timeout(500)
+        until(lambda: near(front) > 100 and near(back) > 100)  # NiiVue alone leaves a black canvas
+        page.screenshot(path=PICTURES / f"view-niivue-{theme.lower()}.png")
     page.get_by_label("front").last.uncheck()
     until(lambda: near(front) < 30 and near(back) > 100)
 

@@ -287,3 +287,13 @@ def test_a_decoder_knows_where_its_tokens_are():
     for layer in model.decoder:
         rows = layer(rows, memory, past)
     np.testing.assert_allclose(model(inputs, batch), model.direction_getter(rows), atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("body", BODIES)
+def test_the_memory_of_a_state_is_known_beforehand(body):
+    model = small(body, max_len=64).eval()
+    state = model.init_state(3)
+    for _ in range(64):
+        state = model.step(torch.zeros(3, 3), torch.zeros(3, 3), state)[1]
+    assert sum(part.nbytes for part in state[3:]) == 3 * model.state_bytes(64) == 3 * model.state_bytes(900)

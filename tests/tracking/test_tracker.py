@@ -164,6 +164,16 @@ def test_a_half_has_at_most_as_many_points_as_the_model_can_take(limit, points):
     assert ("reached max_len of the model 4" in str(tracker.report)) == (limit == 200)
 
 
+def test_so_many_seeds_grow_together_as_the_memory_of_the_model_allows():
+    shape = (9, 9, 9)
+    given = (along_x(shape), box(shape))
+    assert Tracker(Follow(), *given, step_size=1, min_length=0).batch_size == 1000
+    small, large = (TransformerSrcOnlyModel(3, n_layers_e=n, input_embedded_size=128) for n in (1, 6))
+    assert Tracker(small, *given, min_length=0, max_length=100).batch_size == 1000
+    assert Tracker(large, *given, min_length=0, max_length=200).batch_size == 2**30 // (2 * 6 * 2 * 128 * 4 * 200)
+    assert Tracker(large, *given, min_length=0, max_length=200, batch_size=900).batch_size == 900
+
+
 def test_lengths_and_steps_are_mm_on_any_voxels():
     turn = np.linalg.qr(normal(fold("turn"), np.arange(9).reshape(3, 3)).astype(float))[0]
     affine = np.eye(4)

@@ -99,7 +99,7 @@ class DirectionTokens(nn.Module):
         linear = self.embedding.linear
         return torch.relu(F.embedding(classes, linear.weight.T) + linear.bias)  # as of a one in a row of zeros
 
-# %% ../../nbs/models/09_transformers.ipynb #098b7420
+# %% ../../nbs/models/09_transformers.ipynb #5b0df435
 class TransformerModel(TractographyModel):
     """Base of the transformers: embeds signal and directions, lets a body look back, and asks a direction getter.
 
@@ -193,6 +193,13 @@ class TransformerModel(TractographyModel):
         """Return the state of `n` streamlines before their first point: nothing is kept yet."""
         kept = StepPast.begin(n, len(self.attentions), self.nheads, self.d_model // self.nheads, device)
         return self.embedding.init_state(n, device), *kept
+
+    def state_bytes(
+        self,
+        nb_points: int,  # that a streamline has
+    ) -> int:
+        """Return how much memory the state of one streamline takes: the tracker lets so many grow together as fit."""
+        return 2 * len(self.attentions) * self.d_model * 4 * min(nb_points, self.max_len)
 
     def step(self, inputs: torch.Tensor, previous: torch.Tensor, state: State) -> tuple[torch.Tensor, State]:
         """Go one point further with `n` streamlines: (n, C), (n, 3) to (n, 3) unit directions, and the state.

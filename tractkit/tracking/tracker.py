@@ -256,6 +256,19 @@ class _TrackerNumbers:
         check_settings(self)
 
 # %% ../../nbs/tracking/00_tracker.ipynb #e0256d33
+_BYTES = {"cpu": 2**30}  # that states may take; elsewhere eight times as many
+
+
+def _seeds_together(model: object, device: torch.device, max_steps: int) -> int:
+    """Return how many seeds grow together: fewer where the model says that the state of each takes much memory."""
+    usual = 1000 if device.type == "cpu" else 20_000
+    state_bytes = getattr(model, "state_bytes", None)
+    if state_bytes is None:
+        return usual
+    most = _BYTES.get(device.type, 2**33)
+    return max(1, min(usual, most // max(1, 2 * int(state_bytes(max_steps)))))  # two halves
+
+
 def _device_of(model: StepModel) -> torch.device | str:
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     return next((p.device for p in parameters), "cpu")
@@ -290,7 +303,8 @@ class Tracker:
         min_length: float = 20.0,          # mm; shorter streamlines are dropped
         max_length: float = 200.0,         # mm, both halves together; growth stops there
         seed: int = 0,                     # of the seeds drawn when `track` is given none, and of drawn directions
-        batch_size: int | None = None,     # seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere
+        batch_size: int | None = None,     # seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere, or fewer
+                                           # if a model with a memory needs more than 1 GB (elsewhere 8) for them
         outside: Outside = "clamp",       # a neighborhood's values beyond the volume: as in training
         device: str | torch.device | None = None,  # None: where the model is
         num_threads: int = 1,              # of torch, on the CPU: a step is too small to be shared among several
@@ -310,7 +324,7 @@ class Tracker:
         self.theta, self.min_length, self.max_length = given.theta, given.min_length, given.max_length
         self.volume, self.mask, self.seed, self.num_threads = volume, mask, given.seed, given.num_threads
         self.device = usable_device(_device_of(model) if device is None else device)
-        self.batch_size = batch_size or (1000 if self.device.type == "cpu" else 20_000)
+        self.batch_size = batch_size or _seeds_together(model, self.device, self._max_steps)
         self.report = TrackingReport()
         self._model = _frozen(model, self.device, self.step_size, volume.voxel_sizes)
         self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None),

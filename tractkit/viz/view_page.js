@@ -1,4 +1,5 @@
-// What a view does in the page alone: the button for the full screen, and names for the handles of its sliders.
+// What a view does in the page alone: the button for the full screen, names for the handles of its sliders, and a canvas
+// of NiiVue that stays drawn.
 
 function nameHandles(view) {
   for (const slider of view.querySelectorAll(".widget-slider")) {
@@ -23,9 +24,20 @@ function makeButton(el) {
   return button;
 }
 
+// While JupyterLab exchanges the styles of its theme, nothing has a size; NiiVue then makes its canvas one of no pixels,
+// and looks at its size again when the window has another one.
+function redrawEmpty(view) {
+  const empty = [...(view?.querySelectorAll("canvas") ?? [])].some((c) => c.clientWidth && !c.width);
+  if (empty) window.dispatchEvent(new Event("resize"));
+}
+
 export default {
   render({ el }) {
     el.appendChild(makeButton(el));
+    const themes = new MutationObserver(() => {
+      for (const wait of [50, 300, 1500]) window.setTimeout(() => redrawEmpty(el.closest(".tractkit-view")), wait);
+    });
+    themes.observe(document.body, { attributeFilter: ["data-jp-theme-name", "data-jp-theme-light"] });
     const observer = new MutationObserver(() => start());
     const start = () => {
       const view = el.closest(".tractkit-view");
@@ -34,6 +46,9 @@ export default {
       observer.observe(view ?? document.body, { childList: true, subtree: true });
     };
     start();
-    return () => observer.disconnect();
+    return () => {
+      observer.disconnect();
+      themes.disconnect();
+    };
   },
 };
