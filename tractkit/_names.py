@@ -357,6 +357,7 @@ NAMES = {
     "StepTargets": "models.targets",
     "Steps": "dwi.placement",
     "Still": "viz.stills",
+    "StillView": "viz.viewer",
     "Stopped": "training.control",
     "StreamlineBatch": "data.batch",
     "StreamlineClasses": "evaluation.scoring",
