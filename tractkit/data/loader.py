@@ -284,10 +284,8 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         self._settings: LoaderSettings = SeveralInputsLoaderSettings(
             **vars(self._settings), input_group_names=input_group_names, interpolation=interpolation, outside=outside,
             device_bytes=device_bytes, **around)  # type: ignore[arg-type]
-        given, own = (
-            Neighborhood.from_settings(**around),  # type: ignore[arg-type]
-            getattr(model, "neighborhood", None),
-        )
+        given = Neighborhood.from_settings(**around)  # type: ignore[arg-type]
+        own, shift = getattr(model, "neighborhood", None), getattr(model, "input_shift", 0.0)
         if own is not None and given is not None and given != own:
             raise ValueError(f"the model looks at {own}, the loader was given {given}: leave it to the model")
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
@@ -295,8 +293,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
             how = interpolation[name] if isinstance(interpolation, Mapping) else interpolation
-            self.inputs[name] = GroupInputs(
-                dataset, name, how, outside, self.neighborhood, self.device_cache, getattr(model, "input_shift", 0.0))
+            self.inputs[name] = GroupInputs(dataset, name, how, outside, self.neighborhood, self.device_cache, shift)
             check_group_name(dataset, "volumes", name)
 
     def load_batch_inputs(

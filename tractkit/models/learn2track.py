@@ -6,7 +6,7 @@
 __all__ = ['Learn2Track']
 
 # %% ../../nbs/models/07_learn2track.ipynb #465372eb
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Unpack
 
 import numpy as np
@@ -60,25 +60,29 @@ class Learn2Track(TractographyModel):
         **of_inputs: Unpack[InputOptions],          # neighborhood_type and the like, nb_points: see TractographyModel
     ):
         given = Learn2TrackSettings(
-            whole_number("nb_features", nb_features, at_least=1), rnn_key, rnn_layer_sizes, dropout,
-            nb_previous_dirs, use_skip_connection, use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed,
-            add_eos=add_eos, eos_weight=eos_weight, normalize_targets=normalize_targets, sphere=sphere,
-            normalize_outputs=normalize_outputs, entropy_weight=entropy_weight, nb_components=nb_components,
+            whole_number("nb_features", nb_features, at_least=1), rnn_key, rnn_layer_sizes, dropout, nb_previous_dirs,
+            use_skip_connection, use_layer_normalization, dg_key, dg_dropout, step_size, seed=seed, add_eos=add_eos,
+            eos_weight=eos_weight, normalize_targets=normalize_targets, normalize_outputs=normalize_outputs,
+            sphere=sphere, entropy_weight=entropy_weight, nb_components=nb_components, kernel_size=kernel_size,
             input_embedding_key=input_embedding_key, input_embedded_size=input_embedded_size,
-            nb_cnn_filters=nb_cnn_filters, kernel_size=kernel_size, prev_dirs_embedding_key=prev_dirs_embedding_key,
+            nb_cnn_filters=nb_cnn_filters, prev_dirs_embedding_key=prev_dirs_embedding_key,
             prev_dirs_embedded_size=prev_dirs_embedded_size, normalize_prev_dirs=normalize_prev_dirs)
-        if type(self) is Learn2Track:  # a child may have hyperparameters of its own
-            check_options(Learn2Track, of_inputs)
         super().__init__(given.step_size, **of_inputs, **given.of_model())
+        self._build(given, of_inputs)
+
+    def _build(self, given: Learn2TrackSettings, others: Iterable[str]) -> None:
+        """Make the layers, and fill their weights."""
+        if type(self) is Learn2Track:  # a child may have hyperparameters of its own
+            check_options(Learn2Track, others)
         assert given.nb_features is not None
         self.nb_features, self.nb_previous_dirs, self.seed = given.nb_features, given.nb_previous_dirs, given.seed
+        is_theirs = self.convention == "dwi_ml"
         with torch.device("meta"):  # no values yet: none are drawn from torch's global generator
             self.embedding = self._make_embedding(**given.of_embedding())
-            self.rnn = StackedRNN(self.embedding.output_size, given.rnn_layer_sizes, rnn_key, given.dropout,
-                                  given.use_skip_connection, given.use_layer_normalization,
-                                  use_relu=self.convention == "dwi_ml")
+            self.rnn = StackedRNN(self.embedding.output_size, given.rnn_layer_sizes, given.rnn_key, given.dropout,
+                                  given.use_skip_connection, given.use_layer_normalization, use_relu=is_theirs)
             self.direction_getter = make_getter_of(
-                self.convention, dg_key, self.rnn.output_size, given.dg_dropout, **given.of_getter())
+                self.convention, given.dg_key, self.rnn.output_size, given.dg_dropout, **given.of_getter())
         give_weights_memory(self)
         initialize_weights(self, given.seed)
 

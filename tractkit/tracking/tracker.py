@@ -273,6 +273,16 @@ def _device_of(model: StepModel) -> torch.device | str:
     parameters = model.parameters() if isinstance(model, torch.nn.Module) else ()
     return next((p.device for p in parameters), "cpu")
 
+
+def _frozen(model: StepModel, device: torch.device, step_size: float, voxel_sizes: np.ndarray) -> StepModel:
+    """Return a copy of a network, frozen and in evaluation mode, on a device; any other model as it is."""
+    if not isinstance(model, torch.nn.Module):
+        return model
+    model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+    if isinstance(model, TractographyModel):
+        model.set_step(step_size, voxel_sizes)
+    return model
+
 # %% ../../nbs/tracking/00_tracker.ipynb #c8282436
 class Tracker:
     """Grows streamlines from seeds by asking a model for the next direction, in batches.
@@ -301,7 +311,7 @@ class Tracker:
         algo: Algorithm = "det",           # "det": the most likely direction; "prob": drawn from the model's density
         eos_stop: float | str = 0.5,       # probability from which a model with EOS ends a streamline; or "max"
     ):
-        _check_grids(model, volume, mask)
+        _check_grids(model, volume, mask, outside)
         check_input(model, volume)
         given = _TrackerNumbers(model.step_size if step_size is None else step_size, theta, min_length, max_length,
                                 seed, batch_size, num_threads)
@@ -316,13 +326,7 @@ class Tracker:
         self.device = usable_device(_device_of(model) if device is None else device)
         self.batch_size = batch_size or _seeds_together(model, self.device, self._max_steps)
         self.report = TrackingReport()
-        self._model = model
-        if isinstance(model, torch.nn.Module):
-            self._model = copy.deepcopy(model).to(self.device).eval().requires_grad_(False)
-        if isinstance(self._model, TractographyModel):
-            self._model.set_step(self.step_size, volume.voxel_sizes)
-        if outside not in ("clamp", "zero", "error"):
-            raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
+        self._model = _frozen(model, self.device, self.step_size, volume.voxel_sizes)
         self._ground = _Ground(volume, _mask_array(mask), self.device, outside, getattr(model, "neighborhood", None),
                                getattr(model, "input_shift", 0.0))
         self._most_points = getattr(model, "max_len", None) or math.inf  # of a half: the model has no place for more
@@ -457,7 +461,9 @@ def check_limits(
     return math.floor(max_length / step_size + 1e-6)
 
 
-def _check_grids(model: StepModel, volume: Volume, mask: Volume) -> None:
+def _check_grids(model: StepModel, volume: Volume, mask: Volume, outside: Outside) -> None:
+    if outside not in ("clamp", "zero", "error"):
+        raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
     if model.nb_features != volume.nb_features:
         raise ValueError(f"the model reads {model.nb_features} features, the volume has {volume.nb_features}; "
                          "give the volume it was trained on (same order of spherical harmonics)")
