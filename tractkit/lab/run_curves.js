@@ -241,8 +241,8 @@ export function drawPlot(canvas, state, look) {
   if (!lines.length) {
     c.fillStyle = look.faint;
     c.textAlign = "center";
-    const reason = state.hidden ? "no run that is ticked fits the filter" : "tick runs in the table to compare their curves";
-    c.fillText(reason, W / 2, H / 2);
+    const words = state.hidden ? "no run that is ticked fits the filter" : "tick runs in the table to see their curves";
+    c.fillText(words, W / 2, H / 2);
     return null;
   }
   const scale = scalesOf(lines, axes, zoom, box);
