@@ -591,6 +591,43 @@ def test_streamlines_are_chosen_by_regions(live_view):
 
 
 @pytest.mark.vulkan
+def test_the_count_below_a_view_follows_every_way_of_choosing(live_view):
+    low, high = wavy(20), wavy(20, 6)
+    t = Tractogram(Streamlines.from_list([np.zeros((0, 3)), np.ones((1, 3)), *low.streamlines, *high.streamlines]),
+                   low.affine, SHAPE)
+    v = live_view({"lines": t, "mask": Volume(np.ones(SHAPE, np.float32), t.affine)}, size=(120, 90))
+    c, rasmm, here = v.controls, t.rasmm(), t.rasmm()[7][10]
+    passing = int(pass_through(t, Sphere(here, 2.0)).sum())
+    assert 0 < passing < 42
+
+    def near(slab, shown=42):
+        heights = [line[:, 2] for line in rasmm if len(line) > 1]
+        hit = sum(h.min() <= here[2] + slab and h.max() >= here[2] - slab for h in heights)
+        return f"{shown} of 42 streamlines, {hit} of them near the plane"
+
+    def choose(act, *expected):
+        act()
+        assert (c["counted"].value, c["selected"].value) == expected
+
+    choose(lambda: v.select(Sphere(here, 2.0)), f"{passing} of 42 streamlines", f"{passing} of 42 streamlines pass")
+    choose(lambda: v.select(Sphere((900, 0, 0), 1.0)), "0 of 42 streamlines", "0 of 42 streamlines pass")
+    choose(lambda: v.set_style(slab=1.0), "0 of 42 streamlines", "0 of 42 streamlines pass")
+    choose(v.set_style, "0 of 42 streamlines", "0 of 42 streamlines pass")
+    choose(v.select, "42 of 42 streamlines", "")
+    choose(lambda: v.set_count(12), "12 of 42 streamlines", "")
+    choose(lambda: v.set_count(42), "42 of 42 streamlines", "")
+    choose(lambda: v.toggle("lines", False), "0 of 42 streamlines", "")
+    choose(lambda: v.toggle("lines"), "42 of 42 streamlines", "")
+    v.move(z=float(here[2]))
+    choose(lambda: v.set_style(slab=0.5), near(0.5), "")
+    choose(lambda: v.move(z=500.0), "42 of 42 streamlines, none of them near the plane", "")
+    c["slab"].value = 2.0
+    choose(lambda: v.move(z=float(here[2])), near(2.0), "")
+    v.look("sagittal")
+    assert c["counted"].value == "42 of 42 streamlines, 40 of them near the plane" != near(2.0)
+
+
+@pytest.mark.vulkan
 def test_linked_views_have_one_set_of_controls(live_view):
     from tractkit.viz.viewer import link_views
 

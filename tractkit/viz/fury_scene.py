@@ -216,6 +216,16 @@ class Stage:
         """How many streamlines are drawn at rest."""
         return sum(self._shown_of(part) for part, _ in self._lines)
 
+    @property
+    def near(self) -> int | None:
+        """How many of these come within the slab; None without one."""
+        if self.style.slab is None:
+            return None
+        axis = NORMALS.get(self.view, 2)
+        low, high = self.position[axis] - self.style.slab, self.position[axis] + self.style.slab
+        reached = [actor.extents[:self._shown_of(part), :, axis] for part, actor in self._lines]
+        return sum(int(((e[:, 0] <= high) & (e[:, 1] >= low)).sum()) for e in reached)
+
     def _shown_of(self, part: Part) -> int:
         return 0 if part.name in self.hidden else part.count(self.count)
 

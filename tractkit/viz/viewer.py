@@ -37,6 +37,8 @@ from tractkit.viz.controls import (
     on_value,
     put_together,
     switch_names,
+    write_count,
+    write_selected,
 )
 from .drawables import Contour, Drawable, Drawing, Labels, Lines, Slices, may_be_odf
 from .fury_scene import LineStyle, Stage, free_caches
@@ -111,6 +113,11 @@ class StillView:
         """How many streamlines are drawn."""
         return self.composition.shown
 
+    @property
+    def near(self) -> int | None:
+        """How many of these are near the plane, within the slab; None without one."""
+        return None
+
     def select(
         self,
         include: Region | Sequence[Region] = (),   # Sphere, Box or mask: only streamlines through each of these
@@ -120,7 +127,9 @@ class StillView:
 
         Raises TypeError for what is no region."""
         self.included, self.excluded = ([r] if isinstance(r, Region) else list(r) for r in (include, exclude))
-        return self._select(), self.total
+        left = self._select()
+        write_selected(self, left if self.included or self.excluded else None)
+        return left, self.total
 
     def _select(self) -> int:
         raise RuntimeError(_ONLY_STILL)
@@ -202,6 +211,11 @@ class View(StillView):
         """How many streamlines are drawn when the scene is at rest."""
         return self.composition.shown if self._stage is None else self._stage.shown
 
+    @property
+    def near(self) -> int | None:
+        """How many of these are near the plane, within the slab; None without one."""
+        return None if self._stage is None else self._stage.near
+
     def redraw(
         self,
         moved: bool = False,  # coarsely at first: more changes are likely to follow at once
@@ -209,6 +223,7 @@ class View(StillView):
         """Draw the live view again, after a change to its scene."""
         if self._drawn is not None:
             self._drawn.redraw(moved)
+            write_count(self)
 
     @property
     def camera(self) -> Camera:
