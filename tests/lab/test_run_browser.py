@@ -561,6 +561,10 @@ def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     assert table.shown == {"names": ["broken", "series/small"], "problem": ""} and browser.where == table.where
     assert [r["name"] for r in browser.table("best")] == ["series/small", "broken"]
     assert "stopped" not in browser._repr_html_().partition("<img")[0] and "stopped" not in repr(browser)
+    assert {"done", "stopped", "series/small"} < set(browser.chosen)  # hidden ones stay ticked, and are not drawn
+    few, all_of_them = browser.curves(), browser.curves(browser.chosen)
+    assert len(few.axes[0].lines) < len(all_of_them.axes[0].lines)
+    assert 'alt="losses of ' in (page := browser._repr_html_()) and "done" not in page
     table.set_state({"where": "lr <"})
     assert table.shown["names"] == ["broken", "series/small"] and "no condition" in table.shown["problem"]
     assert len(repr(browser).splitlines()) == 7  # a filter that is half written hides nothing
