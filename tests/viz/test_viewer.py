@@ -34,7 +34,7 @@ from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_ac
 from tractkit.viz.planes import to_world_axes, world_box
 from tractkit.viz.stills import snapshot
 from tractkit.viz.theme import palette
-from tractkit.viz.viewer import describe_place, view
+from tractkit.viz.viewer import _clicked, describe_place, view
 
 
 def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
@@ -625,6 +625,40 @@ def test_the_count_below_a_view_follows_every_way_of_choosing(live_view):
     choose(lambda: v.move(z=float(here[2])), near(2.0), "")
     v.look("sagittal")
     assert c["counted"].value == "42 of 42 streamlines, 40 of them near the plane" != near(2.0)
+
+
+@pytest.mark.vulkan
+def test_reset_puts_all_back_that_a_person_or_a_method_has_changed(live_view):
+    t, affine = grouped(), AFFINES["RAS"]
+    back = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
+    v = live_view({"lines": Lines(t, tubes=0.3), "back": back, "thin": wavy(9)}, max_streamlines=30, size=(120, 90))
+    first, said, here = v.screenshot().array, {k: c.value for k, c in v.controls.items() if hasattr(c, "value")}, \
+        t.rasmm()[5][10]
+
+    def by_methods():
+        v.select(Sphere((900, 0, 0), 1.0))
+        v.set_style(slab=2.0, opacity=0.3, thickness=3.0)
+        v.set_count(3)
+        v.toggle("thin", False)
+        v.set_colormap("hot")
+        v.look("axial")
+        v.move(*map(float, here))
+
+    def by_controls():
+        for name, value in {"slab": 3.0, "opacity": 0.4, "style": "lines", "count": 4, "radius": 9.0, "z": 15.0,
+                            "show thin": False, "plane axial": False, "window": (0.2, 0.4), "look": "coronal"}.items():
+            assert v.controls[name].value != value
+            v.controls[name].value = value
+        _clicked(v, 60, 45)
+        v.controls["past"].click()
+
+    for change in (by_methods, by_controls):
+        change()
+        assert (v.screenshot().array != first).mean() > 0.02
+        v.controls["reset"].click()
+        assert said == {k: c.value for k, c in v.controls.items() if hasattr(c, "value")}
+        assert v.included == v.excluded == [] and v.near is None and not v._stage.hidden
+        np.testing.assert_array_equal(v.screenshot().array, first)
 
 
 @pytest.mark.vulkan

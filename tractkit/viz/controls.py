@@ -46,6 +46,11 @@ class Controllable(Protocol):
     def toggle(self, name: str, visible: bool | None = None) -> None: ...
 
 
+def values_of(controls: Mapping[str, widgets.Widget]) -> dict[str, object]:
+    """Return the values that controls have now, by name."""
+    return {name: control.value for name, control in controls.items() if hasattr(control, "value")}
+
+
 def on_value(widget: widgets.Widget, act: Callable) -> None:
     """Call `act` with the new value whenever the widget's value changes."""
     widget.observe(lambda change: act(change["new"]), names="value")
@@ -160,13 +165,10 @@ def add_selection(view: Controllable, through: Callable[[bool | None, float], ob
         button.on_click(act)
 
 
-def write_selected(
-    view: Controllable,
-    left: int | None,   # streamlines that pass; None: no region is given
-) -> None:
+def write_selected(controls: Mapping[str, widgets.Widget], text: str) -> None:
     """Write how many streamlines pass through the regions, where that is written at all."""
-    if "selected" in view.controls:
-        view.controls["selected"].value = "" if left is None else f"{left:,} of {view.total:,} streamlines pass"
+    if "selected" in controls:
+        controls["selected"].value = text
 
 # %% ../../nbs/viz/17_controls.ipynb #d85244e3
 def add_style(view: Controllable, set_style: Callable[..., None]) -> None:
