@@ -578,6 +578,32 @@ def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     browser.close()
 
 
+def test_a_browser_without_runs_keeps_its_filter_and_its_columns_for_those_that_come(kept, tmp_path):
+    where = "lr < 5e-3 or not lr > 2 and trainer in [Fit]"
+    browser = RunBrowser(tmp_path, where=where, columns=["name", "learning_rate"])
+    table = browser.widget.children[1]
+    assert browser.table() == [] and "no run yet" in repr(browser)
+    (tmp_path / "notes").mkdir()  # a folder that is no run has no settings either
+    press(browser, "refresh")
+    until(lambda: len(table.table["rows"]) == 1)
+    assert table.where == browser.where == where and not table.shown["problem"]
+    for name in ("done", "series/small"):
+        shutil.copytree(kept / name, tmp_path / name)
+    browser.refresh()
+    assert table.shown == {"names": ["done", "series/small"], "problem": ""} and browser.chosen
+    assert [c[0] for c in table.table["columns"] if c[3]] == ["name", "status", "curve", "learning_rate"]
+    shutil.rmtree(tmp_path / "series")  # nothing differs any more
+    browser.refresh()
+    assert len(table.table["rows"]) == 2 and "done" in repr(browser) and "done" in browser._repr_html_()
+    table.set_state({"where": "lr <"})  # half written
+    fresh = RunBrowser(tmp_path)
+    fresh.where = "lr <"
+    assert fresh.chosen == ["done"]
+    with pytest.raises(ValueError, match="no condition"):
+        RunBrowser(tmp_path, where="lr <")
+    browser.close()
+
+
 def test_ticks_send_curves_with_their_four_places(kept):
     browser = RunBrowser(kept)
     table = browser.widget.children[1]

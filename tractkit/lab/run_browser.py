@@ -235,7 +235,7 @@ class RunBrowser:
     @property
     def chosen(self) -> list[str]:
         """Names of the runs whose curves are drawn: those that are ticked; at first the best."""
-        return _best_runs(filter_runs(self.runs, self.where)) if self._chosen is None else self._chosen
+        return _best_runs(self._fitting()) if self._chosen is None else self._chosen
 
     @chosen.setter
     def chosen(self, names: Sequence[str]) -> None:
@@ -250,9 +250,9 @@ class RunBrowser:
             self._runs = find_runs(self.folder, known=self._known, so_far=so_far)
             if page is not None:
                 page.show(self._runs)
-            if page is not None and self._chosen is None:
-                self._chosen = self.chosen
-                page.choose(self._chosen)
+            if page is not None and self._chosen is None and (names := self.chosen):  # none: there is no run yet
+                self._chosen = names
+                page.choose(names)
         self._took = time.monotonic() - began
 
     def table(
