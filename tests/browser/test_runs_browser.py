@@ -116,6 +116,13 @@ def test_rows_are_sorted_filtered_grouped_and_columns_chosen(page):
     page.wait_for_function("model.get('where') === 'lr < 2e-3'")
     told(page, "shown", {"names": ["run-9"], "problem": ""})
     assert names(page) == ["run-9"] and "1 of 4 runs shown" in page.locator(".tractkit-runs-below").inner_text()
+    drawn = page.locator(".tractkit-plot-legend > span")
+    assert drawn.all_inner_texts() == ["● run-9 (failed)"]  # a curve that the filter hides is not drawn
+    page.wait_for_function("document.querySelector('canvas').ariaLabel.startsWith('losses of run-9 over')")
+    told(page, "shown", {"names": ["void"], "problem": ""})
+    assert drawn.count() == 0 and page.evaluate("model.get('chosen')") == ["run-10", "run-9"]  # they stay ticked
+    told(page, "shown", {"names": None, "problem": ""})
+    assert drawn.all_inner_texts() == ["● run-10", "● run-9 (failed)"]
     told(page, "shown", {"names": ["run-9"], "problem": "no run has lrr; did you mean lr?"})
     assert page.get_by_text("did you mean lr?").is_visible()
 

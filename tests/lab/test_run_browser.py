@@ -561,6 +561,10 @@ def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     assert table.shown == {"names": ["broken", "series/small"], "problem": ""} and browser.where == table.where
     assert [r["name"] for r in browser.table("best")] == ["series/small", "broken"]
     assert "stopped" not in browser._repr_html_().partition("<img")[0] and "stopped" not in repr(browser)
+    assert {"done", "stopped", "series/small"} < set(browser.chosen)  # hidden ones stay ticked, and are not drawn
+    few, all_of_them = browser.curves(), browser.curves(browser.chosen)
+    assert len(few.axes[0].lines) < len(all_of_them.axes[0].lines)
+    assert 'alt="losses of ' in (page := browser._repr_html_()) and "done" not in page
     table.set_state({"where": "lr <"})
     assert table.shown["names"] == ["broken", "series/small"] and "no condition" in table.shown["problem"]
     assert len(repr(browser).splitlines()) == 7  # a filter that is half written hides nothing
@@ -571,6 +575,32 @@ def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     assert [(r["max_epochs"], r["runs"]) for r in browser.table(group="max_epochs")] == [(3, 3), (2, 1)]
     with pytest.raises(KeyError, match="no column 'colour'"):
         RunBrowser(kept, columns=["name", "colour"])
+    browser.close()
+
+
+def test_a_browser_without_runs_keeps_its_filter_and_its_columns_for_those_that_come(kept, tmp_path):
+    where = "lr < 5e-3 or not lr > 2 and trainer in [Fit]"
+    browser = RunBrowser(tmp_path, where=where, columns=["name", "learning_rate"])
+    table = browser.widget.children[1]
+    assert browser.table() == [] and "no run yet" in repr(browser)
+    (tmp_path / "notes").mkdir()  # a folder that is no run has no settings either
+    press(browser, "refresh")
+    until(lambda: len(table.table["rows"]) == 1)
+    assert table.where == browser.where == where and not table.shown["problem"]
+    for name in ("done", "series/small"):
+        shutil.copytree(kept / name, tmp_path / name)
+    browser.refresh()
+    assert table.shown == {"names": ["done", "series/small"], "problem": ""} and browser.chosen
+    assert [c[0] for c in table.table["columns"] if c[3]] == ["name", "status", "curve", "learning_rate"]
+    shutil.rmtree(tmp_path / "series")  # nothing differs any more
+    browser.refresh()
+    assert len(table.table["rows"]) == 2 and "done" in repr(browser) and "done" in browser._repr_html_()
+    table.set_state({"where": "lr <"})  # half written
+    fresh = RunBrowser(tmp_path)
+    fresh.where = "lr <"
+    assert fresh.chosen == ["done"]
+    with pytest.raises(ValueError, match="no condition"):
+        RunBrowser(tmp_path, where="lr <")
     browser.close()
 
 

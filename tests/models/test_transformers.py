@@ -1,5 +1,6 @@
 """The three transformers: in tracking as in training, blind for the future, as dwi_ml's, resumed bit for bit."""
 
+import ast
 import json
 from types import SimpleNamespace
 
@@ -20,6 +21,7 @@ BODIES = ("tts", "tto", "ttst")
 FORMS = ("as_label", "zeros", "symmetric362", "symmetric642", "symmetric724", "repulsion100", "repulsion200",
          "repulsion724")
 FEW = [4, 1, 23, 0, 40, 3]
+OF_LENGTHS = pytest.mark.parametrize("lengths", [FEW, pytest.param(LENGTHS, marks=pytest.mark.full)], ids=["few", "300"])
 
 
 def small(body, **options):
@@ -43,22 +45,24 @@ def test_tracking_answers_as_training_does_while_places_are_refilled(body, posit
                  prev_dirs_embedding_key="nn_embedding", prev_dirs_embedded_size=4))
 
 
+@OF_LENGTHS
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("body", ["tto", "ttst"])
-def test_so_it_does_with_every_form_of_the_start(body, form, positions):
+def test_so_it_does_with_every_form_of_the_start(body, form, positions, lengths):
     model = small(body, SOS_token_type=form, position_encoding=positions, n_layers_e=1)
-    agrees(model, FEW, nb_places=2)
+    agrees(model, lengths, nb_places=3)
     inputs, batch = batch_of(FEW)
     turned = SimpleNamespace(**vars(batch) | {"previous": torch.where(batch.previous == 0, batch.points[0], 0)})
     before, after = (model(inputs, b).detach() for b in (batch, turned))
     assert not torch.allclose(before[0], after[0], atol=1e-4)  # whether the direction is known is seen, and which
 
 
+@OF_LENGTHS
 @pytest.mark.parametrize("eos", [False, True])
 @pytest.mark.parametrize("key", DIRECTION_GETTERS)
 @pytest.mark.parametrize("body", BODIES)
-def test_every_getter_trains_is_stored_and_tracks_as_it_was_trained(body, key, eos, tmp_path):
+def test_every_getter_trains_is_stored_and_tracks_as_it_was_trained(body, key, eos, lengths, tmp_path):
     model = small(body, dg_key=key, add_eos=eos, n_layers_e=1, dropout_rate=0.05)
     inputs, batch = batch_of(FEW, known=False)
     optimizer, losses = torch.optim.Adam(model.parameters(), 0.01), []
@@ -74,7 +78,7 @@ def test_every_getter_trains_is_stored_and_tracks_as_it_was_trained(body, key, e
     again = load_model(tmp_path)
     assert again.hyperparameters == model.hyperparameters
     assert torch.equal(again(inputs, batch), model.eval()(inputs, batch))
-    agrees(again, FEW, nb_places=2)
+    agrees(again, lengths, nb_places=3)
 
 
 @pytest.mark.parametrize("positions", ["sinusoidal", "rotary"])
@@ -297,3 +301,23 @@ def test_the_memory_of_a_state_is_known_beforehand(body):
     for _ in range(64):
         state = model.step(torch.zeros(3, 3), torch.zeros(3, 3), state)[1]
     assert sum(part.nbytes for part in state[3:]) == 3 * model.state_bytes(64) == 3 * model.state_bytes(900)
+
+
+def test_a_training_on_streamlines_that_are_too_long_says_which_and_what_to_do(data, tmp_path):
+    trainer = streamline_trainer(data, tmp_path, model=small("tts", step_size=None, max_len=10))
+    with pytest.raises(ValueError, match=r"sub-\w+: streamline \d+ has \d\d points.*max_len=\d\d or more"):
+        trainer.train_and_validate()
+
+
+def test_the_code_of_a_run_builds_its_model(data, tmp_path):
+    from tractkit.lab.settings_code import code_of_settings
+
+    trainer = streamline_trainer(data, tmp_path, model=small("ttst", step_size=2.0, position_encoding="rotary"))
+    code = code_of_settings(trainer.config())
+    assert "from tractkit.models.transformers import TransformerSrcAndTgtModel" in code
+    found = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.Call)
+             and getattr(node.func, "id", "") == "TransformerSrcAndTgtModel"]
+    given = {k.arg: ast.literal_eval(k.value) for k in found[0].keywords}
+    first = [ast.literal_eval(a) for a in found[0].args]
+    assert model_class("ttst")(*first, **given).hyperparameters == trainer.model.hyperparameters
+    assert "nheads" in given and "max_len" not in given  # what is the default is left out

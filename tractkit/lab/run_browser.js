@@ -381,7 +381,11 @@ function render({ model, el }) {
     plot.read();
   };
   const handlers = { changed: merge, curves: plot.read, axes: plot.read, slots: plot.read };
-  for (const name of ["table", "chosen", "order", "columns", "group", "shown", "where"]) handlers[name] = table;
+  for (const name of ["table", "chosen", "order", "columns", "group", "where"]) handlers[name] = table;
+  handlers.shown = () => {
+    table();
+    plot.read();
+  };
   for (const [name, act] of Object.entries(handlers)) model.on(`change:${name}`, act);
   const watch = new MutationObserver(theme);
   const size = new ResizeObserver(theme);

@@ -235,7 +235,7 @@ class RunBrowser:
     @property
     def chosen(self) -> list[str]:
         """Names of the runs whose curves are drawn: those that are ticked; at first the best."""
-        return _best_runs(filter_runs(self.runs, self.where)) if self._chosen is None else self._chosen
+        return _best_runs(self._fitting()) if self._chosen is None else self._chosen
 
     @chosen.setter
     def chosen(self, names: Sequence[str]) -> None:
@@ -250,9 +250,9 @@ class RunBrowser:
             self._runs = find_runs(self.folder, known=self._known, so_far=so_far)
             if page is not None:
                 page.show(self._runs)
-            if page is not None and self._chosen is None:
-                self._chosen = self.chosen
-                page.choose(self._chosen)
+            if page is not None and self._chosen is None and (names := self.chosen):  # none: there is no run yet
+                self._chosen = names
+                page.choose(names)
         self._took = time.monotonic() - began
 
     def table(
@@ -280,14 +280,15 @@ class RunBrowser:
 
     def curves(
         self,
-        names: Sequence[str] | None = None,  # runs; default: those that are ticked
+        names: Sequence[str] | None = None,  # runs; default: those that are ticked and fit the filter
         graphs: Mapping | None = None,       # see `plot_runs`; default: the losses
         x: str = "epoch",                    # or "step", "hours", "time"
         dark: bool = False,
         size: tuple[float, float] = (860, 300),  # pixels
     ) -> Picture:
         """Draw the curves of runs, one over the other. With `graphs` whole logs are read."""
-        return _draw_runs([self[name] for name in (self.chosen if names is None else names)], graphs, x, dark, size)
+        runs = self._drawn() if names is None else [self[name] for name in names]
+        return _draw_runs(runs, graphs, x, dark, size)
 
     def annotate(
         self,
@@ -365,9 +366,14 @@ class RunBrowser:
         except ValueError:
             return self.runs
 
+    def _drawn(self) -> list[RunFacts]:
+        """Return the runs whose curves are drawn: those that are ticked, are there still, and fit the filter."""
+        fitting = {run.name: run for run in self._fitting()}
+        return [fitting[name] for name in self.chosen if name in fitting]
+
     def _repr_html_(self) -> str:
-        names = [run.name for run in self.runs if run.name in self.chosen]
-        return _saved_html(self._fitting(), self.columns, names, self.curves(names) if names else None)
+        names = [run.name for run in self._drawn()]
+        return _saved_html(self._fitting(), self.columns, names, self.curves() if names else None)
 
     def _ipython_display_(self) -> None:
         if get_ipython() is None:

@@ -241,7 +241,8 @@ export function drawPlot(canvas, state, look) {
   if (!lines.length) {
     c.fillStyle = look.faint;
     c.textAlign = "center";
-    c.fillText("tick runs in the table to compare their curves", W / 2, H / 2);
+    const words = state.hidden ? "no run that is ticked fits the filter" : "tick runs in the table to see their curves";
+    c.fillText(words, W / 2, H / 2);
     return null;
   }
   const scale = scalesOf(lines, axes, zoom, box);
@@ -415,7 +416,7 @@ function showLegend(legend, lines, look, focus) {
 export function makePlot(parent, model, lookNow) {
   // the curves of the runs that are ticked
   const root = make(parent, "div", undefined, "tractkit-plot");
-  const state = { lines: [], axes: {}, zoom: null, focus: null, drag: null, cursor: null };
+  const state = { lines: [], hidden: 0, axes: {}, zoom: null, focus: null, drag: null, cursor: null };
   const change = (some) => {
     if ("x" in some || "logx" in some) state.zoom = null;
     model.set("axes", { ...model.get("axes"), ...some });
@@ -456,8 +457,11 @@ export function makePlot(parent, model, lookNow) {
   }
   function read() {
     state.axes = model.get("axes");
-    const { lines, without } = readLines(model.get("curves"), state.axes, model.get("slots"));
+    const { names } = model.get("shown"); // a run that the filter hides stays ticked, but is not drawn
+    const curves = model.get("curves").filter((curve) => !names || names.includes(curve.name));
+    const { lines, without } = readLines(curves, state.axes, model.get("slots"));
     state.lines = lines;
+    state.hidden = model.get("curves").length - curves.length;
     showLegend(legend, lines, lookNow(), focus);
     note.textContent = without.length ? `${PLACES[state.axes.x]} is not in the log of ${without.join(", ")}` : "";
     redraw();

@@ -140,12 +140,12 @@ def table_of(
     runs: Sequence[RunFacts],
     columns: Sequence[str] | None = None,  # that are shown; None: a few
 ) -> RunTable:
-    """Make the rows, choose the columns, and count the runs by status. KeyError for a column that is not there."""
+    """Make the rows, choose the columns, and count the runs by status. Columns that no row has are left out."""
     rows = run_rows(runs)
-    check_columns(rows, columns or ())
     settings = sorted((column for column in (rows[0] if rows else ()) if column not in FACTS), key=_interest)
     tags = ["tags"] if any(row["tags"] for row in rows) else []
-    shown = list(columns or [*_FIRST, *settings[:_NB_SETTINGS], *_LAST, *tags])
+    wanted = list(columns or [*_FIRST, *settings[:_NB_SETTINGS], *_LAST, *tags])
+    shown = [column for column in wanted if not rows or column in rows[0]]  # its runs may be deleted since
     others = [column for column in [*_HEADINGS, *settings] if column not in shown]
     hidden = [column for column in settings if column in others]
     counts = {status: sum(run.status == status for run in runs) for status in STATUSES}

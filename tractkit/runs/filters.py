@@ -146,7 +146,9 @@ class _Parser:
             return None
         return (lambda run: fact_of(run, key)) if key in FACTS else (lambda run: run.settings.get(key))
 
-    def _unknown(self, name: str) -> NoReturn:
+    def _unknown(self, name: str) -> _Value:
+        if not self.names.settings:  # no run yet, or none with settings: the name cannot be judged
+            return lambda run: None
         near = self.names.near(name)
         raise ValueError(f"no run has {name}" + (f"; did you mean {near}?" if near else ""))
 
@@ -190,6 +192,8 @@ def filter_runs(
     runs: Sequence[RunFacts],
     where: str,  # see `parse_filter`; "": all
 ) -> list[RunFacts]:
-    """Return the runs that fit, in their order. ValueError for what is no filter, or names what no run has."""
+    """Return the runs that fit, in their order. ValueError for what is no filter, or names what no run has.
+
+    While there is no run with settings, a setting may have any name: those of the first run are not known yet."""
     fits = parse_filter(where, runs)
     return [run for run in runs if fits(run)]
