@@ -34,7 +34,7 @@ from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_ac
 from tractkit.viz.planes import to_world_axes, world_box
 from tractkit.viz.stills import snapshot
 from tractkit.viz.theme import palette
-from tractkit.viz.viewer import describe_place, view
+from tractkit.viz.viewer import _clicked, describe_place, view
 
 
 def lit_mask(affine: np.ndarray, reach: int = 1) -> Volume:
@@ -588,6 +588,77 @@ def test_streamlines_are_chosen_by_regions(live_view):
     np.testing.assert_array_equal(v.screenshot().array, before)
     with pytest.raises(TypeError, match="give a Sphere, a Box, or a mask"):
         v.select(include=["left"])
+
+
+@pytest.mark.vulkan
+def test_the_count_below_a_view_follows_every_way_of_choosing(live_view):
+    low, high = wavy(20), wavy(20, 6)
+    t = Tractogram(Streamlines.from_list([np.zeros((0, 3)), np.ones((1, 3)), *low.streamlines, *high.streamlines]),
+                   low.affine, SHAPE)
+    v = live_view({"lines": t, "mask": Volume(np.ones(SHAPE, np.float32), t.affine)}, size=(120, 90))
+    c, rasmm, here = v.controls, t.rasmm(), t.rasmm()[7][10]
+    passing = int(pass_through(t, Sphere(here, 2.0)).sum())
+    assert 0 < passing < 42
+
+    def near(slab, shown=42):
+        heights = [line[:, 2] for line in rasmm if len(line) > 1]
+        hit = sum(h.min() <= here[2] + slab and h.max() >= here[2] - slab for h in heights)
+        return f"{shown} of 42 streamlines, {hit} of them near the plane"
+
+    def choose(act, *expected):
+        act()
+        assert (c["counted"].value, c["selected"].value) == expected
+
+    choose(lambda: v.select(Sphere(here, 2.0)), f"{passing} of 42 streamlines", f"{passing} of 42 streamlines pass")
+    choose(lambda: v.select(Sphere((900, 0, 0), 1.0)), "0 of 42 streamlines", "0 of 42 streamlines pass")
+    choose(lambda: v.set_style(slab=1.0), "0 of 42 streamlines", "0 of 42 streamlines pass")
+    choose(v.set_style, "0 of 42 streamlines", "0 of 42 streamlines pass")
+    choose(v.select, "42 of 42 streamlines", "")
+    choose(lambda: v.set_count(12), "12 of 42 streamlines", "")
+    choose(lambda: v.set_count(42), "42 of 42 streamlines", "")
+    choose(lambda: v.toggle("lines", False), "0 of 42 streamlines", "")
+    choose(lambda: v.toggle("lines"), "42 of 42 streamlines", "")
+    v.move(z=float(here[2]))
+    choose(lambda: v.set_style(slab=0.5), near(0.5), "")
+    choose(lambda: v.move(z=500.0), "42 of 42 streamlines, none of them near the plane", "")
+    c["slab"].value = 2.0
+    choose(lambda: v.move(z=float(here[2])), near(2.0), "")
+    v.look("sagittal")
+    assert c["counted"].value == "42 of 42 streamlines, 40 of them near the plane" != near(2.0)
+
+
+@pytest.mark.vulkan
+def test_reset_puts_all_back_that_a_person_or_a_method_has_changed(live_view):
+    t, affine = grouped(), AFFINES["RAS"]
+    back = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), affine)
+    v = live_view({"lines": Lines(t, tubes=0.3), "back": back, "thin": wavy(9)}, max_streamlines=30, size=(120, 90))
+    first, said, here = v.screenshot().array, {k: c.value for k, c in v.controls.items() if hasattr(c, "value")}, \
+        t.rasmm()[5][10]
+
+    def by_methods():
+        v.select(Sphere((900, 0, 0), 1.0))
+        v.set_style(slab=2.0, opacity=0.3, thickness=3.0)
+        v.set_count(3)
+        v.toggle("thin", False)
+        v.set_colormap("hot")
+        v.look("axial")
+        v.move(*map(float, here))
+
+    def by_controls():
+        for name, value in {"slab": 3.0, "opacity": 0.4, "style": "lines", "count": 4, "radius": 9.0, "z": 15.0,
+                            "show thin": False, "plane axial": False, "window": (0.2, 0.4), "look": "coronal"}.items():
+            assert v.controls[name].value != value
+            v.controls[name].value = value
+        _clicked(v, 60, 45)
+        v.controls["past"].click()
+
+    for change in (by_methods, by_controls):
+        change()
+        assert (v.screenshot().array != first).mean() > 0.02
+        v.controls["reset"].click()
+        assert said == {k: c.value for k, c in v.controls.items() if hasattr(c, "value")}
+        assert v.included == v.excluded == [] and v.near is None and not v._stage.hidden
+        np.testing.assert_array_equal(v.screenshot().array, first)
 
 
 @pytest.mark.vulkan

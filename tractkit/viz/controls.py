@@ -35,6 +35,8 @@ class Controllable(Protocol):
     @property
     def shown(self) -> int: ...
     @property
+    def near(self) -> int | None: ...
+    @property
     def total(self) -> int: ...
     def look(self, view: str) -> None: ...
     def reset(self) -> None: ...
@@ -42,6 +44,11 @@ class Controllable(Protocol):
     def set_window(self, low: float, high: float) -> None: ...
     def set_colormap(self, name: str) -> None: ...
     def toggle(self, name: str, visible: bool | None = None) -> None: ...
+
+
+def values_of(controls: Mapping[str, widgets.Widget]) -> dict[str, object]:
+    """Return the values that controls have now, by name."""
+    return {name: control.value for name, control in controls.items() if hasattr(control, "value")}
 
 
 def on_value(widget: widgets.Widget, act: Callable) -> None:
@@ -124,32 +131,28 @@ def add_count_slider(view: Controllable, set_count: Callable[[int], None]) -> No
         value=min(most, view.composition.limit or most), min=1, max=most, description="lines", continuous_update=False,
         tooltip="streamlines drawn of each tractogram", layout=_WIDE, style=_WORD)
     view.controls["counted"] = widgets.HTML(_count_text(view))
-
-    def change(count: int) -> None:
-        set_count(count)
-        _update_count(view)
-
-    on_value(view.controls["count"], change)
+    on_value(view.controls["count"], set_count)
 
 
 def _count_text(view: Controllable) -> str:
-    return f"{view.shown:,} of {view.total:,} streamlines"
+    text, near = f"{view.shown:,} of {view.total:,} streamlines", view.near
+    if near is None or not view.shown:
+        return text
+    return f"{text}, {f'{near:,}' if near else 'none'} of them near the plane"
 
 
-def _update_count(view: Controllable) -> None:
-    """Write how many streamlines are drawn, where that is written at all."""
+def write_count(view: Controllable) -> None:
+    """Write how many streamlines are drawn, and how many of them the slab shows, where that is written at all."""
     if "counted" in view.controls:
         view.controls["counted"].value = _count_text(view)
 
 # %% ../../nbs/viz/17_controls.ipynb #e19c7c88
-def add_selection(view: Controllable, through: Callable[[bool | None, float], tuple[int, int]]) -> None:
-    """Add buttons for the streamlines through a place, past it, and all, and how near, in mm, is through it.
-
-    `through` returns how many of how many."""
+def add_selection(view: Controllable, through: Callable[[bool | None, float], object]) -> None:
+    """Add buttons for the streamlines through a place, past it, and all, and how near, in mm, is through it."""
     near = view.controls["radius"] = widgets.FloatSlider(
         value=5.0, min=0.5, max=30.0, step=0.5, description="radius", readout_format=".1f", layout=_WIDE, style=_WORD,
         tooltip="mm around the planes' crossing")
-    said = view.controls["selected"] = widgets.HTML()
+    view.controls["selected"] = widgets.HTML()
     for name, text, given, width, tip in (
             ("through", "through here", True, "108px", "only streamlines near the planes' crossing"),
             ("past", "not through here", False, "140px", "none near the planes' crossing"),
@@ -157,11 +160,15 @@ def add_selection(view: Controllable, through: Callable[[bool | None, float], tu
         button = view.controls[name] = widgets.Button(description=text, tooltip=tip, layout={"width": width})
 
         def act(_: object, given: bool | None = given) -> None:
-            left, total = through(given, near.value)
-            said.value = "" if given is None else f"{left:,} of {total:,} streamlines pass"
-            _update_count(view)
+            through(given, near.value)
 
         button.on_click(act)
+
+
+def write_selected(controls: Mapping[str, widgets.Widget], text: str) -> None:
+    """Write how many streamlines pass through the regions, where that is written at all."""
+    if "selected" in controls:
+        controls["selected"].value = text
 
 # %% ../../nbs/viz/17_controls.ipynb #d85244e3
 def add_style(view: Controllable, set_style: Callable[..., None]) -> None:
@@ -211,7 +218,6 @@ def add_switches(view: Controllable) -> None:
 
 def _toggle(view: Controllable, name: str, visible: bool) -> None:
     view.toggle(name, visible)
-    _update_count(view)
 
 # %% ../../nbs/viz/17_controls.ipynb #02584585
 def legend_images(composition: Composition) -> list[widgets.Image]:

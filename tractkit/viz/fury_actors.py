@@ -8,7 +8,7 @@ __all__ = []
 # %% ../../nbs/viz/10_fury_actors.ipynb #3611ace0
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import pairwise
 
 import numpy as np
@@ -66,6 +66,18 @@ class LineBlocks:
         self._blocks = [(a, LineActor(streamlines[a:b], rgb[offsets[a]:offsets[b]], tubes))
                         for a, b in pairwise(bounds)]
         self.objects = [block.shape for _, block in self._blocks if block.shape is not None]
+        self._streamlines, self._radius = streamlines, tubes or 0.0
+
+    @cached_property
+    def extents(self) -> np.ndarray:
+        """From where to where each streamline reaches, (N, 2, 3) rasmm: lowest and highest; NaN: no segment."""
+        nb, out = self._streamlines.nb_points, np.full((self.nb, 2, 3), np.nan)
+        first = self._streamlines.offsets[:-1][nb > 0]  # with those of no point, reduceat would take a neighbour's
+        if len(first):
+            out[nb > 0, 0] = np.minimum.reduceat(self._streamlines.points, first) - self._radius
+            out[nb > 0, 1] = np.maximum.reduceat(self._streamlines.points, first) + self._radius
+        out[nb < 2] = np.nan
+        return out
 
     def show_first(self, count: int) -> None:
         """Draw only the first streamlines."""

@@ -191,17 +191,26 @@ class Stage:
     def select(self, include: Sequence[Region], exclude: Sequence[Region]) -> int:
         """Show only the streamlines through all of `include` and none of `exclude`. Return how many there are."""
         kept = kept_streamlines(self.composition.parts, include, exclude)
+        self._draw_parts([replace(part.among(kept[id(part.tractogram)]), tubes=old.tubes)
+                          for part, (old, _) in zip(self.composition.parts, self._lines, strict=True)])
+        return sum(int(each.sum()) for each in kept.values())
+
+    def _draw_parts(self, parts: Sequence[Part]) -> None:
+        """Draw these in place of the streamlines of now."""
         self.choose(None)
         for _, actor in self._lines:
             self.scene.remove(*actor.objects)
         if self._coarse:
             self.scene.remove(*(o for coarse in self._coarse for o in coarse.objects))
             self._coarse = []
-        parts = self.composition.parts
-        self._lines = [(new, self._made(new)) for part, (old, _) in zip(parts, self._lines, strict=True)
-                       for new in [replace(part.among(kept[id(part.tractogram)]), tubes=old.tubes)]]
+        self._lines = [(part, self._made(part)) for part in parts]
         self.show_lines()
-        return sum(int(each.sum()) for each in kept.values())
+
+    def draw_as_at_start(self) -> None:
+        """Draw all streamlines of the start in their first style, hide nothing, mark nothing."""
+        self.style, self.count, self.hidden, self.crosshair = LineStyle(), self.composition.limit, set(), False
+        self._draw_parts(self.composition.parts)
+        self.refresh()
 
     def show_lines(self) -> int:
         """Show the streamlines of the parts that are not hidden. Return how many."""
@@ -215,6 +224,16 @@ class Stage:
     def shown(self) -> int:
         """How many streamlines are drawn at rest."""
         return sum(self._shown_of(part) for part, _ in self._lines)
+
+    @property
+    def near(self) -> int | None:
+        """How many of these come within the slab; None without one."""
+        if self.style.slab is None:
+            return None
+        axis = NORMALS.get(self.view, 2)
+        low, high = self.position[axis] - self.style.slab, self.position[axis] + self.style.slab
+        reached = [actor.extents[:self._shown_of(part), :, axis] for part, actor in self._lines]
+        return sum(int(((e[:, 0] <= high) & (e[:, 1] >= low)).sum()) for e in reached)
 
     def _shown_of(self, part: Part) -> int:
         return 0 if part.name in self.hidden else part.count(self.count)

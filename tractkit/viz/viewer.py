@@ -37,6 +37,9 @@ from tractkit.viz.controls import (
     on_value,
     put_together,
     switch_names,
+    values_of,
+    write_count,
+    write_selected,
 )
 from .drawables import Contour, Drawable, Drawing, Labels, Lines, Slices, may_be_odf
 from .fury_scene import LineStyle, Stage, free_caches
@@ -104,12 +107,18 @@ class StillView:
         self.controls: dict[str, widgets.Widget] = {}
         self.canvas: widgets.VBox | None = None
         self.included, self.excluded = list[Region](), list[Region]()   # as `select` was given them
+        self._at_start: dict[str, object] = {}  # what the controls said
         self._shown_in = _cell_number() if at_once else None
 
     @property
     def shown(self) -> int:
         """How many streamlines are drawn."""
         return self.composition.shown
+
+    @property
+    def near(self) -> int | None:
+        """How many of these are near the plane, within the slab; None without one."""
+        return None
 
     def select(
         self,
@@ -120,7 +129,10 @@ class StillView:
 
         Raises TypeError for what is no region."""
         self.included, self.excluded = ([r] if isinstance(r, Region) else list(r) for r in (include, exclude))
-        return self._select(), self.total
+        left = self._select()
+        chosen = bool(self.included or self.excluded)
+        write_selected(self.controls, f"{left:,} of {self.total:,} streamlines pass" if chosen else "")
+        return left, self.total
 
     def _select(self) -> int:
         raise RuntimeError(_ONLY_STILL)
@@ -192,6 +204,7 @@ class View(StillView):
         self._stage, self._drawn = stage, None if stage is None else LiveCanvas(stage, size)
         if stage is not None and self._drawn is not None:
             _add_controls(self, stage.position)
+            self._at_start = values_of(self.controls)
             window, canvas = self._drawn.window, self._drawn
             canvas.on_click, canvas.on_wheel = partial(_clicked, self), partial(_wheel, self)
             self.canvas = put_together(window, window._output_context, *control_rows(self.controls),
@@ -202,6 +215,11 @@ class View(StillView):
         """How many streamlines are drawn when the scene is at rest."""
         return self.composition.shown if self._stage is None else self._stage.shown
 
+    @property
+    def near(self) -> int | None:
+        """How many of these are near the plane, within the slab; None without one."""
+        return None if self._stage is None else self._stage.near
+
     def redraw(
         self,
         moved: bool = False,  # coarsely at first: more changes are likely to follow at once
@@ -209,6 +227,7 @@ class View(StillView):
         """Draw the live view again, after a change to its scene."""
         if self._drawn is not None:
             self._drawn.redraw(moved)
+            write_count(self)
 
     @property
     def camera(self) -> Camera:
@@ -265,7 +284,7 @@ class View(StillView):
         self.redraw()
 
     def reset(self) -> None:
-        """Put camera, planes and grey values back to where they were at the start."""
+        """Put all back to where it was at the start: camera, planes, values, and which streamlines are drawn how."""
         _reset(self, self._need_stage())
 
     def set_count(
@@ -352,10 +371,10 @@ def _set(view: View, name: str, value: Any, act: Callable) -> None:
 
 
 def _reset(view: View, stage: Stage) -> None:
-    """Put camera, planes and grey values back to where they were at the start."""
+    """Put all back to where it was at the start."""
     c = view.composition
-    stage.crosshair = False
-    stage.choose(None)
+    _reset_controls(view)
+    stage.draw_as_at_start()
     _set(view, "look", c.view, view.look)
     view.look(c.view)
     _go_to(view, c.position(c.view))
@@ -364,6 +383,13 @@ def _reset(view: View, stage: Stage) -> None:
         _set(view, "colormap", c.colormap, view.set_colormap)
     for name in NORMALS:
         _set(view, f"plane {name}", True, lambda _: view.show_planes(list(NORMALS)))
+
+
+def _reset_controls(view: View) -> None:
+    """Give the controls the values they had at the start, and choose all streamlines."""
+    for name, value in view._at_start.items():
+        view.controls[name].value = value
+    view.select()
 
 
 def _through(view: View, wanted: bool | None, radius: float) -> tuple[int, int]:
@@ -456,7 +482,7 @@ class NiivueView(View):
         if composition.lines and self.scene.grids:
             add_selection(self, partial(_through, self))
         add_switches(self)
-        self._first = self.camera
+        self._first, self._at_start = self.camera, values_of(self.controls)
         self.canvas = put_together(widget, *control_rows(self.controls), *legend_images(composition))
 
     @property
@@ -473,7 +499,10 @@ class NiivueView(View):
         self._need_scene().widget.set_slice_type(self._need_scene().slice_type(view))
 
     def reset(self) -> None:
-        """Put camera, planes and grey values back to where they were at the start."""
+        """Put all back to where it was at the start: camera, planes, values, and which streamlines are drawn."""
+        _reset_controls(self)
+        for name in list(self._need_scene().hidden):
+            self.toggle(name, True)
         self.look(self.composition.view)
         self.camera = self._first
         if self._need_scene().grids:
