@@ -16,6 +16,7 @@ from helpers_data import make_file
 from helpers_training import SlowPoints, same_states, streamline_trainer
 from helpers_training import fit as far_fit
 from helpers_waiting import until
+from ipywidgets import Button
 
 from tractkit.core.files import DataError
 from tractkit.evaluation.scoring import GroundTruth
@@ -707,6 +708,45 @@ def test_what_is_typed_into_a_field_is_changed_and_told_or_put_back(make_panel, 
     trainer.wait()
 
 
+def test_a_panel_that_cannot_look_says_so_and_looks_again(make_panel, tmp_path, monkeypatch):
+    trainer = fit(tmp_path, pause=.002, max_epochs=900)
+    p = make_panel(trainer)
+    whole, broken = p.source.settings, threading.Event()
+
+    def settings():
+        if broken.is_set():
+            raise UnicodeDecodeError("utf-8", b"x", 0, 1, "of config.yaml")
+        return whole()
+
+    monkeypatch.setattr(p.source, "settings", settings)
+    p.press("start")
+    until(lambda: trainer.status.global_step > 2)
+    broken.set()
+    until(lambda: "the panel could not look: UnicodeDecodeError" in p.readout.readout["message"], 20)
+    broken.clear()
+    step = trainer.status.global_step
+    until(lambda: p.readout.readout["phase"] == "training" and "could not" not in p.readout.readout["message"], 20)
+    until(lambda: int(p.readout.readout["measures"]["step"].replace(",", "")) > step, 20)
+    trainer.stop(wait=True)
+
+
+def test_a_branch_that_trains_on_after_its_panel_is_closed_says_where(make_panel, tmp_path):
+    trainer = fit(tmp_path, pause=.01, max_epochs=90)
+    trainer.step(2)
+    trainer.stop(wait=True)
+    p = make_panel(trainer)
+    p.press("fork", "slow")
+    branch, head = p.forks[0].trainer, p.widget.children[-2]
+    branch.start()
+    until(lambda: branch.status.phase == "training")
+    next(w for w in head.children if isinstance(w, Button)).click()
+    assert f"TrainerPanel('{branch.folder}') shows it" in p.readout.readout["message"] and p.forks == []
+    branch.stop(wait=True)
+    left = make_panel(str(trainer.folder))  # where nothing can be started
+    assert "To go on, build its trainer again" in left.readout.readout["message"]
+    assert "press Start" not in left.readout.readout["message"]
+
+
 def test_a_run_in_the_working_folder_is_named_from_there(make_panel, tmp_path, monkeypatch):
     p = make_panel(fit(tmp_path))
     assert p.readout.readout["name"] == str(tmp_path / "run")
@@ -747,6 +787,8 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
         ("max_epochs", 0, "max_epochs must be a positive whole number, not 0"),
         ("patience", "some", "patience must be a positive whole number or None"),
         ("learning_rate", "fast", "fast"),
+        ("learning_rate", "0.01*1000000000", "1,000,000,000 values, one per epoch, are too many"),
+        ("learning_rate", " ", "must have at least one"),
     ]:
         p.form.fields[name].value = typed
         until(lambda name=name, text=problem: text in p.form.notes[name].text.value)
@@ -757,8 +799,11 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
     p.form.notes["learning_rate"].no.click()
     assert p.form.notes["learning_rate"].widget.layout.display == "none"
     assert p.form.fields["learning_rate"].value == field_text(before["learning_rate"])
+    p.form.fields["learning_rate"].value = "0"
+    assert "the weights stay as they are" in p.form.notes["learning_rate"].text.value and p.source.settings() == before
+    p.form.notes["learning_rate"].no.click()
     p.form.fields["max_epochs"].value = 2
-    assert "2 epochs are done already" in p.form.notes["max_epochs"].text.value
+    assert "2 epochs are done already: with an end at 2 the training ends after this epoch" in p.form.notes["max_epochs"].text.value
     p.form.notes["max_epochs"].no.click()
     p.form.fields["learning_rate"].value = "1"
     p.form.notes["learning_rate"].yes.click()
@@ -1069,7 +1114,7 @@ def test_a_trainer_as_a_cells_value_shows_its_panel_and_leaves_a_still(tmp_path)
     assert "application/vnd.jupyter.widget-view+json" in live["data"]
     assert still["data"]["text/html"].startswith('<div class="tractkit-still"><img alt=')
     assert ">learning_rate</th><td style='text-align: left'>0.01</td>" in still["data"]["text/html"]  # and in words
-    assert live["data"]["text/plain"] == "TrainerPanel(ready, epoch 1 of 3)"
+    assert "Run the cell again for the live one" in live["data"]["text/plain"]  # where the page cannot show it
     assert still["data"]["text/plain"] == "TrainerPanel(finished, 3 of 3 epochs)"  # brought up to date from its thread
     assert not any(" at 0x" in str(o) for c in notebook.cells for o in c.outputs)
     text = notebook.cells[2].outputs[-1]["text"]  # it was shown before its module was imported by anybody

@@ -604,6 +604,35 @@ def test_a_browser_without_runs_keeps_its_filter_and_its_columns_for_those_that_
     browser.close()
 
 
+def test_a_run_that_is_gone_or_has_a_damaged_log_is_left_out_of_the_curves(folder):
+    damage = {"no file": None, "time": {"time": {"training": "x", "at": [1]}}, "kind": {"kind": 7, "time": {"at": "x"}},
+              "huge": {"step": 10 ** 400, "time": {"at": 1.0}}}
+    for name, more in damage.items():
+        log = shutil.copytree(folder / "done", folder / name) / "log.jsonl"
+        if more is None:
+            log.unlink()
+            log.mkdir()
+        else:
+            with log.open("a") as f:
+                f.write(json.dumps({"kind": "epoch", "epoch": 3, "train_loss": 1.0, "step": 20} | more) + "\n")
+    browser = RunBrowser(folder)
+    names = ["done", *damage]
+    for options in ({"x": "hours"}, {"x": "time"}, {"graphs": {"loss": "train_loss"}, "x": "hours"}):
+        with pytest.warns(UserWarning, match="left out, as the log cannot be read: no file .Is a directory.") as said:
+            picture = browser.curves(names, **options)
+        assert len(said) == 1 and picture.axes[0].lines
+    table = browser.widget.children[1]
+    table.set_state({"chosen": names})
+    assert [c["name"] for c in table.curves if c["lines"]] == names[:-1]  # "huge" has a row that says damaged
+    browser.chosen = ["done", "stopped"]
+    shutil.rmtree(folder / "stopped")
+    browser.refresh()
+    with pytest.warns(UserWarning, match="left out, as the folder is gone: stopped"):
+        assert browser.curves().axes[0].lines
+    assert "losses of done" in browser._repr_html_()
+    browser.close()
+
+
 def test_ticks_send_curves_with_their_four_places(kept):
     browser = RunBrowser(kept)
     table = browser.widget.children[1]

@@ -18,6 +18,7 @@ from tractkit.models.learn2track import Learn2Track
 from tractkit.runs import log as runlog
 from tractkit.runs.checkpoint import load_checkpoint, save_checkpoint
 from tractkit.runs.fingerprint import differences
+from tractkit.training import commands
 from tractkit.training.optimizers import make_optimizer
 from tractkit.training.state import TrainerState
 
@@ -244,6 +245,56 @@ def test_stop_and_going_back_right_after_each_other(tmp_path, first):
         trainer.stop()
         trainer.rewind(0)
     assert (trainer.state.global_step, trainer.status.phase, trainer.running) == (0, "idle", False)
+
+
+def test_who_waits_for_the_end_of_a_training_does_not_wait_for_the_next(tmp_path):
+    runner, first, second = fit(tmp_path).runner, threading.Event(), threading.Event()
+    runner.start(lambda: (runner.over(), first.wait()))
+    until(lambda: runner.is_over)
+    waiting = threading.Thread(target=runner.until_ended, args=(runner.loop,))
+    waiting.start()
+    threading.Timer(.1, first.set).start()
+    runner.start(second.wait)  # waits for the end of the first, too
+    waiting.join(5)
+    assert not waiting.is_alive() and runner.running
+    second.set()
+    runner.wait()
+
+
+def test_of_two_starts_at_once_one_is_refused(tmp_path):
+    for k in range(8):
+        trainer, both, said = fit(tmp_path, f"run-{k}", max_epochs=1), threading.Barrier(2), []
+
+        def start(trainer=trainer, both=both, said=said):
+            both.wait()
+            try:
+                said.append(trainer.start())
+            except RuntimeError as e:
+                said.append(str(e))
+
+        threads = [threading.Thread(target=start) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        trainer.wait()
+        assert sorted(map(str, said)) == ["None", "it is running already; wait() for it or stop() it first"]
+        assert trainer.status.phase == "finished"
+
+
+def test_a_start_waits_for_a_checkpoint_that_is_being_written(tmp_path, monkeypatch):
+    trainer = fit(tmp_path)
+    trainer.step(2)
+    trainer.stop(wait=True)
+    writing, write = threading.Event(), commands.write_checkpoint
+    monkeypatch.setattr(commands, "write_checkpoint", lambda t: (writing.set(), time.sleep(.3), write(t))[2])
+    saving = threading.Thread(target=trainer.save_checkpoint)
+    saving.start()
+    assert writing.wait(5)
+    trainer.start()
+    trainer.wait()
+    saving.join()
+    assert trainer.status.phase == "finished"
 
 
 def test_where_it_cannot_be_set_back_to(tmp_path):

@@ -1,6 +1,7 @@
 """The trainer on a toy: what it counts, when it stops, what others may do meanwhile, and what it refuses."""
 
 import io
+import math
 import multiprocessing
 import os
 import signal
@@ -739,3 +740,26 @@ def test_memory_does_not_grow_with_batches(tmp_path):
     small = fit(tmp_path, "small", points=Points(520), max_epochs=1)
     small.train_and_validate()
     assert size < 1.5 * small.checkpoints.path(520).stat().st_size
+
+
+def test_the_time_left_leaves_out_pauses_and_ways_back(monkeypatch):
+    from tractkit.training import progress
+
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    line = progress.ProgressLine(False)
+
+    def batches(first, last):  # one a second
+        left = math.nan
+        for done in range(first, last + 1):
+            left = line.update(done, 100, "")
+            now[0] += 1
+        return left
+
+    assert math.isnan(line.update(0, 100, ""))
+    now[0] += 1
+    assert batches(1, 10) == 90
+    line.rest("paused")
+    now[0] += 3600
+    assert batches(11, 20) == 80
+    assert batches(5, 30) == 70  # it went back to 5

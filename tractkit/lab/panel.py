@@ -73,6 +73,10 @@ def saved_html(
             f"<details><summary>in words</summary><table>{rows}</table></details>")
 
 # %% ../../nbs/lab/12_panel.ipynb #66bf128a
+_NO_START = "Press Start to go on", "To go on, build its trainer again (see Show code)"  # where nothing can start it
+_OF_STILL = "Below: the panel as it was last. Run the cell again for the live one."
+
+
 class TrainerPanel:
     """Controls and live curves of a trainer, in a notebook: `TrainerPanel(trainer)` as a cell's last value.
 
@@ -93,7 +97,7 @@ class TrainerPanel:
         self.forks: list[TrainerPanel] = []
         self.feedback, self.saved = CommandFeedback(), SavedOutput("tractkit-still")
         self._lock, self._closed, self._seen = threading.RLock(), False, ""
-        self._unsettled = False
+        self._unsettled, self._still_after = False, 4.0  # seconds from one still to the next
         self._commands = PanelCommands(
             self.source, self.feedback, lambda: self.checkpoint.value, self._add_branch, self._sent,
             lambda command, text, then: self.controls.question.ask(command, text, then),
@@ -164,8 +168,12 @@ class TrainerPanel:
     def _close_branch(self, panel: "TrainerPanel", head: HBox) -> None:
         self.forks.remove(panel)
         self.widget.children = [w for w in self.widget.children if w not in (head, panel.widget)]
+        if panel._is_active():
+            where = panel.source.name
+            self.feedback.say(f"The branch trains on in {where}; TrainerPanel({where!r}) shows it.", self.source.status)
         panel._close_as_branch()
         close_widgets(head)
+        self.refresh()
 
     def _close_as_branch(self) -> None:
         self.close()
@@ -182,7 +190,9 @@ class TrainerPanel:
         self.feedback.update(self.trainer.status, status, self.source.running)
         text = describe_status(status, self.feedback.command, self.source.name, self.source.messages)
         if self.source.not_taken_up:
-            text["message"] += ". Start goes on with it."
+            text["message"] = f"{text['message'].removesuffix('.')}. Start goes on with it."
+        if self.source.needs_trainer:
+            text["message"] = text["message"].replace(_NO_START[0], _NO_START[1])
         text["message"] = self.feedback.message(text)
         return text
 
@@ -209,20 +219,33 @@ class TrainerPanel:
         return self.trainer.status.phase in ACTIVE
 
     def _pause(self) -> float | None:
-        if self._is_active() or self._unsettled:
-            return 0.0
+        try:
+            if self._is_active() or self._unsettled:
+                return 0.0
+        except Exception:  # it cannot look; it says so, and tries again
+            return 1.0
         return 1.0 if self.saved.shows not in ("", self._seen) else self.poll
 
     def _look(self) -> None:
         try:
             self.refresh()
+            self._keep_still()
         except Exception as e:  # of a folder that is being moved, for example: it looks again
-            error = f"the panel could not look: {type(e).__name__}: {e}"
-            self.feedback.say("", self.source.status, error)
+            self._unsettled = False
+            with self._lock:
+                if not self._closed:  # until it can look again
+                    error = f"the panel could not look: {type(e).__name__}: {e}"
+                    self.readout.readout = {**self.readout.readout, "message": error}
+
+    def _keep_still(self) -> None:
         before, self._seen, phase = self._seen, self._saved_of(), self.trainer.status.phase
-        # To draw it takes a moment: a pause that ends again at once is not drawn.
+        # To draw it takes a moment: a pause that ends again at once is not drawn; one that trains, ever less often.
         is_due = self._seen == before if phase == "paused" else phase not in ACTIVE
-        if is_due or time.monotonic() - self.saved.shown_at > 60:
+        if is_due:
+            self._still_after = 4.0
+        elif time.monotonic() - self.saved.shown_at > self._still_after:
+            is_due, self._still_after = True, min(2 * self._still_after, 60.0)
+        if is_due:
             self.saved.update(self._seen, self._saved_html, repr(self))
 
     def code(self) -> str:
@@ -262,8 +285,9 @@ class TrainerPanel:
         return saved_html(self.still(), self._describe()["where"], self.table())
 
     def _ipython_display_(self) -> None:
-        display_widget(self.widget, repr(self))
-        if hasattr(get_ipython(), "kernel"):  # a person looks at it
+        is_page = hasattr(get_ipython(), "kernel")  # a person looks at it
+        display_widget(self.widget, _OF_STILL if is_page else repr(self))
+        if is_page:
             threading.Thread(target=self.source.prepare, daemon=True, name="tractkit-prepare").start()
         self.saved.show(self._saved_of(), self._saved_html, repr(self))
 

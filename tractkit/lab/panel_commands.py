@@ -168,7 +168,9 @@ class PanelCommands:
     def _save(self) -> str:
         self._trainer.save_checkpoint()
         self._feedback.end()
-        return f"Saved: step {self._trainer.status.global_step}."
+        keep = getattr(getattr(self._trainer, "settings", None), "keep_checkpoints", None)
+        kept = f" The last {keep} checkpoints are kept, with the best." if keep else ""
+        return f"Saved: step {self._trainer.status.global_step}.{kept}"
 
     def _rewind(self, to: int | str | Path | None) -> str | None:
         was_paused = self._trainer.status.phase == "paused"

@@ -109,14 +109,29 @@ def doubt(
 ) -> str:
     """Return what to ask before a change that is rarely meant; empty: nothing."""
     if name == "max_epochs" and isinstance(value, (int, float)) and 1 <= value <= epochs_done and value != before:
-        return f"{epochs_done} epochs are done already: with an end at {value:g} the training ends now."
+        return f"{epochs_done} epochs are done already: with an end at {value:g} the training ends after this epoch."
     old, new = (_rates(v) for v in (before, value)) if name == "learning_rate" else ([], [])
+    if old and not new and parse_rate(value) == 0:
+        return f"{field_text(before)} → 0: the weights stay as they are."
     if old and new:
         up, down = max(new) / max(old), min(old) / min(new)
         if max(up, down) > 10 * (1 + 1e-9):
-            text = f"{up:.3g} times as much" if up >= down else f"a {down:.3g}th"
+            text = f"{_digits(up)} times as much" if up >= down else f"a {_digits(down)}th"
             return f"{field_text(before)} → {field_text(value)} is {text}."
     return ""
+
+
+def parse_rate(value: Json) -> Json:
+    """Return a learning rate that is one number; None of all others."""
+    try:
+        return float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else None
+    except ValueError:
+        return None
+
+
+def _digits(number: float) -> str:
+    """Return a number of three digits, in words of ten where it has more."""
+    return f"{float(f'{number:.3g}'):,.0f}" if 1000 <= number < 1e9 else f"{number:.3g}"
 
 
 def undoable(

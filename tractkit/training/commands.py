@@ -6,7 +6,6 @@
 __all__ = ['Message', 'COMMANDS', 'Commanded', 'change', 'save', 'rewind', 'ask_back', 'write_branch', 'Command', 'carry_out']
 
 # %% ../../nbs/training/16_commands.ipynb #fbc4647a
-import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,11 +43,11 @@ class Commanded(Trainable, Protocol):
 
 def _process_of(trainer: Commanded) -> ProcessRun | None:
     """Return the process that trains in place of a trainer; one that has made its last batch is waited for."""
-    process = trainer.runner.process
+    process, loop = trainer.runner.process, trainer.runner.loop
     if process is None or not process.is_over:
         return process
-    trainer.runner.until_ended()
-    return None
+    trainer.runner.until_ended(loop)
+    return None if trainer.runner.process is process else trainer.runner.process
 
 
 def change(trainer: Commanded, asked: Mapping[str, SettingValue]) -> None:
@@ -75,19 +74,25 @@ def save(trainer: Commanded) -> Path:
         process.save_checkpoint()
         checkpoints = trainer.run_folder.checkpoints
         return checkpoints.path(checkpoints.steps()[-1])
-    with contextlib.nullcontext() if trainer.running else folder_lock(trainer.run_folder.path):
-        return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
+    if not trainer.running:
+        with trainer.runner.at_rest() as rests:  # a training that is started meanwhile begins after it
+            if rests:
+                with folder_lock(trainer.run_folder.path):
+                    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
+    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
 
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:
     """Go back to `to` finished epochs or to a checkpoint. A running training does so after its batch and rests.
 
     One that ends, or is to end, does so when it has ended."""
-    to = plain_numbers(to)
+    to, loop = plain_numbers(to), trainer.runner.loop
     if trainer.running and _goes_back(trainer, to):
         state = known_state(trainer)
         return state.gate.call(lambda: state)  # a process's is brought up to date
-    trainer.runner.until_ended()
+    trainer.runner.until_ended(loop)
+    if trainer.running:  # another has begun
+        return rewind(trainer, to)
     state = trainer.state or trainer.take()
     state.rewind(to)
     trainer.runner.expect_back()

@@ -57,7 +57,7 @@ def launch_process(trainer: Commanded, task: Task, paused: bool, process: bool |
     if process is False:
         return None
     launcher = start_process if process is True else process
-    with folder_lock(trainer.run_folder.path):
+    with trainer.runner.at_rest(), folder_lock(trainer.run_folder.path):
         state = find_state(trainer, task.take_state(), trainer.runner.take_going_back())
         trainer.use(state)
         with state.gate.own():

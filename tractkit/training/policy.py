@@ -141,6 +141,15 @@ class Exponential(ValuePolicy):
         return f"Exponential({self.initial:g}, {self.multiplier:g}, {self.step_length})"
 
 
+_MOST_VALUES = 10_000  # each is kept with every checkpoint, and shown
+
+
+def _refuse_many(nb_values: int) -> None:
+    if nb_values > _MOST_VALUES:
+        raise ValueError(f"{nb_values:,} values, one per epoch, are too many: {_MOST_VALUES:,} at most, and the last "
+                         "one stays")
+
+
 class PerEpoch(ValuePolicy):
     """One value per epoch; the last one stays."""
 
@@ -149,7 +158,8 @@ class PerEpoch(ValuePolicy):
     def __init__(self, values: Sequence[Value]):
         values = plain_numbers(values)
         if not values:
-            raise ValueError("PerEpoch needs at least one value")
+            raise ValueError("a list of values, one per epoch, must have at least one")
+        _refuse_many(len(values))
         self.values = [float(v) for v in values]
         self.epoch_started(0)
 
@@ -229,9 +239,11 @@ def as_value_policy(
         for part in value.split():
             number, _, times = part.partition("*")
             try:
-                listed += [float(number)] * int(times or 1)
+                rate, count = float(number), int(times or 1)
             except ValueError:
                 raise ValueError(f"cannot read {part!r} in {value!r}; write values as '0.01*3 0.001'") from None
+            _refuse_many(len(listed) + count)
+            listed += [rate] * count
         return PerEpoch(check_rates(listed, value))
     if isinstance(value, (list, tuple)):
         return PerEpoch(check_rates(value, value))

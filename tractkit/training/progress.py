@@ -26,14 +26,16 @@ class ProgressLine:
     def __init__(self, shown: bool):
         self.shown = shown
         self.bar: tqdm | None = None
-        self._began: tuple[int, float] | None = None
+        self._began = False
+        self._last: tuple[int, float] | None = None  # batches done, and when; None: it rested since
+        self._made, self._spent = 0, 0.0             # batches, and the seconds that they took
         self._text, self._printed = "", 0.0
 
     def update(self, done: int, total: int, text: str) -> float:
         """Show that `done` of `total` batches of the run are done. Return the seconds left, NaN if not known."""
-        if self._began is None:
-            self._began = done, time.monotonic()
-            self._printed = self._began[1]
+        now = time.monotonic()
+        if not self._began:
+            self._began, self._printed = True, now
             if self.shown and bars_move():
                 self.bar = tqdm(total=total, initial=done, mininterval=0.25, dynamic_ncols=True, leave=False,
                                 bar_format="{desc} |{bar}| {percentage:3.0f}% [{elapsed}<{remaining}]")
@@ -43,10 +45,18 @@ class ProgressLine:
             self.bar.update(done - self.bar.n)
         elif self.shown:
             self._text = text
-            if time.monotonic() - self._printed > 30:
+            if now - self._printed > 30:
                 self._print()
-        first, began = self._began
-        return (time.monotonic() - began) / (done - first) * (total - done) if done > first else math.nan
+        if self._last is not None and done > self._last[0]:  # not behind it, after a way back
+            self._made, self._spent = self._made + done - self._last[0], self._spent + now - self._last[1]
+        self._last = done, now
+        return self._spent / self._made * (total - done) if self._made else math.nan
+
+    def rest(self, text: str) -> None:
+        """Show that it rests: until the next update no time counts."""
+        self._last = None
+        if self.bar is not None:
+            self.bar.set_description_str(text)
 
     def write(self, text: str) -> None:
         """Print a message above the line."""

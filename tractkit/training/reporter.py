@@ -62,6 +62,8 @@ class Reporter(Generic[W]):
         status = Status(**{**vars(self.status), "wait": 0.0, **changes})
         if done is not None:
             status = replace(status, eta=self._line.update(*done, status.line))
+        if status.phase == "paused":
+            self._line.rest(status.line)
         self.status = status
         self.notify(event)
 

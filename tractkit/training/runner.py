@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
@@ -63,6 +63,7 @@ class Runner(Generic[P]):
         self.back: StateDict | None = None            # a checkpoint that was asked for
         self.going_back = False
         self._busy, self._over, self._deciding = threading.Lock(), False, threading.Lock()
+        self._beginning, self.loop = threading.Lock(), object()  # another for each loop
         self._place: tuple[int, FrameType] | None = None  # thread and function in which `here` runs the loop
 
     @property
@@ -87,9 +88,15 @@ class Runner(Generic[P]):
             self._over = self.control.reason != GOING_BACK
             return self._over
 
-    def until_ended(self) -> None:
-        """Wait until the loop has ended. RuntimeError if it is the loop that asks."""
-        while self.running:
+    @contextmanager
+    def at_rest(self) -> Iterator[bool]:
+        """Let no loop begin while the block runs, and say whether none runs. Not for the loop's own thread."""
+        with self._beginning:
+            yield not self.running
+
+    def until_ended(self, loop: object) -> None:
+        """Wait until a loop, `self.loop` of before, has ended. RuntimeError if it is the loop that asks."""
+        while self.running and self.loop is loop:
             if threading.get_ident() in (self._place and self._place[0], self.thread and self.thread.ident):
                 raise RuntimeError("the training is about to end: do this when it has ended")
             time.sleep(0.01)
@@ -97,8 +104,9 @@ class Runner(Generic[P]):
     def refuse_running(self) -> None:
         """Raise RuntimeError if the loop runs. One that has made its last batch is waited for."""
         self._end_if_left()
+        loop = self.loop
         if self.is_over:
-            self.until_ended()
+            self.until_ended(loop)
         if self.running:
             raise RuntimeError("it is running already; wait() for it or stop() it first")
 
@@ -125,27 +133,32 @@ class Runner(Generic[P]):
     @contextmanager
     def here(self) -> Iterator[None]:
         """Run the block as the loop. The first Ctrl-C ends it after the current batch. For a `with` statement alone."""
-        self.refuse_running()
-        self._reset()
-        self._place = threading.get_ident(), sys._getframe(2)  # of the function that has the block
         try:
-            with self._occupied(), stop_on_interrupt(self.control):
+            with ExitStack() as stack:
+                with self._beginning:
+                    self.refuse_running()
+                    self._reset()
+                    stack.enter_context(self._occupied())
+                    self._place = threading.get_ident(), sys._getframe(2)  # of the function that has the block
+                stack.enter_context(stop_on_interrupt(self.control))
                 yield
         finally:
             self._place = None
 
     def start(self, work: Callable[[], None], paused: bool = False, process: P | None = None) -> None:
         """Run `work` as the loop, in a thread in the background; it may be to follow a process."""
-        self.refuse_running()
-        self._reset(paused)
-        self.error, self.process = None, process
-        self.thread = threading.Thread(target=self._in_background, args=(work,), daemon=True, name="tractkit-runner")
+        with self._beginning:
+            self.refuse_running()
+            self._reset(paused)
+            self.error, self.process = None, process
+            thread = threading.Thread(target=self._in_background, args=(work,), daemon=True, name="tractkit-runner")
+            thread.start()
+            self.thread = thread
         _IN_BACKGROUND.add(self)
-        self.thread.start()
 
     def _reset(self, paused: bool = False) -> None:
         self.control.reset(paused)
-        self.back, self._over = None, False
+        self.back, self._over, self.loop = None, False, object()
 
     def _in_background(self, work: Callable[[], None]) -> None:
         try:
