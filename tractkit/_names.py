@@ -537,7 +537,7 @@ NAMES = {
     "claim_model": "training.resume",
     "classify_streamlines": "evaluation.scoring",
     "clicks_wait_for_cells": "lab.live_widget",
-    "close_widgets": "lab.settings_form",
+    "close_widgets": "viz.controls",
     "code_of_settings": "lab.settings_code",
     "code_version": "runs.fingerprint",
     "coherence_of_maps": "dwi.fibre_coherence",

@@ -488,6 +488,21 @@ def test_a_closed_view_gives_its_memory_back(live_view):
 
 
 @pytest.mark.vulkan
+def test_a_closed_view_leaves_no_widget(live_view):
+    from ipywidgets.widgets.widget import _instances
+
+    from tractkit.viz.controls import control_rows, put_together
+
+    back = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), AFFINES["RAS"])
+    before = set(_instances)
+    v = live_view({"lines": grouped(), "back": back}, colors="score", size=(120, 90))
+    v.canvas = put_together(v.canvas, *control_rows(v.controls))  # what the fixture leaves out
+    assert len(set(_instances) - before) > 80
+    v.close()
+    assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+
+
+@pytest.mark.vulkan
 def test_colormap_labels_and_planes(live_view):
     affine, there = AFFINES["LAS anisotropic"], apply_affine(AFFINES["LAS anisotropic"], LIT[None].astype(float))[0]
     back = Volume(np.random.default_rng(0).uniform(0.5, 1, SHAPE).astype(np.float32), affine)

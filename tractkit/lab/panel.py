@@ -28,10 +28,11 @@ from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
 from .readout import Readout, draw_line, draw_panel, marks_of
 from .settings_code import CodeBox
-from .settings_form import EditForm, close_widgets
+from .settings_form import EditForm
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
+from ..viz.controls import close_widgets
 from ..viz.figure import Picture
 from ..viz.kernel_watch import KernelWatch
 

@@ -11,6 +11,7 @@ import math
 import os
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,7 +30,7 @@ from .panel import TrainerPanel, panel_of
 from .run_curves import CurveReader
 from .settings_code import join_scripts
 from .run_table import PageMaker, Row, check_columns, group_rows, run_rows, runs_html, runs_text, sort_rows
-from ..runs.curves import plot_runs
+from ..runs.curves import RunColumns, plot_runs, read_run
 from ..runs.filters import filter_runs
 from ..runs.listing import KnownRuns, RunFacts, find_runs, runs_folder
 from ..runs.notes import RunNotes, annotate
@@ -181,14 +182,28 @@ def _columns_of(rows: Sequence[Row], columns: Sequence[str] | None) -> list[Row]
     return [{c: row[c] for c in columns} for row in rows] if columns else list(rows)
 
 
+def _read_each(runs: Sequence[RunFacts], read: Callable[[RunFacts], RunColumns]) -> dict[str, RunColumns]:
+    """Read the curves of runs, by name. A warning names those that cannot be read, which are left out."""
+    found, wrong = dict[str, RunColumns](), list[str]()
+    for run in runs:
+        try:
+            found[run.name] = read(run)
+        except Exception as e:  # whatever is in a damaged log: the other runs are drawn
+            reason = os.strerror(e.errno) if isinstance(e, OSError) and e.errno else type(e).__name__
+            wrong.append(f"{run.name} ({reason})")
+    if wrong:
+        warnings.warn(f"left out, as the log cannot be read: {', '.join(wrong)}", stacklevel=4)
+    return found
+
+
 def _draw_runs(
     runs: Sequence[RunFacts], graphs: Mapping | None, x: str, dark: bool, size: tuple[float, float]
 ) -> Picture:
     """Draw the losses of runs; with `graphs` whatever their logs have."""
     if graphs is not None:
-        logs = {r.name: r.folder for r in runs}
+        logs = _read_each(runs, lambda r: read_run(r.folder, r.name))
         return plot_runs(logs, graphs, x=x, allow_missing=True, columns=2, size=(420, 280), dark=dark)
-    few = {r.name: r.curves if x in ("step", "epoch") else r.curves.with_clock(r.folder) for r in runs}
+    few = _read_each(runs, lambda r: r.curves if x in ("step", "epoch") else r.curves.with_clock(r.folder))
     losses = {"loss": ("batch/loss", "train_loss", "valid_loss")}
     return plot_runs(few, losses, x=x, allow_missing=True, columns=1, size=size, dark=dark)
 
@@ -288,6 +303,9 @@ class RunBrowser:
     ) -> Picture:
         """Draw the curves of runs, one over the other. With `graphs` whole logs are read."""
         runs = self._drawn() if names is None else [self[name] for name in names]
+        gone = [name for name in self.chosen if name not in {run.name for run in self.runs}] if names is None else ()
+        if gone:
+            warnings.warn(f"left out, as the folder is gone: {', '.join(gone)}", stacklevel=2)
         return _draw_runs(runs, graphs, x, dark, size)
 
     def annotate(
@@ -373,7 +391,7 @@ class RunBrowser:
 
     def _repr_html_(self) -> str:
         names = [run.name for run in self._drawn()]
-        return _saved_html(self._fitting(), self.columns, names, self.curves() if names else None)
+        return _saved_html(self._fitting(), self.columns, names, self.curves(names) if names else None)
 
     def _ipython_display_(self) -> None:
         if get_ipython() is None:

@@ -38,6 +38,14 @@ def page_curves(
     return {"name": run.name, "status": run.status, "lines": lines, "data": packed}
 
 # %% ../../nbs/lab/14_run_curves.ipynb #9c716d12
+def _clock_of(run: RunFacts) -> dict[str, np.ndarray]:
+    """Return the times of a run; none where its log is damaged: its curves by step and epoch are drawn without it."""
+    try:
+        return read_clock(run.folder)
+    except Exception:  # whatever is in it; the page names the runs whose times are not there
+        return {}
+
+
 class CurveReader:
     """Reads the losses and times of runs; the times again only if a log has grown."""
 
@@ -46,7 +54,7 @@ class CurveReader:
 
     def columns(self, run: RunFacts) -> RunColumns:
         """Return the columns of a run with its clock."""
-        clock = self._known.read(run.folder, "clock", (run.step, run.epochs), lambda: read_clock(run.folder))
+        clock = self._known.read(run.folder, "clock", (run.step, run.epochs), lambda: _clock_of(run))
         return RunColumns(run.name, {**run.columns, "clock": clock})
 
     def page(self, runs: Iterable[RunFacts]) -> list[dict[str, Any]]:

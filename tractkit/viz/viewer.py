@@ -31,6 +31,7 @@ from tractkit.viz.controls import (
     add_style,
     add_switches,
     add_window_slider,
+    close_widgets,
     control_rows,
     free_screenshot_path,
     legend_images,
@@ -61,15 +62,6 @@ def _cell_number() -> int | None:
     """Return the number of the cell that runs; None outside of IPython."""
     shell = get_ipython()
     return None if shell is None else shell.execution_count
-
-
-def _close_widgets(widget: widgets.Widget | None) -> None:
-    """Close a widget and all that are in it: each is kept by the list of all widgets until it is closed."""
-    if widget is not None:
-        for child in getattr(widget, "children", ()):
-            _close_widgets(child)
-        widget.unobserve_all()
-        widget.close()
 
 # %% ../../nbs/viz/18_viewer.ipynb #6045db61
 def _add_controls(view: "View", position: np.ndarray) -> None:
@@ -353,9 +345,7 @@ class View(StillView):
         """Free the live view: its window, its controls and its memory; the still stays."""
         if self._drawn is not None:
             self._drawn.close()
-            _close_widgets(self.canvas)
-            for control in self.controls.values():  # also those that linked views share
-                _close_widgets(control)
+            close_widgets(self.canvas, *self.controls.values())  # also those that linked views share
             self._drawn = self.canvas = self._stage = None
             gc.collect()  # pygfx's objects refer to each other in circles
             free_caches()
@@ -591,7 +581,7 @@ class NiivueView(View):
     def close(self) -> None:
         """Free the widget; the still stays."""
         if self.scene is not None:
-            self.scene.widget.close()
+            close_widgets(self.canvas, *self.controls.values())
             self.scene = self.canvas = None
 
 # %% ../../nbs/viz/18_viewer.ipynb #fef5d6f6
