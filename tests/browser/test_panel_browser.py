@@ -221,6 +221,7 @@ def test_the_compact_form_is_clicked_in_its_line_and_opens_the_rest(lab, page):
     assert line.bounding_box()["height"] < 40 and buttons == readouts  # it brings no buttons beside those in the line
     line.get_by_role("button", name="Start").click()
     until(lambda: panel.chip.inner_text() == "training" and panel.painted() > 500)
+    assert line.bounding_box()["height"] < 40  # with more to say, too
     line.get_by_role("button", name="Pause").click()
     until(lambda: panel.chip.inner_text() == "paused")
     assert "epoch" in line.locator(".tractkit-where").inner_text() and "train" in line.inner_text()

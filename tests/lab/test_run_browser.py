@@ -377,6 +377,37 @@ def test_guests_have_a_row_that_says_what_they_are(folder):
         assert (found["dwi"].epochs, found["dwi"].best, found["dwi"].best_epoch) == (3, .2, 2)
 
 
+def test_links_that_lead_back_list_no_run_again(folder):
+    before = [r.name for r in find_runs(folder)]
+    (folder / "all").symlink_to(folder)  # to itself, from below, to each other, and to a folder above it
+    (folder / "series/up").symlink_to(folder / "series")
+    (folder / "series/above").symlink_to(folder)
+    assert [r.name for r in find_runs(folder)] == before
+    (folder / "latest").symlink_to(folder / "done")  # a second name of one run is its own row
+    assert [r.name for r in find_runs(folder)] == sorted([*before, "latest"])
+
+
+def test_text_that_is_no_utf8_is_shown_by_its_bytes(folder):
+    """In the name of a folder and of what is in it, and in notes, settings and errors."""
+    odd = [os.fsdecode(b"run\xfe"), os.fsdecode(b"run\xff"), os.fsdecode(b"guest\xfe")]
+    for name in odd[:2]:
+        shutil.copytree(folder / "done", folder / name)
+    (folder / odd[2]).mkdir()
+    (folder / odd[2] / odd[0]).touch()
+    (folder / odd[1] / "notes.json").write_text(r'{"note": "\ud800", "tags": ["\udfff"]}')
+    (folder / odd[1] / "config.yaml").write_text(r'{"trainer": {"a\ud800": ["\ud800"], "b": "\ud801"}}')
+    (folder / "stopped/checkpoints").rename(folder / "stopped" / odd[0])
+    browser = RunBrowser(folder)
+    assert {r"run\udcfe", r"run\udcff", r"guest\udcfe"} < {r.name for r in browser.runs}
+    table = browser.widget.children[1]
+    table.set_state({"chosen": [r"run\udcfe", r"run\udcff"]})
+    for text in (repr(browser), browser._repr_html_(), json.dumps(table.table, ensure_ascii=False),
+                 json.dumps([c["name"] for c in table.curves], ensure_ascii=False)):
+        assert r"run\udcfe" in text.encode().decode().replace("\\\\", "\\")
+    assert len(table.curves) == 2 and browser.curves().axes and browser.annotate(r"run\udcfe", "x").text == "x"
+    browser.close()
+
+
 def test_no_folder_is_said_and_a_run_is_a_list_of_one(folder):
     with pytest.raises(DataError, match="no such folder"):
         RunBrowser(folder / "nowhere")
@@ -623,7 +654,7 @@ def test_a_run_that_is_gone_or_has_a_damaged_log_is_left_out_of_the_curves(folde
         assert len(said) == 1 and picture.axes[0].lines
     table = browser.widget.children[1]
     table.set_state({"chosen": names})
-    assert [c["name"] for c in table.curves if c["lines"]] == names[:-1]  # "huge" has a row that says damaged
+    assert [c["name"] for c in table.curves if c["lines"]] == ["done", "kind"]  # the others say that they are damaged
     browser.chosen = ["done", "stopped"]
     shutil.rmtree(folder / "stopped")
     browser.refresh()

@@ -34,6 +34,15 @@ from .log import RunLog
 STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damaged", "no run")
 
 
+def _legible(value: Any) -> Any:
+    """Return a text that can be written as UTF-8: bytes of a file's name that are none as \\udcfe. Or all in a value."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_legible(k): _legible(v) for k, v in value.items()}
+    return [_legible(v) for v in value] if isinstance(value, list) else value
+
+
 @dataclass(frozen=True)
 class RunFacts:
     """The facts of a run, read from its folder."""
@@ -54,6 +63,10 @@ class RunFacts:
     columns: Mapping[str, Mapping[str, np.ndarray]] = field(default_factory=dict, repr=False)
     not_finite: str = ""               # where a loss is no number; empty: nowhere
     notes: RunNotes = RunNotes()       # what a person wrote on it
+
+    def __post_init__(self) -> None:
+        for name in ("name", "note"):  # of the folder, and of errors that name it
+            object.__setattr__(self, name, _legible(getattr(self, name)))
 
     @property
     def curves(self) -> RunColumns:
@@ -171,7 +184,7 @@ def _settings(folder: Path, wrong: list[str]) -> Record:
     except (OSError, ValueError, yaml.YAMLError) as e:
         wrong.append(f"config.yaml: {'no YAML' if isinstance(e, yaml.YAMLError) else e}")
         return {}
-    return {k: v for k, v in _flat(config, "") if k not in _PLACE}
+    return {k: v for k, v in _flat(_legible(config), "") if k not in _PLACE}
 
 
 def _flat(node: Json, path: str) -> Iterator[tuple[str, Json]]:
@@ -322,7 +335,8 @@ def _read_parts(folder: Path, known: KnownRuns) -> _Read:
 def _notes(folder: Path, wrong: list[str]) -> RunNotes:
     """Read what a person wrote on a run; append to `wrong` why not."""
     try:
-        return read_notes(folder)
+        notes = read_notes(folder)
+        return RunNotes(_legible(notes.text), tuple(map(_legible, notes.tags)))
     except (DataError, OSError) as e:
         wrong.append(f"notes.json: {e.problem if isinstance(e, DataError) else e}")
         return RunNotes()
@@ -429,7 +443,7 @@ def find_runs(
 ) -> list[RunFacts]:             # by name; the same objects where nothing has changed
     """Return the runs below a folder. DataError if there is no such folder."""
     top, left, known = runs_folder(folder), [most], known or KnownRuns()
-    places = sorted(_walk(top, "", deepest, left), key=lambda place: _natural(place[1]))
+    places = sorted(_walk(top, "", deepest, left) or (), key=lambda place: _natural(place[1]))
     found = _read_all(places, known, so_far)
     known.keep_only(run.folder for run in found)
     if left[0] < 0:
@@ -458,10 +472,15 @@ def _runs_first(found: Iterable[RunFacts]) -> list[RunFacts]:
     return sorted(found, key=lambda run: (run.status == "no run", _natural(run.name)))
 
 
-def _walk(folder: Path, name: str, deeper: int, left: list[int]) -> list[tuple[Path, str]]:
-    """Return the folder and the name of each run in a folder."""
+def _walk(
+    folder: Path, name: str, deeper: int, left: list[int], above: frozenset[tuple[int, int]] = frozenset()
+) -> list[tuple[Path, str]] | None:
+    """Return the folder and the name of each run in a folder. None for one that a link leads back to."""
     left[0] -= 1
     try:
+        at = os.stat(folder)
+        if (at.st_dev, at.st_ino) in above:
+            return None
         entries = sorted(os.scandir(folder), key=lambda e: e.name)
         names = {e.name for e in entries}
         if names & (_SIGNS - {"config.yaml"}) or ({"logs", "config.yaml"} & names and name):
@@ -472,8 +491,9 @@ def _walk(folder: Path, name: str, deeper: int, left: list[int]) -> list[tuple[P
     found = []
     for e in inside if deeper and left[0] > 0 else ():
         below = f"{name}/{e.name}" if name else e.name
-        runs = _walk(folder / e.name, below, deeper - 1, left)
-        found += runs if runs or name else [(folder / e.name, below)]  # a folder of the first level without a run
+        runs = _walk(folder / e.name, below, deeper - 1, left, above | {(at.st_dev, at.st_ino)})
+        if runs is not None:
+            found += runs if runs or name else [(folder / e.name, below)]  # one of the first level without a run
     return found
 
 
