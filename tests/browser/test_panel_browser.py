@@ -29,11 +29,18 @@ trainer = fit(mkdtemp(), pause=0.01, max_epochs=200)""",
     "in_cell = fit(mkdtemp(), pause=.01, max_epochs=500)\nin_cell",
     "in_cell.train_and_validate().global_step > 0",
     "line = tractkit.lab.panel.TrainerPanel(fit(mkdtemp(), pause=.01, max_epochs=900), compact=True)\nline",
+    """from tractkit.lab.preview import PreviewPicture
+zigzag = bytes(k * 37 % 256 for k in range(3 * 16 * 40))
+PreviewPicture(reference=zigzag, latest=zigzag, scores=[[1., .2], [2., .4]], title="the model", note="drawn")""",
     *(
         f"long = fit(mkdtemp(), pause=.004, max_epochs={(FILLED + batches) // 8}, tensorboard=False)\nlong"
         for batches in (1_000, 10_000)
     ),
 ]
+
+
+INKS = """canvases => canvases.map(c => c.width && c.height
+    ? c.getContext("2d").getImageData(0, 0, c.width, c.height).data.filter((v, k) => k % 4 === 3 && v > 0).length : 0)"""
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,19 @@ def test_it_is_worked_by_the_keyboard_and_follows_the_theme(lab, page):
     assert not page.locator(".tractkit-still").is_visible()  # while the panel lives
 
 
+def test_a_preview_stays_drawn_when_the_theme_changes(lab, page):
+    lab.run_cell_with(page, "PreviewPicture(")
+    canvases = page.locator(".tractkit-preview canvas")
+    until(lambda: canvases.count() == 3 and min(canvases.evaluate_all(INKS)) > 300)
+    for theme in ("Dark", "Light"):
+        lab.theme(page, theme)
+        page.locator(f"body[data-jp-theme-name='JupyterLab {theme}']").wait_for(state="attached")
+        until(lambda: page.locator("#jupyterlab-splash").count() == 0)
+        page.wait_for_timeout(700)  # for what comes late
+        assert min(canvases.evaluate_all(INKS)) > 300
+        page.locator(".tractkit-preview").screenshot(path=PICTURES / f"preview-{theme.lower()}.png")
+
+
 def test_going_back_asks_before_steps_are_dropped(lab, page):
     panel = Panel(page)
     select, question = page.locator(".widget-dropdown select").first, page.get_by_role("alert")
@@ -201,6 +221,7 @@ def test_the_compact_form_is_clicked_in_its_line_and_opens_the_rest(lab, page):
     assert line.bounding_box()["height"] < 40 and buttons == readouts  # it brings no buttons beside those in the line
     line.get_by_role("button", name="Start").click()
     until(lambda: panel.chip.inner_text() == "training" and panel.painted() > 500)
+    assert line.bounding_box()["height"] < 40  # with more to say, too
     line.get_by_role("button", name="Pause").click()
     until(lambda: panel.chip.inner_text() == "paused")
     assert "epoch" in line.locator(".tractkit-where").inner_text() and "train" in line.inner_text()

@@ -1,5 +1,6 @@
 """What can be looked at, in which colors, and the live view's controls."""
 
+import json
 import os
 from unittest.mock import patch
 
@@ -31,6 +32,7 @@ from tractkit.viz.drawables import (
     voxels_on_plane,
 )
 from tractkit.viz.fury_actors import LineActor, LineBlocks, _surface, contour_actor, glyphs_actor
+from tractkit.viz.page import save_page
 from tractkit.viz.planes import to_world_axes, world_box
 from tractkit.viz.stills import snapshot
 from tractkit.viz.theme import palette
@@ -383,6 +385,43 @@ def test_peaks_and_glyphs_are_drawn_within_a_mask_only():
     assert (radii > 0).tolist() == (inside.reshape(-1) > 0).tolist()
     with pytest.raises(DataError, match="shape"):
         Peaks(Volume(ones, affine), mask=Volume(np.ones((5, 4, 4), np.uint8), affine))
+
+
+def test_peaks_glyphs_and_masks_leave_out_what_is_not_a_number(tmp_path):
+    """MRtrix writes NaN where there is no peak: in a whole voxel, or in the second and third of one."""
+    affine, rng = np.diag([2.0, 2, 2, 1]), np.random.default_rng(0)
+    unit = rng.normal(size=(6, 6, 6, 6)).astype(np.float32).reshape(-1, 3)
+    unit = (unit / np.linalg.norm(unit, axis=1, keepdims=True)).reshape(6, 6, 6, 6)
+    coefficients = rng.normal(size=(6, 6, 6, 15)).astype(np.float32)
+    coefficients[..., 0] += 3
+    mask = (rng.random((6, 6, 6)) > 0.4).astype(np.float32)
+    for bad in (np.nan, np.inf, -np.inf):
+        holed, empty = unit.copy(), unit.copy()
+        holed[1, 2, 3], holed[4, 4, 4, 4] = bad, bad
+        empty[1, 2, 3], empty[4, 4, 4, 3:] = 0, 0
+        for data in (holed, empty):
+            (drawn,) = things_to_draw(Volume(data, affine)) if np.isnan(bad) else [Peaks(Volume(data, affine))]
+            assert isinstance(drawn, Peaks)
+            np.testing.assert_array_equal(drawn.volume.data, empty)
+        holed, empty = coefficients.copy(), coefficients.copy()
+        holed[1, 2, 3, 0], holed[4, 4, 4, 7] = bad, bad
+        empty[1, 2, 3], empty[4, 4, 4] = 0, 0
+        voxels, up = np.argwhere(mask >= 0), np.array([[0.0, 0, 1]])
+        radii = [glyph_radii(Glyphs(Volume(data, affine)), voxels, up) for data in (holed, empty)]
+        np.testing.assert_array_equal(*radii)
+        holed, empty = mask.copy(), mask.copy()
+        holed[1:3, 2], empty[1:3, 2] = bad, float(bad == np.inf)
+        (got, _), (expected, _) = (_surface(Contour(Volume(d, affine)).volume.data, 0.5, 0) for d in (holed, empty))
+        assert len(got) == len(expected) and np.isfinite(got).all()
+        save_page(Composition([Volume(unit, affine), Contour(Volume(holed, affine))]), tmp_path / "a.html")
+        text = (tmp_path / "a.html").read_text()
+        json.loads(text.split('id="scene">')[1].split("</script>")[0], parse_constant=pytest.fail)
+        with pytest.raises(ValueError, match="is not finite; give mm"):
+            Composition(Volume(mask, affine), position=bad)
+        with pytest.raises(ValueError, match="is not finite; give mm"):
+            Composition(Volume(mask, affine), position=(1.0, None, bad))
+    with pytest.raises(ValueError, match="this volume has 4 in a voxel"):
+        Peaks(Volume(np.ones((3, 3, 3, 4), np.float32), affine))
 
 
 # --- the live view

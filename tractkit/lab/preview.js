@@ -166,11 +166,14 @@ function render({ model, el }) {
   const events = "change:reference change:latest change:scores change:note change:title";
   model.on(events, soon);
   const size = new ResizeObserver(soon);
-  size.observe(root);
+  for (const seen of [root, left, score]) size.observe(seen);
+  const theme = new MutationObserver(soon);
+  theme.observe(document.body, { attributes: true });
   soon();
   return () => {
     model.off(events, soon);
     size.disconnect();
+    theme.disconnect();
   };
 }
 export default { render };

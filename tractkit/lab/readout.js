@@ -111,16 +111,15 @@ function makeLine(root, press) {
     b.onclick = () => press(b.dataset.command);
     parts.buttons.push(b);
   }
-  for (const name of ["chip", "where"]) parts[name] = make(line, "span", name);
-  parts.bar = make(line, "div", "bar", "progressbar");
-  parts.whole = make(parts.bar, "div", "whole");
-  for (const name of ["losses", "measures", "left"]) parts[name] = make(line, "span", name);
   const more = make(line, "button", "press");
   more.type = "button";
   more.textContent = "···";
   more.title = "Show the whole panel";
   more.setAttribute("aria-label", more.title);
   more.onclick = () => press("whole");
+  for (const name of ["chip", "where", "losses", "measures", "left"]) parts[name] = make(line, "span", name);
+  parts.bar = make(line, "div", "bar", "progressbar");
+  parts.whole = make(parts.bar, "div", "whole");
   parts.canvas = make(root, "canvas", "canvas", "img");
   parts.message = make(root, "div", "message", "status");
   for (const name of ["name", "part", "earlier", "list"]) parts[name] = make(hidden, "div", name);

@@ -281,6 +281,9 @@ def _along(position: Position, view: str) -> tuple[float | None, ...]:
     """Return (x, y, z) in mm, None where not given: one number is along the view's normal (z in 3d)."""
     if position is None:
         return None, None, None
+    numbers = [mm for mm in np.ravel(np.asarray(position, object)) if mm is not None]
+    if not np.isfinite(np.asarray(numbers, float)).all():
+        raise ValueError(f"position {position} is not finite; give mm, or None for the usual place")
     if isinstance(position, int | float | np.number):
         axis = NORMALS.get(view, 2)
         return tuple(float(position) if k == axis else None for k in range(3))

@@ -72,6 +72,10 @@ class Contour:
     opacity: float = 0.35        # of the surface
     level: float = 0.5           # the surface is where the values pass it
 
+    def __post_init__(self) -> None:
+        outside = min(self.level - 1, 0.0)
+        object.__setattr__(self, "volume", _without_nan(self.volume, 1, outside, self.level + 1))
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -82,7 +86,10 @@ class Peaks:
     mask: Volume | None = None   # (X, Y, Z) where to draw them: peaks that are all of length 1 need one
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "volume", _within(self.volume, self.mask))
+        nb = self.volume.nb_features
+        if nb % 3:
+            raise ValueError(f"peaks have three numbers each, (X, Y, Z, 3 n); this volume has {nb} in a voxel")
+        object.__setattr__(self, "volume", _without_nan(_within(self.volume, self.mask), 3))
 
 
 @dataclass(frozen=True)
@@ -95,7 +102,22 @@ class Glyphs:
     mask: Volume | None = None   # (X, Y, Z) where to draw them
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "volume", _within(self.volume, self.mask))
+        volume = _within(self.volume, self.mask)
+        object.__setattr__(self, "volume", _without_nan(volume, volume.nb_features))
+
+
+def _without_nan(volume: Volume, nb: int, outside: float = 0.0, beyond: float | None = None) -> Volume:
+    """Return a volume without NaN and infinity: where one of `nb` features that belong together is, all are `outside`.
+
+    MRtrix writes NaN where there is no peak. `beyond`: what takes the place of infinity instead."""
+    if volume.data.dtype.kind != "f" or np.isfinite(volume.data).all():
+        return volume
+    data = volume.data.copy()
+    if beyond is not None:
+        data[data == np.inf] = beyond
+    rows = data.reshape(-1, nb)
+    rows[~np.isfinite(rows).all(axis=1)] = outside
+    return replace(volume, data=rows.reshape(data.shape))
 
 
 def _within(volume: Volume, mask: Volume | None) -> Volume:
@@ -155,12 +177,13 @@ def _is_mask(volume: Volume) -> bool:
 
 
 def _is_peaks(volume: Volume) -> bool:
-    """Return whether each triple of features is a unit vector or zero, and some are not zero."""
+    """Return whether each triple of features is a unit vector, zero or NaN, and some are unit vectors."""
     if volume.nb_features % 3 or volume.nb_features > 30 or volume.data.dtype.kind != "f":
         return False
     rows = volume.data.reshape(-1, volume.nb_features)
     lengths = np.linalg.norm(rows[rows.any(axis=1)].reshape(-1, 3).astype(np.float64), axis=1)
-    return bool(len(lengths) and ((np.abs(lengths - 1) < 1e-3) | (lengths == 0)).all())
+    unit = np.abs(lengths - 1) < 1e-3
+    return bool((unit | (lengths == 0) | np.isnan(lengths)).all() and unit.any())
 
 
 def _volume_drawing(volume: Volume, name: str) -> Drawing:

@@ -340,7 +340,7 @@ def _on_dark(pixels: np.ndarray) -> np.ndarray:
 def _fill(c: Composition, told: Told, block: Block, still: Still | None) -> bytes:
     """Fill the page in."""
     own = files("tractkit.viz")
-    scene = json.dumps(told, separators=(",", ":")).replace("<", "\\u003c")
+    scene = json.dumps(told, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
     values = dict(
         title=html.escape(told["title"]), scene=scene, data=base64.b64encode(block.deflated()).decode(),
         style=(own / "page.css").read_text(encoding="utf-8"), script=(own / "page.js").read_text(encoding="utf-8"),
