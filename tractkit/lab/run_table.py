@@ -246,9 +246,12 @@ def page_columns(
     shown = [c for c in table.columns if c not in ("name", "status", "tags")]
     order = ["name", "status", "curve", *shown, *(c for c in table.others if c not in ("name", "status", "tags"))]
     configured = next((row for row in table.rows if any(row[c] is not None for c in table.same)), None)
-    same = [[c, c, True, False, cell_text(configured, c)] for c in table.same] if configured else []
-    return [*([c, "loss" if c == "curve" else column_heading(c), c not in ("name", "status", "curve", "notes"),
-               c in shown or c in ("name", "status", "curve")] for c in order[:_MOST_COLUMNS]), *same]
+    found: list[list[str | bool]] = [
+        [c, "loss" if c == "curve" else column_heading(c), c not in ("name", "status", "curve", "notes"),
+         c in shown or c in ("name", "status", "curve")] for c in order[:_MOST_COLUMNS]]
+    for c in table.same if configured else ():
+        found.append([c, c, True, False, cell_text(configured or {}, c)])
+    return found
 
 
 def page_row(
