@@ -3937,6 +3937,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'tractkit.runs.listing.find_runs': ('runs/listing.html#find_runs', 'tractkit/runs/listing.py'),
                                        'tractkit.runs.listing.read_facts': ('runs/listing.html#read_facts', 'tractkit/runs/listing.py'),
                                        'tractkit.runs.listing.runs_folder': ('runs/listing.html#runs_folder', 'tractkit/runs/listing.py'),
+                                       'tractkit.runs.listing.settings_by_name': ( 'runs/listing.html#settings_by_name',
+                                                                                   'tractkit/runs/listing.py'),
                                        'tractkit.runs.listing.short_names': ('runs/listing.html#short_names', 'tractkit/runs/listing.py')},
             'tractkit.runs.lock': { 'tractkit.runs.lock._remove_empty': ('runs/lock.html#_remove_empty', 'tractkit/runs/lock.py'),
                                     'tractkit.runs.lock.claim_folder': ('runs/lock.html#claim_folder', 'tractkit/runs/lock.py'),

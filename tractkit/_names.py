@@ -959,6 +959,7 @@ NAMES = {
     "set_learning_rate": "training.bookkeeping",
     "set_optimizer_params": "functional.steps",
     "setting": "core.settings",
+    "settings_by_name": "runs.listing",
     "settings_of": "core.settings",
     "settings_of_part": "cli.train",
     "settings_to_lower": "training.errors",

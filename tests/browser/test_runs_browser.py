@@ -34,7 +34,8 @@ document.getElementById("here").append(el);
 LIGHT = "--jp-layout-color0: white; --jp-layout-color1: white; --jp-ui-font-color1: #222"
 DARK = "background: #111; --jp-layout-color0: #111; --jp-layout-color1: #222; --jp-ui-font-color1: #ddd"
 COLUMNS = [["name", "run", False, True], ["status", "status", False, True], ["curve", "loss", False, True],
-           ["best", "best", True, True], ["rate", "learning_rate", True, True], ["step", "step", True, False]]
+           ["best", "best", True, True], ["rate", "learning_rate", True, True], ["step", "step", True, False],
+           ["batch_size", "batch_size", True, False, "5000"]]  # the same in all runs
 
 
 def row(name, status, best, rate, **more):
@@ -43,7 +44,7 @@ def row(name, status, best, rate, **more):
     curve = "<svg width='84' height='22'><circle r='3' cx='9' cy='9' fill='currentColor'/></svg>"
     return {"name": name, "status": status, "color": "#2f7d4f", "note": "", "nan": "", "tags": [], "notes": "",
             "curve": curve, "cells": ["" if v is None else f"{v}" for v in values], "sort": values,
-            "drawable": status != "no run"} | more
+            "drawable": status != "no run", "configured": status != "no run"} | more
 
 
 ROWS = [row("run-10", "finished", 0.25, 0.01, tags=["<b>base</b>"], notes="the one of the paper"),
@@ -112,6 +113,10 @@ def test_rows_are_sorted_filtered_grouped_and_columns_chosen(page):
     page.get_by_label("learning_rate", exact=True).uncheck()
     assert page.evaluate("model.get('columns')") == ["name", "status", "curve", "best", "step"]
     assert "learning_rate" not in page.locator("th").all_inner_texts()
+    page.get_by_label("batch_size", exact=True).check()  # a setting that is the same in all runs
+    page.locator("[data-id='sort batch_size']").press("Enter")
+    assert page.locator("tr[data-name] td:nth-child(7)").all_inner_texts() == ["5000", "5000", "5000", ""]
+    assert "batch_size" not in page.get_by_label("group by").locator("option").all_inner_texts()
     page.get_by_label("filter runs").fill("lr < 2e-3")
     page.wait_for_function("model.get('where') === 'lr < 2e-3'")
     told(page, "shown", {"names": ["run-9"], "problem": ""})

@@ -20,6 +20,7 @@ from helpers_waiting import until
 from tractkit.core.files import DataError
 from tractkit.lab import run_browser as runs
 from tractkit.lab.run_browser import RunBrowser
+from tractkit.lab.run_table import PageMaker, check_columns, run_rows, runs_text, table_of
 from tractkit.runs import listing
 from tractkit.runs.checkpoint import peek_checkpoint
 from tractkit.runs.curves import read_run
@@ -603,6 +604,9 @@ def test_a_filter_of_the_page_is_that_of_the_table_and_of_the_saved_page(kept):
     assert table.shown == {"names": None, "problem": ""}
     assert browser.table(where="small", columns=["name", "learning_rate"]) == [
         {"name": "series/small", "learning_rate": .003}]
+    assert browser.table(where="small", columns=["weight_decay", "clip_grad"]) == [
+        {"weight_decay": .01, "clip_grad": None}]  # the same in all runs
+    assert "weight_decay" not in browser.table()[0]
     assert [(r["max_epochs"], r["runs"]) for r in browser.table(group="max_epochs")] == [(3, 3), (2, 1)]
     with pytest.raises(KeyError, match="no column 'colour'"):
         RunBrowser(kept, columns=["name", "colour"])
@@ -662,6 +666,26 @@ def test_a_run_that_is_gone_or_has_a_damaged_log_is_left_out_of_the_curves(folde
         assert browser.curves().axes[0].lines
     assert "losses of done" in browser._repr_html_()
     browser.close()
+
+
+def test_every_setting_can_be_a_column_and_those_that_show_a_run_are_none_at_first():
+    shared = {"trainer.patience": 5, "model.class": "Lstm", "sampler.size": [1, 2]}
+    found = [RunFacts(n, Path(n), "finished", settings={
+        "trainer.learning_rate": rate, "trainer.progress": rate < .5, "trainer.comet": n, **shared})
+        for n, rate in (("a", .1), ("b", 1.0))] + [RunFacts("c", Path("c"), "stopped", "of dwi_ml")]
+    table, page = table_of(found), PageMaker().page(found)
+    assert table.columns == ["name", "status", "best", "learning_rate", "epochs", "best_epoch", "hours"]
+    assert "differ" not in table.line and table.same == ["patience", "model", "size"]
+    assert {"progress", "comet"} <= set(table.others)
+    assert page.columns[-3:] == [["patience", "patience", True, False, "5"], ["model", "model", True, False, "Lstm"],
+                                 ["size", "size", True, False, "[1, 2]"]]
+    assert {len(row["cells"]) for row in page.rows} == {len(page.columns) - 3}  # these come once, not in each row
+    assert [row["configured"] for row in page.rows] == [True, True, False]
+    chosen = PageMaker().page(found, ["name", "size", "progress"])
+    assert [c[0] for c in chosen.columns if c[3]] == ["name", "status", "curve", "size", "progress"]
+    assert "[1, 2]" in runs_text(found, columns=["name", "size"])
+    with pytest.raises(KeyError, match="did you mean patience"):
+        check_columns(run_rows(found, same=True), ["patiance"])
 
 
 def test_ticks_send_curves_with_their_four_places(kept):

@@ -62,13 +62,16 @@ function addChoices(model, head) {
   group.onchange = () => set(model, { group: group.value });
   return () => {
     const all = model.get("table").columns;
-    const keys = all.filter(([key]) => !["name", "curve", "best", "hours", "step", "notes"].includes(key));
+    const differ = all.filter((column) => column.length === 4);
+    const keys = differ.filter(([key]) => !["name", "curve", "best", "hours", "step", "notes"].includes(key));
     const options = [["", "nothing"], ["tags", "tag"], ...keys];
     group.replaceChildren(...options.map(([key, text]) => new Option(text, key)));
     group.value = model.get("group");
     const now = shownColumns(model).map(([key]) => key);
     list.replaceChildren();
-    for (const [key, text] of all.slice(1)) {
+    for (const [i, [key, text]] of all.entries()) {
+      if (i === 0) continue;
+      if (i === differ.length) make(list, "div", "the same in all runs", "tractkit-runs-same");
       const line = make(list, "label");
       const box = make(line, "input");
       box.type = "checkbox";
@@ -210,9 +213,15 @@ function addName(cell, row, view) {
   if (row.notes) make(cell, "div", row.notes, "tractkit-runs-note").title = row.notes;
 }
 
+function cellOf(row, column, i) {
+  // settings that are the same in all runs come once, with their column
+  return row.cells[i] ?? (row.configured ? column[4] : "");
+}
+
 function addRow(model, body, row, columns, view) {
   const tr = make(body, "tr");
   const first = make(tr, "td");
+  const all = model.get("table").columns;
   tr.dataset.name = row.name;
   tr.dataset.status = row.status;
   tr.onpointerenter = () => view.focus(model.get("chosen").includes(row.name) ? row.name : null);
@@ -225,8 +234,8 @@ function addRow(model, body, row, columns, view) {
     else if (key === "curve")
       cell.innerHTML = row.curve; // drawn by the kernel, of numbers only
     else if (key !== "name") {
-      cell.textContent = row.cells[i];
-      if (row.cells[i].length > 9) cell.title = row.cells[i]; // it may be cut
+      cell.textContent = cellOf(row, all[i], i);
+      if (cell.textContent.length > 9) cell.title = cell.textContent; // it may be cut
     } else if (view.edited === row.name) editNotes(model, cell, row, () => view.edit(null));
     else addName(cell, row, view);
   }

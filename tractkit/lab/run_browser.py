@@ -237,7 +237,7 @@ class RunBrowser:
         self.saved = SavedOutput("tractkit-runs-still")
         self._watcher = Watcher(self._look, self._pause, 0.2, "tractkit-runs")
         if columns or where:
-            check_columns(run_rows(self.runs), columns or ())
+            check_columns(run_rows(self.runs, same=True), columns or ())
             filter_runs(self.runs, where)
 
     @property
@@ -275,15 +275,16 @@ class RunBrowser:
         sort: str = "name",                    # or "best", "hours", a setting ...; runs without a value come last
         descending: bool = False,
         where: str | None = None,              # filter: "lr < 1e-3 and model == Learn2Track"; None: that of the page
-        columns: Sequence[str] | None = None,  # None: all
+        columns: Sequence[str] | None = None,  # facts and settings; None: the facts, and the settings that differ
         group: str | None = None,              # a column: a row for each of its values, see `group_rows`
     ) -> list[Row]:
         """Return a row for each run, see `run_rows`.
 
         Raises KeyError for a column that is not there, ValueError for a filter that cannot be read."""
         kept = {run.name for run in filter_runs(self.runs, self.where if where is None else where)}
-        rows = [row for row in run_rows(self.runs) if row["name"] in kept]  # settings that differ among all runs
-        return group_rows(rows, group) if group else _columns_of(sort_rows(rows, sort, descending), columns)
+        rows = [row for row in run_rows(self.runs, same=True) if row["name"] in kept]
+        shown = list(run_rows(self.runs)[0]) if rows and columns is None else columns  # those of all runs
+        return group_rows(rows, group) if group else _columns_of(sort_rows(rows, sort, descending), shown)
 
     def __getitem__(self, name: str) -> RunFacts:
         """Return a run by its name. Raises KeyError if there is none."""

@@ -16,11 +16,11 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from ..core.html import Html, as_html, html_table, sparkline, text_table
-from ..core.text import format_duration
+from ..core.text import format_duration, nearest_name
 from ..core.text import Json
 from .status_text import PHASE_COLORS
 from ..runs.filters import fact_of
-from ..runs.listing import FACTS, STATUSES, RunFacts, differing_settings
+from ..runs.listing import FACTS, STATUSES, RunFacts, differing_settings, settings_by_name
 
 # %% ../../nbs/lab/13_run_table.ipynb #19c240db
 Row: TypeAlias = dict[str, Json]  # column -> value
@@ -32,9 +32,11 @@ _HEADINGS = {
 
 def run_rows(
     runs: Sequence[RunFacts],
+    same: bool = False,  # also the settings that are the same in all runs, as the last columns
 ) -> list[Row]:
     """Return a row for each run: its facts (`runs.listing.FACTS`), and the settings that differ."""
     settings = differing_settings(runs)
+    settings |= {k: v for k, v in settings_by_name(runs).items() if k not in settings} if same else {}
     return [{name: fact_of(run, name) for name in FACTS} | {k: v.get(run.name) for k, v in settings.items()}
             for run in runs]
 
@@ -53,7 +55,9 @@ def check_columns(
     """Raise KeyError for a column that is not there."""
     for column in columns if rows else ():
         if column not in rows[0]:
-            raise KeyError(f"there is no column {column!r}; there are {', '.join(rows[0])}")
+            near = nearest_name(column, rows[0])
+            some = f"did you mean {near}?" if near else f"there are {', '.join(list(rows[0])[:40])}"
+            raise KeyError(f"there is no column {column!r}; {some}")
 
 
 def sort_rows(
@@ -119,6 +123,9 @@ def group_rows(
 # %% ../../nbs/lab/13_run_table.ipynb #bee9e80e
 _NB_SETTINGS = 6  # columns of settings
 _FIRST, _LAST = ("name", "status", "best"), ("epochs", "best_epoch", "hours")
+# These say only where a run is shown and written down; they are columns if they are chosen.
+_SHOWING = {"progress", "tensorboard", "npy_logs", "comet", "comet_workspace", "comet_project", "wandb",
+            "wandb_project"}
 
 
 def _interest(setting: str) -> int:
@@ -134,6 +141,7 @@ class RunTable(NamedTuple):
     columns: list[str]  # that are shown
     line: str           # on all runs
     others: list[str]   # columns that are not shown
+    same: list[str]     # further ones: settings that are the same in all runs
 
 
 def table_of(
@@ -141,18 +149,20 @@ def table_of(
     columns: Sequence[str] | None = None,  # that are shown; None: a few
 ) -> RunTable:
     """Make the rows, choose the columns, and count the runs by status. Columns that no row has are left out."""
-    rows = run_rows(runs)
-    settings = sorted((column for column in (rows[0] if rows else ()) if column not in FACTS), key=_interest)
+    rows = run_rows(runs, same=True)
+    differ = differing_settings(runs)
+    settings = sorted((k for k in differ if k.rpartition(".")[2] not in _SHOWING and k not in FACTS), key=_interest)
     tags = ["tags"] if any(row["tags"] for row in rows) else []
     wanted = list(columns or [*_FIRST, *settings[:_NB_SETTINGS], *_LAST, *tags])
     shown = [column for column in wanted if not rows or column in rows[0]]  # its runs may be deleted since
-    others = [column for column in [*_HEADINGS, *settings] if column not in shown]
+    others = [column for column in dict.fromkeys([*_HEADINGS, *settings, *differ]) if column not in shown]
+    same = [column for column in (rows[0] if rows else ()) if column not in (*FACTS, *differ, *shown)]
     hidden = [column for column in settings if column in others]
     counts = {status: sum(run.status == status for run in runs) for status in STATUSES}
     line = ", ".join(f"{n:,} {status}" for status, n in counts.items() if n) or "no run yet"
     if hidden and columns is None:
         line += f". They also differ in {', '.join(hidden[:8])}{' …' * (len(hidden) > 8)}"
-    return RunTable(rows, shown, line, others)
+    return RunTable(rows, shown, line, others, same)
 
 
 def column_heading(column: str) -> str:
@@ -171,7 +181,7 @@ def runs_text(
     columns: Sequence[str] | None = None,  # that are shown; None: a few
 ) -> str:
     """Return the table as text, below a line that counts the runs."""
-    rows, shown, line, _ = table_of(runs, columns)
+    rows, shown, line, *_ = table_of(runs, columns)
     cells = [[*(cell_text(row, c) for c in shown), all_remarks(run)[:60]]
              for run, row in zip(runs[:limit], rows, strict=False)]
     if len(rows) > limit:
@@ -214,7 +224,7 @@ def runs_html(
     columns: Sequence[str] | None = None,  # that are shown; None: a few
 ) -> Html:
     """Return the table as HTML, above a line that counts the runs."""
-    rows, shown, line, _ = table_of(runs, columns)
+    rows, shown, line, *_ = table_of(runs, columns)
     rest = [c for c in shown if c not in ("name", "status", "tags")]
     cells = [[_name_html(run), _status_html(run), loss_sparkline(run), *(cell_text(row, c) for c in rest)]
              for run, row in zip(runs[:limit], rows, strict=False)]
@@ -224,17 +234,24 @@ def runs_html(
     return Html(f'<div style="max-width:100%;overflow-x:auto">{table}{more}{below}</div>')
 
 # %% ../../nbs/lab/13_run_table.ipynb #51f17705
-_MOST_COLUMNS = 60
+_MOST_COLUMNS = 60  # with a cell in each row
 
 
 def page_columns(
     table: RunTable,
 ) -> list[list[str | bool]]:  # key, heading, whether it stands to the right, whether it is shown at first
-    """Return the columns as `run_browser.js` reads them; "curve" is the drawing of the losses."""
+    """Return the columns as `run_browser.js` reads them; "curve" is the drawing of the losses.
+
+    The last ones are settings that are the same in all runs: they have a fifth part, the cell of each row."""
     shown = [c for c in table.columns if c not in ("name", "status", "tags")]
     order = ["name", "status", "curve", *shown, *(c for c in table.others if c not in ("name", "status", "tags"))]
-    return [[c, "loss" if c == "curve" else column_heading(c), c not in ("name", "status", "curve", "notes"),
-             c in shown or c in ("name", "status", "curve")] for c in order[:_MOST_COLUMNS]]
+    configured = next((row for row in table.rows if any(row[c] is not None for c in table.same)), None)
+    found: list[list[str | bool]] = [
+        [c, "loss" if c == "curve" else column_heading(c), c not in ("name", "status", "curve", "notes"),
+         c in shown or c in ("name", "status", "curve")] for c in order[:_MOST_COLUMNS]]
+    for c in table.same if configured else ():
+        found.append([c, c, True, False, cell_text(configured or {}, c)])
+    return found
 
 
 def page_row(
@@ -248,7 +265,8 @@ def page_row(
         "name": run.name, "status": run.status, "color": PHASE_COLORS[run.status], "note": run.note,
         "nan": run.not_finite, "tags": list(run.notes.tags), "notes": run.notes.text, "curve": loss_sparkline(run),
         "cells": ["" if c == "curve" else cell_text(row, c) for c in columns],
-        "sort": [sort_value(values[c]) for c in columns], "drawable": bool(run.epochs or "batch" in run.columns)}
+        "sort": [sort_value(values[c]) for c in columns], "drawable": bool(run.epochs or "batch" in run.columns),
+        "configured": bool(run.settings)}
 
 
 class RunsPage(NamedTuple):
@@ -274,7 +292,7 @@ class PageMaker:
         """Return the table of runs."""
         table = table_of(runs, columns)
         headings = page_columns(table)
-        keys, made = [str(c[0]) for c in headings], {}
+        keys, made = [str(c[0]) for c in headings if len(c) == 4], {}
         for run, row in zip(runs[:limit], table.rows, strict=False):
             before = self._made.get(run.name)
             kept = before is not None and before[0] is run and before[1] == keys

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STATUSES', 'FACTS', 'RunFacts', 'KnownRuns', 'read_facts', 'runs_folder', 'find_runs', 'short_names',
-           'differing_settings']
+           'settings_by_name', 'differing_settings']
 
 # %% ../../nbs/runs/15_listing.ipynb #898f61ba
 import math
@@ -526,11 +526,17 @@ def short_names(
     return found
 
 
+def settings_by_name(
+    runs: Iterable[RunFacts],
+) -> dict[str, Record]:  # setting -> run -> value
+    """Return all settings of runs, by their `short_names`. Leave out runs without settings."""
+    kept = [run for run in runs if run.settings]
+    names = short_names(dict.fromkeys(k for run in kept for k in run.settings))
+    return {s: {run.name: run.settings.get(k) for run in kept} for s, k in names.items()}
+
+
 def differing_settings(
     runs: Iterable[RunFacts],
 ) -> dict[str, Record]:  # setting -> run -> value
     """Return the settings in which runs differ, by their `short_names`. Leave out runs without settings."""
-    kept = [run for run in runs if run.settings]
-    names = short_names(dict.fromkeys(k for run in kept for k in run.settings))
-    differ = {s: {run.name: run.settings.get(k) for run in kept} for s, k in names.items()}
-    return {s: v for s, v in differ.items() if len({repr(x) for x in v.values()}) > 1}
+    return {s: v for s, v in settings_by_name(runs).items() if len({repr(x) for x in v.values()}) > 1}
