@@ -6613,6 +6613,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'tractkit.viz.page.state_of': ('viz/page.html#state_of', 'tractkit/viz/page.py'),
                                    'tractkit.viz.page.steps_between': ('viz/page.html#steps_between', 'tractkit/viz/page.py')},
             'tractkit.viz.planes': { 'tractkit.viz.planes.box_corners': ('viz/planes.html#box_corners', 'tractkit/viz/planes.py'),
+                                     'tractkit.viz.planes.check_numbers': ('viz/planes.html#check_numbers', 'tractkit/viz/planes.py'),
+                                     'tractkit.viz.planes.check_size': ('viz/planes.html#check_size', 'tractkit/viz/planes.py'),
                                      'tractkit.viz.planes.check_view': ('viz/planes.html#check_view', 'tractkit/viz/planes.py'),
                                      'tractkit.viz.planes.content_box': ('viz/planes.html#content_box', 'tractkit/viz/planes.py'),
                                      'tractkit.viz.planes.content_points': ('viz/planes.html#content_points', 'tractkit/viz/planes.py'),

@@ -716,6 +716,32 @@ def test_reset_puts_all_back_that_a_person_or_a_method_has_changed(live_view):
 
 
 @pytest.mark.vulkan
+def test_numbers_that_mean_nothing_and_calls_after_the_end_are_one_sentence(live_view):
+    back = Volume(np.random.default_rng(0).random(SHAPE).astype(np.float32), AFFINES["RAS"])
+    v, nan = live_view(grouped(), back, size=(120, 90)), float("nan")
+    before = v.screenshot().array
+    for name in ("tubes", "thickness", "opacity", "slab"):
+        for wrong in (-1, nan, np.float32("inf"), "wide"):
+            with pytest.raises(ValueError, match=f"{name} must be a number .*not "):
+                v.set_style(**{name: wrong})
+    calls = [(v.set_count, (-1,)), (v.set_count, (1.5,)), (v.move, (nan,)), (v.move, (1, "2")), (v.set_window, (0, nan)),
+             (lambda n: view(grouped(), tubes=n), (nan,)), (lambda n: view(Lines(grouped(), tubes=n)), (-1,)),
+             (lambda n: view(grouped(), max_streamlines=n), (-3,))]
+    calls += [(lambda size: view(grouped(), size=size), (size,))
+              for size in ((0, 0), "big", (100_000,) * 2, (-5, 9), (nan, 9), 7)]
+    for act, given in calls:
+        with pytest.raises(ValueError, match="must be"):
+            act(*given)
+    np.testing.assert_array_equal(v.screenshot().array, before)
+    v.set_style(tubes=np.float32(0.3), slab=np.int64(2))
+    v.move(np.float64(3))
+    v.close()
+    for act in (v.reset, v.select, v.set_style, v.move, lambda: v.look("axial"), lambda: v.camera, lambda: v.set_count(3)):
+        with pytest.raises(RuntimeError, match="this view was closed"):
+            act()
+
+
+@pytest.mark.vulkan
 def test_linked_views_have_one_set_of_controls(live_view):
     from tractkit.viz.viewer import link_views
 

@@ -33,7 +33,7 @@ from tractkit.viz.drawables import (
     label_values,
     things_to_draw,
 )
-from .planes import NORMALS, check_view, content_points, value_window
+from .planes import NORMALS, check_numbers, check_view, content_points, value_window
 from .theme import ColorChoice, Rgb, as_rgb, palette
 
 # %% ../../nbs/viz/08_composition.ipynb #b942a662
@@ -168,11 +168,14 @@ class Composition:
         labels: bool = False,            # volumes of a type of whole numbers are labels
     ):
         check_view(view)
+        check_numbers(tubes=tubes, max_streamlines=max_streamlines)
         slice_colors(colormap)
         drawings = as_glyphs(things_to_draw(things)) if odf else things_to_draw(things)
         drawings = as_labels(drawings) if labels else drawings
         self.view, self.limit, self.letters = view, max_streamlines, letters
         self.lines = [d for d in drawings if isinstance(d, Lines)]
+        for lines in self.lines:
+            check_numbers(tubes=lines.tubes)
         self.slices = [d for d in drawings if isinstance(d, Slices)]
         self.peaks = [d for d in drawings if isinstance(d, Peaks)]
         self.glyphs = [d for d in drawings if isinstance(d, Glyphs)]

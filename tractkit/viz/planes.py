@@ -8,6 +8,7 @@ __all__ = ['world_box', 'box_corners', 'value_window', 'content_points', 'conten
 # %% ../../nbs/viz/00_planes.ipynb #327d0466
 import numpy as np
 
+from ..core.settings import Setting, has_type, in_bounds, plain_numbers
 from ..spatial.space import apply_affine, voxel_sizes
 from ..spatial.tractogram import Tractogram
 from ..spatial.volume import Volume
@@ -37,6 +38,29 @@ def check_view(view: str) -> None:
     """Raise ValueError for a name that is no view."""
     if view not in VIEWS:
         raise ValueError(f"view {view!r} is none of {', '.join(VIEWS)}")
+
+# %% ../../nbs/viz/00_planes.ipynb #7d20c4e2
+_NUMBERS = {s.name: s for s in (
+    *(Setting(name, float | None, None, at_least=0) for name in ("tubes", "slab")),
+    Setting("opacity", float, 1.0, at_least=0, at_most=1), Setting("thickness", float, 1.0, at_least=0),
+    *(Setting(name, int | None, None, at_least=0) for name in ("count", "max_streamlines")),
+    *(Setting(name, float | None, None) for name in "xyz"), *(Setting(name, float, 0.0) for name in ("low", "high")))}
+_LARGEST = 8192  # pixels; a graphics card draws at twice the size
+
+
+def check_numbers(**given: object) -> None:
+    """Raise ValueError for a number of a picture that is none, not finite or out of bounds."""
+    for name, value in given.items():
+        _NUMBERS[name].check(plain_numbers(value))
+
+
+def check_size(size: object) -> None:
+    """Raise ValueError unless it is the width and height of a picture in pixels."""
+    sides = plain_numbers(size)
+    side = Setting("side", int, 1, at_least=1, at_most=_LARGEST)
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(
+            has_type(side, each) and in_bounds(side, each) for each in sides):
+        raise ValueError(f"size must be (width, height) in pixels, each from 1 to {_LARGEST}, not {size!r}")
 
 # %% ../../nbs/viz/00_planes.ipynb #7efccd21
 def world_box(

@@ -19,6 +19,7 @@ from .drawables import Drawable
 from .figure import encode_png
 from .fury_scene import Stage, open_stage
 from .matplotlib_backend import flat_picture
+from .planes import check_size
 from .theme import ColorChoice
 from .vulkan import NO_VULKAN, vulkan_available
 
@@ -77,6 +78,7 @@ _explained = False
 def draw_still(composition: Composition, size: tuple[int, int], always_explain: bool) -> tuple[Still, Stage | None]:
     """Draw a still by FURY, and return its stage; or by matplotlib, and print why (once, unless `always_explain`)."""
     global _explained
+    check_size(size)
     if vulkan_available():
         stage = Stage(composition)
         return draw_stage(stage, size), stage

@@ -47,7 +47,7 @@ from .fury_scene import LineStyle, Stage, free_caches
 from .live_canvas import LiveCanvas, pick_streamline, place_under
 from .niivue_backend import NiivueScene, colormap_name, require_niivue
 from .page import check_picture_path, save_page
-from .planes import NORMALS, check_view
+from .planes import NORMALS, check_numbers, check_view
 from .stills import Still, draw_stage, draw_still
 
 # %% ../../nbs/viz/18_viewer.ipynb #d396d4bd
@@ -89,6 +89,7 @@ Camera: TypeAlias = dict[str, float | np.ndarray]   # as the backend names its p
 _TWO_BACKENDS = ("views of FURY and of NiiVue cannot be linked: their cameras are described differently; "
                  "give all the same backend")
 _ONLY_STILL = "this view is a still; a live one needs a notebook and a Vulkan driver"
+_CLOSED = "this view was closed; only its still is left. Make another with view(...)"
 
 # %% ../../nbs/viz/18_viewer.ipynb #d00e5cb9
 class StillView:
@@ -193,6 +194,7 @@ class View(StillView):
         at_once: bool = True,     # the cell that makes it shows it, too
     ):
         super().__init__(still, composition, size, at_once)
+        self._closed = False
         self._stage, self._drawn = stage, None if stage is None else LiveCanvas(stage, size)
         if stage is not None and self._drawn is not None:
             _add_controls(self, stage.position)
@@ -246,6 +248,7 @@ class View(StillView):
         z: float | None = None,
     ) -> None:
         """Move the slices, and what lies on them."""
+        check_numbers(x=x, y=y, z=z)
         stage = self._need_stage()
         stage.move([old if new is None else new for new, old in zip((x, y, z), stage.position, strict=True)])
         self.redraw(moved=True)
@@ -256,6 +259,7 @@ class View(StillView):
         high: float,  # value drawn white
     ) -> None:
         """Change the grey values of the slices."""
+        check_numbers(low=low, high=high)
         self._need_stage().set_window(low, high)
         self.redraw(moved=True)
 
@@ -284,6 +288,7 @@ class View(StillView):
         count: int,  # streamlines of each tractogram, spread evenly over it
     ) -> None:
         """Draw more or fewer streamlines."""
+        check_numbers(count=count)
         self._need_stage().set_count(count)
         self.redraw()
 
@@ -306,6 +311,7 @@ class View(StillView):
         slab: float | None = None,    # mm on each side of the view's plane, in 3d of the axial one; None: all
     ) -> None:
         """Draw the streamlines as lines or tubes, see-through, or only what is near a plane."""
+        check_numbers(tubes=tubes, thickness=thickness, opacity=opacity, slab=slab)
         self._need_stage().set_style(LineStyle(thickness, opacity, slab), tubes, rebuild=True)
         self.redraw(moved=True)
 
@@ -338,7 +344,7 @@ class View(StillView):
 
     def _need_stage(self) -> Stage:
         if self._stage is None:
-            raise RuntimeError(_ONLY_STILL)
+            raise RuntimeError(_CLOSED if self._closed else _ONLY_STILL)
         return self._stage
 
     def close(self) -> None:
@@ -347,6 +353,7 @@ class View(StillView):
             self._drawn.close()
             close_widgets(self.canvas, *self.controls.values())  # also those that linked views share
             self._drawn = self.canvas = self._stage = None
+            self._closed = True
             gc.collect()  # pygfx's objects refer to each other in circles
             free_caches()
 
@@ -503,6 +510,7 @@ class NiivueView(View):
 
     def move(self, x: float | None = None, y: float | None = None, z: float | None = None) -> None:
         """Move the slices. Raises ValueError if there are none."""
+        check_numbers(x=x, y=y, z=z)
         scene = self._need_scene()
         if not scene.grids:
             raise ValueError("there are no slices to move")
@@ -537,6 +545,7 @@ class NiivueView(View):
 
     def set_window(self, low: float, high: float) -> None:
         """Change the grey values of the slices."""
+        check_numbers(low=low, high=high)
         for volume in self._need_scene().volumes:
             volume.cal_min, volume.cal_max = low, high
 
@@ -575,7 +584,7 @@ class NiivueView(View):
 
     def _need_scene(self) -> NiivueScene:
         if self.scene is None:
-            raise RuntimeError("this view is closed")
+            raise RuntimeError(_CLOSED)
         return self.scene
 
     def close(self) -> None:
