@@ -2660,6 +2660,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'tractkit/lab/run_browser.py'),
                                           'tractkit.lab.run_browser.RunBrowser._drawn': ( 'lab/run_browser.html#runbrowser._drawn',
                                                                                           'tractkit/lab/run_browser.py'),
+                                          'tractkit.lab.run_browser.RunBrowser._find': ( 'lab/run_browser.html#runbrowser._find',
+                                                                                         'tractkit/lab/run_browser.py'),
                                           'tractkit.lab.run_browser.RunBrowser._fitting': ( 'lab/run_browser.html#runbrowser._fitting',
                                                                                             'tractkit/lab/run_browser.py'),
                                           'tractkit.lab.run_browser.RunBrowser._ipython_display_': ( 'lab/run_browser.html#runbrowser._ipython_display_',

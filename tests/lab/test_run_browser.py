@@ -688,6 +688,24 @@ def test_every_setting_can_be_a_column_and_those_that_show_a_run_are_none_at_fir
         check_columns(run_rows(found, same=True), ["patiance"])
 
 
+def test_runs_whose_folder_was_deleted_are_gone_and_come_back(folder, tmp_path):
+    browser = RunBrowser(folder, interval=.05)
+    table = browser.widget.children[1]
+    with folder_lock(folder / "done"):
+        browser.refresh()
+        assert "1 running" in table.table["below"]
+        folder.rename(tmp_path / "away")
+        until(lambda: "4 gone" in table.table["below"])  # nobody has pressed anything
+    assert {row["status"] for row in table.table["rows"]} == {"gone"} == {row["status"] for row in browser.table()}
+    assert browser.curves().axes and "gone" in repr(browser) and "gone" in browser._repr_html_()
+    press(browser, "annotate", name="done", note="x", tags="")
+    assert "this was not done" in table.shown["problem"] and browser._pause() >= .5  # none is at work
+    (tmp_path / "away").rename(folder)
+    browser.refresh()
+    assert {row["status"] for row in browser.table()} == {"finished", "failed", "stopped"}
+    browser.close()
+
+
 def test_a_note_is_written_once():
     found = [RunFacts("a", Path("a"), "finished", notes=RunNotes("the one of the paper"))]
     for columns in (None, ["name", "notes"]):

@@ -243,7 +243,7 @@ function addRow(model, body, row, columns, view) {
     else addName(cell, row, view, noted);
   }
   const last = make(tr, "td", undefined, "last");
-  if (["no run", "damaged"].includes(row.status)) return;
+  if (["no run", "damaged", "gone"].includes(row.status)) return;
   const open = button(last, "open", `Show the panel of ${row.name}`, () =>
     model.send({ verb: "open", name: row.name }),
   );

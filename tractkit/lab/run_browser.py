@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -262,13 +263,22 @@ class RunBrowser:
         with self._lock:
             page = None if self._closed else self._page
             so_far = partial(page.show, whole=False) if page is not None and self._runs is None else None
-            self._runs = find_runs(self.folder, known=self._known, so_far=so_far)
+            self._runs = self._find(so_far)
             if page is not None:
                 page.show(self._runs)
             if page is not None and self._chosen is None and (names := self.chosen):  # none: there is no run yet
                 self._chosen = names
                 page.choose(names)
         self._took = time.monotonic() - began
+
+    def _find(self, so_far: Callable[[list[RunFacts]], None] | None) -> list[RunFacts]:
+        try:
+            return find_runs(self.folder, known=self._known, so_far=so_far)
+        except DataError:  # the folder is gone, with all runs
+            if self._runs is None:
+                raise
+            return [run if run.status == "gone" else replace(run, status="gone", note="the folder is gone")
+                    for run in self._runs]
 
     def table(
         self,
@@ -369,10 +379,7 @@ class RunBrowser:
         return max(self.interval, 10 * self._took) * (1 if busy else 10)
 
     def _look(self) -> None:
-        try:
-            self.refresh()
-        except DataError:  # the folder is gone: the page stays as it was
-            return
+        self.refresh()
         self.saved.update(self._saved_of(), self._repr_html_, repr(self))
 
     def _saved_of(self) -> str:

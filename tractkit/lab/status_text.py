@@ -23,7 +23,7 @@ ACTIVE = ("starting", "training", "validating")  # the phases in which batches g
 _BLUE, _AMBER, _GREEN, _RED, _GREY = "#2f6fb5", "#9c610f", "#2f7d4f", "#b3362c", "#6b727c"
 PHASE_COLORS = {
     "idle": _GREY, "starting": _BLUE, "training": _BLUE, "validating": _BLUE, "running": _BLUE, "paused": _AMBER,
-    "stopped": _GREY, "finished": _GREEN, "failed": _RED, "dead": _RED, "damaged": _RED, "no run": _GREY,
+    "stopped": _GREY, "finished": _GREEN, "failed": _RED, "dead": _RED, "damaged": _RED, "no run": _GREY, "gone": _GREY,
 }
 
 # %% ../../nbs/lab/02_status_text.ipynb #e28f9ff5

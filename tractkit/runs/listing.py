@@ -31,7 +31,7 @@ from .notes import RunNotes, read_notes
 from .log import RunLog
 
 # %% ../../nbs/runs/15_listing.ipynb #8c91c70f
-STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damaged", "no run")
+STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damaged", "no run", "gone")
 
 
 def _legible(value: Any) -> Any:
