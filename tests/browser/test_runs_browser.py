@@ -154,6 +154,36 @@ def test_names_are_text_and_buttons_send_what_they_say(page):
     assert page.evaluate("model.get('slots')['<i>x</i>']") == 2  # the colors of others stay
 
 
+def test_notes_fit_their_place_and_lines_say_what_they_are(page):
+    def box(part):
+        return part.bounding_box()
+
+    page.get_by_label("Write a note or tags on run-9").click()
+    form, chip = box(page.locator(".tractkit-runs-edit textarea")), box(page.locator("tr[data-name=run-9] .tractkit-runs-chip").first)
+    assert form["x"] + form["width"] < chip["x"]
+    page.get_by_role("button", name="cancel").click()
+    field = page.get_by_label("filter runs")
+    field.evaluate("e => { e.value = e.placeholder; }")
+    assert field.evaluate("e => e.scrollWidth <= e.clientWidth")
+    long, columns = "a much too slow rate of learning, to be repeated " * 9, [*COLUMNS[:6], ["notes", "notes", False, True]]
+    rows = [r | {"notes": long * (r["name"] == "run-9"), "cells": [*r["cells"], long]} for r in ROWS]
+    assert page.get_by_text("the one of the paper").count() == 1  # below the name
+    told(page, "table", {"columns": columns, "rows": rows, "below": ""})
+    cell, last = page.locator("tr[data-name=run-9] td.notes"), box(page.locator("tr[data-name=run-9] td.last"))
+    assert box(cell)["x"] + box(cell)["width"] <= last["x"] and box(cell)["width"] > 90
+    assert cell.evaluate("e => getComputedStyle(e).textOverflow") == "ellipsis" and page.get_by_text(long).count() == 4
+    key = page.locator(".tractkit-plot-key span")
+    assert key.all_inner_texts() == ["validation"]
+    both, alone = curve("run-10", "finished", 2, 10), curve("run-9", "failed", 2, 10)
+    both["lines"], alone["lines"] = [["validation", 1], ["training", 1]], [["training", 2]]
+    page.evaluate("""curves => { for (const c of curves)
+        c.data = new DataView(Uint8Array.from(atob(c.data), (x) => x.charCodeAt(0)).buffer);
+        model.set("curves", curves); }""", [both, alone])
+    assert key.all_inner_texts() == ["validation or else training", "training"]
+    styles = key.evaluate_all("all => all.map((e) => getComputedStyle(e, '::before').borderTopStyle)")
+    assert styles == ["solid", "dashed"]
+
+
 def test_curves_have_values_under_the_pointer_and_are_enlarged(page):
     canvas, tip = page.locator("canvas"), page.locator(".tractkit-plot-tip")
     box = canvas.bounding_box()

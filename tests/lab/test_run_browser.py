@@ -20,7 +20,7 @@ from helpers_waiting import until
 from tractkit.core.files import DataError
 from tractkit.lab import run_browser as runs
 from tractkit.lab.run_browser import RunBrowser
-from tractkit.lab.run_table import PageMaker, check_columns, run_rows, runs_text, table_of
+from tractkit.lab.run_table import PageMaker, check_columns, run_rows, runs_html, runs_text, table_of
 from tractkit.runs import listing
 from tractkit.runs.checkpoint import peek_checkpoint
 from tractkit.runs.curves import read_run
@@ -686,6 +686,13 @@ def test_every_setting_can_be_a_column_and_those_that_show_a_run_are_none_at_fir
     assert "[1, 2]" in runs_text(found, columns=["name", "size"])
     with pytest.raises(KeyError, match="did you mean patience"):
         check_columns(run_rows(found, same=True), ["patiance"])
+
+
+def test_a_note_is_written_once():
+    found = [RunFacts("a", Path("a"), "finished", notes=RunNotes("the one of the paper"))]
+    for columns in (None, ["name", "notes"]):
+        for text in (runs_text(found, columns=columns), runs_html(found, columns=columns)):
+            assert text.count("the one of the paper") == 1
 
 
 def test_ticks_send_curves_with_their_four_places(kept):

@@ -21,7 +21,7 @@ function addFilter(model, head) {
   const field = make(head, "input");
   const problem = make(head, "span", undefined, "tractkit-runs-problem");
   field.type = "search";
-  field.placeholder = "filter: lr < 1e-3 and status == finished";
+  field.placeholder = "filter: lr < 1e-3 and model == TTO";
   field.setAttribute("aria-label", "filter runs");
   field.title = "Conditions on settings and columns with and, or, not; or words that are searched for";
   field.value = model.get("where");
@@ -195,7 +195,8 @@ function editNotes(model, cell, row, done) {
   note.focus();
 }
 
-function addName(cell, row, view) {
+function addName(cell, row, view, noted) {
+  // noted: the notes have a column of their own
   cell.className = "name";
   make(cell, "span", row.name);
   if (row.status !== "no run") {
@@ -210,7 +211,7 @@ function addName(cell, row, view) {
     const line = make(cell, "div");
     for (const tag of row.tags) make(line, "span", tag, "tractkit-runs-tag");
   }
-  if (row.notes) make(cell, "div", row.notes, "tractkit-runs-note").title = row.notes;
+  if (row.notes && !noted) make(cell, "div", row.notes, "tractkit-runs-note").title = row.notes;
 }
 
 function cellOf(row, column, i) {
@@ -222,6 +223,7 @@ function addRow(model, body, row, columns, view) {
   const tr = make(body, "tr");
   const first = make(tr, "td");
   const all = model.get("table").columns;
+  const noted = columns.some(([key]) => key === "notes");
   tr.dataset.name = row.name;
   tr.dataset.status = row.status;
   tr.onpointerenter = () => view.focus(model.get("chosen").includes(row.name) ? row.name : null);
@@ -230,6 +232,7 @@ function addRow(model, body, row, columns, view) {
   for (const [key, , right, i] of columns) {
     const cell = make(tr, "td");
     if (right) cell.className = "right";
+    if (key === "notes") cell.className = "notes";
     if (key === "status") addStatus(cell, row);
     else if (key === "curve")
       cell.innerHTML = row.curve; // drawn by the kernel, of numbers only
@@ -237,7 +240,7 @@ function addRow(model, body, row, columns, view) {
       cell.textContent = cellOf(row, all[i], i);
       if (cell.textContent.length > 9) cell.title = cell.textContent; // it may be cut
     } else if (view.edited === row.name) editNotes(model, cell, row, () => view.edit(null));
-    else addName(cell, row, view);
+    else addName(cell, row, view, noted);
   }
   const last = make(tr, "td", undefined, "last");
   if (["no run", "damaged"].includes(row.status)) return;

@@ -402,6 +402,15 @@ function addToolbar(root, change, reset) {
   };
 }
 
+function showKey(legend, lines) {
+  // what the kinds of lines are: the first one of each run is solid, its training is dashed beside a validation
+  const thin = new Set(lines.filter((l) => !l.main).map((l) => l.kind));
+  const solid = new Set(lines.filter((l) => l.main).map((l) => l.kind));
+  const key = make(legend, "div", undefined, "tractkit-plot-key");
+  if (solid.size) make(key, "span", [...solid].join(" or else "), "solid");
+  for (const kind of thin) make(key, "span", kind, kind);
+}
+
 function showLegend(legend, lines, look, focus) {
   legend.replaceChildren();
   for (const { name, status, slot } of lines.filter((l) => l.main)) {
@@ -411,6 +420,7 @@ function showLegend(legend, lines, look, focus) {
     item.onpointerenter = () => focus(name);
     item.onpointerleave = () => focus(null);
   }
+  showKey(legend, lines);
 }
 
 export function makePlot(parent, model, lookNow) {

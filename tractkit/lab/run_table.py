@@ -170,9 +170,10 @@ def column_heading(column: str) -> str:
     return _HEADINGS.get(column, column)
 
 
-def all_remarks(run: RunFacts) -> str:
-    """Return how a run ended, what is wrong with it, and what a person wrote on it, in one line."""
-    return "; ".join(part for part in (run.note, run.not_finite, run.notes.text.replace("\n", " ")) if part)
+def all_remarks(run: RunFacts, notes: bool = True) -> str:
+    """Return how a run ended, what is wrong with it, and, with `notes`, what a person wrote on it, in one line."""
+    text = run.notes.text.replace("\n", " ") * notes
+    return "; ".join(part for part in (run.note, run.not_finite, text) if part)
 
 # %% ../../nbs/lab/13_run_table.ipynb #2d188aba
 def runs_text(
@@ -182,7 +183,7 @@ def runs_text(
 ) -> str:
     """Return the table as text, below a line that counts the runs."""
     rows, shown, line, *_ = table_of(runs, columns)
-    cells = [[*(cell_text(row, c) for c in shown), all_remarks(run)[:60]]
+    cells = [[*(cell_text(row, c) for c in shown), all_remarks(run, "notes" not in shown)[:60]]
              for run, row in zip(runs[:limit], rows, strict=False)]
     if len(rows) > limit:
         cells.append([f"… and {len(rows) - limit:,} more", *[""] * len(shown)])
@@ -201,10 +202,10 @@ def loss_sparkline(
     return Html(sparkline({"currentColor": (epochs["epoch"][::stride], losses[::stride])}, 84, 22))
 
 
-def _name_html(run: RunFacts) -> Html:
+def _name_html(run: RunFacts, notes: bool) -> Html:  # notes: they have no column of their own
     tag = "font-size:85%;padding:0 6px;border-radius:8px;border:1px solid rgba(128,128,128,.5);white-space:nowrap"
     tags = "".join(f' <span style="{tag}">{as_html(word)}</span>' for word in run.notes.tags)
-    text = f'<div style="opacity:.75;font-size:88%;max-width:24em">{as_html(run.notes.text)}</div>'
+    text = f'<div style="opacity:.75;font-size:88%;max-width:24em">{as_html(run.notes.text)}</div>' * notes
     wrap = ' style="white-space:nowrap"' * (len(run.name) < 40)
     return Html(f"<span{wrap}>{as_html(run.name)}</span>{tags}{text * bool(run.notes.text)}")
 
@@ -226,7 +227,7 @@ def runs_html(
     """Return the table as HTML, above a line that counts the runs."""
     rows, shown, line, *_ = table_of(runs, columns)
     rest = [c for c in shown if c not in ("name", "status", "tags")]
-    cells = [[_name_html(run), _status_html(run), loss_sparkline(run), *(cell_text(row, c) for c in rest)]
+    cells = [[_name_html(run, "notes" not in rest), _status_html(run), loss_sparkline(run), *(cell_text(row, c) for c in rest)]
              for run, row in zip(runs[:limit], rows, strict=False)]
     table = html_table(["run", "status", "loss", *map(column_heading, rest)], cells, align="lll" + "r" * len(rest))
     more = f"<div>… and {len(runs) - limit:,} more</div>" if len(runs) > limit else ""
