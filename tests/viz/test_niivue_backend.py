@@ -7,7 +7,7 @@ from unittest.mock import patch
 import nibabel as nib
 import numpy as np
 import pytest
-from helpers_scene import AFFINES, LIT, SHAPE
+from helpers_scene import AFFINES, LIT, SHAPE, wavy
 from test_viewer import grouped, lit_mask, one_fodf
 
 from tractkit.spatial.regions import Sphere, pass_through
@@ -187,6 +187,21 @@ def test_streamlines_are_selected_and_stay_hidden(niivue_view):
     v.controls["all"].click()
     assert not v.scene.meshes["t: others"][0].visible
     assert len(points_of(v.scene.meshes["t: left"][0])[1]) == len(t.groups["left"]) == v.shown
+
+
+def test_reset_draws_all_again_and_a_closed_view_leaves_no_widget(niivue_view):
+    from ipywidgets.widgets.widget import _instances
+
+    before = set(_instances)
+    v = niivue_view({"a": wavy(20), "b": wavy(9)}, Volume(np.ones(SHAPE, np.float32), AFFINES["RAS"]))
+    v.toggle("b", False)
+    v.controls["show a"].value = False
+    v.reset()
+    assert v.shown == 29 and not v.scene.hidden and v.controls["show a"].value
+    v.close()
+    assert [type(_instances[key]).__name__ for key in set(_instances) - before] == []
+    with pytest.raises(RuntimeError, match="this view was closed"):
+        v.reset()
 
 
 def test_views_of_niivue_follow_each_other_and_only_each_other(niivue_view):

@@ -223,6 +223,7 @@ class NiivueScene:
         for labels, values in composition.labels:
             self.atlases.setdefault(labels.name, []).append(_atlas(labels, values))
         self.hidden: set[str] = set()
+        self.made = list[ipyniivue.Mesh]()  # of streamlines, with those that others have replaced
         self._rest = [(file.name, _mesh(file)) for file in self._files()]
         self.widget.scene.render_azimuth, self.widget.scene.render_elevation = 315.0, 29.0
         self.start = composition.position("axial")  # in the middle, as the three planes lie side by side
@@ -235,6 +236,7 @@ class NiivueScene:
         self.parts = list(parts)
         self.meshes: dict[str, list[ipyniivue.Mesh]] = {part.name: [] for part in parts}
         lines = [(part.name, _mesh(file)) for part in parts for file in _line_files(part, self.composition.limit)]
+        self.made += [mesh for _, mesh in lines]
         for name, mesh in [*lines, *self._rest]:
             self.meshes.setdefault(name, []).append(mesh)
         for name in self.hidden:

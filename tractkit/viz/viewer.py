@@ -590,7 +590,9 @@ class NiivueView(View):
     def close(self) -> None:
         """Free the widget; the still stays."""
         if self.scene is not None:
-            close_widgets(self.canvas, *self.controls.values())
+            drawn = self.scene.widget
+            close_widgets(self.canvas, *self.controls.values(), *self.scene.made, *drawn.meshes,
+                          *drawn.volumes)
             self.scene = self.canvas = None
 
 # %% ../../nbs/viz/18_viewer.ipynb #fef5d6f6
