@@ -304,5 +304,10 @@ def test_a_browser_in_jupyterlab_is_live_and_works_while_a_cell_runs(lab, study)
         until(lambda: "0.001" in run.inner_text())  # nobody has pressed anything
     run.get_by_role("button", name="open", exact=True).click()
     page.locator(".tractkit-runs-opened .tractkit-readout").wait_for(timeout=30_000)
-    table = [str(o) for o in lab.saved_outputs(page, "runs.ipynb") if "run-89" in str(o)]
-    assert table and "image/png;base64" in table[-1]  # what stays in the notebook
+
+    def stays(name):  # in the notebook, of a run
+        return [str(o) for o in lab.saved_outputs(page, "runs.ipynb") if name in str(o)]
+
+    assert stays("run-87") and not stays("run-89")  # the rows that the filter shows
+    page.get_by_label("filter runs").fill("")
+    until(lambda: "image/png;base64" in "".join(stays("run-89")))  # with the curves of those that are ticked
