@@ -170,7 +170,7 @@ def dies_with_its_kernel(output) -> bool:
     data = output.get("data", {})
     text = as_text(data.get("text/plain", ""))
     return any("widget-view" in mime for mime in data) and \
-        (text.startswith(("View(", "TrainerPanel(")) or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
+        (text.startswith(("View(", "Below: the panel")) or NOT_FOR_KEEPING["a progress bar"].search(text) is not None)
 
 
 def unfit_for_keeping(nb) -> list[str]:
