@@ -5607,6 +5607,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'tractkit/training/runner.py'),
                                           'tractkit.training.runner.Runner._in_background': ( 'training/runner.html#runner._in_background',
                                                                                               'tractkit/training/runner.py'),
+                                          'tractkit.training.runner.Runner._leave': ( 'training/runner.html#runner._leave',
+                                                                                      'tractkit/training/runner.py'),
                                           'tractkit.training.runner.Runner._occupied': ( 'training/runner.html#runner._occupied',
                                                                                          'tractkit/training/runner.py'),
                                           'tractkit.training.runner.Runner._reset': ( 'training/runner.html#runner._reset',

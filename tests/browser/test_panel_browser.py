@@ -154,6 +154,9 @@ def test_a_preview_stays_drawn_when_the_theme_changes(lab, page):
         page.wait_for_timeout(700)  # for what comes late
         assert min(canvases.evaluate_all(INKS)) > 300
         page.locator(".tractkit-preview").screenshot(path=PICTURES / f"preview-{theme.lower()}.png")
+    page.evaluate("""() => window.jupyterapp.shell.currentWidget.content.widgets.filter(
+        c => c.model.sharedModel.source.includes("PreviewPicture(")).forEach(c => c.outputArea.model.clear())""")
+    # of itself it has no still: a panel's has one
 
 
 def test_going_back_asks_before_steps_are_dropped(lab, page):
@@ -297,9 +300,8 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     assert len(updates) <= 4 * seconds + 3 and others < 40, note
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
     assert sum(fifths[4]) < 1.5 * sum(fifths[0]), note
-    assert end["file"] < tenth["file"] + 20_000 < 200_000, (
-        note
-    )  # a still of the curves takes a little more or less than another
+    # A still of the curves takes a little more or less than another, and the notebook has one of each panel.
+    assert end["file"] < tenth["file"] + 20_000 < 50_000 * (readouts + 1), note
     assert end["elements"] < 1.05 * tenth["elements"], note
 
 

@@ -206,7 +206,8 @@ def test_at_900_pixels_nothing_is_cut_and_nothing_is_changed(lab):
     nbformat.write(wrong, first.parent / "wrong.ipynb")
     if os.environ.get("FULL") != "1":
         names = [names[0], names[3]]
-    *others, seen = opened(lab, [*names, "wrong.ipynb"]).values()
-    assert not any(others), others
+    found = opened(lab, [*names, "wrong.ipynb"])
+    *others, seen = found.values()
+    assert not any(others), str({name: what for name, what in found.items() if what and name != "wrong.ipynb"})
     for what in ("cm-scroller", "jp-OutputArea-output", "a directive", "changed by being opened"):
         assert any(what in line for line in seen), (what, seen)

@@ -197,6 +197,8 @@ def test_a_million_steps_cost_as_much_as_ten_thousand(make_panel):
     """The bytes of an update are bounded, and few."""
     trainer, sizes = Pretender(phase="training"), []
     p = make_panel(trainer)
+    p.watcher.close()  # nothing else looks
+    p.watcher._thread.join()
     send = p.readout._send
     for n in (10_000, 1_000_000):
         x = np.arange(1, n + 1)

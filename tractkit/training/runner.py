@@ -133,17 +133,18 @@ class Runner(Generic[P]):
     @contextmanager
     def here(self) -> Iterator[None]:
         """Run the block as the loop. The first Ctrl-C ends it after the current batch. For a `with` statement alone."""
-        try:
-            with ExitStack() as stack:
-                with self._beginning:
-                    self.refuse_running()
-                    self._reset()
-                    stack.enter_context(self._occupied())
-                    self._place = threading.get_ident(), sys._getframe(2)  # of the function that has the block
-                stack.enter_context(stop_on_interrupt(self.control))
-                yield
-        finally:
-            self._place = None
+        with ExitStack() as stack:
+            with self._beginning:
+                self.refuse_running()
+                self._reset()
+                self._place = threading.get_ident(), sys._getframe(2)  # of the function that has the block
+                stack.callback(self._leave)
+                stack.enter_context(self._occupied())
+            stack.enter_context(stop_on_interrupt(self.control))
+            yield
+
+    def _leave(self) -> None:
+        self._place = None
 
     def start(self, work: Callable[[], None], paused: bool = False, process: P | None = None) -> None:
         """Run `work` as the loop, in a thread in the background; it may be to follow a process."""
