@@ -325,7 +325,8 @@ def test_the_page_says_when_the_kernel_is_gone_and_keeps_the_still(lab, page):
     page.screenshot(path=PICTURES / "panel-kernel-gone.png")
     marks = page.evaluate("""() => [...document.querySelectorAll('.jupyter-widgets-disconnected')].map(
         e => [getComputedStyle(e, '::before').content, e.className + ' in ' + e.parentElement.className])""")
-    assert len(marks) > 9 and [name for content, name in marks if content != "none"] == []  # no broken chain on each button: one sentence says it
+    # No broken chain on each button: one sentence says it.
+    assert len(marks) > 9 and [name for content, name in marks if content != "none"] == []
 
     page = lab.visit("panel.ipynb")
     stills = page.locator(".tractkit-still img")

@@ -805,7 +805,8 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
     assert "the weights stay as they are" in p.form.notes["learning_rate"].text.value and p.source.settings() == before
     p.form.notes["learning_rate"].no.click()
     p.form.fields["max_epochs"].value = 2
-    assert "2 epochs are done already: with an end at 2 the training ends after this epoch" in p.form.notes["max_epochs"].text.value
+    asked = p.form.notes["max_epochs"].text.value
+    assert "2 epochs are done already: with an end at 2 the training ends after this epoch" in asked
     p.form.notes["max_epochs"].no.click()
     p.form.fields["learning_rate"].value = "1"
     p.form.notes["learning_rate"].yes.click()

@@ -80,7 +80,8 @@ class Attention(nn.Module):
         if memory is x:
             parts = self.into(x).chunk(3, -1)
         else:
-            (own, other), (mine, its) = (w.split([self.size, 2 * self.size]) for w in (self.into.weight, self.into.bias))
+            sizes = [self.size, 2 * self.size]
+            (own, other), (mine, its) = (w.split(sizes) for w in (self.into.weight, self.into.bias))
             parts = F.linear(x, own, mine), *F.linear(memory, other, its).chunk(2, -1)
         return self.out(past(*(part.unflatten(-1, (self.nheads, -1)) for part in parts)))
 

@@ -59,7 +59,8 @@ def arc_lengths(
     exact = steps if steps.device.type == "mps" else steps.double()
     before = exact.cumsum(0) - exact
     lengths = batch.offsets.diff()
-    first = before[batch.offsets[:-1].clamp(max=max(len(before) - 1, 0))] if len(before) else before.new_zeros(len(lengths))
+    first = (before[batch.offsets[:-1].clamp(max=max(len(before) - 1, 0))] if len(before)
+             else before.new_zeros(len(lengths)))
     return (before - torch.repeat_interleave(first, lengths, output_size=len(before))).float()
 
 # %% ../../nbs/models/09_transformers.ipynb #e3365ff1
@@ -81,7 +82,8 @@ class DirectionTokens(nn.Module):
             0, 3, device="cpu")
         self.register_buffer("vertices", vertices, persistent=False)
         self.nb_tokens = len(vertices) + 1 if self.has_classes else 3 + self.has_label
-        self.embedding = LinearEmbedding(self.nb_tokens, size or self.nb_tokens) if embedding_key == "nn_embedding" else None
+        is_embedded = embedding_key == "nn_embedding"
+        self.embedding = LinearEmbedding(self.nb_tokens, size or self.nb_tokens) if is_embedded else None
         self.output_size = self.embedding.output_size if self.embedding else self.nb_tokens
         if size not in (None, self.output_size):
             raise ValueError(f"without an embedding a token has {self.nb_tokens} numbers, not {size}: choose "
@@ -114,7 +116,8 @@ class TransformerModel(TractographyModel):
         of_inputs = {name: getattr(given, name) for name in InputOptions.__annotations__}
         super().__init__(given.step_size, **of_inputs, **given.of_model(), **own)
         assert given.nb_features is not None
-        self.nb_features, self.seed, self.max_len, self.nheads = given.nb_features, given.seed, given.max_len, given.nheads
+        self.nb_features, self.seed = given.nb_features, given.seed
+        self.max_len, self.nheads = given.max_len, given.nheads
         embedded = given.of_embedding() | {"input_embedding_key": given.input_embedding_key}
         if given.input_embedding_key == "nn_embedding":
             embedded["input_embedded_size"] = given.input_embedded_size or self.input_size
@@ -137,7 +140,8 @@ class TransformerModel(TractographyModel):
         own = {name: value for name, value in given.items() if name not in known}
         if own and "settings_class" in vars(type(self)):
             near = nearest_name(name := next(iter(own)), known)
-            raise TypeError(f"{type(self).__name__} has no setting {name!r}" + (f"; did you mean {near}?" if near else ""))
+            hint = f"; did you mean {near}?" if near else ""
+            raise TypeError(f"{type(self).__name__} has no setting {name!r}{hint}")
         rest = {name: value for name, value in given.items() if name in known}
         return self.settings_class(nb_features=nb_features, **rest), own
 
@@ -160,7 +164,8 @@ class TransformerModel(TractographyModel):
         DataError for a streamline of more than max_len points."""
         return self._look_back(BatchPast, inputs, batch)[0]
 
-    def _look_back(self, kind: type[BatchPast], inputs: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, BatchPast]:
+    def _look_back(
+        self, kind: type[BatchPast], inputs: torch.Tensor, batch: PackedBatch) -> tuple[torch.Tensor, BatchPast]:
         _check_lengths(batch, self.max_len)
         turns = (arc_lengths(batch), self.positions.frequencies) if self.positions.is_rotary else ()
         past = kind(batch.offsets, *turns)

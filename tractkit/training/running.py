@@ -257,7 +257,8 @@ def _end_stopped(trainer: Commanded, e: Stopped) -> None:
         saved = "in the middle of a step, which cannot be undone: the next start goes back to the last checkpoint"
     else:
         write_checkpoint(trainer)
-        saved = f"saved in {path_from_here(trainer.run_folder.path)}. Call train_and_validate() or start() again to go on"
+        folder = path_from_here(trainer.run_folder.path)
+        saved = f"saved in {folder}. Call train_and_validate() or start() again to go on"
     announce(trainer, f"{str(e).capitalize()} in epoch {state.epoch + 1} after batch {state.batch}; {saved}.",
              "ended", phase="stopped", batch=state.batch, n_batches=session.plans.nb_training)
 
