@@ -7,12 +7,13 @@ import json
 import os
 import re
 import shutil
+import signal
 
 import nbformat
 import numpy as np
 import pytest
 from helpers_waiting import until
-from lab import PICTURES, ROOT, Panel
+from lab import PICTURES, ROOT, Kernel, Panel
 from PIL import Image
 
 from tractkit.cli.commands import copy_tutorials
@@ -149,6 +150,20 @@ def test_the_preview_turns(page, panel):
     page.wait_for_timeout(200)
     assert (np.abs(look() - before).max(axis=-1) > 24).mean() > .01  # turned
     page.screenshot(path=PICTURES / "panel-preview.png")
+
+
+def test_a_question_that_a_restart_cut_off_greys_no_new_panel(lab, page, panel):
+    kernel = Kernel(lab)
+    pid = kernel.ask("__import__('os').getpid()")
+    kernel.close()
+    os.kill(pid, signal.SIGSTOP)  # the page's question waits for its answer
+    page.get_by_role("alert").filter(has_text="does not answer").first.wait_for(timeout=20_000)
+    lab.restart_and_run_all(page)
+    page.evaluate("() => window.jupyterapp.shell.currentWidget.content.scrollToItem(1)")
+    until(lambda: panel.chip.inner_text() == "finished", 30)
+    page.wait_for_timeout(3_000)  # as long as it takes to hold a kernel for silent
+    assert page.locator(".tractkit-gone").count() == page.get_by_role("alert").count() == 0
+    assert not panel.readout.evaluate("e => e.closest('[inert]') !== null")
 
 
 # --- as they are opened in a window of 900 pixels

@@ -1,4 +1,5 @@
 const TICK = 350; // milliseconds
+const AGAIN = 20; // ticks after which a question is asked once more: an answer is lost with its connection
 const ENDS = ["restarting", "autorestarting", "terminating", "dead"];
 
 function listen(kernel) {
@@ -10,19 +11,20 @@ function listen(kernel) {
   if (performance.now() - known.at < 0.8 * TICK) return known; // another widget was here
   known.at = performance.now();
   known.ticks += 1;
-  if (known.asked || known.ticks < 2 || kernel.connectionStatus !== "connected") return known;
-  const answered = () => {
+  const due = known.asked ? known.ticks % AGAIN === 0 : known.ticks >= 2;
+  if (!due || kernel.connectionStatus !== "connected") return known;
+  const over = () => {
     known.asked = false;
     known.ticks = 0;
   };
   try {
     const future = kernel.requestDebug({ type: "request", seq: 0, command: "debugInfo" });
+    if (!known.asked) known.ticks = 0;
     known.asked = true;
-    known.ticks = 0;
-    future.onReply = answered;
-    future.done.catch(() => {}); // the kernel was restarted
+    future.onReply = over;
+    future.done.catch(over); // restarted: who waited for this answer waits for none now
   } catch {
-    answered(); // a kernel without this question
+    over(); // a kernel without this question
   }
   return known;
 }
