@@ -40,8 +40,11 @@ from ..viz.kernel_watch import KernelWatch
 class SettingsTab:
     """The form of the settings, the status line, and the settings as code."""
 
-    def __init__(self, change: Callable[[str, Json], None], make_code: Callable[[], str]):
-        self.form, self._make_code = EditForm(change), make_code
+    def __init__(
+        self, change: Callable[[str, Json], None], make_code: Callable[[], str],
+        undo: Callable[[], None] = lambda: None,
+    ):
+        self.form, self._make_code = EditForm(change, undo), make_code
         self.line, self.code = HTML(), CodeBox()
         button = Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         button.on_click(lambda _: self.show_code())
@@ -103,7 +106,7 @@ class TrainerPanel:
             lambda command, text, then: self.controls.question.ask(command, text, then),
             lambda: self.controls.branch_name.value)
         self.controls = Controls(self._commands.click)
-        self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code)
+        self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code, self._undo)
         self.readout = Readout(compact=compact)
         self.readout.on_msg(lambda _, message, __: self._pressed(message))
         self.buttons, self.checkpoint = self.controls.buttons, self.controls.checkpoint
@@ -157,6 +160,10 @@ class TrainerPanel:
         """Change a setting. The reason why it cannot be changed so is shown in the panel."""
         self._describe()  # notes whether the command before was obeyed: that is no news any more
         self._commands.change(name, value, self.form.put_back, wait)
+
+    def _undo(self) -> None:
+        self._describe()
+        self._commands.undo()
 
     def _add_branch(self, branch: TrainerLike) -> None:
         panel = panel_of(branch, None if self.preview is None else self.preview.again())
