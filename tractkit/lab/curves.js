@@ -291,7 +291,7 @@ function drawMarks(c, marks, look, { L, R, T, B }, hover, taken) {
   c.textAlign = near[0].at > (L + R) / 2 ? "right" : "left";
   const places = near.map(({ at }) => at);
   const x = c.textAlign === "left" ? Math.max(...places) + 10 : Math.min(...places) - 10;
-  lines.reverse().forEach((text, row) => c.fillText(text, x, B - 12 - ROW * row));
+  for (const [row, text] of lines.reverse().entries()) c.fillText(text, x, B - 12 - ROW * row);
 }
 
 function drawOne(c, { name, x, y, smooth, noisy, setting }, scale, look, color, { T, B }) {
