@@ -1,6 +1,7 @@
 """The panel against a real trainer, and against a pretender for what a real one rarely does."""
 
 import gc
+import re
 import subprocess
 import sys
 import threading
@@ -26,6 +27,7 @@ from tractkit.lab.live_curves import mean_curve, thin_curve
 from tractkit.lab.panel import TrainerPanel, panel_of
 from tractkit.lab.preview import Preview
 from tractkit.lab.settings_form import field_text
+from tractkit.models.base import model_class
 from tractkit.runs.listing import find_runs
 from tractkit.runs.mailbox import Mailbox
 from tractkit.runs.status import Status
@@ -413,6 +415,20 @@ def test_a_trainer_started_from_a_cell_is_noticed(make_panel, tmp_path):
     trainer.train_and_validate()
     until(lambda: p.readout.readout["phase"] == "finished")
     assert p.readout.readout["done"] == 1 and {"train", "valid", "best"} <= set(p.readout.readout["losses"])
+
+
+def test_the_settings_that_the_model_was_built_with_are_listed_with_what_they_mean(make_panel, tmp_path):
+    data = make_file(tmp_path / "data", n=16, points=(4, 30))[0]
+    model = model_class("tto")(3, nheads=2, n_layers_e=1, input_embedded_size=8, position_encoding="rotary", step_size=2.)
+    trainer = streamline_trainer(data, tmp_path, model=model, max_epochs=1)
+    trainer.train_and_validate()
+    for of in (trainer, trainer.folder):
+        listed = make_panel(of).settings_tab.model.value
+        assert "OriginalTransformerModel" in listed and "rotary" in listed and "of each attention" in listed
+        assert re.search(r"step_size</td><td[^>]*>2.0</td><td[^>]*>mm between points[^<]*with</td>", listed), listed
+    assert make_panel(Pretender()).settings_tab.model.value == ""
+    own = make_panel(far_fit(tmp_path, "toy")).settings_tab.model.value
+    assert "Sequential" in own and "keeps no settings" in own
 
 
 def test_a_failure_is_shown_once_with_its_batch_and_after_a_fix_it_goes_on(make_panel, tmp_path):

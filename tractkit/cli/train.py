@@ -24,8 +24,7 @@ from ..core.files import DataError
 from ..core.settings import Setting, check_value, setting, settings_of
 from ..core.text import Json, Record, parse_yaml
 from ..data.settings import DatasetSettings, OneInputLoaderSettings, SamplerSettings
-from ..models.settings import AutoencoderSettings, Learn2TrackSettings
-from ..models.settings import OriginalTransformerSettings, SrcAndTgtSettings
+from ..models.settings import MODEL_SETTINGS, AutoencoderSettings, Learn2TrackSettings
 from ..runs.lock import claim_folder, dated_names, remove_unused
 from ..training.settings import TrainerSettings
 
@@ -43,8 +42,7 @@ class RunSettings:
 
 
 PARTS: dict[str, tuple[type, ...]] = {
-    "data": (DatasetSettings,),
-    "model": (Learn2TrackSettings, OriginalTransformerSettings, SrcAndTgtSettings, AutoencoderSettings),
+    "data": (DatasetSettings,), "model": tuple(MODEL_SETTINGS.values()),
     "sampler": (SamplerSettings,), "loader": (OneInputLoaderSettings,), "trainer": (RunSettings, TrainerSettings)}
 _OF_THE_MODEL = {
     "step_size", "nb_points", "compress",

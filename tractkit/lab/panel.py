@@ -28,7 +28,7 @@ from .panel_source import PanelSource, TrainerLike, source_of
 from .preview import Preview
 from .readout import Readout, draw_line, draw_panel, marks_of
 from .settings_code import CodeBox
-from .settings_form import EditForm
+from .settings_form import EditForm, model_table
 from .status_text import ACTIVE, StatusText, describe_status, possible_commands
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
@@ -38,14 +38,14 @@ from ..viz.kernel_watch import KernelWatch
 
 # %% ../../nbs/lab/12_panel.ipynb #4b741b7a
 class SettingsTab:
-    """The form of the settings, the status line, and the settings as code."""
+    """The form of the settings, the status line, the settings as code, and those that the model was built with."""
 
-    def __init__(self, change: Callable[[str, Json], None], make_code: Callable[[], str]):
+    def __init__(self, change: Callable[[str, Json], None], make_code: Callable[[], str], model: Mapping[str, Json]):
         self.form, self._make_code = EditForm(change), make_code
-        self.line, self.code = HTML(), CodeBox()
+        self.line, self.code, self.model = HTML(), CodeBox(), HTML(model_table(model))
         button = Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         button.on_click(lambda _: self.show_code())
-        self.widget = VBox([self.form.widget, self.line, button, self.code])
+        self.widget = VBox([self.form.widget, self.line, button, self.code, self.model])
 
     def show(self, settings: dict[str, Json], can_change: bool, message: str) -> None:
         """Bring fields and status line up to date; what is as it should be sends nothing to the browser."""
@@ -103,7 +103,8 @@ class TrainerPanel:
             lambda command, text, then: self.controls.question.ask(command, text, then),
             lambda: self.controls.branch_name.value)
         self.controls = Controls(self._commands.click)
-        self.settings_tab = SettingsTab(lambda name, value: self.set(name, value, wait=False), self.code)
+        self.settings_tab = SettingsTab(
+            lambda name, value: self.set(name, value, wait=False), self.code, self.source.model())
         self.readout = Readout(compact=compact)
         self.readout.on_msg(lambda _, message, __: self._pressed(message))
         self.buttons, self.checkpoint = self.controls.buttons, self.controls.checkpoint

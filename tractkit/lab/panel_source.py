@@ -26,7 +26,7 @@ from ..runs.tensorboard import need_tensorboard
 from ..training.live_settings import changeable
 from ..training.process import ProcessRun
 from ..training.state import TrainerState
-from ..training.trainer import Trainer
+from ..training.trainer import Trainer, model_record
 
 # %% ../../nbs/lab/06_panel_source.ipynb #64e6127a
 class TrainerLike(Protocol):
@@ -147,6 +147,10 @@ class PanelSource:
         """Return the settings that may be changed while it trains, as plain values."""
         return {}
 
+    def model(self) -> dict[str, Json]:
+        """Return the settings that the model was built with, and its class; empty where they are not known."""
+        return {}
+
     def code(self) -> str:
         """Return Python that makes the trainer with these settings."""
         return f"# {type(self.trainer).__name__} has no settings that can be written as code"
@@ -212,6 +216,9 @@ class FolderSource(PanelSource):
 
     def settings(self) -> dict[str, Json]:
         return self._run.settings()
+
+    def model(self) -> dict[str, Json]:
+        return dict(self._run.config().get("model") or {})
 
     def code(self) -> str:
         return code_of_settings(self._run.config(), self._run.changes())
@@ -300,6 +307,9 @@ class TrainerSource(PanelSource):
 
     def settings(self) -> dict[str, Json]:
         return changeable(self._trainer)
+
+    def model(self) -> dict[str, Json]:
+        return model_record(self._trainer.model)
 
     def code(self) -> str:
         parts = (self._trainer, self._trainer.model, self._trainer.batch_sampler, self._trainer.batch_loader)

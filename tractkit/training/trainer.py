@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OF_THIS_PROCESS', 'as_device', 'amp_type', 'policies_of', 'run_folder_of', 'loggers_of', 'check_parts',
-           'describe_part', 'config_of', 'with_settings', 'Trainer', 'TrainerOneInput']
+           'describe_part', 'model_record', 'config_of', 'with_settings', 'Trainer', 'TrainerOneInput']
 
 # %% ../../nbs/training/20_trainer.ipynb #200e146b
 import copy
@@ -115,18 +115,22 @@ def describe_part(part: object) -> Json:
     return {"class": type(part).__name__, **{k: as_plain_value(v) for k, v in part.settings().items()}}
 
 
+def model_record(model: nn.Module) -> Record:
+    """Return the class and the hyperparameters of a model, as plain values."""
+    hyperparameters = getattr(model, "hyperparameters", None) or {}
+    seed = {"seed": as_plain_value(model.seed)} if hasattr(model, "seed") else {}
+    return {"class": type(model).__name__, **{k: as_plain_value(v) for k, v in hyperparameters.items()}} | seed
+
+
 def config_of(trainer: "Trainer") -> Record:
     """Return all settings of a run as plain values: the content of `config.yaml`."""
     dataset = getattr(trainer.batch_loader, "dataset", None)
-    hyperparameters = getattr(trainer.model, "hyperparameters", None) or {}
-    model = {"class": type(trainer.model).__name__, **{k: as_plain_value(v) for k, v in hyperparameters.items()}}
-    seed = {"seed": as_plain_value(trainer.model.seed)} if hasattr(trainer.model, "seed") else {}
     given = ({f.name: getattr(trainer.settings, f.name) for f in fields(trainer.settings)}
              | {"learning_rate": trainer.learning_rate})
     place = {"experiments_path": str(trainer.folder.parent), "experiment_name": trainer.folder.name}
     return {
         "format": 1, "data": as_plain_value(dataset.settings() if isinstance(dataset, Described) else None),
-        "model": model | seed, "sampler": describe_part(trainer.batch_sampler),
+        "model": model_record(trainer.model), "sampler": describe_part(trainer.batch_sampler),
         "loader": describe_part(trainer.batch_loader),
         "trainer": {"class": type(trainer).__name__, **place, **{k: as_plain_value(v) for k, v in given.items()}}}
 
