@@ -25,6 +25,7 @@ from ipywidgets import Button, HBox, Label, Layout, VBox
 
 from ..core.files import DataError
 from ..core.html import as_html
+from ..core.text import error_text
 from .live_widget import (
     SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
@@ -108,7 +109,7 @@ class _Page:
             names = [run.name for run in filter_runs(self._runs, where)] if where else None
             self.widget.shown = {"names": names, "problem": ""}
         except ValueError as e:  # while it is being written: what was found before stays
-            self._complain(str(e))
+            self._complain(error_text(e))
 
     def _complain(self, problem: str) -> None:
         self.widget.shown = {**self.widget.shown, "problem": problem}
@@ -129,7 +130,7 @@ class _Page:
             if act is not None:
                 act(**some)
         except (OSError, ValueError, KeyError) as e:
-            self._complain(f"this was not done: {e}")
+            self._complain(f"this was not done: {error_text(e)}")
 
 # %% ../../nbs/lab/15_run_browser.ipynb #a1aaea6c
 class _OpenPanels:
@@ -146,7 +147,7 @@ class _OpenPanels:
             self.panels[name] = panel
             shown = panel.widget
         except Exception as e:  # a person pressed a button: tell them, here
-            shown = Label(f"{type(e).__name__}: {e}")
+            shown = Label(f"{type(e).__name__}: {error_text(e)}")
         tooltip = f"Close this panel; the run of {name} stays as it is"
         shut = Button(description="close", tooltip=tooltip, layout=Layout(width="80px"))
         shut.on_click(lambda _: self.close(name))
