@@ -57,10 +57,13 @@ def test_a_streamline_does_not_depend_on_its_batch(key):
     assert np.array_equal(*same)
 
 
-def test_each_draw_is_another_and_they_follow_the_density():
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_each_draw_is_another_and_they_follow_the_density(temperature):
     """30 streamlines of 121 points; the mean of |cos| for κ = 3 within 4 standard errors."""
     kappa = 3.0
-    lines = lines_of(Always(FisherVonMises(1), 0.0, 0.0, 1.0, math.log(kappa / 10)))
+    getter = FisherVonMises(1)
+    getter.temperature = temperature
+    lines = lines_of(Always(getter, 0.0, 0.0, 1.0, math.log(temperature * kappa / 10)))
     steps = np.concatenate([np.diff(line, axis=0) for line in lines]) / 0.1
     assert len(steps) == 30 * 120 and len(np.unique(np.abs(steps).round(4), axis=0)) > 0.999 * len(steps)
     cosine = steps[:, 2]

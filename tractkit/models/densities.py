@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['fisher_von_mises_log_prob', 'fisher_von_mises_entropy', 'fisher_von_mises_sample', 'keyed_uniform', 'keyed_normal',
-           'gaussian_log_prob', 'gaussian_entropy', 'mixture_log_prob', 'either_way', 'draw_component']
+           'gaussian_log_prob', 'gaussian_entropy', 'projected_normal_log_prob', 'mixture_log_prob', 'either_way',
+           'draw_component']
 
 # %% ../../nbs/models/03_densities.ipynb #0a7b4840
 import math
@@ -112,6 +113,31 @@ def gaussian_entropy(
 ) -> torch.Tensor:            # (...) nats
     """Return the differential entropy of a normal distribution in space with independent axes."""
     return log_sigma.sum(-1) + 1.5 * (1 + math.log(2 * math.pi))
+
+# %% ../../nbs/models/03_densities.ipynb #c8d97f14
+def projected_normal_log_prob(
+    mean: torch.Tensor,       # (..., 3)
+    log_sigma: torch.Tensor,  # (..., 3) log of the standard deviation along each axis
+    x: torch.Tensor,          # (..., 3) unit
+) -> torch.Tensor:            # (...) log density per steradian
+    """Return the log density of the direction of a normal vector; computed in float64."""
+    mean, log_sigma, directions = (each.double() for each in (mean, log_sigma, x))
+    inverse = torch.exp(-log_sigma)
+    z, m = directions * inverse, mean * inverse
+    length = torch.linalg.vector_norm(z, dim=-1).clamp_min(1e-300)
+    t = (m * z).sum(-1) / length
+    aside = (m - (t / length)[..., None] * z).square().sum(-1)
+    log_integral = _log_radial(t)
+    return (log_integral - aside / 2 - 3 * length.log() - log_sigma.sum(-1) - 1.5 * math.log(2 * math.pi)).to(x.dtype)
+
+
+def _log_radial(t: torch.Tensor) -> torch.Tensor:
+    """Return the log of ∫ r² exp(−(r − t)² / 2) over r from 0: for t < 0 without the difference of large numbers."""
+    ahead, behind = t.clamp_min(0), t.clamp(-1e3, 0)
+    root = math.sqrt(math.pi / 2)
+    log_ahead = ((1 + ahead**2) * 2 * root * torch.special.ndtr(ahead) + ahead * torch.exp(-(ahead**2) / 2)).log()
+    scaled = (1 + behind**2) * root * torch.special.erfcx(-behind / math.sqrt(2)) + behind
+    return torch.where(t >= 0, log_ahead, scaled.clamp_min(1e-300).log() - t**2 / 2)
 
 # %% ../../nbs/models/03_densities.ipynb #2563946e
 def mixture_log_prob(

@@ -24,7 +24,7 @@ from ..core.settings import whole_number
 from ..core.text import nearest_name
 from .densities import (
     draw_component, either_way, fisher_von_mises_entropy, fisher_von_mises_log_prob, fisher_von_mises_sample,
-    gaussian_entropy, gaussian_log_prob, keyed_normal, keyed_uniform, mixture_log_prob)
+    gaussian_entropy, gaussian_log_prob, keyed_normal, keyed_uniform, mixture_log_prob, projected_normal_log_prob)
 from .targets import StepTargets, Targets, point_directions, previous_directions, unit  # noqa: F401
 from .layers import KeyedDropout
 
@@ -40,6 +40,7 @@ class DirectionGetter(nn.Module):
     needs_lengths = False  # whether the loss reads how far the next point is
     keys: np.ndarray | None = None  # (n,) uint64: what `answer` draws with; None: it does not draw
     eos_stop: float | str = 0.5     # see `stops`
+    temperature: float = 1.0        # of a density, to widen it (above 1) or narrow it, once the model is trained
 
     def __init__(self, input_size: int, nb_outputs: int, dropout: float = 0.0,
                  add_eos: bool = False, eos_weight: float = 1.0):
@@ -119,6 +120,14 @@ class DirectionGetter(nn.Module):
     ) -> torch.Tensor:             # (...) per `unit_of_density`
         """Return the log density of directions. ValueError for a getter that is no density."""
         return self._log_prob(self.split(outputs)[0], directions)
+
+    def log_prob_per_steradian(
+        self,
+        outputs: torch.Tensor,     # (..., nb_outputs or one more)
+        directions: torch.Tensor,  # (..., 3) unit
+    ) -> torch.Tensor:             # (...)
+        """Return the log density of directions in the unit that all densities share. ValueError as `log_prob`."""
+        return self.log_prob(outputs, directions)
 
     def direction(
         self,
@@ -302,7 +311,7 @@ class SphereClassification(DirectionGetter):
         return -either_way(forth, back, targets.undirected)
 
     def _log_prob(self, numbers: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
-        log_p = torch.log_softmax(numbers, -1).expand(*directions.shape[:-1], -1)
+        log_p = torch.log_softmax(numbers / self.temperature, -1).expand(*directions.shape[:-1], -1)
         return (log_p.gather(-1, self.classes(directions)[..., None])[..., 0]
                 + math.log(self.nb_outputs / (4 * math.pi)))
 
@@ -310,7 +319,7 @@ class SphereClassification(DirectionGetter):
         return self.vertices[numbers.argmax(-1)]
 
     def _sample(self, numbers: torch.Tensor, keys: np.ndarray) -> torch.Tensor:
-        return self.vertices[draw_component(numbers, keyed_uniform(keys, 1, numbers)[0])]
+        return self.vertices[draw_component(numbers / self.temperature, keyed_uniform(keys, 1, numbers)[0])]
 
     def eos_probability(self, outputs: torch.Tensor) -> torch.Tensor:
         super().eos_probability(outputs)
@@ -381,7 +390,8 @@ class FisherVonMises(_OneDensity):
         numbers: torch.Tensor,  # (..., 4)
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean direction, (..., 3), and κ, (...)."""
-        return unit(numbers[..., :3]), _KAPPA * _bounded(numbers[..., 3], -_MOST, _MOST - math.log(_KAPPA)).exp()
+        kappa = _KAPPA * _bounded(numbers[..., 3], -_MOST, _MOST - math.log(_KAPPA)).exp()
+        return unit(numbers[..., :3]), kappa / self.temperature
 
     def _log_prob(self, numbers: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         return fisher_von_mises_log_prob(*self.parameters_of(numbers), directions)
@@ -408,10 +418,13 @@ class Gaussian(_OneDensity):
         numbers: torch.Tensor,  # (..., 6)
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean, (..., 3), and the logs of the standard deviations, (..., 3)."""
-        return numbers[..., :3], _bounded(numbers[..., 3:] - 1, -_MOST / 2, 2)
+        return numbers[..., :3], _bounded(numbers[..., 3:] - 1, -_MOST / 2, 2) + math.log(self.temperature) / 2
 
     def _log_prob(self, numbers: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         return gaussian_log_prob(*self.parameters_of(numbers), directions)
+
+    def log_prob_per_steradian(self, outputs: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        return projected_normal_log_prob(*self.parameters_of(self.split(outputs)[0]), directions)
 
     def _entropy(self, numbers: torch.Tensor) -> torch.Tensor:
         return gaussian_entropy(self.parameters_of(numbers)[1])
@@ -487,7 +500,8 @@ class FisherVonMisesMixture(_Mixture):
 
     def _parts(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         _, means, widths = self.parameters_of(numbers)
-        return unit(means), _KAPPA * _bounded(widths[..., 0], -_MOST, _MOST - math.log(_KAPPA)).exp()
+        kappa = _KAPPA * _bounded(widths[..., 0], -_MOST, _MOST - math.log(_KAPPA)).exp()
+        return unit(means), kappa / self.temperature
 
     def _components(self, numbers: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         return fisher_von_mises_log_prob(*self._parts(numbers), directions[..., None, :])
@@ -514,10 +528,15 @@ class GaussianMixture(_Mixture):
 
     def _parts(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         _, means, widths = self.parameters_of(numbers)
-        return means, _bounded(widths - 1, -_MOST / 2, 2)
+        return means, _bounded(widths - 1, -_MOST / 2, 2) + math.log(self.temperature) / 2
 
     def _components(self, numbers: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
         return gaussian_log_prob(*self._parts(numbers), directions[..., None, :])
+
+    def log_prob_per_steradian(self, outputs: torch.Tensor, directions: torch.Tensor) -> torch.Tensor:
+        numbers = self.split(outputs)[0]
+        each = projected_normal_log_prob(*self._parts(numbers), directions[..., None, :])
+        return mixture_log_prob(self.parameters_of(numbers)[0], each)
 
     def _modes(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         means, log_sigma = self._parts(numbers)

@@ -6,6 +6,7 @@
 __all__ = ['DwiMlGaussian', 'DwiMlFisherVonMises', 'make_getter_of']
 
 # %% ../../nbs/models/05_dwi_ml_getters.ipynb #a09cd6f7
+import math
 from typing import Unpack
 
 import torch
@@ -32,7 +33,7 @@ class DwiMlGaussian(Gaussian):
 
     def parameters_of(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean, (..., 3), and the logs of the standard deviations, (..., 3)."""
-        return numbers[..., :3], numbers[..., 3:]
+        return numbers[..., :3], numbers[..., 3:] + math.log(self.temperature) / 2
 
 
 class DwiMlFisherVonMises(FisherVonMises):
@@ -45,7 +46,7 @@ class DwiMlFisherVonMises(FisherVonMises):
 
     def parameters_of(self, numbers: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the mean direction, (..., 3), and κ, (...)."""
-        return super().parameters_of(numbers)[0], 20 * torch.sigmoid(numbers[..., 3])
+        return super().parameters_of(numbers)[0], 20 * torch.sigmoid(numbers[..., 3]) / self.temperature
 
 # %% ../../nbs/models/05_dwi_ml_getters.ipynb #d8b10510
 _DWI_ML: dict[str, type[Gaussian] | type[FisherVonMises]] = {
