@@ -24,7 +24,7 @@ from ..core.files import DataError
 from ..core.settings import Setting, check_value, setting, settings_of
 from ..core.text import Json, Record, parse_yaml
 from ..data.settings import DatasetSettings, OneInputLoaderSettings, SamplerSettings
-from ..models.settings import MODEL_SETTINGS, Learn2TrackSettings
+from ..models.settings import MODEL_SETTINGS, AutoencoderSettings, Learn2TrackSettings
 from ..runs.lock import claim_folder, dated_names, remove_unused
 from ..training.settings import TrainerSettings
 
@@ -97,15 +97,17 @@ def add_run_options(
     p.add_argument("--set", dest="sets", action="append", default=[], metavar="SECTION.KEY=VALUE",
                    help="any setting, its value in YAML; repeat it")
     p.add_argument("--model", default=absent, help="class of the model: Learn2Track, a transformer (tts, tto, ttst: "
-                                                   "source only, the original, source and target), or your own")
+                                                   "source only, the original, source and target), autoencoder, "
+                                                   "or your own")
     p.add_argument(
         "--use-gpu", action="store_true", help="as --device cuda"
     )
     groups = {section: p.add_argument_group(f"settings of the {section}") for section in PARTS}
-    transformers = p.add_argument_group("settings of transformers alone")
+    alone = {kind: p.add_argument_group(f"settings of {kind} alone") for kind in ("transformers", "the autoencoder")}
     for key, sections in run_settings().items():
         own = sections[0] == "model" and key not in settings_of(Learn2TrackSettings)
-        _add_setting(transformers if own else groups[sections[0]], settings_of_part(sections[0])[key],
+        kind = "the autoencoder" if key in settings_of(AutoencoderSettings) else "transformers"
+        _add_setting(alone[kind] if own else groups[sections[0]], settings_of_part(sections[0])[key],
                      _other_defaults(sections[0], key))
 
 # %% ../../nbs/cli/00_train.ipynb #0168206a
@@ -174,7 +176,7 @@ def take_groups(config: Config) -> None:
     Raises DataError that names all that must be chosen, with the groups there are."""
     loader = config.get("loader") or {}
     sections = {"streamline_group_name": ["sampler", "loader"]}
-    sections |= {} if "class" in loader else {"input_group_name": ["loader"]}
+    sections |= {} if "class" in loader or not _reads_volume(config) else {"input_group_name": ["loader"]}
     wanted = [key for key, of in sections.items() if any(key not in (config.get(s) or {}) for s in of)]
     if not wanted:
         return
@@ -193,6 +195,16 @@ def take_groups(config: Config) -> None:
             config[section] = {key: names[key][0], **(config.get(section) or {})}
     taken = ", ".join(f"{kinds[key]} {names[key][0]!r}" for key in wanted)
     print(f"the only groups of {path}: {taken}", flush=True)
+
+
+def _reads_volume(config: Config) -> bool:
+    """Return whether the model of a config reads a volume; one that is not known yet is taken to."""
+    from tractkit.models.base import model_class
+
+    try:
+        return getattr(model_class(str((config.get("model") or {})["class"])), "reads_inputs", True)
+    except (KeyError, ValueError):
+        return True
 
 # %% ../../nbs/cli/00_train.ipynb #324255fa
 def check_options(options: Mapping[str, Json]) -> None:

@@ -254,7 +254,9 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
 
     `load_batch_inputs` runs after the DataLoader, on the batch's device, with the volumes it needs kept there. A
     neighborhood is the model's; without a model, or for one that has none of its own, it can be given here. Raises
-    ValueError if the two differ."""
+    ValueError if the two differ. For a model that reads no inputs no volume is read."""
+
+    reads_inputs = True
 
     @suggesting_keywords
     def __init__(
@@ -290,6 +292,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
             raise ValueError(f"the model looks at {own}, the loader was given {given}: leave it to the model")
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
         self.device_bytes, self.device_cache = device_bytes, DeviceCache(device_bytes)
+        self.reads_inputs = getattr(model, "reads_inputs", True)
         self.inputs: dict[str, GroupInputs] = {}
         for name in self.input_group_names:
             how = interpolation[name] if isinstance(interpolation, Mapping) else interpolation
@@ -307,7 +310,7 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
 
     def fetching(self, plan: Sequence[BatchIds], start: int, stop: int, device: torch.device) -> "Fetching":
         """Return a context in which the volumes of batches `start` to `stop` are there before they are asked for."""
-        return Fetching(self.inputs, plan, range(start, stop), device)
+        return Fetching(self.inputs if self.reads_inputs else {}, plan, range(start, stop), device)
 
     def take_waited(self) -> float:
         """Return the seconds spent waiting for volumes since the last call."""
@@ -336,7 +339,7 @@ def _kept_of(
 
 def _volumes_of(loader: BatchLoaderSeveralInputs) -> list[MRIData]:
     subjects = [*loader.dataset.training_set, *loader.dataset.validation_set]
-    return [subject.volumes[group] for group in loader.inputs for subject in subjects]
+    return [subject.volumes[group] for group in loader.inputs for subject in subjects if loader.reads_inputs]
 
 
 def _explain_reading(loader: BatchLoaderSeveralInputs) -> str:

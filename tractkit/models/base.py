@@ -68,6 +68,7 @@ class TractographyModel(nn.Module):
     hyperparameters."""
 
     convention: str | None = None
+    reads_inputs = True  # False: of streamlines alone; the loader reads no volume for it, and `forward` is given None
     tracked_voxels: tuple[float, ...] | None = None  # mm, of the volume that is tracked in: of `set_step`
 
     def __init__(
@@ -281,9 +282,9 @@ def _parameter_facts(parameters: list[nn.Parameter]) -> list[tuple[str, str]]:
 _MODELS: dict[str, type[nn.Module]] = {}
 _BUILT_IN = {  # class -> the module of this package that registers it when it is imported
     "Learn2Track": "learn2track", "TransformerSrcOnlyModel": "transformers", "OriginalTransformerModel": "transformers",
-    "TransformerSrcAndTgtModel": "transformers"}
+    "TransformerSrcAndTgtModel": "transformers", "Autoencoder": "autoencoder"}
 _SHORT = {"learn2track": "Learn2Track", "tts": "TransformerSrcOnlyModel", "tto": "OriginalTransformerModel",
-          "ttst": "TransformerSrcAndTgtModel"}  # in small or capital letters
+          "ttst": "TransformerSrcAndTgtModel", "autoencoder": "Autoencoder"}  # in small or capital letters
 
 
 def register_model(cls: _Class) -> _Class:
@@ -300,7 +301,7 @@ def register_model(cls: _Class) -> _Class:
 def model_class(
     name: str,
 ) -> type[nn.Module]:
-    """Return the registered class of that name, or short name: tts, tto, ttst. Raises ValueError for others."""
+    """Return the registered class of that name, or short name: tts, tto, ttst, autoencoder. Raises ValueError for others."""
     name = name if name in _MODELS else _SHORT.get(name.lower(), name)
     if name not in _MODELS and name in _BUILT_IN:
         import_module(f"tractkit.models.{_BUILT_IN[name]}")

@@ -551,7 +551,7 @@ def give_weights_memory(
 
 
 def initialize_weights(
-    model: nn.Module,  # its Linear, Conv3d, LSTM, GRU and LayerNorm layers are filled, in place
+    model: nn.Module,  # its Linear, Conv1d, Conv3d, LSTM, GRU and LayerNorm layers are filled, in place
     seed: int,
 ) -> None:
     """Fill the weights from (seed, parameter name), within torch's usual bounds. TypeError for unknown layers."""
@@ -559,7 +559,7 @@ def initialize_weights(
         own = dict(layer.named_parameters(recurse=False))
         if isinstance(layer, nn.LayerNorm):
             layer.reset_parameters()
-        elif isinstance(layer, (nn.Linear, nn.Conv3d, nn.RNNBase)):
+        elif isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv3d, nn.RNNBase)):
             bound = (layer.hidden_size if isinstance(layer, nn.RNNBase) else layer.weight[0].numel()) ** -0.5
             for key, value in own.items():
                 draws = uniform(fold(seed, "weights", f"{name}.{key}"), np.arange(value.numel()))

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['MODEL_SETTINGS', 'EmbeddingSettings', 'CommonSettings', 'Learn2TrackSettings', 'TransformerSettings',
-           'TargetSettings', 'OriginalTransformerSettings', 'SrcAndTgtSettings']
+           'TargetSettings', 'OriginalTransformerSettings', 'SrcAndTgtSettings', 'AutoencoderSettings']
 
 # %% ../../nbs/models/00_settings.ipynb #33293594
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -172,7 +173,36 @@ class SrcAndTgtSettings(TargetSettings):
     target_embedded_size: int | None = setting(
         None, at_least=1, help="outputs of nn_embedding of the directions; by default 32")
 
+# %% ../../nbs/models/00_settings.ipynb #b7e25d10
+@dataclass(frozen=True)
+class AutoencoderSettings:
+    """How an autoencoder of streamlines is built: its keywords."""
+
+    nb_points: int = setting(256, at_least=2, finite=True, help="on every streamline")
+    latent_size: int = setting(32, at_least=1, finite=True, help="numbers that describe a streamline")
+    layer_sizes: Sequence[int] = setting(
+        (32, 64, 128, 256, 512, 1024), help="channels of each convolution, which halves the points")
+    center: Sequence[float] = setting((0.0, 0.0, 0.0), unit="mm", help="point of the world (rasmm) that is zero to it")
+    scale: float = setting(50.0, above=0, finite=True, unit="mm", help="mm of the world that are 1 to it")
+    seed: int = setting(1234, finite=True, help="of the first weights; no hyperparameter")
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        sizes, center = self.layer_sizes, self.center
+        if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
+            raise ValueError(f"layer_sizes must be a list with the channels of each layer, such as [32, 64], not {sizes!r}")
+        plain = [whole_number("each of layer_sizes", size, at_least=1) for size in sizes]
+        if isinstance(center, str) or not isinstance(center, Sequence) or len(center) != 3 or not all(
+                isinstance(x, (int, float)) and math.isfinite(x) for x in center):
+            raise ValueError(f"center must be a list of three numbers, mm, not {center!r}")
+        if self.nb_points <= (least := 2 ** (len(plain) - 1)):
+            raise ValueError(f"{len(plain)} layers halve the points as often: they need an nb_points of at least "
+                             f"{least + 1}, not {self.nb_points}; or give fewer layer_sizes")
+        object.__setattr__(self, "layer_sizes", plain)
+        object.__setattr__(self, "center", [float(x) for x in center])
+
 # %% ../../nbs/models/00_settings.ipynb #5d0e7a11
 MODEL_SETTINGS: dict[str, type] = {  # by the class of the model
     "Learn2Track": Learn2TrackSettings, "TransformerSrcOnlyModel": TransformerSettings,
-    "OriginalTransformerModel": OriginalTransformerSettings, "TransformerSrcAndTgtModel": SrcAndTgtSettings}
+    "OriginalTransformerModel": OriginalTransformerSettings, "TransformerSrcAndTgtModel": SrcAndTgtSettings,
+    "Autoencoder": AutoencoderSettings}

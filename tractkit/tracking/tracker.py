@@ -464,6 +464,9 @@ def check_limits(
 def _check_grids(model: StepModel, volume: Volume, mask: Volume, outside: Outside) -> None:
     if outside not in ("clamp", "zero", "error"):
         raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
+    if isinstance(model, TractographyModel) and type(model).step is TractographyModel.step:
+        raise TypeError(f"{type(model).__name__} cannot track: it has no step(inputs, previous, state); give a model "
+                        "that has one, such as Learn2Track")
     if model.nb_features != volume.nb_features:
         raise ValueError(f"the model reads {model.nb_features} features, the volume has {volume.nb_features}; "
                          "give the volume it was trained on (same order of spherical harmonics)")

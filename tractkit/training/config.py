@@ -26,6 +26,7 @@ from ..core.settings import as_words
 from ..core.text import Json, Record, nearest_name, parse_yaml
 from .callbacks import OnNonFinite
 from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader
+from ..models.autoencoder import Autoencoder
 from ..models.base import model_class
 from ..models.learn2track import Learn2Track
 from ..models.transformers import OriginalTransformerModel, TransformerSrcAndTgtModel, TransformerSrcOnlyModel
@@ -40,7 +41,7 @@ _File: TypeAlias = str | os.PathLike | None  # a config, for the message of an e
 
 SECTIONS: dict[str, list[type]] = {
     "data": [MultiSubjectDataset], "sampler": [BatchIDSampler],
-    "model": [Learn2Track, TransformerSrcOnlyModel, OriginalTransformerModel, TransformerSrcAndTgtModel],
+    "model": [Learn2Track, TransformerSrcOnlyModel, OriginalTransformerModel, TransformerSrcAndTgtModel, Autoencoder],
     "loader": [BatchLoaderOneInput, BatchLoaderSeveralInputs, StreamlinesBatchLoader],
     "trainer": [TrainerOneInput, Trainer],
 }
@@ -162,14 +163,16 @@ def check_run_config(
     for name in config:
         if name not in SECTIONS and name != "format":
             raise DataError(f"there is no section {name!r}; {_nearest(name, SECTIONS)}", file=file)
-    classes, missing = {}, []
+    classes: dict[str, type] = {}
+    missing: list[tuple[str, str]] = []
     for name in SECTIONS:
         section = config.get(name) or {}
         if ONLY_IN_PYTHON in section:
             raise DataError(
                 f"{name}: the {section[ONLY_IN_PYTHON]} of this run was made in Python and is not described", file=file,
                 fix="Go on with it in Python, with the objects as they were")
-        classes[name] = _find_class(name, section.get("class", SECTIONS[name][0].__name__), modules, file)
+        usual = _usual_loader(classes["model"], section) if name == "loader" else SECTIONS[name][0]
+        classes[name] = _find_class(name, section.get("class", usual.__name__), modules, file)
         known = keywords_of(classes[name])
         for key, value in section.items():
             if key not in known and key != "class":
@@ -185,6 +188,12 @@ def check_run_config(
             "; ".join(f"{name}.{key} is missing" for name, key in missing), file=file,
             fix=f"Give {'it' if len(missing) == 1 else 'them'} there, or as {flags} on the command line")
     return classes
+
+
+def _usual_loader(model: type, section: Record) -> type:
+    """Return the loader of a config that names none: one without a volume for a model that reads none."""
+    reads = getattr(model, "reads_inputs", True) or "input_group_name" in section
+    return BatchLoaderOneInput if reads else StreamlinesBatchLoader
 
 
 def _python_only(value: Json) -> list[str]:

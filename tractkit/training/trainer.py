@@ -93,11 +93,12 @@ def loggers_of(settings: TrainerSettings) -> "Sequence[Listener[Trainer]]":
                         settings.comet_project, settings.wandb, settings.wandb_project)
 
 
-def check_parts(kind: type["Trainer"], sampler: object, loader: object) -> None:
+def check_parts(kind: type["Trainer"], model: nn.Module, sampler: object, loader: object) -> None:
     """Raise TypeError for a sampler or a loader that a kind of trainer cannot call.
 
     A kind with a loop or batches of its own may go without."""
-    if lacking := [m for m in kind.loader_methods if not hasattr(loader, m)]:
+    unused = () if getattr(model, "reads_inputs", True) else ("load_batch_inputs",)
+    if lacking := [m for m in kind.loader_methods if m not in unused and not hasattr(loader, m)]:
         raise TypeError(f"{kind.__name__} needs a batch_loader with {', '.join(lacking)}")
     has_own = any(getattr(kind, step) is not getattr(Trainer, step) for step in (
         "train_and_validate", "train_one_epoch", "batches"))
@@ -186,7 +187,7 @@ class Trainer:
         self.device = as_device(self.settings.device)
         self.amp = amp_type(self.settings.amp, self.device)
         self.policies, self.live = policies_of(self.settings), LiveSettings()
-        check_parts(type(self), batch_sampler, batch_loader)
+        check_parts(type(self), model, batch_sampler, batch_loader)
         self.use_folder(run_folder_of(experiments_path, experiment_name, self.settings), loggers_of(self.settings))
 
     def use_folder(self, run_folder: RunFolder, loggers: "Sequence[Listener[Trainer]]") -> None:
@@ -316,9 +317,11 @@ class Trainer:
         """Replace values of `settings`; users call `change`."""
         self.settings = TrainerSettings(**{**vars(self.settings), **values})
 
-    def save_checkpoint(self) -> Path:
-        """Write a checkpoint, between two batches. From any thread. Return its path."""
-        return save(self)
+    def save_checkpoint(self, keep: bool = False) -> Path:
+        """Write a checkpoint, between two batches. From any thread. Return its path.
+
+        With `keep` it stays when newer ones are written, until you delete the file or go back to a step before it."""
+        return save(self, keep)
 
     def take(self, state: TrainerState | None = None) -> TrainerState:
         """Take over a state, or the one in this trainer's folder, without training: the status has its position."""
@@ -362,7 +365,8 @@ class Trainer:
 class TrainerOneInput(Trainer):
     """Train a `TractographyModel` on streamlines and the one volume under them. See `Trainer`.
 
-    The loader is a `BatchLoaderOneInput`, or has its methods."""
+    The loader is a `BatchLoaderOneInput`, or has its methods; or a `StreamlinesBatchLoader` for a model that reads no
+    inputs."""
 
     loader_methods = (
         "load_batch_streamlines", "load_batch_inputs", "add_noise_streamlines_forward", "add_noise_streamlines_loss")
@@ -371,6 +375,6 @@ class TrainerOneInput(Trainer):
         """Return the loss of a `StreamlineBatch`."""
         loader, model = self.batch_loader, cast(TractographyModel, self.model)
         seen = loader.add_noise_streamlines_forward(batch, self.device)
-        inputs = loader.load_batch_inputs(seen.points, seen)
+        inputs = loader.load_batch_inputs(seen.points, seen) if getattr(model, "reads_inputs", True) else None
         targets = model.targets(loader.add_noise_streamlines_loss(batch, self.device))
         return model.compute_loss(model(inputs, seen), targets, average_results=True)
