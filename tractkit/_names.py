@@ -720,6 +720,7 @@ NAMES = {
     "input_embedding": "models.embeddings",
     "is_best": "training.loop",
     "is_empty_part": "training.loop",
+    "is_saved_by_hand": "runs.checkpoint",
     "is_saved_whole": "models.base",
     "is_training_here": "training.trainable",
     "item_key": "functional.sources",

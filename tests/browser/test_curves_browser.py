@@ -6,9 +6,10 @@ import re
 
 import numpy as np
 import pytest
+from lab import PICTURES
 
 from tractkit.lab.live_curves import pack_curves, pack_detail
-from tractkit.lab.readout import Readout
+from tractkit.lab.readout import Readout, marks_of
 from tractkit.lab.status_text import describe_status
 from tractkit.runs.status import Status
 
@@ -98,5 +99,41 @@ def test_curves_are_read_zoomed_and_walked_along(browser):
     page.wait_for_timeout(80)
     assert "learning rate over time" in canvas.get_attribute("aria-label")
     assert page.evaluate("[model.get('x'), model.get('log')]") == ["time", False] and wrong == []
+    readout.close()
+    page.close()
+
+
+def test_changes_at_one_step_are_written_one_below_the_other(browser):
+    steps = np.arange(1, 101)
+    packed = {k: base64.b64encode(v).decode() for k, v in pack_curves({"training": (steps, 1 / steps)}).items()}
+    readout = Readout(readout={**describe_status(Status("training", 3, 67, 5, 300))}, changes=marks_of(
+        [{"step": 40, "name": "learning_rate", "from": old, "to": new} for old, new in ((0.01, 0.1), (0.1, 0.01))]
+        + [{"step": 40, "name": "clip_grad", "from": None, "to": 1}]
+        + [{"step": 90, "name": "max_epochs", "from": n, "to": n + 1} for n in range(40)]))
+    values = {k: getattr(readout, k) for k in ("readout", "graph", "x", "log", "smoothing", "changes", "compact")}
+    page = browser.new_page(viewport={"width": 900, "height": 500})
+    page.add_init_script("""window.written = []; const draw = CanvasRenderingContext2D.prototype.fillText;
+        CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+            window.written.push([text, y]); draw.call(this, text, x, y); };""")
+    page.goto("about:blank")
+    page.set_content(PAGE % (readout._css, json.dumps(values | {"curves": packed}), json.dumps(readout._esm)))
+    page.wait_for_function("window.ready")
+    box = page.locator("canvas").bounding_box()
+
+    def written(step):
+        page.evaluate("() => { window.written = []; }")
+        page.mouse.move(box["x"] + 54 + step / 100 * (box["width"] - 152), box["y"] + 100)
+        page.wait_for_timeout(80)
+        return [(text, y) for text, y in page.evaluate("() => window.written") if re.search(r"→|at step|changes", text)]
+
+    few, many = written(40), written(90)
+    for lines in (few, many):
+        rows = sorted(y for _, y in lines)
+        assert min(np.diff(rows)) >= 12 and rows[0] > 0, lines
+    assert [text for text, _ in sorted(few, key=lambda line: line[1]) if "→" in text] == [
+        "learning_rate 0.01 → 0.1", "learning_rate 0.1 → 0.01", "clip_grad None → 1"]
+    assert "changes before" in str(many) and "max_epochs 39 → 40" in dict(many)
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    page.locator("canvas").screenshot(path=PICTURES / "curves-many-changes.png")
     readout.close()
     page.close()

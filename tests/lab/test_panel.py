@@ -390,7 +390,7 @@ def test_the_buttons_drive_a_real_trainer(make_panel, tmp_path):
     until(lambda: p.readout.readout["done"] > 0 and "pause" in enabled(p))
     p.buttons["pause"].click()
     until(lambda: trainer.status.phase == "paused")
-    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork", "rewind"})
+    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "save", "fork", "rewind"})
     assert p.readout.readout["message"].startswith("Paused after batch")
     step = trainer.status.global_step
     time.sleep(0.2)
@@ -399,9 +399,8 @@ def test_the_buttons_drive_a_real_trainer(make_panel, tmp_path):
     until(lambda: trainer.status.global_step > step + 3)
     p.buttons["stop"].click()
     trainer.wait(20)
-    until(
-        lambda: p.readout.readout["phase"] == "stopped" and enabled(p) == {"start", "step", "epoch", "rewind", "fork"}
-    )
+    at_rest = {"start", "step", "epoch", "save", "rewind", "fork"}
+    until(lambda: p.readout.readout["phase"] == "stopped" and enabled(p) == at_rest)
     assert "saved in" in p.readout.readout["message"]
     stopped = trainer.status.global_step
     p.buttons["start"].click()
@@ -604,6 +603,41 @@ def test_no_message_beside_the_buttons_has_the_words_of_python(make_panel, tmp_p
     assert len(set(texts)) > 9 and not wrong
 
 
+def test_save_works_while_it_rests_and_what_it_saved_stays(make_panel, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer = fit(tmp_path, keep_checkpoints=1, checkpoint_every_batches=1)
+    p = make_panel(trainer)
+    assert p.buttons["save"].disabled and p.buttons["save"].tooltip.startswith("There is nothing to save")
+    trainer.step(2)
+    until(lambda: "save" in enabled(p))
+    p.press("save")
+    file = "run/checkpoints/step-00000002.ckpt"
+    assert p.readout.readout["message"] == f"Saved: step 2. It stays until you delete {file}."
+    assert "stays" in p.buttons["save"].tooltip
+    trainer.step(9)
+    trainer.stop(wait=True)
+    assert {2, 11} <= set(trainer.checkpoints.steps()) and len(trainer.checkpoints.steps()) <= 3  # with the best
+    p.press("save")
+    assert "Saved: step 11" in p.readout.readout["message"]
+    trainer.resume()
+    new = make_panel(fit(tmp_path, keep_checkpoints=1, checkpoint_every_batches=1))  # after a restart of the kernel
+    assert [label for label, step in new.checkpoint.options if step in (2, 11)] == [
+        "step 11, saved by hand", "step 2, saved by hand"]
+    new.press("save")
+    assert "Saved: step 11" in new.readout.readout["message"]
+    new.trainer.train_and_validate()
+    assert [step for step in trainer.checkpoints.steps() if trainer.checkpoints.is_by_hand(step)] == [2, 11]
+    new.trainer.save_checkpoint()  # a script's are rotated
+    new.refresh()
+    new.checkpoint.value = 2
+    new.buttons["rewind"].click()
+    assert "dropped when training starts, also what was saved by hand at step 11." in new.controls.question.text.value
+    new.controls.question.yes.click()
+    until(lambda: new.trainer.status.global_step == 2)
+    new.trainer.train_and_validate()
+    assert [step for step in trainer.checkpoints.steps() if trainer.checkpoints.is_by_hand(step)] == [2]
+
+
 def test_saving_waits_for_the_batch_but_not_the_kernel(make_panel, tmp_path):
     trainer = fit(tmp_path, pause=.8, max_epochs=2, checkpoint_every_seconds=None, prefetch=0)
     p = make_panel(trainer)
@@ -654,7 +688,7 @@ def test_a_panel_by_its_folder_drives_a_thread_and_says_when_it_is_gone(make_pan
 
     click("pause", "Paused after batch")
     until(lambda: find_runs(tmp_path)[0].status == "paused")
-    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "fork", "rewind"})
+    until(lambda: enabled(p) == {"resume", "stop", "step", "epoch", "save", "fork", "rewind"})
     click("step", "One batch done; paused after batch")
     click("epoch", "Epoch ")
     p.set("learning_rate", .002)
@@ -835,6 +869,30 @@ def test_fields_refuse_ask_and_undo(make_panel, tmp_path):
     trainer.stop(wait=True)
 
 
+def test_two_quick_clicks_on_undo_set_back_two_changes(make_panel, tmp_path):
+    trainer = fit(tmp_path)
+    p = make_panel(trainer)
+    trainer.step(2)
+    for rate in (0.02, 0.03, 0.04):
+        trainer.change(learning_rate=rate)
+    until(lambda: p.form.undo.description == "Undo learning_rate 0.03 → 0.04")
+    p.form.undo.click()
+    p.form.undo.click()
+    until(lambda: p.source.settings()["learning_rate"] == 0.02)
+    until(lambda: p.form.undo.description == "Undo learning_rate 0.01 → 0.02")
+    trainer.stop(wait=True)
+
+    trainer.change(clip_grad=1.0)  # at rest: nothing is in the log yet
+    p.refresh()
+    assert p.form.undo.description == "Undo clip_grad none → 1" and p.readout.changes[-1]["step"] == 2
+    p.form.undo.click()
+    p.form.undo.click()
+    until(lambda: p.source.settings()["clip_grad"] is None and p.source.settings()["learning_rate"] == 0.01)
+    until(lambda: p.form.undo.layout.display == "none")
+    trainer.train_and_validate()
+    assert p.source.settings()["learning_rate"] == 0.01 and p.form.undo.layout.display == "none"
+
+
 def test_the_buttons_of_a_question_are_there_before_it_is_asked(make_panel, tmp_path, monkeypatch):
     """A button that is made while a cell runs would be served at the next look only; while it rests there is none."""
     served = set()
@@ -931,7 +989,7 @@ def test_a_run_in_another_process_is_driven_by_its_folder(make_panel, tmp_path):
     p.press("epoch")
     until(lambda: trainer.status.epoch == 1 and trainer.status.phase == "paused")
     p.press("save")
-    assert trainer.checkpoints.steps()[-1] == 6
+    assert trainer.checkpoints.steps()[-1] == 6 and trainer.checkpoints.is_by_hand(6)
     until(lambda: own.readout.readout["where"] == p.readout.readout["where"] == other.readout.readout["where"])
     new = make_panel(
         far_fit(tmp_path, points=SlowPoints(), max_epochs=40)

@@ -211,7 +211,7 @@ class _NoCheckpoints(Checkpoints):
     def steps(self) -> list[int]:
         return []
 
-    def save(self, step: int, tree: Record, best: int | None = None) -> Path:
+    def save(self, step: int, tree: Record, best: int | None = None, by_hand: bool = False) -> Path:
         return self.path(step)
 
 

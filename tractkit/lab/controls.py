@@ -19,11 +19,12 @@ _BUTTONS = {  # command -> description, icon, tooltip
     "step": ("1 batch", "step-forward", "One batch, then pause"),
     "epoch": ("1 epoch", "fast-forward", "To the end of the epoch, validated; then pause"),
     "stop": ("Stop", "stop", "End after the current batch and save; Start continues from there"),
-    "save": ("Save", "save", "Write a checkpoint after the current batch"),
+    "save": ("Save", "save", "Write a checkpoint after the current batch, one that stays when newer ones are written"),
     "rewind": ("Go back", "history",
                "Go back to the checkpoint chosen here; the steps after it are dropped when training goes on"),
     "fork": ("Branch", "code-fork", "A copy of the training as it is now, to be trained in a folder of its own"),
 }
+_NOTHING_TO_SAVE = "There is nothing to save before the first batch"
 _NEEDS_TRAINER = ("Nothing trains in this folder: build the trainer as it was, see Show code, "
                   "and its panel can start, go back and branch off")
 _INTERRUPT = ("Interrupt the cell (■ in the toolbar): the training stops after its batch, saved. This kernel takes no "
@@ -117,7 +118,7 @@ class Controls:
             self.question.withdraw()
         self.note.value = f'<span role="status">{_INTERRUPT}</span>' if must_interrupt else ""
         for command, button in self.buttons.items():
-            own = _BUTTONS[command][2]
+            own = _NOTHING_TO_SAVE if command == "save" and command not in possible else _BUTTONS[command][2]
             button.tooltip = _INTERRUPT if must_interrupt else _NEEDS_TRAINER if needs_trainer else own
             if button.disabled == (command in possible):
                 button.disabled = command not in possible

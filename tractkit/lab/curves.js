@@ -6,6 +6,8 @@ const INK = {
   dark: { training: "#6fb0f0", validation: "#f39a5f", other: "#62bd84" },
 };
 const SETTINGS = ["learning rate"]; // drawn in steps, as they were set
+const NEAR = 6; // pixels from a mark to the mouse
+const ROW = 15; // pixels from one line of text to the next
 const DOTS = 60; // validations that are drawn as a dot each; of more, a line
 const number = (v) =>
   v === 0 ? "0" : Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4));
@@ -128,9 +130,11 @@ function drawAxes(c, look, { L, R, B }, { X, Y, low, high, from, to, log }, word
     c.fillText(number(v), L - 8, Y(v));
   }
   c.textAlign = "center";
-  for (const v of ticks(from, to, false, roundStep(from, to, 4))) c.fillText(count(v), X(v), B + 14);
+  const marks = ticks(from, to, false, roundStep(from, to, 4));
+  for (const v of marks) c.fillText(count(v), X(v), B + 14);
+  const ends = marks.map((v) => X(v) + c.measureText(count(v)).width / 2);
   c.textAlign = "left";
-  c.fillText(word, R + 8, B + 14);
+  c.fillText(word, Math.max(R, ...ends) + 8, B + 14); // after the last number
 }
 
 function drawLine(c, [x, y], { X, Y }, { color, width, alpha = 1, setting = false }) {
@@ -200,7 +204,7 @@ function drawBest(c, [x, y], { X, Y }, color, back) {
 function drawNames(c, ends, left) {
   // beside the ends of the curves, one below the other
   ends.sort((a, b) => a.y - b.y);
-  for (let i = 1; i < ends.length; i++) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + 15);
+  for (let i = 1; i < ends.length; i++) ends[i].y = Math.max(ends[i].y, ends[i - 1].y + ROW);
   c.textAlign = "left";
   for (const e of ends) {
     c.fillStyle = e.color;
@@ -247,7 +251,7 @@ export function drawCurves(canvas, names, rough, look, view) {
     drawBest(c, [place(best[0]), best[1]], scale, ink(lines[lines.length - 1].name), look.back);
   }
   const marks = (view.marks || []).map((m) => ({ text: m.text, at: scale.X(axis.of(m.step)) }));
-  drawMarks(c, marks, look, box, view.hover);
+  drawMarks(c, marks, look, box, view.hover, lines.length);
   if (view.drag) {
     const [a, b] = view.drag.map((v) => Math.min(Math.max(v, L), R));
     c.fillStyle = look.dark ? "rgba(111, 176, 240, 0.25)" : "rgba(47, 111, 181, 0.18)";
@@ -257,16 +261,16 @@ export function drawCurves(canvas, names, rough, look, view) {
   drawNames(c, ends, R + 8);
   const at = view.hover;
   const words = at !== null && at >= L && at <= R ? drawHover(c, lines, ink, look, at, { ...scale, T, B, L, R }) : "";
-  const near = marks.filter((m) => Math.abs(m.at - at) < 6).map((m) => m.text);
+  const near = marks.filter((m) => Math.abs(m.at - at) < NEAR).map((m) => m.text);
   return { box, back: scale.back, words: [words, ...near].filter(Boolean).join(", ") };
 }
 
-function drawMarks(c, marks, look, { L, R, T, B }, hover) {
-  // changes of settings: a line and a triangle, and what was changed where the mouse is near
+function drawMarks(c, marks, look, { L, R, T, B }, hover, taken) {
+  // changes of settings: a line and a triangle, and what was changed where the mouse is near, one below the other
   c.strokeStyle = look.faint;
   c.fillStyle = look.faint;
   c.lineWidth = 1;
-  for (const { at, text } of marks) {
+  for (const { at } of marks) {
     c.setLineDash([3, 3]);
     c.beginPath();
     c.moveTo(at, T);
@@ -278,11 +282,16 @@ function drawMarks(c, marks, look, { L, R, T, B }, hover) {
     c.lineTo(at - 5, B);
     c.lineTo(at + 5, B);
     c.fill();
-    if (hover !== null && Math.abs(at - hover) < 6) {
-      c.textAlign = at > (L + R) / 2 ? "right" : "left";
-      c.fillText(text, at + (c.textAlign === "left" ? 10 : -10), B - 12);
-    }
   }
+  const near = marks.filter(({ at }) => hover !== null && Math.abs(at - hover) < NEAR);
+  if (!near.length) return;
+  const room = Math.max(2, Math.floor((B - T - 20) / ROW) - taken + 1); // below what the curves have at this place
+  const lines = near.map(({ text }) => text);
+  if (lines.length > room) lines.splice(0, lines.length - room + 1, `${lines.length - room + 1} changes before`);
+  c.textAlign = near[0].at > (L + R) / 2 ? "right" : "left";
+  const places = near.map(({ at }) => at);
+  const x = c.textAlign === "left" ? Math.max(...places) + 10 : Math.min(...places) - 10;
+  for (const [row, text] of lines.reverse().entries()) c.fillText(text, x, B - 12 - ROW * row);
 }
 
 function drawOne(c, { name, x, y, smooth, noisy, setting }, scale, look, color, { T, B }) {
@@ -312,7 +321,7 @@ function drawHover(c, lines, ink, look, at, { X, T, B, L, R }) {
     c.textAlign = at > (L + R) / 2 ? "right" : "left";
     const text = `${Number.isFinite(y[k]) ? number(y[k]) : "not finite"} at step ${count(steps[k])}`;
     c.fillText(text, at + (c.textAlign === "left" ? 8 : -8), row);
-    row += 15;
+    row += ROW;
     return `${name} ${text}`;
   });
   return words.join(", ");

@@ -156,9 +156,9 @@ class FolderRun:
         """End after the current batch, saved."""
         self._running_process().stop()
 
-    def save_checkpoint(self) -> Path:
-        """Have a checkpoint written between two batches; return its path."""
-        self._running_process().save_checkpoint()
+    def save_checkpoint(self, keep: bool = False) -> Path:
+        """Have a checkpoint written between two batches; return its path. With `keep` it stays when others come."""
+        self._running_process().save_checkpoint(keep)
         return self.checkpoints.path(self.checkpoints.steps()[-1])
 
     def rewind(self, to: int | str | Path) -> None:

@@ -8,6 +8,7 @@ __all__ = ['Values', 'NamedCurves', 'EXACT', 'mean_curve', 'pack_curves', 'pack_
 # %% ../../nbs/lab/03_live_curves.ipynb #70608bfb
 import math
 import os
+import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
@@ -101,6 +102,7 @@ class RateCurves(LogFollower):
         folder: str | os.PathLike,    # of the run
         last_bytes: int = 1_000_000,  # of its log that are read at first
     ):
+        self._lock = threading.Lock()
         super().__init__(folder, last_bytes)
 
     def clear(self) -> None:
@@ -130,8 +132,11 @@ class RateCurves(LogFollower):
             self._curves[name].append(record["step"], math.nan if value is None else value)
 
     def curves(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Return name -> (steps, values), up to the last whole line of the log; with the means of what is measured."""
-        self.read()
-        kept = {name: curve for name, curve in self._curves.items() if len(curve)}
-        means = {f"{name} mean": curve.means() for name, curve in kept.items() if name not in EXACT}
-        return {name: curve.arrays() for name, curve in kept.items()} | means
+        """Return name -> (steps, values), up to the last whole line of the log; with the means of what is measured.
+
+        From any thread."""
+        with self._lock:
+            self.read()
+            kept = {name: curve for name, curve in self._curves.items() if len(curve)}
+            means = {f"{name} mean": curve.means() for name, curve in kept.items() if name not in EXACT}
+            return {name: curve.arrays() for name, curve in kept.items()} | means

@@ -40,8 +40,11 @@ from ..viz.kernel_watch import KernelWatch
 class SettingsTab:
     """The form of the settings, the status line, the settings as code, and those that the model was built with."""
 
-    def __init__(self, change: Callable[[str, Json], None], make_code: Callable[[], str], model: Mapping[str, Json]):
-        self.form, self._make_code = EditForm(change), make_code
+    def __init__(
+        self, change: Callable[[str, Json], None], make_code: Callable[[], str], model: Mapping[str, Json],
+        undo: Callable[[], None] = lambda: None,
+    ):
+        self.form, self._make_code = EditForm(change, undo), make_code
         self.line, self.code, self.model = HTML(), CodeBox(), HTML(model_table(model))
         button = Button(description="Show code", icon="code", tooltip="Python that makes a trainer with these settings")
         button.on_click(lambda _: self.show_code())
@@ -104,7 +107,7 @@ class TrainerPanel:
             lambda: self.controls.branch_name.value)
         self.controls = Controls(self._commands.click)
         self.settings_tab = SettingsTab(
-            lambda name, value: self.set(name, value, wait=False), self.code, self.source.model())
+            lambda name, value: self.set(name, value, wait=False), self.code, self.source.model(), self._undo)
         self.readout = Readout(compact=compact)
         self.readout.on_msg(lambda _, message, __: self._pressed(message))
         self.buttons, self.checkpoint = self.controls.buttons, self.controls.checkpoint
@@ -158,6 +161,10 @@ class TrainerPanel:
         """Change a setting. The reason why it cannot be changed so is shown in the panel."""
         self._describe()  # notes whether the command before was obeyed: that is no news any more
         self._commands.change(name, value, self.form.put_back, wait)
+
+    def _undo(self) -> None:
+        self._describe()
+        self._commands.undo()
 
     def _add_branch(self, branch: TrainerLike) -> None:
         panel = panel_of(branch, None if self.preview is None else self.preview.again())

@@ -7,11 +7,13 @@ __all__ = ['CommandFeedback', 'PanelCommands']
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #b66fa9c1
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from ..core.files import path_from_here
 from ..core.text import Json
 from .panel_source import PanelSource, TrainerLike
+from .settings_form import undoable
 from .status_text import ACTIVE, METHOD_OF, StatusText, in_words_of_buttons
 from ..runs.status import Status
 
@@ -84,11 +86,12 @@ def _marks(command: str, s: Status) -> tuple[str, int]:
     return s.phase, s.epoch if command == "epoch" else s.global_step if command == "step" else 0
 
 # %% ../../nbs/lab/10_panel_commands.ipynb #82fe1323
-def _question(command: str, step: int, dropped: int, at_rest: bool) -> str:
-    """Return what is asked before steps are dropped."""
+def _question(command: str, step: int, dropped: int, at_rest: bool, saved: Sequence[int] = ()) -> str:
+    """Return what is asked before steps are dropped, and with them the checkpoints that were `saved` by hand."""
     what = f"Go back to step {step:,}?" if command == "rewind" else f"Start from step {step:,}?"
     when = " when training starts" if command == "rewind" and at_rest else ""
-    return f"{what} {dropped:,} {'steps after it are' if dropped > 1 else 'step after it is'} dropped{when}."
+    own = f", also what was saved by hand at step {', '.join(f'{s:,}' for s in saved)}" if saved else ""
+    return f"{what} {dropped:,} {'steps after it are' if dropped > 1 else 'step after it is'} dropped{when}{own}."
 
 
 class PanelCommands:
@@ -108,6 +111,7 @@ class PanelCommands:
         self._chosen_step, self._add_branch, self._refresh, self._ask = chosen_step, add_branch, refresh, ask
         self._branch_name = branch_name
         self._agreed = 0, 0  # from which step on so many may be dropped
+        self._changing = threading.Lock()  # one change after the other
 
     def click(self, command: str) -> None:
         """Send a command from a button; ask before steps are dropped."""
@@ -122,7 +126,8 @@ class PanelCommands:
         if not dropped[1] or (dropped == self._agreed and self._source.is_set_back):
             self.send(command, wait=False)
         else:
-            self._ask(command, _question(command, *dropped, self._source.running is False), send)
+            saved, at_rest = self._source.saved_after(step), self._source.running is False
+            self._ask(command, _question(command, *dropped, at_rest, saved), send)
 
     def send(self, command: str, to: int | str | Path | None = None, wait: bool = True) -> None:
         """Send a command of `METHOD_OF`; see `TrainerPanel.press`."""
@@ -139,10 +144,22 @@ class PanelCommands:
         """Change a setting; `refused` is called with the reason where that cannot be done."""
         def work() -> None:
             try:
-                self._trainer.change(**{name: value})
+                with self._changing:
+                    self._trainer.change(**{name: value})
             except Exception as e:
                 refused(in_words_of_buttons(str(e)))
                 raise
+
+        self._feedback.clear()
+        self._do(work, wait)
+
+    def undo(self, wait: bool = False) -> None:
+        """Set back the last change. A second call, made before the first has its effect, sets back the one before."""
+        def work() -> None:
+            with self._changing:
+                self._source.curves()  # reads the changes
+                for last in undoable(self._source.changes())[-1:]:
+                    self._trainer.change(**{last["name"]: last["from"]})
 
         self._feedback.clear()
         self._do(work, wait)
@@ -166,10 +183,9 @@ class PanelCommands:
             threading.Thread(target=run, daemon=True, name="tractkit-panel-command").start()
 
     def _save(self) -> str:
-        self._trainer.save_checkpoint()
+        path = self._source.save()
         self._feedback.end()
-        keep = getattr(getattr(self._trainer, "settings", None), "keep_checkpoints", None)
-        kept = f" The last {keep} checkpoints are kept, with the best." if keep else ""
+        kept = "" if path is None else f" It stays until you delete {path_from_here(path)}."
         return f"Saved: step {self._trainer.status.global_step}.{kept}"
 
     def _rewind(self, to: int | str | Path | None) -> str | None:

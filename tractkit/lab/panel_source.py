@@ -139,9 +139,18 @@ class PanelSource:
         """Return how many steps were trained after this one, as far as they are kept."""
         return max(0, self.status.global_step - step, *(s - step for _, s in self.checkpoints()))
 
+    def saved_after(self, step: int) -> list[int]:
+        """Return the later steps that were saved by hand."""
+        return []
+
     def checkpoint_path(self, step: int) -> Path:
         """Return the file of a checkpoint."""
         raise FileNotFoundError(f"{self.name} keeps no checkpoints")
+
+    def save(self) -> Path | None:
+        """Have a checkpoint written. Return its file if it is one that stays when newer ones are written."""
+        self.trainer.save_checkpoint()
+        return None
 
     def settings(self) -> dict[str, Json]:
         """Return the settings that may be changed while it trains, as plain values."""
@@ -211,8 +220,14 @@ class FolderSource(PanelSource):
     def checkpoints(self) -> list[tuple[str, int]]:
         return checkpoint_labels(self._run.checkpoints, None)
 
+    def saved_after(self, step: int) -> list[int]:
+        return [s for s in self._run.checkpoints.steps() if s > step and self._run.checkpoints.is_by_hand(s)]
+
     def checkpoint_path(self, step: int) -> Path:
         return self._run.checkpoints.path(step)
+
+    def save(self) -> Path:
+        return self._run.save_checkpoint(keep=True)
 
     def settings(self) -> dict[str, Json]:
         return self._run.settings()
@@ -297,13 +312,24 @@ class TrainerSource(PanelSource):
         return self._shown().curves() | self._log.curves()
 
     def changes(self) -> list[Record]:
-        return list(self._log.changes)
+        trainer = self._trainer
+        at_rest = [] if trainer.running else trainer.live.new_to(trainer.state)
+        return [*self._log.changes, *({"step": trainer.status.global_step, "name": name, "from": before, "to": value}
+                                      for name, before, value in at_rest)]
 
     def checkpoints(self) -> list[tuple[str, int]]:
         return checkpoint_labels(self._trainer.checkpoints, self._trainer.state)
 
+    def saved_after(self, step: int) -> list[int]:
+        return [s for s in self._trainer.checkpoints.steps() if s > step and self._trainer.checkpoints.is_by_hand(s)]
+
     def checkpoint_path(self, step: int) -> Path:
         return self._trainer.checkpoints.path(step)
+
+    def save(self) -> Path:
+        if self.not_taken_up:
+            self._trainer.take()
+        return self._trainer.save_checkpoint(keep=True)
 
     def settings(self) -> dict[str, Json]:
         return changeable(self._trainer)

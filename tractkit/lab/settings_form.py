@@ -184,18 +184,21 @@ class FieldNote:
 class EditForm:
     """Fields for settings; `change(name, value)` is called when one is confirmed."""
 
-    def __init__(self, change: Callable[[str, Json], None]):
+    def __init__(
+        self,
+        change: Callable[[str, Json], None],
+        undo: Callable[[], None] = lambda: None,  # sets back the last change
+    ):
         self.fields: dict[str, Field] = {}
         self.notes: dict[str, FieldNote] = {}
         self.undo = Button(icon="undo", tooltip="Set back the last change", layout=Layout(width="auto", display="none"))
-        self.undo.on_click(lambda _: self._undo())
+        self.undo.on_click(lambda _: undo())
         self.widget = VBox([self.undo], layout=Layout(max_width="560px"))
         self._change = change
         self._settings: dict[str, Json] | None = None  # that are shown; None: show them again
         self._enabled = True
         self._filling: int | None = None  # the thread that brings the fields up to date
         self._epochs_done, self._confirmed_key = 0, ""
-        self._last: Record | None = None  # the change that can be undone
 
     def show(
         self,
@@ -227,8 +230,8 @@ class EditForm:
         changes: Sequence[Record],  # of settings, oldest first: name, from, to
     ) -> None:
         """Take over where the training is, and what was changed. The last change can be undone."""
-        self._epochs_done, self._last = epochs_done, next(iter(undoable(changes)[-1:]), None)
-        if (last := self._last) is not None:
+        self._epochs_done, last = epochs_done, next(iter(undoable(changes)[-1:]), None)
+        if last is not None:
             text = f"Undo {last['name']} {_short(last['from'])} → {_short(last['to'])}"
             if self.undo.description != text:
                 self.undo.description = text
@@ -246,10 +249,6 @@ class EditForm:
         self.show(settings, self._enabled)
         if key in self.notes:
             self.notes[key].show(problem)
-
-    def _undo(self) -> None:
-        if self._last is not None:
-            self._change(self._last["name"], self._last["from"])
 
     def _clear_notes(self) -> None:
         for note in self.notes.values():

@@ -158,10 +158,10 @@ METHOD_OF = {
 }  # command -> the method of a trainer that carries it out
 
 _AT_WORK = {"pause", "stop", "epoch", "save", "fork"}
-_AT_REST = {"start", "step", "epoch", "rewind", "fork"}
+_AT_REST = {"start", "step", "epoch", "save", "rewind", "fork"}
 _SENSIBLE = {
-    "starting": {"stop"}, "training": _AT_WORK, "validating": _AT_WORK, "idle": _AT_REST - {"fork"},
-    "paused": {"resume", "stop", "step", "epoch", "fork", "rewind"},
+    "starting": {"stop"}, "training": _AT_WORK, "validating": _AT_WORK, "idle": _AT_REST - {"fork", "save"},
+    "paused": {"resume", "stop", "step", "epoch", "save", "fork", "rewind"},
 }
 
 
@@ -169,13 +169,14 @@ def possible_commands(
     status: Status,
     available: Collection[str] = tuple(METHOD_OF),  # the commands that the training can take at all
     max_epochs: int | None = None,                 # that it has been set to since; default: as in the status
-    has_checkpoints: bool = True,                  # whether there is one to go back to
+    has_checkpoints: bool = True,                  # whether there is one to go back to: something was trained
 ) -> set[str]:
     """Return the commands that make sense in a status."""
     commands = _SENSIBLE.get(status.phase, _AT_REST)
     if status.phase == "finished" and (status.max_epochs if max_epochs is None else max_epochs) <= status.epoch:
-        commands = {"rewind", "fork"}
-    return {c for c in commands if c in available and (c != "rewind" or has_checkpoints)}
+        commands = {"save", "rewind", "fork"}
+    lacking = set() if has_checkpoints else {"rewind"} if status.phase in (*ACTIVE, "paused") else {"rewind", "save"}
+    return {c for c in commands if c in available and c not in lacking}
 
 # %% ../../nbs/lab/02_status_text.ipynb #9a7ad4e0
 def checkpoint_labels(
@@ -188,5 +189,6 @@ def checkpoint_labels(
     found = []
     for step in checkpoints.steps():
         label = f"after epoch {ends[step]}" if ends.get(step) else "the beginning" if step == 0 else f"step {step}"
-        found.append((f"{label}, the best" if step == best else label, step))
+        marks = ", the best" * (step == best) + ", saved by hand" * checkpoints.is_by_hand(step)
+        found.append((label + marks, step))
     return found[::-1]

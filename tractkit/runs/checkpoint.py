@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pack_tree', 'unpack_tree', 'FrozenTree', 'freeze_tree', 'save_checkpoint', 'load_checkpoint', 'peek_checkpoint',
-           'Checkpoints']
+           'is_saved_by_hand', 'Checkpoints']
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #8a943e02
 import hashlib
@@ -132,10 +132,12 @@ def freeze_tree(
 def save_checkpoint(
     path: str | os.PathLike,
     tree: StateDict | FrozenTree,
+    by_hand: bool = False,  # a person asked for it: see `is_saved_by_hand`
 ) -> None:
     """Write a tree to one safetensors file, whole or not at all, and flush it to the disk. Raise OSError on failure."""
     tensors, meta = tree if isinstance(tree, FrozenTree) else freeze_tree(tree)
     header = {"format": "tractkit checkpoint 1", "meta": meta, "checksum": _checksum(tensors, meta)}
+    header |= {"saved": "by hand"} if by_hand else {}
     data = safetensors.torch.save(tensors, header)
     try:
         with atomic_path(path) as temporary:
@@ -225,8 +227,21 @@ def peek_checkpoint(
     return found
 
 # %% ../../nbs/runs/04_checkpoint.ipynb #6a075054
+def is_saved_by_hand(
+    path: str | os.PathLike,
+) -> bool:
+    """Return whether a person had a checkpoint saved. DataError and OSError as of `peek_checkpoint`."""
+    with _reading(path):
+        with open(os.path.expanduser(path), "rb") as f:
+            size = int.from_bytes(f.read(8), "little")
+            header = parse_json(f.read(size) if size <= os.fstat(f.fileno()).st_size else b"")
+        found = header["__metadata__"].get("saved") == "by hand"
+    return found
+
+
 class Checkpoints:
-    """The checkpoints of a run, `step-00000123.ckpt` and so on, in one folder: the last `keep`, and the best."""
+    """The checkpoints of a run, `step-00000123.ckpt` and so on, in one folder: the last `keep`, the best, and those that
+    were saved by hand."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, background: bool = False):
         if keep < 1:
@@ -234,6 +249,7 @@ class Checkpoints:
         self.folder, self.keep, self.background = absolute_path(folder), keep, background
         self._writing: Future | None = None
         self._unread: set[int] = set()  # steps whose files could not be read, and may be whole: they are never deleted
+        self._by_hand: dict[int, tuple[int, bool]] = {}  # step -> when its file was written, and whether by hand
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, in order. OSError if the folder is there and cannot be read."""
@@ -252,12 +268,13 @@ class Checkpoints:
         step: int,
         tree: StateDict,
         best: int | None = None,  # a step whose checkpoint is kept beside the last ones
+        by_hand: bool = False,    # it is kept until a person deletes it, or steps before it are gone back to
     ) -> Path:
         """Write the checkpoint of a step, then delete those that are too many.
 
         With `background`, write it in a thread: see `wait`."""
         if not self.background:
-            return self._save(step, tree, best)
+            return self._save(step, tree, best, by_hand)
         frozen = freeze_tree(tree)
         self.wait()
         writing: Future = Future()
@@ -265,19 +282,32 @@ class Checkpoints:
 
         def write() -> None:
             try:
-                writing.set_result(self._save(step, frozen, best))
+                writing.set_result(self._save(step, frozen, best, by_hand))
             except BaseException as e:  # raised again by `wait`
                 writing.set_exception(e)
 
         threading.Thread(target=write, name="tractkit-checkpoint").start()  # no daemon: the interpreter waits for it
         return self.path(step)
 
-    def _save(self, step: int, tree: StateDict | FrozenTree, best: int | None) -> Path:
+    def is_by_hand(self, step: int) -> bool:
+        """Return whether the checkpoint of a step was saved by hand; one that cannot be read was."""
+        path = self.path(step)
+        try:
+            written = path.stat().st_mtime_ns
+            if self._by_hand.get(step, (0, False))[0] != written:
+                self._by_hand[step] = written, is_saved_by_hand(path)
+        except (DataError, FileNotFoundError):  # damaged, or gone
+            return False
+        except OSError:
+            return True
+        return self._by_hand[step][1]
+
+    def _save(self, step: int, tree: StateDict | FrozenTree, best: int | None, by_hand: bool) -> Path:
         """Write the checkpoint, delete those that are too many, and return its file."""
         path = self.path(step)
-        save_checkpoint(path, tree)
+        save_checkpoint(path, tree, by_hand or self.is_by_hand(step))
         for old in self.steps()[:-self.keep]:
-            if old != best and old not in self._unread:
+            if old != best and old not in self._unread and not self.is_by_hand(old):
                 self.path(old).unlink(missing_ok=True)
         for torn in self.folder.glob(".step-*.ckpt"):  # of a writer that was killed
             torn.unlink(missing_ok=True)

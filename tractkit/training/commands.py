@@ -66,20 +66,25 @@ def change(trainer: Commanded, asked: Mapping[str, SettingValue]) -> None:
         change_now(trainer, asked)
 
 
-def save(trainer: Commanded) -> Path:
-    """Write a checkpoint, between two batches. Return its path. RuntimeError if another trainer is at work there."""
+def save(trainer: Commanded, keep: bool = False) -> Path:
+    """Write a checkpoint, between two batches. Return its path. RuntimeError if another trainer is at work there.
+
+    With `keep` it stays when newer ones are written."""
+    def write() -> Path:
+        return write_checkpoint(trainer, by_hand=keep)
+
     if is_training_here(trainer):
         report_epoch(trainer)
     if (process := _process_of(trainer)) is not None:
-        process.save_checkpoint()
+        process.save_checkpoint(keep)
         checkpoints = trainer.run_folder.checkpoints
         return checkpoints.path(checkpoints.steps()[-1])
     if not trainer.running:
         with trainer.runner.at_rest() as rests:  # a training that is started meanwhile begins after it
             if rests:
                 with folder_lock(trainer.run_folder.path):
-                    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
-    return known_state(trainer).gate.call_whole(lambda: write_checkpoint(trainer))
+                    return known_state(trainer).gate.call_whole(write)
+    return known_state(trainer).gate.call_whole(write)
 
 # %% ../../nbs/training/16_commands.ipynb #b13df3d5
 def rewind(trainer: Commanded, to: int | str | Path) -> TrainerState:
@@ -146,7 +151,7 @@ COMMANDS = {
     "stop": Command("end after the current batch, saved", lambda t, m: t.control.stop(), needs_state=False),
     "step": Command("run n batches (or epochs, by unit), then rest", needs_state=False,
                     carry_out=lambda t, m: t.control.step(max(int(m.get("n", 1)), 1), m.get("unit", "batch"))),
-    "save": Command("write a checkpoint", lambda t, m: None if save(t) else None),
+    "save": Command("write a checkpoint", lambda t, m: None if save(t, bool(m.get("keep"))) else None),
     "change": Command("change settings", lambda t, m: change(t, m["settings"])),
     "rewind": Command("go back to a checkpoint, and rest there", lambda t, m: ask_back(t, m["to"])),
     "fork": Command("write a branch of the run into a folder beside it", lambda t, m: write_branch(t, m.get("name"))),

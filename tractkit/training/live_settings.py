@@ -239,22 +239,34 @@ class LiveSettings:
             self.changed[name] = [first if own == last else own, own]
         return messages
 
+    def new_to(self, state: TrainerState | None) -> list[tuple[str, Json, Json]]:
+        """Return the changes that a state and its log do not have, in their order: name, value before, value after."""
+        kept, changed, found = _changes_in(state), dict(self.changed), []
+        known = {name: kept.get(name, [first])[-1] for name, (first, _) in changed.items()}
+        for name, value in [*self.unwritten, *((name, last) for name, (_, last) in changed.items())]:
+            if name in known and known[name] != value:
+                found.append((name, known[name], value))
+                known[name] = value
+        return found
+
     def write(self, log: RunLog, state: TrainerState) -> list[str]:
         """Write the changes that are new to a state to the log and the state. Return messages about them."""
-        messages, kept = [], state.fingerprints.get("changes", {})
-        known = {name: kept.get(name, [first])[-1] for name, (first, _) in self.changed.items()}
-        for name, value in [*self.unwritten, *((name, last) for name, (_, last) in self.changed.items())]:
-            if known[name] != value:
-                log.append("change", step=state.global_step, epoch=state.epoch, batch=state.batch, name=name,
-                           **{"from": _for_log(known[name]), "to": _for_log(value)}, time={})
-                when = LIVE[name].live
-                messages.append(f"{name}: {known[name]} -> {value}" + (f", {when}" if when else ""))
-                known[name] = value
+        messages, kept = [], _changes_in(state)
+        for name, before, value in self.new_to(state):
+            log.append("change", step=state.global_step, epoch=state.epoch, batch=state.batch, name=name,
+                       **{"from": _for_log(before), "to": _for_log(value)}, time={})
+            when = LIVE[name].live
+            messages.append(f"{name}: {before} -> {value}" + (f", {when}" if when else ""))
         self.unwritten.clear()
         new = {name: pair for name, pair in self.changed.items() if kept.get(name, [pair[0], pair[0]]) != pair}
         if kept or new:
             state.fingerprints["changes"] = kept | new
         return messages
+
+
+def _changes_in(state: TrainerState | None) -> dict[str, list[Json]]:
+    """Return the changes of settings that a state has: name -> [value at first, value at last]."""
+    return {} if state is None else state.fingerprints.get("changes", {})
 
 
 def _for_log(value: Json) -> Json:

@@ -259,9 +259,9 @@ class ProcessRun:
         if wait:
             self.wait()
 
-    def save_checkpoint(self) -> None:
-        """Have a checkpoint written, between two batches."""
-        self._ask("save")
+    def save_checkpoint(self, keep: bool = False) -> None:
+        """Have a checkpoint written, between two batches. With `keep` it stays when newer ones are written."""
+        self._ask("save", keep=keep)
 
     def wait(self, timeout: float | None = None) -> Status:
         """Wait for its end; RuntimeError if it failed. TimeoutError if it goes on."""

@@ -159,7 +159,7 @@ class _NoCheckpoints(Checkpoints):
     def newest(self) -> None:
         return None
 
-    def save(self, step: int, tree: StateDict, best: int | None = None) -> Path:
+    def save(self, step: int, tree: StateDict, best: int | None = None, by_hand: bool = False) -> Path:
         return self.path(step)
 
     def drop_after(self, step: int) -> None:

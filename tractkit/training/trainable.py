@@ -186,14 +186,14 @@ def keep_best_model(
     return not there
 
 # %% ../../nbs/training/10_trainable.ipynb #dfd87b39
-def write_checkpoint(trainer: Trainable, wait: bool = True) -> Path:
+def write_checkpoint(trainer: Trainable, wait: bool = True, by_hand: bool = False) -> Path:
     """Write a checkpoint of the state between two batches. Without `wait`, it may be on the disk only later."""
     state, session, run = known_state(trainer), trainer.session, trainer.run_folder
     run.check_held()
     run.log.sync()
     if session is not None:
         session.keep_scale()
-    path = run.checkpoints.save(state.global_step, state.state_dict(), state.best_step)
+    path = run.checkpoints.save(state.global_step, state.state_dict(), state.best_step, by_hand)
     if wait:
         run.checkpoints.wait()
     run.hold_checkpoints()

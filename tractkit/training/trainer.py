@@ -317,9 +317,11 @@ class Trainer:
         """Replace values of `settings`; users call `change`."""
         self.settings = TrainerSettings(**{**vars(self.settings), **values})
 
-    def save_checkpoint(self) -> Path:
-        """Write a checkpoint, between two batches. From any thread. Return its path."""
-        return save(self)
+    def save_checkpoint(self, keep: bool = False) -> Path:
+        """Write a checkpoint, between two batches. From any thread. Return its path.
+
+        With `keep` it stays when newer ones are written, until you delete the file or go back to a step before it."""
+        return save(self, keep)
 
     def take(self, state: TrainerState | None = None) -> TrainerState:
         """Take over a state, or the one in this trainer's folder, without training: the status has its position."""
