@@ -163,7 +163,7 @@ def read_text(
 def printable(
     text: str,
 ) -> str:
-    """Return a text that can be written as UTF-8: bytes of a file's name that are none become \\\\udcfe."""
+    """Return a text that can be written as UTF-8: bytes of a file's name that are none become \\udcfe."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -524,6 +524,7 @@ class _Extremes:
     def __init__(self, capacity: int):
         self.capacity, self.width, self.made = capacity, 1, 0  # steps of a stretch, and of the last one so far
         self.stretches: list[tuple[_Point, ...]] = [()]
+        self._lowest, self._highest = math.inf, -math.inf  # of the last one
 
     def append(self, point: _Point) -> None:
         """Add a step. Where the stretches are full, each two become one."""
@@ -532,9 +533,12 @@ class _Extremes:
                 pairs = zip(self.stretches[::2], self.stretches[1::2], strict=True)
                 self.stretches, self.width = [_outline((*a, *b)) for a, b in pairs], 2 * self.width
             self.stretches.append(())
-            self.made = 0
-        self.stretches[-1] = _outline((*self.stretches[-1], point))
+            self.made, self._lowest, self._highest = 0, math.inf, -math.inf
         self.made += 1
+        if self._lowest <= point[1] <= self._highest:  # as most are: the outline stays
+            return
+        self.stretches[-1] = _outline((*self.stretches[-1], point))
+        self._lowest, self._highest = min(self._lowest, point[1]), max(self._highest, point[1])
 
     def state_dict(self) -> StateDict:
         stretches = [[v for p in s for v in p] for s in self.stretches]
@@ -543,6 +547,8 @@ class _Extremes:
     def load_state_dict(self, state: StateDict) -> None:
         self.width, self.made = state["width"], state["made"]
         self.stretches = [tuple(zip(s[::2], s[1::2], strict=True)) for s in state["stretches"]]
+        values = [value for _, value in self.stretches[-1] if math.isfinite(value)]
+        self._lowest, self._highest = min(values, default=math.inf), max(values, default=-math.inf)
 
 # %% ../../nbs/runs/03_log.ipynb #93eed008
 class Curve:
