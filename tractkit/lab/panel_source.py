@@ -308,7 +308,8 @@ class TrainerSource(PanelSource):
 
     @property
     def max_epochs(self) -> int:
-        return self._awaited().get("max_epochs", self._trainer.settings.max_epochs)
+        awaited = self._awaited().get("max_epochs")
+        return awaited if isinstance(awaited, int) else self._trainer.settings.max_epochs
 
     def _awaited(self) -> dict[str, Json]:
         """Return the settings that will be others when the training goes on: they were changed in this run."""
