@@ -938,6 +938,7 @@ NAMES = {
     "resampling_by": "data.assemble",
     "reset_slots": "models.attention",
     "rest": "training.bookkeeping",
+    "result_path": "core.files",
     "reverse": "spatial.rearrange",
     "rewind": "training.commands",
     "rotary_frequencies": "models.attention",

@@ -210,6 +210,17 @@ def _draw_runs(
     return plot_runs(few, losses, x=x, allow_missing=True, columns=1, size=size, dark=dark)
 
 
+def _with_gone(found: Sequence[RunFacts], before: Sequence[RunFacts]) -> list[RunFacts]:
+    """Return the runs that were found, and in their places those of before whose folder is gone."""
+    runs, names, at = list(found), {run.name for run in found}, 0
+    for run in before:
+        if run.name not in names:
+            gone = run if run.status == "gone" else replace(run, status="gone", note="the folder is gone")
+            runs.insert(at, gone)
+        at = next((i for i, r in enumerate(runs) if r.name == run.name), at) + 1
+    return runs
+
+
 def _best_runs(runs: Sequence[RunFacts], most: int = 5) -> list[str]:
     """Return the names of the runs whose curves are drawn at first: those that are running, and the best."""
     read = sorted((r for r in runs if math.isfinite(r.best)), key=lambda r: (r.status != "running", r.best))
@@ -274,12 +285,12 @@ class RunBrowser:
 
     def _find(self, so_far: Callable[[list[RunFacts]], None] | None) -> list[RunFacts]:
         try:
-            return find_runs(self.folder, known=self._known, so_far=so_far)
+            found = find_runs(self.folder, known=self._known, so_far=so_far)
         except DataError:  # the folder is gone, with all runs
             if self._runs is None:
                 raise
-            return [run if run.status == "gone" else replace(run, status="gone", note="the folder is gone")
-                    for run in self._runs]
+            found = []
+        return _with_gone(found, self._runs or ())
 
     def table(
         self,
