@@ -25,7 +25,8 @@ from tractkit.models.targets import unit
 from tractkit.spatial.resample import resample_nb_points, resample_step
 from tractkit.spatial.tractogram import Tractogram
 
-FEATURES, SIZE, HEADS, LAYERS, STREAMLINES, TIPS = 28, 128, 8, 2, 48, 16
+FEATURES, SIZE, HEADS, LAYERS, TIPS = 28, 128, 8, 2, 16
+STREAMLINES = {"LSTM": 192, "GRU": 192}  # of a batch; of the others 48
 MODELS: dict[str, tuple[str, dict]] = {
     "LSTM": ("learn2track", dict(rnn_key="lstm", rnn_layer_sizes=[SIZE] * LAYERS, dropout=0.1)),
     "GRU": ("learn2track", dict(rnn_key="gru", rnn_layer_sizes=[SIZE] * LAYERS, dropout=0.1)),
@@ -42,11 +43,11 @@ def batch_of(points: list[np.ndarray]) -> tuple[torch.Tensor, SimpleNamespace]:
     return torch.randn(len(batch.points), FEATURES, generator=torch.Generator().manual_seed(0)), batch
 
 
-def phantom_batch() -> tuple[torch.Tensor, SimpleNamespace]:
-    """Streamlines of one subject, of all bundles."""
+def phantom_batch(n: int = 48) -> tuple[torch.Tensor, SimpleNamespace]:
+    """Some streamlines of one subject, of all bundles."""
     t = Tractogram.load(sample_subjects(1, progress=False) / "sub-01" / "tractogram.trk")
     lines = resample_step(t.streamlines, 1.0, t.affine)[0]
-    return batch_of([lines[i] for i in np.linspace(0, len(lines) - 1, STREAMLINES).astype(int)])
+    return batch_of([lines[i] for i in np.linspace(0, len(lines) - 1, n).astype(int)])
 
 
 def straight(n: int, length: int) -> tuple[torch.Tensor, SimpleNamespace]:
@@ -113,7 +114,7 @@ def directions_of(batch: SimpleNamespace) -> torch.Tensor:
 
 def bare(kind: str, inputs: torch.Tensor, batch: SimpleNamespace) -> Callable[[], None]:
     """Forward, loss and backward of torch's modules, on the blocks that the model would make."""
-    module, ends = Bare(kind), 0.0 if kind[0] == "T" else 8.0 if kind == "LSTM" else 32.0
+    module, ends = Bare(kind), 0.0 if kind[0] == "T" else 2.0 if kind == "LSTM" else 16.0
     blocks = pad_buckets(batch.offsets.numpy(), ends, per_block=64.0 if kind[0] == "T" else 0.0, streamline_first=True)
     tokens = torch.nn.functional.pad(directions_of(batch), (0, 1))
     laid = list(zip(blocks.pad(inputs), blocks.pad(tokens), blocks.pad(directions_of(batch)), strict=True))
@@ -153,9 +154,9 @@ def longest(kind: str, inputs: torch.Tensor, batch: SimpleNamespace) -> Callable
 
 def rows() -> Iterator[Ratio]:
     """Ratios to torch's bare modules, to padding, and of cached steps to computing anew."""
-    inputs, batch = phantom_batch()
-    n = len(inputs)
     for name, (key, options) in MODELS.items():
+        inputs, batch = phantom_batch(STREAMLINES.get(name, 48))
+        n = len(inputs)
         model = model_class(key)(FEATURES, **options).train()
         ours = learn(model, inputs, batch)
         blocks = pad_buckets(batch.offsets.numpy(), per_block=64.0, overhead=0.0) if name[0] == "T" else pad_buckets(

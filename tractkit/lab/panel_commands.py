@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..core.files import path_from_here
-from ..core.text import Json
+from ..core.text import Json, error_text
 from .panel_source import PanelSource, TrainerLike
 from .settings_form import undoable
 from .status_text import ACTIVE, METHOD_OF, StatusText, in_words_of_buttons
@@ -147,7 +147,7 @@ class PanelCommands:
                 with self._changing:
                     self._trainer.change(**{name: value})
             except Exception as e:
-                refused(in_words_of_buttons(str(e)))
+                refused(in_words_of_buttons(error_text(e)))
                 raise
 
         self._feedback.clear()
@@ -173,7 +173,7 @@ class PanelCommands:
                     self._feedback.say(note, self._source.status)
             except Exception as e:  # a person pressed a button: the panel shows what is wrong
                 self._feedback.end()
-                error = in_words_of_buttons(f"{type(e).__name__}: {e}")
+                error = in_words_of_buttons(f"{type(e).__name__}: {error_text(e)}")
                 self._feedback.say("", self._source.status, error)
             self._refresh()
 

@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from ..core.files import absolute_path, atomic_path
-from ..core.text import Json, Record, StateDict
+from ..core.text import Json, Record, StateDict, error_text, printable
 from ..runs.checkpoint import Checkpoints
 from ..runs.lock import claim_folder, remove_unused
 from ..runs.log import RunLog
@@ -130,7 +130,7 @@ class RunFolder:
         """Write the error that ended the training to `failed.txt`."""
         if self.writes and not isinstance(e, LostFolder):
             with contextlib.suppress(OSError):
-                text = f"{type(e).__name__}: {e}\n\n{''.join(traceback.format_exception(e))}"
+                text = f"{type(e).__name__}: {error_text(e)}\n\n{printable(''.join(traceback.format_exception(e)))}"
                 (self.path / "failed.txt").write_text(text, encoding="utf-8")
 
     def clear_error(self) -> None:
