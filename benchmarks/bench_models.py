@@ -188,7 +188,8 @@ def autoencoder() -> Ratio:
         return [nn.ReflectionPad1d(1), nn.Conv1d(a, b, 3, stride), nn.ReLU()]
 
     down = [part for a, b in pairwise(sizes) for part in conv(a, b, 2)]
-    up = [part for a, b in pairwise(sizes[::-1]) for part in (nn.Upsample(scale_factor=2, mode="linear"), *conv(a, b, 1))]
+    up = [part for a, b in pairwise(sizes[::-1])
+          for part in (nn.Upsample(scale_factor=2, mode="linear"), *conv(a, b, 1))]
     module = nn.Sequential(*down, nn.Flatten(), nn.Linear(4096, 32), nn.Linear(32, 4096), nn.ReLU(),
                            nn.Unflatten(1, (1024, 4)), *up[:-1])
     x = torch.tensor(equal_points(some, 256) / 50).transpose(1, 2).contiguous()
@@ -199,7 +200,8 @@ def autoencoder() -> Ratio:
 
     n = len(batch.points)
     ratio = compare(f"autoencoder, {n:,} points", learn(model, batch.points, batch), "torch's bare modules", run)
-    return replace(ratio, note=f"{n / ratio.ours_ms:,.0f} k points/s; {1 / ratio.ratio:.2f} of bare (asked .9); 1 thread")
+    return replace(ratio, note=f"{n / ratio.ours_ms:,.0f} k points/s; {1 / ratio.ratio:.2f} of bare (asked .9); "
+                               "1 thread")
 
 
 @torch.no_grad()
