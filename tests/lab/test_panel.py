@@ -1,8 +1,8 @@
 """The panel against a real trainer, and against a pretender for what a real one rarely does."""
 
 import gc
-import shutil
 import re
+import shutil
 import subprocess
 import sys
 import threading
