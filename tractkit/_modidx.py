@@ -6883,6 +6883,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'tractkit.viz.viewer._cell_number': ('viz/viewer.html#_cell_number', 'tractkit/viz/viewer.py'),
                                      'tractkit.viz.viewer._clicked': ('viz/viewer.html#_clicked', 'tractkit/viz/viewer.py'),
                                      'tractkit.viz.viewer._display_widget': ('viz/viewer.html#_display_widget', 'tractkit/viz/viewer.py'),
+                                     'tractkit.viz.viewer._display_with_still': ( 'viz/viewer.html#_display_with_still',
+                                                                                  'tractkit/viz/viewer.py'),
                                      'tractkit.viz.viewer._follow_each_other': ( 'viz/viewer.html#_follow_each_other',
                                                                                  'tractkit/viz/viewer.py'),
                                      'tractkit.viz.viewer._go_to': ('viz/viewer.html#_go_to', 'tractkit/viz/viewer.py'),
