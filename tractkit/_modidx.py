@@ -1269,6 +1269,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'tractkit/evaluation/filtering.py'),
                                                'tractkit.evaluation.filtering._tree': ( 'evaluation/filtering.html#_tree',
                                                                                         'tractkit/evaluation/filtering.py'),
+                                               'tractkit.evaluation.filtering._write_legend': ( 'evaluation/filtering.html#_write_legend',
+                                                                                                'tractkit/evaluation/filtering.py'),
                                                'tractkit.evaluation.filtering.best_threshold': ( 'evaluation/filtering.html#best_threshold',
                                                                                                  'tractkit/evaluation/filtering.py'),
                                                'tractkit.evaluation.filtering.latent_distances': ( 'evaluation/filtering.html#latent_distances',
