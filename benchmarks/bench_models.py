@@ -9,6 +9,7 @@ training for the backward pass and in tracking for the next step, against the le
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,13 +18,15 @@ from torch import nn
 
 from benchmarks.pairs import Ratio, as_table, compare
 from tractkit.dwi.phantom import sample_subjects
+from tractkit.models.autoencoder import Autoencoder, equal_points
 from tractkit.models.base import TractographyModel, model_class
 from tractkit.models.layers import pad_buckets
 from tractkit.models.targets import unit
-from tractkit.spatial.resample import resample_step
+from tractkit.spatial.resample import resample_nb_points, resample_step
 from tractkit.spatial.tractogram import Tractogram
 
-FEATURES, SIZE, HEADS, LAYERS, STREAMLINES, TIPS = 28, 128, 8, 2, 48, 16
+FEATURES, SIZE, HEADS, LAYERS, TIPS = 28, 128, 8, 2, 16
+STREAMLINES = {"LSTM": 192, "GRU": 192}  # of a batch; of the others 48
 MODELS: dict[str, tuple[str, dict]] = {
     "LSTM": ("learn2track", dict(rnn_key="lstm", rnn_layer_sizes=[SIZE] * LAYERS, dropout=0.1)),
     "GRU": ("learn2track", dict(rnn_key="gru", rnn_layer_sizes=[SIZE] * LAYERS, dropout=0.1)),
@@ -40,11 +43,11 @@ def batch_of(points: list[np.ndarray]) -> tuple[torch.Tensor, SimpleNamespace]:
     return torch.randn(len(batch.points), FEATURES, generator=torch.Generator().manual_seed(0)), batch
 
 
-def phantom_batch() -> tuple[torch.Tensor, SimpleNamespace]:
-    """Streamlines of one subject, of all bundles."""
+def phantom_batch(n: int = 48) -> tuple[torch.Tensor, SimpleNamespace]:
+    """Some streamlines of one subject, of all bundles."""
     t = Tractogram.load(sample_subjects(1, progress=False) / "sub-01" / "tractogram.trk")
     lines = resample_step(t.streamlines, 1.0, t.affine)[0]
-    return batch_of([lines[i] for i in np.linspace(0, len(lines) - 1, STREAMLINES).astype(int)])
+    return batch_of([lines[i] for i in np.linspace(0, len(lines) - 1, n).astype(int)])
 
 
 def straight(n: int, length: int) -> tuple[torch.Tensor, SimpleNamespace]:
@@ -111,7 +114,7 @@ def directions_of(batch: SimpleNamespace) -> torch.Tensor:
 
 def bare(kind: str, inputs: torch.Tensor, batch: SimpleNamespace) -> Callable[[], None]:
     """Forward, loss and backward of torch's modules, on the blocks that the model would make."""
-    module, ends = Bare(kind), 0.0 if kind[0] == "T" else 8.0 if kind == "LSTM" else 32.0
+    module, ends = Bare(kind), 0.0 if kind[0] == "T" else 2.0 if kind == "LSTM" else 16.0
     blocks = pad_buckets(batch.offsets.numpy(), ends, per_block=64.0 if kind[0] == "T" else 0.0, streamline_first=True)
     tokens = torch.nn.functional.pad(directions_of(batch), (0, 1))
     laid = list(zip(blocks.pad(inputs), blocks.pad(tokens), blocks.pad(directions_of(batch)), strict=True))
@@ -151,9 +154,9 @@ def longest(kind: str, inputs: torch.Tensor, batch: SimpleNamespace) -> Callable
 
 def rows() -> Iterator[Ratio]:
     """Ratios to torch's bare modules, to padding, and of cached steps to computing anew."""
-    inputs, batch = phantom_batch()
-    n = len(inputs)
     for name, (key, options) in MODELS.items():
+        inputs, batch = phantom_batch(STREAMLINES.get(name, 48))
+        n = len(inputs)
         model = model_class(key)(FEATURES, **options).train()
         ours = learn(model, inputs, batch)
         blocks = pad_buckets(batch.offsets.numpy(), per_block=64.0, overhead=0.0) if name[0] == "T" else pad_buckets(
@@ -166,8 +169,39 @@ def rows() -> Iterator[Ratio]:
             waste = 1 - n / (len(batch.offsets) - 1) / int(batch.offsets.diff().max())
             yield compare(f"{name}, {n:,} points", ours, other, longest(name, inputs, batch),
                           note="1 thread" if name == "LSTM" else f"{waste:.1%} padding; 1 thread")
+    yield autoencoder()
     for length in (50, 200, 500):
         yield cached(length)
+
+
+def autoencoder() -> Ratio:
+    """The autoencoder on its 256 points, in voxels of a batch, beside torch's bare modules on what it feeds its own."""
+    t = Tractogram.load(sample_subjects(1, progress=False) / "sub-01" / "tractogram.trk")
+    some = t[np.linspace(0, len(t) - 1, STREAMLINES).astype(int)]
+    model = Autoencoder()
+    lines = resample_nb_points(some.streamlines, 256, t.affine)[0]
+    _, batch = batch_of(list(lines))
+    batch.affines, batch.point_ranges = t.affine[None], [slice(0, len(batch.points))]
+    sizes = [3, *model.hyperparameters["layer_sizes"]]
+
+    def conv(a: int, b: int, stride: int) -> list[nn.Module]:
+        return [nn.ReflectionPad1d(1), nn.Conv1d(a, b, 3, stride), nn.ReLU()]
+
+    down = [part for a, b in pairwise(sizes) for part in conv(a, b, 2)]
+    up = [part for a, b in pairwise(sizes[::-1])
+          for part in (nn.Upsample(scale_factor=2, mode="linear"), *conv(a, b, 1))]
+    module = nn.Sequential(*down, nn.Flatten(), nn.Linear(4096, 32), nn.Linear(32, 4096), nn.ReLU(),
+                           nn.Unflatten(1, (1024, 4)), *up[:-1])
+    x = torch.tensor(equal_points(some, 256) / 50).transpose(1, 2).contiguous()
+
+    def run() -> None:
+        module.zero_grad()
+        (module(x) - x).square().sum(1).mean().backward()
+
+    n = len(batch.points)
+    ratio = compare(f"autoencoder, {n:,} points", learn(model, batch.points, batch), "torch's bare modules", run)
+    return replace(ratio, note=f"{n / ratio.ours_ms:,.0f} k points/s; {1 / ratio.ratio:.2f} of bare (asked .9); "
+                               "1 thread")
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from tractkit.runs.status import Status
 from tractkit.spatial.volume import Volume
 from tractkit.training.callbacks import OnNonFinite
 from tractkit.training.process import attach
+from tractkit.training.run_folder import LostFolder
 from tractkit.training.state import TrainerState
 
 # A trainer of a cubic: also the source of the notebooks below, which run in a kernel of their own.
@@ -911,6 +913,86 @@ def test_the_buttons_of_a_question_are_there_before_it_is_asked(make_panel, tmp_
     p.form.fields["learning_rate"].value = "1"  # 100 times as much: it asks
     answers = [w for w in parts(p.widget) if getattr(w, "description", "") in ("Change it", "Leave it")]
     assert len(answers) >= 2 and set(answers) <= served
+
+
+@pytest.mark.parametrize("what", ["run", "run/checkpoints"])
+def test_of_a_lost_folder_the_advice_and_the_buttons_say_the_same(make_panel, tmp_path, what):
+    trainer = fit(tmp_path, pause=0.002, max_epochs=9)
+    p = make_panel(trainer)
+    p.press("start")
+    until(lambda: trainer.status.global_step > 9)
+    shutil.rmtree(tmp_path / what)
+    p.press("save")
+    with pytest.raises(LostFolder, match="start.. goes on in this place with what this trainer has in memory"):
+        trainer.wait()
+    p.refresh()
+    said = p.readout.readout["message"]
+    assert "Put it back if you have it; then Start goes on in this place" in said
+    assert "Save writes that there, Branch beside it" in said and {"start", "save", "fork"} <= enabled(p)
+    at = trainer.status.global_step
+    p.press("save")
+    assert p.readout.readout["message"].startswith(f"Saved: step {at}. It stays until")
+    assert trainer.checkpoints.steps() == [at]
+    p.press("fork", "aside")
+    assert p.readout.readout["message"].startswith(f"A branch of step {at}, for {tmp_path / 'aside'}")
+    p.press("start")
+    trainer.wait()
+    assert trainer.status.phase == "finished"
+    assert same_states(trainer.state, fit(tmp_path, "whole", max_epochs=9).train_and_validate()) == []
+
+
+def test_what_was_changed_in_a_run_is_shown_before_it_goes_on(make_panel, tmp_path):
+    first = fit(tmp_path)
+    first.step(2, unit="epoch")
+    first.change(max_epochs=5, learning_rate=0.02)
+    first.stop(wait=True)
+
+    def shown(p):
+        p.refresh()
+        return [p.source.settings()[k] for k in ("max_epochs", "learning_rate")], p.readout.readout["where"][-20:]
+
+    trainer = fit(tmp_path)  # the cell after a restart of the kernel: it has the settings of before
+    p = make_panel(trainer)
+    for _ in range(2):
+        assert shown(p) == ([5, 0.02], "epoch 3 of 5, batch 0 of 8"[-20:]) == shown(make_panel(trainer.folder))
+        assert p.form.fields["max_epochs"].value == 5 and trainer.settings.max_epochs == 3
+        trainer.take()
+        trainer.reporter.show("", None, n_batches=8)
+    p.set("learning_rate", 0.01)  # as the cell has it
+    assert shown(p)[0] == [5, 0.01]
+    p.press("step")
+    until(lambda: trainer.status.phase == "paused")
+    assert trainer.status.max_epochs == 5 and shown(p)[0] == [5, 0.01]
+    trainer.resume()
+    trainer.wait()
+    assert shown(p)[1] == "5 of 5 epochs" and trainer.learning_rate.value == 0.01
+    again = make_panel(fit(tmp_path))
+    assert shown(again) == ([5, 0.01], "5 of 5 epochs")
+
+
+@pytest.mark.parametrize(("thing", "why"), [
+    (None, "a NoneType has no status, curves, start, pause, resume, stop"),
+    (Pretender, "the class Pretender has no status, start, pause"),
+    ({"curves": None}, r"curves\(\) of a Pretender is to be a dict: name -> \(steps, losses\), not None"),
+    ({"status": "training"}, "status of a Pretender is to be a tractkit.runs.status.Status, not a str")])
+def test_what_is_no_trainer_is_refused_in_one_sentence(thing, why):
+    made = thing
+    if isinstance(thing, dict):
+        made = Pretender()
+        made.status, made.data = thing.get("status", made.status), thing.get("curves", made.data)
+    with pytest.raises(TypeError, match=why):
+        TrainerPanel(made)
+
+
+def test_a_trainer_whose_listeners_are_none_is_looked_at_all_the_same(make_panel):
+    trainer = Pretender()
+    trainer.listeners, trainer.messages, trainer.folder = None, None, None
+    p = make_panel(trainer)
+    p.poll = 0.02
+    p.watcher.wake()
+    trainer.set(phase="training", batch=3)
+    until(lambda: p.readout.readout["phase"] == "training")
+    p.close()
 
 
 def test_the_code_shown_makes_the_trainer_as_it_is(make_panel, tmp_path):

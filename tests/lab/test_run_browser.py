@@ -662,9 +662,30 @@ def test_a_run_that_is_gone_or_has_a_damaged_log_is_left_out_of_the_curves(folde
     browser.chosen = ["done", "stopped"]
     shutil.rmtree(folder / "stopped")
     browser.refresh()
-    with pytest.warns(UserWarning, match="left out, as the folder is gone: stopped"):
+    assert browser.curves().axes[0].lines and "losses of done, stopped" in browser._repr_html_()  # they were read
+    with pytest.warns(UserWarning, match="left out, as the log cannot be read: stopped"):
+        assert browser.curves(graphs={"loss": "train_loss"}).axes[0].lines
+    browser.chosen = ["done", "never there"]
+    with pytest.warns(UserWarning, match="left out, as the folder is gone: never there"):
         assert browser.curves().axes[0].lines
-    assert "losses of done" in browser._repr_html_()
+    browser.close()
+
+
+def test_a_run_that_is_deleted_alone_is_gone_in_its_row_and_comes_back(folder, tmp_path):
+    browser = RunBrowser(folder, interval=.05)
+    table = browser.widget.children[1]
+    names = [row["name"] for row in table.table["rows"]]
+    (folder / "done").rename(tmp_path / "away")
+    for _ in range(2):
+        browser.refresh()
+        assert [row["name"] for row in browser.table()] == names == [row["name"] for row in table.table["rows"]]
+        assert [row["name"] for row in table.table["rows"] if row["status"] == "gone"] == ["done"]
+    assert "1 gone" in table.changed["below"] and browser["done"].note == "the folder is gone"
+    press(browser, "annotate", name="done", note="x", tags="")
+    assert "this was not done" in table.shown["problem"] and not (folder / "done").exists()
+    (tmp_path / "away").rename(folder / "done")
+    browser.refresh()
+    assert browser["done"].status == "finished" and [r.name for r in browser.runs] == names
     browser.close()
 
 

@@ -141,11 +141,9 @@ def test_the_network_is_that_of_finta():
 
 @pytest.mark.parametrize("loader", [StreamlinesBatchLoader, BatchLoaderOneInput])
 def test_it_is_trained_by_the_ordinary_trainer_and_no_volume_is_read(made, tmp_path, monkeypatch, loader):
-    def refuse(*_):
-        raise AssertionError("a volume was read")
-
-    monkeypatch.setattr(GroupInputs, "fetch", refuse)
-    monkeypatch.setattr(GroupInputs, "sample", refuse)
+    read: list[str] = []
+    monkeypatch.setattr(GroupInputs, "fetch", lambda self, subject, *_: read.append(subject))
+    monkeypatch.setattr(GroupInputs, "sample", lambda *_: read.append("points"))
     trainer = trainer_of(made[0], tmp_path, loader=loader, max_epochs=8)
     lines = made[1]["sub-0"]
 
@@ -154,7 +152,7 @@ def test_it_is_trained_by_the_ordinary_trainer_and_no_volume_is_read(made, tmp_p
 
     before = np.median(error())
     state = trainer.train_and_validate()
-    assert np.median(error()) < .6 * before
+    assert read == [] and np.median(error()) < .6 * before
     losses = [(e["train_loss"], e["valid_loss"]) for e in state.epochs]
     assert all(np.isfinite(x) for pair in losses for x in pair) and losses[-1][0] < .5 * losses[0][0]
     assert trainer.batch_loader.load_batch_streamlines([("sub-0", np.arange(3))]).nb_points.tolist() == [24] * 3
@@ -266,7 +264,8 @@ def test_settings_that_cannot_be():
     with pytest.raises(TypeError, match=r"give a list of them"):
         lines_in_world(np.zeros((5, 3)))
     for options, message in (
-            (dict(nb_points=4), "an nb_points of at least 5, not 4"), (dict(layer_sizes=[]), "layer_sizes must be a list"),
+            (dict(nb_points=4), "an nb_points of at least 5, not 4"),
+            (dict(layer_sizes=[]), "layer_sizes must be a list"),
             (dict(center=[1, 2]), "three numbers"), (dict(scale=0), "scale must be positive"),
             (dict(latent_size=0), "latent_size must be of at least 1"), (dict(layer_sizes=[8, 0]), "at least 1")):
         with pytest.raises(ValueError, match=message):
@@ -282,6 +281,15 @@ def test_parts_of_streamlines_are_refused_with_the_setting_that_makes_them(data,
     trainer.batch_loader.change(split_ratio=1.0)
     with pytest.raises(ValueError, match=r"reads streamlines of 24 points.*split_ratio at 0"):
         trainer.train_and_validate()
+
+
+def test_a_streamline_without_points_in_a_batch_counts_for_nothing(made):
+    model, dataset = small(), MultiSubjectDataset(made[0]).load_data()
+    batch = StreamlinesBatchLoader(dataset, model, "streamlines").load_batch_streamlines([("sub-0", np.arange(3))])
+    with torch.no_grad():
+        whole = model(None, batch)
+        batch.offsets = torch.tensor([0, 24, 24, 48, 72])
+        assert torch.equal(model(None, batch), whole) and whole.shape == (72, 3)
 
 
 def test_it_does_not_track():

@@ -147,8 +147,8 @@ def test_first_weights_have_torchs_bounds():
         for p in layer.parameters():
             p = p.detach()
             assert abs(float(p.abs().max()) * inputs**0.5 - 1) < 0.1 and abs(float(p.mean())) < 0.2 / inputs**0.5
-    with pytest.raises(TypeError, match="Conv1d"):
-        initialize_weights(nn.Sequential(nn.Conv1d(1, 1, 1)), 0)
+    with pytest.raises(TypeError, match="ConvTranspose1d"):
+        initialize_weights(nn.Sequential(nn.ConvTranspose1d(1, 1, 1)), 0)
 
 
 def test_step_noise_with_torchs_dropout_restores_the_generator():

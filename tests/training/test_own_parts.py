@@ -1,12 +1,14 @@
 """Samplers and loaders of a user's own: what does not fit is refused with what is wanted."""
 
 import functools
+import inspect
 
 import numpy as np
 import pytest
 import torch
 from helpers_training import Fit, Points, fit, toy_model
 
+from tractkit.runs.mailbox import Mailbox
 from tractkit.training.epoch_plan import checked_plan, plan_sample
 from tractkit.training.policy import EarlyStopping, Policy
 from tractkit.training.trainer import Trainer
@@ -214,3 +216,60 @@ def test_an_end_without_a_reason_has_one(tmp_path):
     trainer = fit(tmp_path, "policy", policies=[Ends()])
     trainer.train_and_validate()
     assert "Finished: ended by Ends." in trainer.status.message.replace(";", ".")
+
+
+class Unwritable(Exception):
+    def __str__(self):
+        raise ValueError("no text")
+
+
+@pytest.mark.parametrize(("make", "told"), [
+    (lambda: OSError("sub-\udcff"), r"sub-\udcff"), (lambda: ValueError("lone \ud800"), r"lone \ud800"),
+    (Unwritable, "Unwritable whose text cannot be made")])
+@pytest.mark.parametrize("at", ["load", "policy"])
+def test_an_error_whose_text_cannot_be_written_is_told_all_the_same(tmp_path, make, told, at):
+    error = make()
+
+    class Breaks(Points):
+        def load_batch_streamlines(self, ids, *, epoch, training):
+            if at == "load":
+                raise error
+            return super().load_batch_streamlines(ids, epoch=epoch, training=training)
+
+    class Policed(Policy):
+        def train_step_finished(self, *args, **kwargs):
+            raise error
+
+    trainer = fit(tmp_path, points=Breaks(), prefetch=0, progress=True, policies=[Policed()])
+    with pytest.raises(type(error)) as raised:
+        trainer.train_and_validate()
+    assert raised.value is error
+    text = (tmp_path / "run" / "failed.txt").read_text(encoding="utf-8")
+    assert told in text and told in trainer.status.message and told in Mailbox(tmp_path / "run").read_status()["status"].message
+    assert trainer.status.message.encode() and trainer.status.phase == "failed"
+
+
+def test_an_error_in_a_plan_names_file_and_line(tmp_path):
+    class Breaks(Points):
+        def plan(self, epoch, subset):
+            return np.array([]).max()
+
+    class BreaksLate(Lazy):
+        def __getitem__(self, i):
+            raise KeyError("no such batch")
+
+    class Plans(Points):
+        def plan(self, epoch, subset):
+            return BreaksLate()
+
+    def told(points, options):
+        trainer = fit(tmp_path, points.__name__ + str(options), points=points(), **options)
+        with pytest.raises((ValueError, KeyError)):
+            trainer.train_and_validate()
+        return trainer.status.message
+
+    line = inspect.getsourcelines(Breaks)[1] + 2
+    for options in ({}, {"iterations_per_epoch": 3}):
+        assert told(Breaks, options).endswith(
+            f"It happened in Breaks.plan(0, 'training') ({__file__}, line {line}).")
+    assert told(Plans, {"prefetch": 0}).endswith("It happened in epoch 1, batch 1.")

@@ -631,7 +631,7 @@ def test_a_full_disk_is_reported_and_costs_only_what_was_not_saved(whole, tmp_pa
     trainer = fit(tmp_path, checkpoint_every_batches=3)
     save = trainer.checkpoints.save
 
-    def full(step, tree, best=None):
+    def full(step, tree, best=None, by_hand=False):
         if step >= 9:  # and so is the attempt to save after the error
             raise OSError(28, "No space left on device")
         return save(step, tree, best)
@@ -763,3 +763,25 @@ def test_the_time_left_leaves_out_pauses_and_ways_back(monkeypatch):
     now[0] += 3600
     assert batches(11, 20) == 80
     assert batches(5, 30) == 70  # it went back to 5
+
+
+def test_the_bar_counts_no_pause_in_its_elapsed_time(monkeypatch):
+    from tractkit.training import progress
+
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(progress, "bars_move", lambda: True)
+    line = progress.ProgressLine(True)
+    line.update(0, 100, "")
+    line.bar._time, line.bar.start_t, line.bar.last_print_t = (lambda: now[0]), now[0], now[0]
+    seen = []
+    for move in (lambda: line.update(10, 100, ""), lambda: line.rest("paused"), lambda: line.write("changed"),
+                 lambda: line.rest("paused"), lambda: line.update(10, 100, "")):
+        now[0] += 10
+        move()
+        seen.append(line.bar.format_dict["elapsed"])
+    now[0] += 10
+    line.update(20, 100, "")
+    seen.append(line.bar.format_dict["elapsed"])
+    line.close()
+    assert seen == [10, 20, 20, 20, 20, 30]

@@ -767,6 +767,35 @@ def test_linked_views_have_one_set_of_controls(live_view):
 
 
 @pytest.mark.vulkan
+def test_what_views_are_not_made_for_is_said_in_one_sentence(live_view, tmp_path):
+    from tractkit.viz.viewer import link_views
+
+    t = wavy(5)
+    a, b = live_view(t, size=(60, 50)), live_view(t, size=(60, 50))
+    for act, kind, words in [
+        (lambda: view(t, camera=None), TypeError, r"view\(\) has no option 'camera': look\(\), or"),
+        (lambda: view(t, collors="red"), TypeError, "view.. has no option 'collors': did you mean colors"),
+        (lambda: setattr(a, "camera", None), TypeError, "a camera is what .camera of another view .* not None"),
+        (lambda: setattr(a, "camera", {"azimuth": 3}), TypeError, "a camera is what .* not a dict"),
+        (lambda: link_views(5), TypeError, r"link_views is given live views, as in link_views\(a, b\), not a int"),
+        (lambda: link_views([a, b]), TypeError, "not a list"), (link_views, ValueError, "needs views to link"),
+        *((lambda path=path: a.save(path), DataError, f"^{path}: cannot be written")
+          for path in ("/proc/x.png", "/proc/x.html", "/dev/null/x.png")),
+        (lambda: a.save("/proc/x"), DataError, "not as 'no ending'"),
+        (lambda: a.screenshot("/proc/x.png"), DataError, "cannot be written"),
+    ]:
+        with pytest.raises(kind, match=words):
+            act()
+    a.camera = b.camera
+    linked = link_views(a, b)
+    still = linked.still.array
+    linked.close()
+    assert a.canvas is b.canvas is None and np.array_equal(linked.still.array, still)
+    assert linked.box.comm is None and all(c.comm is None for c in linked.controls.values())
+    linked.close()
+
+
+@pytest.mark.vulkan
 def test_lines_and_tubes_thickness_opacity_and_slab(live_view):
     low, high = wavy(20), wavy(20, 6)
     t = Tractogram(Streamlines.from_list([*low.streamlines, *high.streamlines]), low.affine, SHAPE)

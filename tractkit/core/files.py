@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DataError', 'DataErrors', 'collected', 'collecting', 'absolute_path', 'without_tilde', 'path_from_here',
-           'behind_links', 'atomic_path', 'cache_folder', 'data_folder']
+           'behind_links', 'atomic_path', 'result_path', 'cache_folder', 'data_folder']
 
 # %% ../../nbs/core/00_files.ipynb #ad517342
 import os
@@ -138,6 +138,19 @@ def atomic_path(
         _fsync_folder(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def result_path(
+    path: str | os.PathLike,  # that a person gave, of a picture or a page
+) -> Iterator[Path]:          # see `atomic_path`
+    """Yield a path to write to, as `atomic_path`; DataError, in one sentence, where nothing can be written."""
+    try:
+        with atomic_path(path) as temporary:
+            yield temporary
+    except OSError as e:
+        raise DataError(f"cannot be written ({e.strerror or e})", file=path,
+                        fix="Give a path in a folder that you can write to") from e
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -62,6 +62,7 @@ class FolderRun:
         self._process, self._mailbox = ProcessRun(folder), Mailbox(folder)
         self._log = RateCurves(self.folder)
         self._stored: tuple[tuple, Status] = ((), Status())  # what the stored status was made of, and it
+        self._changed: tuple[int, dict[str, list[Json]]] = (0, {})  # when its checkpoint was written, and the changes
         if not self._process.running and not self.checkpoints.steps() and not (self.folder / "log.jsonl").exists():
             raise DataError("there is no run in this folder", file=self.folder,
                             fix="Give the folder of a run: it has checkpoints/ and log.jsonl")
@@ -120,6 +121,15 @@ class FolderRun:
     def changes(self) -> list[dict]:
         """Return the records of changed settings in its log."""
         return RunLog(self.folder).records("change")
+
+    def kept_changes(self) -> dict[str, list[Json]]:
+        """Return the settings that were changed, as its newest checkpoint has them: name -> [value at first, now]."""
+        steps = self.checkpoints.steps()
+        made_of = self.checkpoints.path(steps[-1]).stat().st_mtime_ns if steps else 0
+        if made_of != self._changed[0]:
+            found = peek_checkpoint(self.checkpoints.path(steps[-1]), ("fingerprints.changes",)) if steps else {}
+            self._changed = made_of, found.get("fingerprints.changes", {})
+        return self._changed[1]
 
     def nb_epochs(self) -> int:
         """Return the number of finished epochs in its newest checkpoint."""

@@ -19,7 +19,7 @@ from IPython.core.getipython import get_ipython
 from ipywidgets import HTML, Button, HBox, Layout, Tab, VBox, Widget
 
 from .controls import Controls, branch_head
-from ..core.text import Json
+from ..core.text import Json, error_text
 from .live_curves import pack_curves, pack_detail
 from .live_widget import (
     SavedOutput, Watcher, clicks_wait_for_cells, display_widget, serve_while_cells_run)
@@ -242,7 +242,7 @@ class TrainerPanel:
             self._unsettled = False
             with self._lock:
                 if not self._closed:  # until it can look again
-                    error = f"the panel could not look: {type(e).__name__}: {e}"
+                    error = f"the panel could not look: {type(e).__name__}: {error_text(e)}"
                     self.readout.readout = {**self.readout.readout, "message": error}
 
     def _keep_still(self) -> None:

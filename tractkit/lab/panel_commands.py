@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..core.files import path_from_here
-from ..core.text import Json
+from ..core.text import Json, error_text
 from .panel_source import PanelSource, TrainerLike
 from .settings_form import undoable
 from .status_text import ACTIVE, METHOD_OF, StatusText, in_words_of_buttons
@@ -70,8 +70,8 @@ class CommandFeedback:
             self.clear()
 
     def message(self, text: StatusText) -> str:
-        """Return what the status line shows. The message of a failure gives way to an error only."""
-        return self._error or (text["message"] if text["phase"] == "failed" or not self._note else self._note)
+        """Return what the status line shows: what came of a command since the trainer's message, or that message."""
+        return self._error or self._note or text["message"]
 
 
 def _is_over(command: str, phase: str, running: bool | None) -> bool:
@@ -147,7 +147,7 @@ class PanelCommands:
                 with self._changing:
                     self._trainer.change(**{name: value})
             except Exception as e:
-                refused(in_words_of_buttons(str(e)))
+                refused(in_words_of_buttons(error_text(e)))
                 raise
 
         self._feedback.clear()
@@ -173,7 +173,7 @@ class PanelCommands:
                     self._feedback.say(note, self._source.status)
             except Exception as e:  # a person pressed a button: the panel shows what is wrong
                 self._feedback.end()
-                error = in_words_of_buttons(f"{type(e).__name__}: {e}")
+                error = in_words_of_buttons(f"{type(e).__name__}: {error_text(e)}")
                 self._feedback.say("", self._source.status, error)
             self._refresh()
 

@@ -7,12 +7,13 @@ __all__ = ['TrainerLike', 'PanelSource', 'FolderSource', 'TrainerSource', 'sourc
 
 # %% ../../nbs/lab/06_panel_source.ipynb #74898353
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
-from ..core.files import path_from_here
+from ..core.files import DataError, path_from_here
 from ..core.rng import fold
 from ..core.text import Json, Record
 from .folder_run import FolderRun
@@ -68,7 +69,7 @@ class PanelSource:
     @property
     def messages(self) -> Sequence[str]:
         """The last messages, oldest first."""
-        return list(getattr(self.trainer, "messages", ()))
+        return list(getattr(self.trainer, "messages", None) or ())
 
     @property
     def max_epochs(self) -> int:
@@ -171,7 +172,7 @@ class PanelSource:
         """Have `wake` called in the training thread after each batch. Return False if it must be polled instead.
 
         `wake(True)`: a person waits for this: the first batch after a start, or a pause, a resume, an end."""
-        listeners: list[Callable] | None = getattr(self.trainer, "listeners", None)
+        listeners = getattr(self.trainer, "listeners", None)
         is_first = True
 
         def listener(event: str, trainer: TrainerLike) -> None:
@@ -180,14 +181,14 @@ class PanelSource:
             is_first = event == "started" or (is_first and event != "batch")
 
         self._listener = listener
-        if listeners is not None:
+        if isinstance(listeners, list):
             listeners.append(self._listener)
-        return listeners is not None
+        return isinstance(listeners, list)
 
     def stop_listening(self) -> None:
         """Undo `listen`."""
-        listeners: list[Callable] = getattr(self.trainer, "listeners", [])
-        if self._listener in listeners:
+        listeners = getattr(self.trainer, "listeners", None)
+        if isinstance(listeners, list) and self._listener in listeners:
             listeners.remove(self._listener)
 
 # %% ../../nbs/lab/06_panel_source.ipynb #0c598bac
@@ -298,7 +299,8 @@ class TrainerSource(PanelSource):
 
     @property
     def status(self) -> Status:
-        return self._shown().status
+        status = self._shown().status
+        return status if self._trainer.running else replace(status, max_epochs=max(self.max_epochs, status.epoch))
 
     @property
     def messages(self) -> Sequence[str]:
@@ -306,7 +308,17 @@ class TrainerSource(PanelSource):
 
     @property
     def max_epochs(self) -> int:
-        return self._trainer.settings.max_epochs
+        awaited = self._awaited().get("max_epochs")
+        return awaited if isinstance(awaited, int) else self._trainer.settings.max_epochs
+
+    def _awaited(self) -> dict[str, Json]:
+        """Return the settings that will be others when the training goes on: they were changed in this run."""
+        shown, state = self._shown(), self._trainer.state
+        with suppress(DataError, FileNotFoundError):  # damaged, or deleted meanwhile: the status says so
+            kept = (shown.kept_changes() if isinstance(shown, FolderRun) else
+                    {} if state is None else state.fingerprints.get("changes", {}))
+            return self._trainer.live.awaited(self._trainer, kept)
+        return {}
 
     def curves(self) -> NamedCurves:
         return self._shown().curves() | self._log.curves()
@@ -332,7 +344,7 @@ class TrainerSource(PanelSource):
         return self._trainer.save_checkpoint(keep=True)
 
     def settings(self) -> dict[str, Json]:
-        return changeable(self._trainer)
+        return changeable(self._trainer) | self._awaited()
 
     def model(self) -> dict[str, Json]:
         return model_record(self._trainer.model)
@@ -349,7 +361,7 @@ def source_of(
 ) -> PanelSource:
     """Return what a panel reads.
 
-    Raises TypeError for a state without a trainer, DataError for a folder without a run."""
+    Raises TypeError for a state without a trainer and for what is like none, DataError for a folder without a run."""
     if isinstance(trainer, Trainer):
         return TrainerSource(trainer, state)
     if state is not None:
@@ -358,4 +370,23 @@ def source_of(
         return FolderSource(FolderRun(trainer))
     if isinstance(trainer, ProcessRun):
         return FolderSource(FolderRun(trainer.folder))
-    return FolderSource(trainer) if isinstance(trainer, FolderRun) else PanelSource(trainer)
+    if isinstance(trainer, FolderRun):
+        return FolderSource(trainer)
+    _check_members(trainer)
+    return PanelSource(trainer)
+
+
+def _check_members(trainer: object) -> None:
+    """Raise TypeError, in one sentence, for what cannot be shown as a training."""
+    kind = f"the class {trainer.__name__}" if isinstance(trainer, type) else f"a {type(trainer).__name__}"
+    if lacking := [name for name in _NEEDED if not hasattr(trainer, name)]:
+        raise TypeError(f"TrainerPanel shows a trainer, or a run by its folder; {kind} has no {', '.join(lacking)}")
+    members = [("status", trainer.status, Status, "a tractkit.runs.status.Status"),  # type: ignore[attr-defined]
+               ("curves()", trainer.curves(), Mapping, "a dict: name -> (steps, losses)")]  # type: ignore[attr-defined]
+    for name, found, wanted, words in members:
+        if not isinstance(found, wanted):
+            shown = "None" if found is None else f"a {type(found).__name__}"
+            raise TypeError(f"TrainerPanel shows what is like a trainer: {name} of {kind} is to be {words}, not {shown}")
+
+
+_NEEDED = ("status", "curves", "start", "pause", "resume", "stop")  # members of a TrainerLike

@@ -17,6 +17,7 @@ import numpy as np
 import traitlets
 
 from ..core.rng import fold, permutation
+from ..core.text import error_text
 from ..evaluation.scoring import GroundTruth, Scores, compare_tractograms, score_tractogram
 from .folder_run import FolderRun
 from .panel_source import TrainerLike
@@ -182,7 +183,7 @@ class Preview:
             try:
                 epoch = run.nb_epochs() // self.every * self.every
             except Exception as e:  # a folder that is being moved: look again
-                self.widget.note = f"No preview of this epoch: {type(e).__name__}: {e}"
+                self.widget.note = f"No preview of this epoch: {type(e).__name__}: {error_text(e)}"
                 continue
             if epoch != seen and not self._closed:
                 seen = epoch
@@ -195,7 +196,7 @@ class Preview:
             if state is not None:
                 self.look(state)
         except Exception as e:
-            self.widget.note = f"No preview of this epoch: {type(e).__name__}: {e}"
+            self.widget.note = f"No preview of this epoch: {type(e).__name__}: {error_text(e)}"
 
     def look(self, state: TrainerState) -> float:
         """Track with a state's model now. Return the score."""

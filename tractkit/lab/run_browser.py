@@ -25,6 +25,7 @@ from ipywidgets import Button, HBox, Label, Layout, VBox
 
 from ..core.files import DataError
 from ..core.html import as_html
+from ..core.text import error_text
 from .live_widget import (
     SavedOutput, Watcher, display_widget, serve_while_cells_run)
 from .panel import TrainerPanel, panel_of
@@ -108,7 +109,7 @@ class _Page:
             names = [run.name for run in filter_runs(self._runs, where)] if where else None
             self.widget.shown = {"names": names, "problem": ""}
         except ValueError as e:  # while it is being written: what was found before stays
-            self._complain(str(e))
+            self._complain(error_text(e))
 
     def _complain(self, problem: str) -> None:
         self.widget.shown = {**self.widget.shown, "problem": problem}
@@ -129,7 +130,7 @@ class _Page:
             if act is not None:
                 act(**some)
         except (OSError, ValueError, KeyError) as e:
-            self._complain(f"this was not done: {e}")
+            self._complain(f"this was not done: {error_text(e)}")
 
 # %% ../../nbs/lab/15_run_browser.ipynb #a1aaea6c
 class _OpenPanels:
@@ -146,7 +147,7 @@ class _OpenPanels:
             self.panels[name] = panel
             shown = panel.widget
         except Exception as e:  # a person pressed a button: tell them, here
-            shown = Label(f"{type(e).__name__}: {e}")
+            shown = Label(f"{type(e).__name__}: {error_text(e)}")
         tooltip = f"Close this panel; the run of {name} stays as it is"
         shut = Button(description="close", tooltip=tooltip, layout=Layout(width="80px"))
         shut.on_click(lambda _: self.close(name))
@@ -207,6 +208,17 @@ def _draw_runs(
     few = _read_each(runs, lambda r: r.curves if x in ("step", "epoch") else r.curves.with_clock(r.folder))
     losses = {"loss": ("batch/loss", "train_loss", "valid_loss")}
     return plot_runs(few, losses, x=x, allow_missing=True, columns=1, size=size, dark=dark)
+
+
+def _with_gone(found: Sequence[RunFacts], before: Sequence[RunFacts]) -> list[RunFacts]:
+    """Return the runs that were found, and in their places those of before whose folder is gone."""
+    runs, names, at = list(found), {run.name for run in found}, 0
+    for run in before:
+        if run.name not in names:
+            gone = run if run.status == "gone" else replace(run, status="gone", note="the folder is gone")
+            runs.insert(at, gone)
+        at = next((i for i, r in enumerate(runs) if r.name == run.name), at) + 1
+    return runs
 
 
 def _best_runs(runs: Sequence[RunFacts], most: int = 5) -> list[str]:
@@ -273,12 +285,12 @@ class RunBrowser:
 
     def _find(self, so_far: Callable[[list[RunFacts]], None] | None) -> list[RunFacts]:
         try:
-            return find_runs(self.folder, known=self._known, so_far=so_far)
+            found = find_runs(self.folder, known=self._known, so_far=so_far)
         except DataError:  # the folder is gone, with all runs
             if self._runs is None:
                 raise
-            return [run if run.status == "gone" else replace(run, status="gone", note="the folder is gone")
-                    for run in self._runs]
+            found = []
+        return _with_gone(found, self._runs or ())
 
     def table(
         self,

@@ -98,8 +98,8 @@ class LineDecoder(nn.Module):
             x = x if i + 1 == len(self.layers) else F.relu(x)
         return x
 
-# %% ../../nbs/models/10_autoencoder.ipynb #a3a17344
-LineInput: TypeAlias = "Tractogram | Streamlines | Iterable[np.ndarray]"
+# %% ../../nbs/models/10_autoencoder.ipynb #c7d78da5
+LineInput: TypeAlias = Tractogram | Streamlines | Iterable[np.ndarray]
 
 
 def lines_in_world(

@@ -68,7 +68,7 @@ class TractographyModel(nn.Module):
     hyperparameters."""
 
     convention: str | None = None
-    reads_inputs = True  # False: of streamlines alone; the loader reads no volume for it, and `forward` is given None
+    reads_inputs = True  # False: it reads streamlines alone; no volume is read for it, and `forward` is given None
     tracked_voxels: tuple[float, ...] | None = None  # mm, of the volume that is tracked in: of `set_step`
 
     def __init__(
@@ -301,7 +301,7 @@ def register_model(cls: _Class) -> _Class:
 def model_class(
     name: str,
 ) -> type[nn.Module]:
-    """Return the registered class of that name, or short name: tts, tto, ttst, autoencoder. Raises ValueError for others."""
+    """Return the registered class of that name, or short name: tts, tto, ttst, autoencoder. ValueError for others."""
     name = name if name in _MODELS else _SHORT.get(name.lower(), name)
     if name not in _MODELS and name in _BUILT_IN:
         import_module(f"tractkit.models.{_BUILT_IN[name]}")

@@ -190,7 +190,8 @@ class AutoencoderSettings:
         check_settings(self)
         sizes, center = self.layer_sizes, self.center
         if isinstance(sizes, str) or not isinstance(sizes, Sequence) or not sizes:
-            raise ValueError(f"layer_sizes must be a list with the channels of each layer, such as [32, 64], not {sizes!r}")
+            raise ValueError("layer_sizes must be a list with the channels of each layer, such as [32, 64], not "
+                             f"{sizes!r}")
         plain = [whole_number("each of layer_sizes", size, at_least=1) for size in sizes]
         if isinstance(center, str) or not isinstance(center, Sequence) or len(center) != 3 or not all(
                 isinstance(x, (int, float)) and math.isfinite(x) for x in center):

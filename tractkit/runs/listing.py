@@ -25,7 +25,7 @@ from .checkpoint import Checkpoints, peek_checkpoint
 from .lock import folder_busy
 from .curves import RunColumns
 from ..core.files import DataError, absolute_path
-from ..core.text import Json, Record, parse_yaml
+from ..core.text import Json, Record, parse_yaml, printable
 from .mailbox import LastStatus, Mailbox
 from .notes import RunNotes, read_notes
 from .log import RunLog
@@ -37,7 +37,7 @@ STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damag
 def _legible(value: Any) -> Any:
     """Return a text that can be written as UTF-8: bytes of a file's name that are none as \\udcfe. Or all in a value."""
     if isinstance(value, str):
-        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+        return printable(value)
     if isinstance(value, dict):
         return {_legible(k): _legible(v) for k, v in value.items()}
     return [_legible(v) for v in value] if isinstance(value, list) else value

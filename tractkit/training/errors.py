@@ -17,7 +17,8 @@ import torch
 from .callbacks import Event, OnNonFinite, TorchSchedule
 from .control import Stopped
 from .data_check import OtherData
-from .epoch_plan import Ids
+from ..core.text import error_text
+from .epoch_plan import HAPPENED, Ids
 from .live_settings import keeps_own_rates
 from .policy import EarlyStopping
 from .session import Loss
@@ -39,8 +40,10 @@ def batch_place(trainer: Trainable) -> str:
     if session.block == "validation":
         return f"in the validation after epoch {state.epoch + 1}"
     at = state.batch + session.step.part
-    is_planned = at < len(session.plans.of("training")[0])
-    ids = f" ({provenance(session.plans.ids_of(at, session.draws))})" if is_planned else ""
+    ids = ""
+    with contextlib.suppress(Exception):  # of a plan that cannot be made
+        if at < len(session.plans.of("training")[0]):
+            ids = f" ({provenance(session.plans.ids_of(at, session.draws))})"
     return f"in epoch {state.epoch + 1}, batch {at + 1}{ids}"
 
 # %% ../../nbs/training/12_errors.ipynb #d130e14d
@@ -132,7 +135,7 @@ class OutOfMemory(torch.OutOfMemoryError):
 
 
 def _is_memory(e: Exception) -> bool:
-    text = str(e).lower()
+    text = error_text(e).lower()
     full = "can't allocate memory" in text or "not enough memory" in text
     return isinstance(e, torch.OutOfMemoryError) or (isinstance(e, RuntimeError) and full)
 
@@ -171,12 +174,12 @@ def add_place_to_errors(trainer: Trainable) -> Iterator[None]:
         if not session.step.is_updating:
             session.mark_whole()
         raise FloatingPointError(
-            f"{e} {batch_place(trainer)}: {_LOOK}") from e
+            f"{error_text(e)} {batch_place(trainer)}: {_LOOK}") from e
     except Exception as e:
         if _is_memory(e):
             raise OutOfMemory(
                 f"out of memory {batch_place(trainer)}: {settings_to_lower(trainer)}. The state is saved where it is "
-                f"whole; train_and_validate() goes on from there ({e})") from e
-        with contextlib.suppress(Exception):  # there may be no plan to name a batch of
-            e.add_note(f"It happened {batch_place(trainer)}.")
+                f"whole; train_and_validate() goes on from there ({error_text(e)})") from e
+        if not any(note.startswith(HAPPENED) for note in getattr(e, "__notes__", ())):
+            e.add_note(f"{HAPPENED} {batch_place(trainer)}.")
         raise

@@ -211,6 +211,8 @@ class LiveSettings:
             apply_change(trainer, name, given if name == "learning_rate" and hasattr(given, "value") else last, state)
             self.changed[name] = [self.changed.get(name, [before])[0], last]
             self.unwritten += [] if training else [(name, last)]
+        for name in asked.keys() - found.keys():  # to stay as it is, also where the run was changed
+            self.changed.setdefault(name, [changeable(trainer)[name]] * 2)
 
     def share_later(self, asked: Mapping[str, SettingValue]) -> None:
         """Keep a change for the other ranks."""
@@ -221,13 +223,19 @@ class LiveSettings:
         taken, self.unshared = self.unshared, []
         return taken
 
+    def awaited(self, trainer: Changeable, kept: Mapping[str, list[Json]]) -> dict[str, Json]:
+        """Return the settings that `take_over` would change, by name, with their values then."""
+        now = changeable(trainer)
+        return {name: last for name, (first, last) in kept.items()
+                if name not in self.changed and name in now and now[name] == first != last}
+
     def take_over(self, trainer: Changeable, kept: Mapping[str, list[Json]]) -> list[str]:
         """Bring a trainer to the settings that its run was changed to. Return messages about what was taken over."""
-        messages, now = [], changeable(trainer)
+        messages, now, awaited = [], changeable(trainer), self.awaited(trainer, kept)
         for name, (first, last) in kept.items():
             if name in self.changed or name not in now:
                 continue
-            if now[name] == first != last:
+            if name in awaited:
                 try:
                     apply_change(trainer, name, last)
                 except ValueError:  # it exists in Python only

@@ -28,12 +28,15 @@ class ProgressLine:
         self.bar: tqdm | None = None
         self._began = False
         self._last: tuple[int, float] | None = None  # batches done, and when; None: it rested since
+        self._rested: float | None = None            # since when it rests
         self._made, self._spent = 0, 0.0             # batches, and the seconds that they took
         self._text, self._printed = "", 0.0
 
     def update(self, done: int, total: int, text: str) -> float:
         """Show that `done` of `total` batches of the run are done. Return the seconds left, NaN if not known."""
         now = time.monotonic()
+        self._leave_out_rest()
+        self._rested = None
         if not self._began:
             self._began, self._printed = True, now
             if self.shown and bars_move():
@@ -55,20 +58,33 @@ class ProgressLine:
     def rest(self, text: str) -> None:
         """Show that it rests: until the next update no time counts."""
         self._last = None
+        self._leave_out_rest()
+        self._rested = time.monotonic()
         if self.bar is not None:
             self.bar.set_description_str(text)
 
     def write(self, text: str) -> None:
         """Print a message above the line."""
+        self._leave_out_rest()
         if self.shown:
             tqdm.write(text)
 
     def close(self) -> None:
         """Remove the line."""
+        self._leave_out_rest()
         if self.bar is not None:
             self.bar.refresh()
             self.bar.close()
         self._print()
+
+    def _leave_out_rest(self) -> None:
+        """Have the bar not count the time since it rests, before it is drawn: as the time left does not."""
+        if self._rested is not None:
+            now, began = time.monotonic(), self._rested
+            self._rested = now
+            if self.bar is not None:
+                self.bar.start_t += now - began
+                self.bar.last_print_t += now - began
 
     def _print(self) -> None:
         """Print the text of the line, once."""

@@ -14,6 +14,7 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from ..runs.loggers import Watched
 from ..runs.status import Status
+from ..core.text import error_text, printable
 from .progress import ProgressLine
 
 # %% ../../nbs/training/07_reporter.ipynb #1bc8e524
@@ -69,12 +70,14 @@ class Reporter(Generic[W]):
 
     def announce(self, text: str, state: Position | None, event: str = "", **changes: float | str) -> None:
         """Show a message, in the status and above the progress line."""
+        text = printable(text)
         self.messages.append(text)
         self.show(event, state, None, message=text, **changes)
         self._line.write(text)
 
     def remark(self, text: str) -> None:
         """Show a message that asks for nothing: the first time, above the progress line; the status keeps its own."""
+        text = printable(text)
         if text not in self._remarks:
             self._remarks.add(text)
             self.messages.append(text)
@@ -103,4 +106,4 @@ class Reporter(Generic[W]):
             except Exception as e:
                 (self.loggers if listener in self.loggers else self.listeners).remove(listener)
                 name = f"the logger {listener}" if hasattr(listener, "every") else "a listener"
-                warnings.warn(f"{name} was removed because it raised {type(e).__name__}: {e}", stacklevel=4)
+                warnings.warn(f"{name} was removed because it raised {type(e).__name__}: {error_text(e)}", stacklevel=4)

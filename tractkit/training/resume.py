@@ -27,7 +27,7 @@ from ..runs.checkpoint import pack_tree, unpack_tree
 from ..runs.fingerprint import describe_environment, describe_model, differences
 from .data_check import compare_data
 from .epoch_plan import (
-    BatchPlan, ChainedPlan, Described, plan_mark, plan_sample, sample_differences, sampler_settings)
+    BatchPlan, ChainedPlan, Described, plan_mark, plan_of, plan_sample, sample_differences, sampler_settings)
 from .serialize import policy_name
 from .live_settings import keeps_own_rates
 from .optimizers import options_as_made, other_options
@@ -304,7 +304,7 @@ def _sample(trainer: Trainable, epoch: int, plan: BatchPlan | None = None, subse
         return ""
     if plan is None or trainer.ranks.size > 1:  # that of a rank has parts of batches
         with GlobalGenerators().seeded(plan_seed(known_state(trainer).seed, epoch, subset)):
-            plan = sampler.plan(epoch, subset)
+            plan = plan_of(sampler, epoch, subset)
     return plan_sample(plan.plans[0] if isinstance(plan, ChainedPlan) else plan, epoch)
 
 

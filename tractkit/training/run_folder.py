@@ -16,7 +16,7 @@ import numpy as np
 import yaml
 
 from ..core.files import absolute_path, atomic_path
-from ..core.text import Json, Record, StateDict
+from ..core.text import Json, Record, StateDict, error_text, printable
 from ..runs.checkpoint import Checkpoints
 from ..runs.lock import claim_folder, remove_unused
 from ..runs.log import RunLog
@@ -92,10 +92,13 @@ class RunFolder:
     def check_held(self) -> None:
         """Raise LostFolder if the folder was moved, deleted or replaced, or its log, checkpoints/ or process/ was."""
         if self._held and self.is_lost:
+            is_other = self.is_elsewhere and self.path.exists()
+            first = ("Move away what is in its place now, it would be overwritten" if is_other else
+                     "Put it back if you have it")
             lost = LostFolder(
                 f"{self.path} was moved, deleted or replaced while it was trained, or its log, checkpoints/ or "
-                "process/ was: nothing more is written there. Put it back, or give a new trainer the place where it is "
-                "now; the run goes on from its last checkpoint, or, with the same trainer, from where it is")
+                f"process/ was: nothing more is written there. {first}; then start() goes on in this place with what "
+                "this trainer has in memory. save_checkpoint() writes that there, fork() beside it")
             lost.is_elsewhere = self.is_elsewhere
             raise lost
 
@@ -130,7 +133,7 @@ class RunFolder:
         """Write the error that ended the training to `failed.txt`."""
         if self.writes and not isinstance(e, LostFolder):
             with contextlib.suppress(OSError):
-                text = f"{type(e).__name__}: {e}\n\n{''.join(traceback.format_exception(e))}"
+                text = f"{type(e).__name__}: {error_text(e)}\n\n{printable(''.join(traceback.format_exception(e)))}"
                 (self.path / "failed.txt").write_text(text, encoding="utf-8")
 
     def clear_error(self) -> None:

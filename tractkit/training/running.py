@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from ..core.files import path_from_here
+from ..core.text import error_text
 from ..data.dataset import MultiSubjectDataset
 from ..hdf5.recipe import recipe_of
 from ..models.threads import default_threads
@@ -133,6 +134,7 @@ def session_of(trainer: Commanded, task: Task) -> Iterator[bool]:
         note_input(trainer, state)
         for text in trainer.live.take_over(trainer, state.fingerprints.get("changes", {})):
             announce(trainer, f"Going on with the change of this run: {text}.")
+        show(trainer, "", max_epochs=trainer.settings.max_epochs)
         if not task.is_own and (done := nothing_left(trainer, state)):
             keep_best_model(trainer)
             folder = path_from_here(trainer.run_folder.path)
@@ -269,13 +271,16 @@ def _end_failed(trainer: Commanded, e: BaseException) -> None:
     state, session = at_work(trainer)
     try:
         session.undo_step()
+        if isinstance(e, LostFolder):  # nothing is wrong with the state: with the end of its epoch told it is whole
+            with _early_stopping(trainer):
+                report_epoch(trainer)
         if state.gate.half_done:
             e.add_note(f"The step after step {state.global_step} did not end and was not saved: the next start goes "
                        "back to the last checkpoint.")
         elif not isinstance(e, LostFolder):
             write_checkpoint(trainer)
     except OSError as again:  # of a full disk, say; the last checkpoint is good
-        e.add_note(f"The state could not be saved then: {again}")
+        e.add_note(f"The state could not be saved then: {error_text(again)}")
     finally:
         trainer.run_folder.write_error(e)
         try:
@@ -285,7 +290,7 @@ def _end_failed(trainer: Commanded, e: BaseException) -> None:
 
 
 def _show_failure(trainer: Commanded, e: BaseException) -> None:
-    text = f"{type(e).__name__}: {e}" if str(e) else type(e).__name__
+    text = ": ".join(filter(None, (type(e).__name__, error_text(e))))
     announce(trainer, " ".join([text, *getattr(e, "__notes__", [])]), "ended", phase="failed")
 
 

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
+from ..core.text import error_text, printable
 from ..runs.mailbox import Mailbox
 from .commands import Commanded, carry_out
 from .ranks import LostRank
@@ -73,7 +74,7 @@ def _serve_command(trainer: Commanded, mailbox: Mailbox, path: Path, message: di
         if folder is not None:
             reply = {"folder": str(folder)}
     except Exception as e:
-        done, reply = True, {"problem": str(e) if isinstance(e, ValueError) else f"{type(e).__name__}: {e}"}
+        done, reply = True, {"problem": ("" if isinstance(e, ValueError) else f"{type(e).__name__}: ") + error_text(e)}
     if done:
         with suppress(OSError):
             if reply:
@@ -91,13 +92,14 @@ def _write_end(trainer: Commanded, mailbox: Mailbox, error: BaseException | None
         status = dataclasses.replace(status, phase="starting", message="going on from the last checkpoint")
         return mailbox.write_status(status, resting=False, ended=False)
     if error is not None and status.phase != "failed":  # before it had begun
-        status = dataclasses.replace(status, phase="failed", message=f"{type(error).__name__}: {error}")
+        status = dataclasses.replace(status, phase="failed", message=f"{type(error).__name__}: {error_text(error)}")
     mailbox.write_status(status, resting=False, ended=True, error=None if error is None else describe_error(error))
 
 # %% ../../nbs/training/17_serving.ipynb #d20dd54b
 def describe_error(e: BaseException) -> dict[str, str]:
     """Return an error as a status file holds it."""
-    return {"type": type(e).__name__, "message": str(e), "trace": "".join(traceback.format_exception(e))}
+    trace = printable("".join(traceback.format_exception(e)))
+    return {"type": type(e).__name__, "message": error_text(e), "trace": trace}
 
 # %% ../../nbs/training/17_serving.ipynb #054aa6d7
 class Startable(Commanded, Protocol):

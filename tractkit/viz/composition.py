@@ -6,13 +6,14 @@
 __all__ = []
 
 # %% ../../nbs/viz/08_composition.ipynb #d7b04f6e
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ..core.text import nearest_name
 from ..spatial.regions import Region, select_streamlines
 from ..spatial.streamlines import Streamlines
 from ..spatial.tractogram import Tractogram
@@ -123,6 +124,17 @@ def _membership(lines: Lines, coloring: Coloring) -> tuple[list[str], np.ndarray
 
 # %% ../../nbs/viz/08_composition.ipynb #e953a804
 Position: TypeAlias = float | Sequence[float | None] | np.ndarray | None
+
+
+def check_options(call: str, options: Mapping[str, object], more: Collection[str] = ()) -> None:
+    """Raise TypeError, in one sentence, for a keyword that is none of `DrawingOptions`; `more`: others of the call."""
+    known = [*more, *DrawingOptions.__annotations__]
+    for name in options:
+        if name not in known:
+            near = nearest_name(name, known)
+            way = ("look(), or give what it returns the .camera of another view" if name == "camera" else
+                   f"did you mean {near}?" if near else f"there are {', '.join(known)}")
+            raise TypeError(f"{call} has no option {name!r}: {way}")
 
 
 class DrawingOptions(TypedDict, total=False):

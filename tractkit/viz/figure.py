@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..core.files import atomic_path
+from ..core.files import result_path
 
 # %% ../../nbs/viz/02_figure.ipynb #327c176e
 class Picture(Figure):
@@ -36,7 +36,7 @@ def save_figure(
     dpi: int = 100,           # 100: as many pixels as in a notebook
 ) -> None:
     """Write a figure in its own background colour; an interrupted write leaves the old file."""
-    with atomic_path(path) as temporary:
+    with result_path(path) as temporary:
         figure.savefig(temporary, dpi=dpi, facecolor=figure.get_facecolor())
 
 # %% ../../nbs/viz/02_figure.ipynb #e6c6f8ef

@@ -20,7 +20,7 @@ import numpy as np
 from matplotlib.colors import to_rgb
 from numpy.typing import ArrayLike
 
-from ..core.files import DataError, atomic_path
+from ..core.files import DataError, result_path
 from ..spatial.space import apply_affine
 from ..spatial.volume import Volume
 from .colors import Legend, draw_legend, label_colors, slice_colors
@@ -417,6 +417,6 @@ def save_page(
         raise DataError("a page is .html", file=path, fix="A still writes .png")
     composition = shown if isinstance(shown, Composition) else shown.composition
     page, notes = _fitting_page(composition, state_of(shown), still, title or Path(path).stem, most_megabytes)
-    with atomic_path(path) as temporary:
+    with result_path(path) as temporary:
         temporary.write_bytes(page)
     return notes

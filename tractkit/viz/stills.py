@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..core.files import atomic_path
+from ..core.files import result_path
 from .colors import paste_legends
 from .composition import Composition, Position
 from .drawables import Drawable
@@ -43,7 +43,7 @@ class Still:
         path: str | os.PathLike,  # .png
     ) -> None:
         """Write a PNG, whole or not at all."""
-        with atomic_path(path) as temporary:
+        with result_path(path) as temporary:
             temporary.write_bytes(self.png)
 
     def _repr_png_(self) -> bytes:

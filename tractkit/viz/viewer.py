@@ -21,7 +21,7 @@ from IPython.display import display
 from ..spatial.regions import Region, Sphere
 from ..spatial.space import apply_affine
 from .colors import slice_colors
-from .composition import Composition, DrawingOptions, kept_streamlines
+from .composition import Composition, DrawingOptions, check_options, kept_streamlines
 from tractkit.viz.controls import (
     add_buttons,
     add_count_slider,
@@ -58,6 +58,11 @@ def _display_widget(widget: widgets.Widget, text: str) -> None:
     display({**data, "text/plain": text}, raw=True)
 
 
+def _kind(thing: object) -> str:
+    """Return what was given, in an error."""
+    return "None" if thing is None else f"a {type(thing).__name__}"
+
+
 def _cell_number() -> int | None:
     """Return the number of the cell that runs; None outside of IPython."""
     shell = get_ipython()
@@ -89,6 +94,7 @@ Camera: TypeAlias = dict[str, float | np.ndarray]   # as the backend names its p
 _TWO_BACKENDS = ("views of FURY and of NiiVue cannot be linked: their cameras are described differently; "
                  "give all the same backend")
 _ONLY_STILL = "this view is a still; a live one needs a notebook and a Vulkan driver"
+_NO_CAMERA = "a camera is what .camera of another view of this backend gives, not {}"
 _CLOSED = "this view was closed; only its still is left. Make another with view(...)"
 
 # %% ../../nbs/viz/18_viewer.ipynb #d00e5cb9
@@ -230,7 +236,10 @@ class View(StillView):
 
     @camera.setter
     def camera(self, state: Camera) -> None:
-        self._need_stage().camera.set_state(state)
+        stage = self._need_stage()
+        if not isinstance(state, Mapping) or not set(state) <= set(stage.camera.get_state()):
+            raise TypeError(_NO_CAMERA.format(_kind(state)))
+        stage.camera.set_state(state)
         self.redraw()
 
     def look(
@@ -538,6 +547,8 @@ class NiivueView(View):
     @camera.setter
     def camera(self, state: Camera) -> None:
         scene = self._need_scene().widget.scene
+        if not isinstance(state, Mapping):
+            raise TypeError(_NO_CAMERA.format(_kind(state)))
         if set(state) != set(_CAMERA):
             raise ValueError(f"a camera of NiiVue has {', '.join(_CAMERA)}; it cannot be a camera of FURY")
         for name, value in state.items():
@@ -615,6 +626,7 @@ def view(
         raise ValueError(f"backend {backend!r} is neither 'fury' nor 'niivue'")
     if backend == "niivue":
         require_niivue()
+    check_options("view()", options, ("live", "size", "view", "max_streamlines", "backend", "show"))
     composition = Composition(things, view=view, max_streamlines=max_streamlines, **options)
     still, stage = draw_still(composition, size, always_explain=True)
     live = live and _in_notebook()
@@ -700,6 +712,12 @@ class LinkedViews:
         self.controls = _shared_controls(self.views)
         self.box = widgets.VBox([row, *control_rows(self.controls)])
 
+    def close(self) -> None:
+        """Free the live views, with their memory and the controls that they share; the stills stay."""
+        for v in self.views:
+            v.close()
+        close_widgets(self.box, *self.controls.values())
+
     @property
     def still(self) -> Still:
         """The stills of the views, in a row."""
@@ -720,7 +738,11 @@ def link_views(
 ) -> LinkedViews:
     """Put views side by side, of which each follows the camera of the others: the last value of a cell.
 
-    Raises ValueError unless all are live, and drawn by the same backend."""
+    Raises TypeError for what is no view, ValueError unless all are live, and drawn by the same backend."""
+    if others := [v for v in views if not isinstance(v, View)]:
+        raise TypeError(f"link_views is given live views, as in link_views(a, b), not {_kind(others[0])}")
+    if not views:
+        raise ValueError("link_views needs views to link, as in link_views(a, b)")
     if any(v.canvas is None for v in views):
         raise ValueError("only live views can be linked")
     for one in views:
