@@ -2,6 +2,7 @@
 
 import gc
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -34,6 +35,7 @@ from tractkit.runs.status import Status
 from tractkit.spatial.volume import Volume
 from tractkit.training.callbacks import OnNonFinite
 from tractkit.training.process import attach
+from tractkit.training.run_folder import LostFolder
 from tractkit.training.state import TrainerState
 
 # A trainer of a cubic: also the source of the notebooks below, which run in a kernel of their own.
@@ -911,6 +913,32 @@ def test_the_buttons_of_a_question_are_there_before_it_is_asked(make_panel, tmp_
     p.form.fields["learning_rate"].value = "1"  # 100 times as much: it asks
     answers = [w for w in parts(p.widget) if getattr(w, "description", "") in ("Change it", "Leave it")]
     assert len(answers) >= 2 and set(answers) <= served
+
+
+@pytest.mark.parametrize("what", ["run", "run/checkpoints"])
+def test_of_a_lost_folder_the_advice_and_the_buttons_say_the_same(make_panel, tmp_path, what):
+    trainer = fit(tmp_path, pause=0.002, max_epochs=9)
+    p = make_panel(trainer)
+    p.press("start")
+    until(lambda: trainer.status.global_step > 9)
+    shutil.rmtree(tmp_path / what)
+    p.press("save")
+    with pytest.raises(LostFolder, match="start.. goes on in this place with what this trainer has in memory"):
+        trainer.wait()
+    p.refresh()
+    said = p.readout.readout["message"]
+    assert "Put it back if you have it; then Start goes on in this place" in said
+    assert "Save writes that there, Branch beside it" in said and {"start", "save", "fork"} <= enabled(p)
+    at = trainer.status.global_step
+    p.press("save")
+    assert p.readout.readout["message"].startswith(f"Saved: step {at}. It stays until")
+    assert trainer.checkpoints.steps() == [at]
+    p.press("fork", "aside")
+    assert p.readout.readout["message"].startswith(f"A branch of step {at}, for {tmp_path / 'aside'}")
+    p.press("start")
+    trainer.wait()
+    assert trainer.status.phase == "finished"
+    assert same_states(trainer.state, fit(tmp_path, "whole", max_epochs=9).train_and_validate()) == []
 
 
 def test_what_was_changed_in_a_run_is_shown_before_it_goes_on(make_panel, tmp_path):

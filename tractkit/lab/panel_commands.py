@@ -70,8 +70,8 @@ class CommandFeedback:
             self.clear()
 
     def message(self, text: StatusText) -> str:
-        """Return what the status line shows. The message of a failure gives way to an error only."""
-        return self._error or (text["message"] if text["phase"] == "failed" or not self._note else self._note)
+        """Return what the status line shows: what came of a command since the trainer's message, or that message."""
+        return self._error or self._note or text["message"]
 
 
 def _is_over(command: str, phase: str, running: bool | None) -> bool:

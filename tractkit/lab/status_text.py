@@ -175,7 +175,7 @@ def possible_commands(
     commands = _SENSIBLE.get(status.phase, _AT_REST)
     if status.phase == "finished" and (status.max_epochs if max_epochs is None else max_epochs) <= status.epoch:
         commands = {"save", "rewind", "fork"}
-    lacking = set() if has_checkpoints else {"rewind"} if status.phase in (*ACTIVE, "paused") else {"rewind", "save"}
+    lacking = set() if has_checkpoints else {"rewind"} if status.global_step else {"rewind", "save"}
     return {c for c in commands if c in available and c not in lacking}
 
 # %% ../../nbs/lab/02_status_text.ipynb #9a7ad4e0

@@ -92,10 +92,13 @@ class RunFolder:
     def check_held(self) -> None:
         """Raise LostFolder if the folder was moved, deleted or replaced, or its log, checkpoints/ or process/ was."""
         if self._held and self.is_lost:
+            is_other = self.is_elsewhere and self.path.exists()
+            first = ("Move away what is in its place now, it would be overwritten" if is_other else
+                     "Put it back if you have it")
             lost = LostFolder(
                 f"{self.path} was moved, deleted or replaced while it was trained, or its log, checkpoints/ or "
-                "process/ was: nothing more is written there. Put it back, or give a new trainer the place where it is "
-                "now; the run goes on from its last checkpoint, or, with the same trainer, from where it is")
+                f"process/ was: nothing more is written there. {first}; then start() goes on in this place with what "
+                "this trainer has in memory. save_checkpoint() writes that there, fork() beside it")
             lost.is_elsewhere = self.is_elsewhere
             raise lost
 

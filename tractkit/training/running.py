@@ -271,6 +271,9 @@ def _end_failed(trainer: Commanded, e: BaseException) -> None:
     state, session = at_work(trainer)
     try:
         session.undo_step()
+        if isinstance(e, LostFolder):  # nothing is wrong with the state: with the end of its epoch told it is whole
+            with _early_stopping(trainer):
+                report_epoch(trainer)
         if state.gate.half_done:
             e.add_note(f"The step after step {state.global_step} did not end and was not saved: the next start goes "
                        "back to the last checkpoint.")
