@@ -3,6 +3,7 @@
     python -m benchmarks                 # all
     python -m benchmarks volume loader   # bench_volume.py and bench_loader.py
     python -m benchmarks --dry           # print only
+    python -m benchmarks models --getters  # every direction getter, trained and examined: 12 minutes
 
 A benchmark is a file bench_NAME.py with a docstring that says what is compared, and `rows()`, which yields
 `benchmarks.pairs.Ratio`, or, where nothing is timed, `table()`, which returns Markdown. Its section of RESULTS.md
@@ -25,7 +26,7 @@ RESULTS = HERE / "RESULTS.md"
 def section(name: str) -> tuple[str, float]:
     """Run one benchmark: its section of RESULTS.md, and how long it took."""
     began = time.perf_counter()
-    module = importlib.import_module(f"benchmarks.bench_{name}")
+    module = importlib.import_module("benchmarks.getters" if name == "getters" else f"benchmarks.bench_{name}")
     table = module.table() if hasattr(module, "table") else as_table(list(module.rows()))
     today = datetime.date.today().isoformat()
     text = f"## {name}\n\n{(module.__doc__ or '').strip()}\n\n{table}\n\n{today}, {machine()}."
@@ -45,11 +46,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(every)}")
     parser.add_argument("--dry", action="store_true", help="print, do not write RESULTS.md")
+    parser.add_argument("--getters", action="store_true", help="with models: only the table of direction getters")
     args = parser.parse_args()
+    if args.getters and args.names != ["models"]:
+        parser.error("--getters is for models: python -m benchmarks models --getters")
     if unknown := set(args.names) - set(every):
         parser.error(f"no benchmark named {', '.join(sorted(unknown))}; there are {', '.join(every)}")
-    for number, name in enumerate(args.names or every, 1):
-        print(f"{number}/{len(args.names or every)} {name} ...", flush=True)
+    names = ["getters"] if args.getters else args.names or every
+    for number, name in enumerate(names, 1):
+        print(f"{number}/{len(names)} {name} ...", flush=True)
         text, seconds = section(name)
         print(f"{text}\n({seconds:.0f} s)\n", flush=True)
         if not args.dry:

@@ -15,6 +15,7 @@ from tractkit.data.dataset import MultiSubjectDataset
 from tractkit.demo import pipeline
 from tractkit.demo.pipeline import run_demo
 from tractkit.demo.settings import demo_settings
+from tractkit.demo.steps import seeds_and_mask
 from tractkit.demo.subject_files import SubjectFiles
 from tractkit.dwi.phantom import sample_subjects
 from tractkit.hdf5.recipe import check_input, prepare_input, recipe_of
@@ -22,6 +23,7 @@ from tractkit.spatial.space import same_grid, voxel_order
 from tractkit.spatial.streamlines import Streamlines
 from tractkit.spatial.tractogram import Tractogram
 from tractkit.spatial.volume import Volume
+from tractkit.tracking.tracker import check_seeds
 
 pytestmark = pytest.mark.filterwarnings("ignore:The legacy descoteaux07:PendingDeprecationWarning")
 FILES = ("dwi.nii.gz", "bvals", "bvecs", "mask.nii.gz", "tractogram.trk")
@@ -170,3 +172,13 @@ def test_the_command_gives_its_options_to_the_demo(tmp_path, monkeypatch):
     expected = replace(demo_settings(quick=True), min_length=7.0, step_size=0.7, theta=20.0, max_seeds=90,
                        remove_invalid=True, shell=1000.0, b0_threshold=60.0)
     assert seen == [expected]
+
+
+def test_white_matter_outside_the_brain_mask_gets_no_seed(tmp_path):
+    white, brain = np.zeros((6, 6, 6), np.uint8), np.ones((6, 6, 6), np.uint8)
+    white[1:4, 2, 2] = 1
+    brain[3:] = 0
+    for name, data in (("wm_mask", white), ("mask", brain)):
+        Volume(data, np.eye(4)).save(tmp_path / f"{name}.nii.gz")
+    seeds, mask = seeds_and_mask(tmp_path, 0, 100)
+    assert len(seeds) == 2 and len(check_seeds(seeds, mask)) == 2

@@ -177,11 +177,11 @@ def seeds_and_mask(
 ) -> tuple[np.ndarray, Volume]:
     """Return seeds in the white matter, one a voxel or `limit` of them, and the mask of tracking: one voxel wider."""
     white = Volume.load(work / "wm_mask.nii.gz", dtype=np.uint8)
-    seeds = seeds_from_mask(white, npv=1, seed=seed)
+    brain = Volume.load(work / "mask.nii.gz", dtype=np.uint8).data > 0
+    seeds = seeds_from_mask(Volume(white.data * brain, white.affine), npv=1, seed=seed)
     chosen = np.sort(permutation(fold(seed, "chosen seeds"), len(seeds))[:limit])
-    brain = Volume.load(work / "mask.nii.gz", dtype=np.uint8)
     grown = dilate_mask(white)
-    return seeds[chosen], Volume(grown.data & (brain.data > 0), grown.affine)
+    return seeds[chosen], Volume(grown.data & brain, grown.affine)
 
 # %% ../../nbs/demo/04_steps.ipynb #c4a9aa89
 def shuffled(volume: Volume, mask: Volume, seed: int) -> Volume:

@@ -36,3 +36,10 @@ export function ticks(low, high, log, step, first = 0) {
   for (let v = Math.ceil((low - first) / step) * step + first; v <= high; v += step) keep(+v.toPrecision(12));
   return out;
 }
+
+export function number(v) {
+  // in a few characters: 0.05, 1200, 1e11
+  if (v === 0) return "0";
+  const short = Math.abs(v) < 1e5 && Math.abs(v) >= 1e-3;
+  return short ? String(+v.toPrecision(4)) : v.toExponential(1).replace(".0e", "e").replace("e+", "e");
+}

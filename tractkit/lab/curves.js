@@ -1,4 +1,4 @@
-import { openCanvas, roundStep, ticks } from "./canvas.js";
+import { number, openCanvas, roundStep, ticks } from "./canvas.js";
 
 // Curves on a canvas. Of each: "name" has its points, "name mean" the means of a noisy one; NaN is a gap.
 const INK = {
@@ -9,8 +9,6 @@ const SETTINGS = ["learning rate"]; // drawn in steps, as they were set
 const NEAR = 6; // pixels from a mark to the mouse
 const ROW = 15; // pixels from one line of text to the next
 const DOTS = 60; // validations that are drawn as a dot each; of more, a line
-const number = (v) =>
-  v === 0 ? "0" : Math.abs(v) >= 1e4 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4));
 const count = (v) => v.toLocaleString("en", { maximumSignificantDigits: 9 });
 
 export function unpack(view) {

@@ -1,4 +1,5 @@
-import { colorOf, make, makePlot, number } from "./run_curves.js";
+import { number } from "./canvas.js";
+import { colorOf, make, makePlot } from "./run_curves.js";
 
 const AT_ONCE = 40; // rows that are drawn at first, and each time when a person scrolls near their end
 const SHOWS_CURVES = "show the curves of";

@@ -1,4 +1,4 @@
-import { openCanvas, roundStep, ticks } from "./canvas.js";
+import { number, openCanvas, roundStep, ticks } from "./canvas.js";
 
 const PALETTES = {
   light: ["#2f6fb5", "#d9622b", "#3a8f5c", "#8a5fb0", "#b0862a", "#c2497b", "#4a9aa5", "#6b6f76"],
@@ -9,11 +9,6 @@ const CHOICES = { step: "step", epoch: "epoch", hours: "training time", time: "c
 const MINUTE = 60;
 const DAY = 86400;
 const CLOCK = [1, 5, 15, 30, 60, 180, 360, 720, 1440, 2880, 10080, 43200].map((m) => m * MINUTE);
-
-export function number(v) {
-  if (v === 0) return "0";
-  return Math.abs(v) >= 1e5 || Math.abs(v) < 1e-3 ? v.toExponential(1) : String(+v.toPrecision(4));
-}
 
 export function make(parent, tag, text, className) {
   const e = document.createElement(tag);
