@@ -361,3 +361,13 @@ def test_a_view_says_that_its_kernel_is_gone(page, lab):
     os.kill(process, signal.SIGKILL)
     until(lambda: "The kernel is gone" in page.locator(".tractkit-watch").first.inner_text(), 60)
     assert page.locator(".tractkit-view > .tractkit-gone[inert]").count() >= 2  # the canvas, and controls
+
+
+def test_reopened_only_the_stills_are_left(page, lab):
+    lab.saved_outputs(page, "view.ipynb")
+    page = lab.visit("view.ipynb")
+    until(lambda: page.get_by_text("Error displaying widget").count() >= 1)  # the page has looked for the views
+    page.screenshot(path=PICTURES / "view-reopened.png")
+    assert page.get_by_text("Error displaying widget").locator("visible=true").count() == 0
+    stills = page.locator(".jp-RenderedImage img")
+    assert stills.count() >= 1 and stills.first.is_visible()

@@ -145,5 +145,13 @@ def test_the_picture_has_each_bundle_in_its_color_and_text_that_can_be_read():
     assert np.allclose(ax.collections[1].get_offsets(), (latent["b0"] - mean) @ axes.T)
     pixels, bound = figure.array(), ax.get_legend().get_window_extent()
     assert pixels.shape[:2] == (520, 800) and bound.x1 <= 800 and bound.y0 >= 0
+    for names in ([f"Association_SuperiorLongitudinalFasciculusR_{k}" for k in range(40)], ["a", "b"]):
+        figure = plot_latent({name: r.normal(size=(12_345, 4)) for name in names})
+        figure.array()
+        ax, bound = figure.axes[0], figure.axes[0].get_legend().get_window_extent()
+        assert bound.x0 > ax.bbox.x1 and bound.x1 <= 800 and bound.y0 >= 0 and ax.bbox.width > 300
+        assert ax.yaxis.label.get_window_extent().x0 >= 0  # left of numbers of any length
+    assert "… and 22 more" in [t.get_text() for t in plot_latent({str(k): r.normal(size=(3, 4)) for k in range(40)})
+                               .axes[0].get_legend().get_texts()]
     with pytest.raises(ValueError, match="no bundle has a streamline"):
         plot_latent({"a": np.zeros((0, 6))})

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from scipy.spatial import cKDTree
 
 from ..core.files import DataError
@@ -166,20 +167,33 @@ def plot_latent(
         raise ValueError("no bundle has a streamline to draw")
     mean, axes, shares = principal_axes(np.concatenate([z for z in parts.values() if len(z)]))
     figure, (width, height) = blank_picture(*size, DARK), size
-    ax = figure.add_axes((62 / width, 54 / height, 1 - 242 / width, 1 - 76 / height), facecolor=DARK)
+    ax = figure.add_axes((76 / width, 54 / height, 1 - 256 / width, 1 - 76 / height), facecolor=DARK)
     drawn = [] if others is None else [(others_name, others, OTHERS)]
     drawn += [(name, z, color) for (name, z), color in zip(parts.items(), palette(len(parts)), strict=True)]
-    for name, z, color in drawn:
+    for _, z, color in drawn:
         x, y = axes @ (np.asarray(z, float).reshape(-1, len(mean)) - mean).T
-        dots = 6 if color is OTHERS else 10
-        ax.scatter(x, y, s=dots, color=[color], alpha=0.8, lw=0, label=f"{name} ({len(z):,})", rasterized=True)
+        ax.scatter(x, y, s=6 if color is OTHERS else 10, color=[color], alpha=0.8, lw=0, rasterized=True)
     for axis, share, name in ((ax.xaxis, shares[0], "first"), (ax.yaxis, shares[1], "second")):
         axis.set_label_text(f"{name} principal axis, {share:.0%} of the variance", fontsize=11, color=LIGHT)
     ax.tick_params(colors=LIGHT, labelsize=10, length=3)
     ax.spines[["top", "right"]].set_visible(False)
     ax.spines[["left", "bottom"]].set_color(LIGHT)
-    legend = ax.legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=11, labelcolor=LIGHT,
-                       handletextpad=0.3, borderaxespad=0, markerscale=2)
+    _write_legend(ax, [(f"{name[:10]}…{name[-12:]}" if len(name) > 24 else name, len(z)) for name, z, _ in drawn])
+    return figure
+
+
+def _write_legend(ax: Axes, rows: list[tuple[str, int]]) -> None:
+    """Write names and counts beside a panel, as many as fit, and make the panel as narrow as that takes."""
+    width, fit = ax.figure.bbox.width, int(ax.bbox.height // 23)
+    shown = rows if len(rows) <= fit else rows[:fit - 1]
+    names = [f"{name} ({count:,})" for name, count in shown]
+    handles = [*ax.collections[:len(shown)]]
+    if len(shown) < len(rows):
+        names.append(f"… and {len(rows) - len(shown)} more")
+        handles.append(ax.scatter([], [], s=0))
+    legend = ax.legend(handles, names, loc="upper left", bbox_to_anchor=(1.01, 1.0), frameon=False, fontsize=11,
+                       labelcolor=LIGHT, handletextpad=0.3, borderaxespad=0, markerscale=2)
     for mark in filter(None, legend.legend_handles):
         mark.set_alpha(1)
-    return figure
+    x, y, _, height = ax.get_position().bounds
+    ax.set_position((x, y, max(1 - x - (legend.get_window_extent().width + 24) / width, 0.3), height))

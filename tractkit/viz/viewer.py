@@ -58,6 +58,20 @@ def _display_widget(widget: widgets.Widget, text: str) -> None:
     display({**data, "text/plain": text}, raw=True)
 
 
+# In a page without the kernel JupyterLab writes an error in place of a widget: where a still is below it, it is hidden.
+_ALONE = """<div class="tractkit-alone"><style>
+.jp-OutputArea-child:has(.tractkit-alone) { display: none }
+.jp-OutputArea-child:has(+ * + * .tractkit-alone) > .jupyter-widgets:not(:has(*)) { display: none }
+</style></div>"""
+
+
+def _display_with_still(widget: widgets.Widget, still: Still, text: str) -> None:
+    """Display a widget, and the still as an output of its own, which is all that is left without the kernel."""
+    _display_widget(widget, text)
+    display(still)
+    display({"text/html": _ALONE, "text/plain": ""}, raw=True)
+
+
 def _kind(thing: object) -> str:
     """Return what was given, in an error."""
     return "None" if thing is None else f"a {type(thing).__name__}"
@@ -176,9 +190,10 @@ class StillView:
 
     def show(self) -> None:
         """Display the live view, and the still as an output of its own."""
-        if self.canvas is not None:
-            _display_widget(self.canvas, repr(self))
-        display(self.still)
+        if self.canvas is None:
+            display(self.still)
+        else:
+            _display_with_still(self.canvas, self.still, repr(self))
 
     def _ipython_display_(self) -> None:
         if _cell_number() != self._shown_in:  # the cell that made it has shown it already
@@ -726,8 +741,7 @@ class LinkedViews:
         return Still(np.concatenate([np.pad(p, ((0, height - len(p)), (0, 0), (0, 0))) for p in pictures], axis=1))
 
     def _ipython_display_(self) -> None:
-        _display_widget(self.box, repr(self))
-        display(self.still)
+        _display_with_still(self.box, self.still, repr(self))
 
     def __repr__(self):
         return f"LinkedViews({', '.join(map(repr, self.views))})"
