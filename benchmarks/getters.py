@@ -66,7 +66,8 @@ class Row:
 
     def to_json(self) -> str:
         c = self.calibration
-        return json.dumps(vars(self) | {"calibration": None if c is None else {**vars(c), "pit": c.pit.round(4).tolist()}})
+        found = None if c is None else {**vars(c), "pit": c.pit.round(4).tolist()}
+        return json.dumps(vars(self) | {"calibration": found})
 
     @classmethod
     def from_json(cls, text: str) -> "Row":
@@ -79,7 +80,8 @@ class Row:
         share = ["" if x is None else f"{100 * x:.1f}" for x in (self.valid, self.drawn)]
         of_density = ["", "", "", ""] if c is None else [
             f"{c.distance_before:.3f}", f"{c.temperature:.2f}", f"{c.distance:.3f}", f"{c.loss:.2f}"]
-        return [self.name, "" if self.seconds is None else f"{self.seconds:.0f}", f"{self.angle:.2f}", *share, *of_density]
+        seconds = "" if self.seconds is None else f"{self.seconds:.0f}"
+        return [self.name, seconds, f"{self.angle:.2f}", *share, *of_density]
 
 
 HEADINGS = ["getter", "training, s of a core", "angle, degrees", "valid, %", "valid, drawn, %", "distance as trained",
@@ -150,8 +152,8 @@ class Course:
             found = calibrate(getter, self.answers(model, "validation"), unseen)
             model.direction_getter = tempered(getter, found.temperature)
         drawn = self.valid(model, "prob") if found else None
-        return Row(key, seconds, median_angle(getter.direction(unseen.outputs), unseen), self.valid(model, "det"), drawn,
-                   found)
+        angle = median_angle(getter.direction(unseen.outputs), unseen)
+        return Row(key, seconds, angle, self.valid(model, "det"), drawn, found)
 
     def straight(self) -> Row:
         """Going on in the previous direction, with one κ."""

@@ -243,12 +243,12 @@ def plot_calibrations(
     """Draw the histogram of the numbers of each density, with its distance, beside the even line."""
     columns = max(1, min(columns, len(found)))
     nb_rows = max(1, math.ceil(len(found) / columns))
-    cell, height = width / columns, 150
+    cell, height = width / columns, 172
     picture = blank_picture(width, nb_rows * height + 44, "white")
     highest = max([2.0, *(float(np.histogram(c.pit, 20, (0, 1), density=True)[0].max()) for c in found.values())])
     for i, (name, c) in enumerate(found.items()):
-        left, below = i % columns * cell + (38 if i % columns == 0 else 22), 44 + (nb_rows - 1 - i // columns) * height
-        box = left / width, below / picture.bbox.height, (cell - 44) / width, (height - 44) / picture.bbox.height
+        left, below = i % columns * cell + 32, 44 + (nb_rows - 1 - i // columns) * height
+        box = left / width, below / picture.bbox.height, (cell - 44) / width, (height - 66) / picture.bbox.height
         ax = picture.add_axes(box)
         ax.hist(c.pit, 20, range=(0, 1), density=True, color=CURVE_COLORS[0], alpha=0.75, rwidth=0.94)
         ax.axhline(1, color=CURVE_COLORS[1], lw=1.4)
@@ -258,7 +258,7 @@ def plot_calibrations(
             ax.set_yticklabels([])
         ax.spines[["top", "right"]].set_visible(False)
         ax.set_title(name, fontsize=9, loc="left", pad=14)
-        note = f"distance {c.distance:.3f}" + (f", temperature {c.temperature:.2f}" if c.temperature != 1 else "")
+        note = f"distance {c.distance:.3f}" + (f", at T = {c.temperature:.2f}" if c.temperature != 1 else "")
         ax.text(0, 1.03, note, transform=ax.transAxes, fontsize=8, color="#6b727c")
     picture.text(0.5, 8 / picture.bbox.height, "predicted probability of a smaller angle than the one that occurred",
                  ha="center", fontsize=9)
