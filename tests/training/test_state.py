@@ -287,7 +287,8 @@ def test_a_start_waits_for_a_checkpoint_that_is_being_written(tmp_path, monkeypa
     trainer.step(2)
     trainer.stop(wait=True)
     writing, write = threading.Event(), commands.write_checkpoint
-    monkeypatch.setattr(commands, "write_checkpoint", lambda t: (writing.set(), time.sleep(.3), write(t))[2])
+    monkeypatch.setattr(commands, "write_checkpoint", lambda t, **how: (
+        writing.set(), time.sleep(.3), write(t, **how))[2])
     saving = threading.Thread(target=trainer.save_checkpoint)
     saving.start()
     assert writing.wait(5)
