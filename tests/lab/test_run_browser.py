@@ -629,7 +629,8 @@ def test_a_browser_without_runs_keeps_its_filter_and_its_columns_for_those_that_
     assert [c[0] for c in table.table["columns"] if c[3]] == ["name", "status", "curve", "learning_rate"]
     shutil.rmtree(tmp_path / "series")  # nothing differs any more
     browser.refresh()
-    assert len(table.table["rows"]) == 2 and "done" in repr(browser) and "done" in browser._repr_html_()
+    assert [row["name"] for row in table.table["rows"] if row["status"] == "gone"] == ["series/small"]
+    assert len(table.table["rows"]) == 3 and "done" in repr(browser) and "done" in browser._repr_html_()
     table.set_state({"where": "lr <"})  # half written
     fresh = RunBrowser(tmp_path)
     fresh.where = "lr <"
