@@ -143,7 +143,7 @@ def test_classes_are_judged_between_the_sums_without_and_with_a_class():
 @pytest.mark.parametrize("key", DENSITIES)
 def test_the_temperature_of_the_truth_is_found(key):
     getter = make_direction_getter(key, 8)
-    answers = true_answers(getter, 4000, 2.5, seed=5)
+    answers = true_answers(getter, 1500, 2.5, seed=5)
     assert fit_temperature(getter, answers, "likelihood") == pytest.approx(2.5, rel=0.1)
     assert fit_temperature(getter, answers) == pytest.approx(2.5, rel=0.2)  # of 50 draws at each point
     assert getter.temperature == 1.0
