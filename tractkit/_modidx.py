@@ -3462,6 +3462,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                   'tractkit/models/dwi_ml_import.py'),
                                                'tractkit.models.dwi_ml_import._one': ( 'models/dwi_ml_import.html#_one',
                                                                                        'tractkit/models/dwi_ml_import.py'),
+                                               'tractkit.models.dwi_ml_import._read_file': ( 'models/dwi_ml_import.html#_read_file',
+                                                                                             'tractkit/models/dwi_ml_import.py'),
                                                'tractkit.models.dwi_ml_import._read_files': ( 'models/dwi_ml_import.html#_read_files',
                                                                                               'tractkit/models/dwi_ml_import.py'),
                                                'tractkit.models.dwi_ml_import._read_weights': ( 'models/dwi_ml_import.html#_read_weights',
