@@ -16,7 +16,13 @@ from tractkit.models.attention import BatchPast, sinusoidal_table
 from tractkit.models.base import load_model, model_class, save_model
 from tractkit.models.direction_getters import DIRECTION_GETTERS
 from tractkit.models.targets import unit
-from tractkit.models.transformers import DirectionTokens, arc_lengths
+from tractkit.models.transformers import (
+    DirectionTokens,
+    OriginalTransformerModel,
+    TransformerSrcAndTgtModel,
+    TransformerSrcOnlyModel,
+    arc_lengths,
+)
 
 BODIES = ("tts", "tto", "ttst")
 FORMS = ("as_label", "zeros", "symmetric362", "symmetric642", "symmetric724", "repulsion100", "repulsion200",
@@ -324,3 +330,9 @@ def test_the_code_of_a_run_builds_its_model(data, tmp_path):
     first = [ast.literal_eval(a) for a in found[0].args]
     assert model_class("ttst")(*first, **given).hyperparameters == trainer.model.hyperparameters
     assert "nheads" in given and "max_len" not in given  # what is the default is left out
+
+
+@pytest.mark.parametrize("cls", [TransformerSrcOnlyModel, OriginalTransformerModel, TransformerSrcAndTgtModel])
+def test_settings_that_are_missing_are_told_by_the_name_of_the_class(cls):
+    with pytest.raises(TypeError, match=rf"^{cls.__name__}.__init__\(\) missing .* 'nb_features'"):
+        cls()

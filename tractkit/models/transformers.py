@@ -261,6 +261,7 @@ def _built_from(settings: type[TransformerSettings]) -> Callable[[_Class], _Clas
         own, first = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "nb_features"))
         others = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[f.name], default=f.default)
                   for f in fields(settings) if f.name != "nb_features"]
+        __init__.__qualname__ = f"{cls.__qualname__}.__init__"  # in the errors of Python
         vars(__init__)["__signature__"] = inspect.Signature([own, first.replace(annotation=int), *others])
         type.__setattr__(cls, "__init__", __init__)
         cls.settings_class = settings
