@@ -1,7 +1,11 @@
 """Tracking against a plain reference that grows one half at a time, and what must hold for any model."""
 
 import copy
+import inspect
+import re
+from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -389,6 +393,35 @@ def test_wrong_grids_and_features():
     no_step.step_size = None
     with pytest.raises(ValueError, match="step_size in mm"):
         Tracker(no_step, along_x((9, 9, 9)), box((9, 9, 9)))
+
+
+class Held:
+    """A volume of a subject holds its volume."""
+
+    volume = along_x((9, 9, 9))
+
+
+@pytest.mark.parametrize("given, message", [
+    ("m.nii.gz", r"not a str: tk.Volume.load\(path\)"), (Path("m.nii.gz"), r"not a PosixPath: tk.Volume.load\(path\)"),
+    (np.ones((9, 9, 9)), r"not an ndarray: tk.Volume\(data, affine\)"), (torch.ones(9, 9, 9), r"not a Tensor: tk.Volume\("),
+    (nib.Nifti1Image(np.ones((9, 9, 9)), np.eye(4)), r"not a Nifti1Image: tk.Volume\(image"),
+    (Held(), "not a Held: give .volume of it"), (None, "not None$"),
+])
+def test_what_is_no_volume_is_told_in_one_sentence(given, message):
+    with pytest.raises(TypeError, match=f"^the mask must be a tractkit Volume, .*{message}"):
+        Tracker(Follow(), along_x((9, 9, 9)), given)
+    with pytest.raises(TypeError, match=f"^the volume must be a tractkit Volume, .*{message}"):
+        Tracker(Follow(), given, box((9, 9, 9)))
+
+
+def test_a_model_that_cannot_track_is_told():
+    with pytest.raises(TypeError, match=r"^Linear cannot track: it has no step\(inputs, previous, state\), no init_state"):
+        Tracker(torch.nn.Linear(3, 3), along_x((9, 9, 9)), box((9, 9, 9)))
+
+
+def test_help_explains_each_keyword():
+    keywords = [p.name for p in inspect.signature(Tracker).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert len(keywords) > 9 and not [k for k in keywords if not re.search(rf"\b{k}[:,]", Tracker.__doc__)]
 
 
 @pytest.mark.parametrize("seeds, message", [

@@ -8,6 +8,7 @@ __all__ = ['StepModel', 'seeds_from_mask', 'dilate_mask', 'TrackingReport', 'Tra
 # %% ../../nbs/tracking/00_tracker.ipynb #4ebf2e6c
 import copy
 import math
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -289,7 +290,17 @@ class Tracker:
 
     With algo="det" no random numbers are drawn after the seeds. With "prob" each direction is drawn from the model's
     density, by (seed, number of the seed point, half, step). A streamline does not depend on the other seeds of its
-    batch, except that matrix products of another size may round the last bit differently."""
+    batch, except that matrix products of another size may round the last bit differently.
+
+    step_size: mm; None: the model's. theta: degrees, the largest turn between two steps.
+    min_length, max_length: mm, both halves together; shorter streamlines are dropped, longer ones end there.
+    seed: of the seeds drawn when `track` is given none, and of drawn directions.
+    batch_size: seeds that grow together; None: 1,000 on a CPU, 20,000 elsewhere, fewer for a model with a large memory.
+    outside: what a neighborhood reads beyond the volume, as in training: "clamp", "zero" or "error".
+    device: None: where the model is. num_threads: of torch, on the CPU.
+    algo: "det": the most likely direction; "prob": one drawn from the model's density.
+    eos_stop: the probability of an end from which a model with EOS ends a streamline; "max": where the end is likelier
+    than any direction. Other models do not use it."""
 
     @suggesting_keywords
     def __init__(
@@ -461,12 +472,41 @@ def check_limits(
     return math.floor(max_length / step_size + 1e-6)
 
 
+def _check_model(model: object) -> None:
+    """Raise TypeError for what has not the methods of a `StepModel`."""
+    methods = {"step": "step(inputs, previous, state)", "init_state": "init_state(n, device)",
+               "select_state": "select_state(state, ids)", "nb_features": "nb_features"}
+    lacking = [shown for name, shown in methods.items() if not hasattr(model, name)]
+    if isinstance(model, TractographyModel) and type(model).step is TractographyModel.step:
+        lacking = [methods["step"]]
+    if lacking:
+        raise TypeError(f"{type(model).__name__} cannot track: it has no {', no '.join(lacking)}; give a model that "
+                        "has, such as Learn2Track, or write it as in tutorial 94")
+
+
+def _check_volume(name: str, given: object) -> None:
+    """Raise TypeError, with what to give, for what is not a `Volume`."""
+    if isinstance(given, Volume):
+        return
+    kind = "None" if given is None else type(given).__name__
+    article = "" if given is None else "an " if kind[0] in "AEIOaeio" or kind[:2] in ("MR", "nd") else "a "
+    if isinstance(given, (str, os.PathLike)):
+        fix = ": tk.Volume.load(path)"
+    elif hasattr(type(given), "volume"):
+        fix = ": give .volume of it"
+    elif hasattr(given, "get_fdata"):
+        fix = ": tk.Volume(image.get_fdata(), image.affine), or tk.Volume.load(path)"
+    else:
+        fix = ": tk.Volume(data, affine)" if isinstance(given, (np.ndarray, Tensor)) else ""
+    raise TypeError(f"{name} must be a tractkit Volume, not {article}{kind}{fix}")
+
+
 def _check_grids(model: StepModel, volume: Volume, mask: Volume, outside: Outside) -> None:
     if outside not in ("clamp", "zero", "error"):
         raise ValueError(f"outside is {outside!r}; choose clamp, zero or error")
-    if isinstance(model, TractographyModel) and type(model).step is TractographyModel.step:
-        raise TypeError(f"{type(model).__name__} cannot track: it has no step(inputs, previous, state); give a model "
-                        "that has one, such as Learn2Track")
+    _check_model(model)
+    _check_volume("the volume", volume)
+    _check_volume("the mask", mask)
     if model.nb_features != volume.nb_features:
         raise ValueError(f"the model reads {model.nb_features} features, the volume has {volume.nb_features}; "
                          "give the volume it was trained on (same order of spherical harmonics)")
