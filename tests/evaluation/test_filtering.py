@@ -155,3 +155,6 @@ def test_the_picture_has_each_bundle_in_its_color_and_text_that_can_be_read():
                                .axes[0].get_legend().get_texts()]
     with pytest.raises(ValueError, match="no bundle has a streamline"):
         plot_latent({"a": np.zeros((0, 6))})
+    for given in ([np.zeros((5, 3))], "a.trk"):
+        with pytest.raises(TypeError, match="a: this is drawn from arrays .* as model.embed"):
+            plot_latent({"a": given})

@@ -325,3 +325,43 @@ def test_the_code_of_a_run_builds_its_model(data, tmp_path):
     code = code_of_settings(trainer_of(data, tmp_path).config())
     assert "from tractkit.models.autoencoder import Autoencoder" in code and "StreamlinesBatchLoader(" in code
     assert "latent_size=8" in code and "center" not in code  # what is the default is left out
+
+
+def test_tractograms_of_dipy_and_nibabel_are_taken_and_stay_as_they_are(tmp_path):
+    import nibabel as nib
+
+    model, affine = small(), np.diag([-2.0, 2, 2, 1])
+    affine[:3, 3] = 60, -50, -50
+    t = Tractogram(Streamlines.from_list(arcs()).transform(np.linalg.inv(affine)), affine, (90, 90, 90))
+    wanted = model.embed(t)
+    sft = t.to_sft()
+    sft.to_vox()
+    sft.to_corner()
+    before = sft.streamlines.copy()
+    assert np.allclose(model.embed(sft), wanted, atol=1e-4)
+    assert sft.space.value == "vox" and sft.origin.value == "corner"
+    assert np.array_equal(sft.streamlines.get_data(), before.get_data())
+    for name in ("a.trk", "a.tck"):
+        t.save(tmp_path / name)
+        for lazy in (False, True):
+            loaded = nib.streamlines.load(tmp_path / name, lazy_load=lazy)
+            for given in (loaded, loaded.tractogram):
+                assert np.allclose(model.embed(given), wanted, atol=1e-3)
+    in_voxels = nib.streamlines.Tractogram([*t.streamlines], affine_to_rasmm=affine)
+    assert np.allclose(model.embed(in_voxels), wanted, atol=1e-4)
+    with pytest.raises(DataError, match="affine_to_rasmm"):
+        model.embed(nib.streamlines.Tractogram(arcs()))
+    for path in (tmp_path / "a.trk", "a.trk"):
+        with pytest.raises(TypeError, match=r"load it, tk.Tractogram.load\(path\)"):
+            model.embed(path)
+
+
+def test_nan_and_length_zero_name_the_streamline():
+    lines = arcs(3)
+    lines[2] = lines[2].copy()
+    lines[2][1] = np.nan
+    n = len(lines[0]) + len(lines[1]) + 1
+    with pytest.raises(DataError, match=f"the first is point {n}, which is point 1 of streamline 2"):
+        small().embed(lines)
+    with pytest.raises(DataError, match="1 of 3 streamlines have a length of 0; all points of streamline 2 are"):
+        small().embed([*lines[:2], np.ones((5, 3))])

@@ -162,7 +162,8 @@ def plot_latent(
     """Draw streamlines as points on the two principal axes of the latent space, bundles in colors with a legend.
 
     ValueError if there is nothing to draw."""
-    parts = dict(latent)
+    parts = {name: _rows_of_latent(z, name) for name, z in latent.items()}
+    others = None if others is None else _rows_of_latent(others, others_name)
     if not any(len(z) for z in parts.values()):
         raise ValueError("no bundle has a streamline to draw")
     mean, axes, shares = principal_axes(np.concatenate([z for z in parts.values() if len(z)]))
@@ -180,6 +181,14 @@ def plot_latent(
     ax.spines[["left", "bottom"]].set_color(LIGHT)
     _write_legend(ax, [(f"{name[:10]}…{name[-12:]}" if len(name) > 24 else name, len(z)) for name, z, _ in drawn])
     return figure
+
+
+def _rows_of_latent(z: np.ndarray, name: str) -> np.ndarray:
+    """Return an array of (k, latent_size). TypeError for what is none, such as streamlines."""
+    if not isinstance(z, np.ndarray) or z.ndim != 2:
+        raise TypeError(f"{name}: this is drawn from arrays of (k, latent_size), as model.embed(streamlines) gives "
+                        f"them, not from a {type(z).__name__}")
+    return z
 
 
 def _write_legend(ax: Axes, rows: list[tuple[str, int]]) -> None:

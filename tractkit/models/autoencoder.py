@@ -9,8 +9,10 @@ __all__ = ['SENSE', 'LineInput', 'WorldBatch', 'world_points', 'runs_backwards',
 # %% ../../nbs/models/10_autoencoder.ipynb #25c3a995
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
-from typing import Protocol, TypeAlias, cast
+from os import PathLike
+from typing import Any, Protocol, TypeAlias, cast
 
+import nibabel as nib
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -99,27 +101,45 @@ class LineDecoder(nn.Module):
         return x
 
 # %% ../../nbs/models/10_autoencoder.ipynb #c7d78da5
-LineInput: TypeAlias = Tractogram | Streamlines | Iterable[np.ndarray]
+LineInput: TypeAlias = Tractogram | Streamlines | Iterable[np.ndarray]  # also of DIPY and nibabel
 
 
 def lines_in_world(
-    streamlines: LineInput,  # a Tractogram; or in rasmm: Streamlines, those of nibabel or DIPY, a list of (k, 3) arrays
+    streamlines: LineInput,  # a Tractogram, of DIPY or nibabel, too; or in rasmm: Streamlines, a list of (k, 3) arrays
 ) -> Streamlines:        # rasmm
-    """Return streamlines in the world. DataError for NaN, and for those that have no length: fewer than two points."""
-    if isinstance(streamlines, Tractogram):
-        found = streamlines.rasmm()
-    elif isinstance(streamlines, Streamlines):
-        found = streamlines
-    elif isinstance(streamlines, np.ndarray) and streamlines.ndim == 2:
-        raise TypeError("this is the array of one streamline: give a list of them, [array]")
-    else:
-        found = Streamlines.from_list(streamlines)
+    """Return streamlines in the world; what is given stays as it is. DataError for NaN, and for no length."""
+    found = _rasmm_of(streamlines)
     short = np.flatnonzero(found.nb_points < 2)
     if len(short):
         n = int(found.nb_points[short[0]])
         raise DataError(f"{len(short):,} of {len(found):,} streamlines have fewer than two points; streamline "
                         f"{short[0]} has {n}", fix="Leave them out: a streamline without a length has no shape")
+    flat = np.flatnonzero(found.lengths() == 0)
+    if len(flat):
+        raise DataError(f"{len(flat):,} of {len(found):,} streamlines have a length of 0; all points of streamline "
+                        f"{flat[0]} are the same", fix="Leave them out: a streamline without a length has no shape")
     return found
+
+
+def _rasmm_of(streamlines: Any) -> Streamlines:
+    if isinstance(streamlines, (str, PathLike)):
+        raise TypeError("this is the path of a file: load it, tk.Tractogram.load(path)")
+    if isinstance(streamlines, np.ndarray) and streamlines.ndim == 2:
+        raise TypeError("this is the array of one streamline: give a list of them, [array]")
+    if isinstance(streamlines, Streamlines):
+        return streamlines
+    if hasattr(streamlines, "space") and hasattr(streamlines, "origin"):  # DIPY's StatefulTractogram
+        streamlines = Tractogram.from_sft(streamlines)
+    if isinstance(streamlines, Tractogram):
+        return streamlines.rasmm()
+    if isinstance(streamlines, nib.streamlines.tractogram_file.TractogramFile):
+        streamlines = streamlines.tractogram
+    if not isinstance(streamlines, nib.streamlines.Tractogram):
+        return Streamlines.from_list(streamlines)
+    if streamlines.affine_to_rasmm is None:
+        raise DataError("this tractogram of nibabel does not know where it is in the world",
+                        fix="Give it affine_to_rasmm, np.eye(4) if its points are in mm")
+    return Streamlines.from_list(streamlines.streamlines).transform(streamlines.affine_to_rasmm)
 
 # %% ../../nbs/models/10_autoencoder.ipynb #e0c7a1c4
 def equal_points(

@@ -456,6 +456,8 @@ def load_model(
         best = path.parent / "best_model"
         there = f"Give its {best.name}: load_model({str(best)!r})"
         fix = there if best.is_dir() else "Give the folder of a saved model"
+        if any((place / "model_type.txt").is_file() for place in (path.parent, best)):
+            fix = f"It is one of dwi_ml: tractkit.models.dwi_ml_import.import_dwi_ml_model({str(path.parent)!r})"
         raise DataError("no model.safetensors in this folder", file=folder, fix=fix)
     try:
         with safe_open(path, framework="pt") as f:

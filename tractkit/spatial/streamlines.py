@@ -28,7 +28,9 @@ class Streamlines:
 
     def __post_init__(self):
         points = _check_points(self.points)
-        vars(self).update(points=points, offsets=_check_offsets(self.offsets, len(points)))
+        offsets = _check_offsets(self.offsets, len(points))
+        _check_finite(points, offsets)
+        vars(self).update(points=points, offsets=offsets)
 
     @classmethod
     def from_list(
@@ -117,17 +119,23 @@ class Streamlines:
 
 # %% ../../nbs/spatial/04_streamlines.ipynb #3b3b55d9
 def _check_points(points: np.ndarray) -> np.ndarray:
-    """Return (N, 3) contiguous float32. Raises DataError for another shape, NaN or infinity."""
+    """Return (N, 3) contiguous float32. Raises DataError for another shape."""
     points = np.asarray(points)
     if points.ndim != 2 or points.shape[1] != 3 or points.dtype.kind not in "fiu":
         raise DataError(f"points must be numbers of shape (N, 3), not {points.dtype} of shape {points.shape}")
     with np.errstate(over="ignore", invalid="ignore"):
-        points = np.ascontiguousarray(points, np.float32)
+        return np.ascontiguousarray(points, np.float32)
+
+
+def _check_finite(points: np.ndarray, offsets: np.ndarray) -> None:
+    """Raise DataError for NaN or infinity, with the first point and its streamline."""
+    with np.errstate(over="ignore", invalid="ignore"):
         whole = np.isfinite(points.sum(dtype=np.float64))
     if not whole:
         bad = np.flatnonzero(~np.isfinite(points).all(1))
-        raise DataError(f"{len(bad)} of {len(points)} points are NaN or infinite, the first is point {bad[0]}")
-    return points
+        line = int(np.searchsorted(offsets, bad[0], side="right")) - 1
+        raise DataError(f"{len(bad)} of {len(points)} points are NaN or infinite, the first is point {bad[0]}, which "
+                        f"is point {bad[0] - offsets[line]} of streamline {line}")
 
 
 def _check_offsets(offsets: np.ndarray, n_points: int) -> np.ndarray:
