@@ -6265,6 +6265,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                    'tractkit/training/trainer.py'),
                                            'tractkit.training.trainer.as_device': ( 'training/trainer.html#as_device',
                                                                                     'tractkit/training/trainer.py'),
+                                           'tractkit.training.trainer.check_model': ( 'training/trainer.html#check_model',
+                                                                                      'tractkit/training/trainer.py'),
                                            'tractkit.training.trainer.check_parts': ( 'training/trainer.html#check_parts',
                                                                                       'tractkit/training/trainer.py'),
                                            'tractkit.training.trainer.config_of': ( 'training/trainer.html#config_of',

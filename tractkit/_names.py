@@ -522,6 +522,7 @@ NAMES = {
     "check_input": "hdf5.recipe",
     "check_limits": "tracking.tracker",
     "check_link": "core.hdf5_links",
+    "check_model": "training.trainer",
     "check_numbers": "demo.pipeline",
     "check_optimizer": "training.gradient",
     "check_options": "cli.train",
