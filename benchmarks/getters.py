@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -88,9 +88,9 @@ HEADINGS = ["getter", "training, s of a core", "angle, degrees", "valid, %", "va
             "temperature", "distance", "−log density"]
 
 
-def prepared() -> Demo:
-    """The data of all subjects, made once and kept in the cache folder."""
-    demo = Demo(cache_folder() / "benchmarks" / f"getters-1-{len(NAMES)}", SETTINGS)
+def prepared(epochs: int) -> Demo:
+    """The data of all subjects, made once and kept in the cache folder; the training has so many epochs."""
+    demo = Demo(cache_folder() / "benchmarks" / f"getters-1-{len(NAMES)}", replace(SETTINGS, max_epochs=epochs))
     demo.folder.mkdir(parents=True, exist_ok=True)
     prepare_subjects(demo, print, progress=False)
     if not (demo.folder / "data.hdf5").exists():
@@ -171,7 +171,7 @@ def median_angle(directions: torch.Tensor, answers: Answers) -> float:
 
 def kept_row(course: Course, key: str) -> Row:
     """A getter's row, or that of a run that was interrupted."""
-    file = course.demo.folder / "rows" / f"{key}.json"
+    file = course.demo.folder / f"rows-{course.demo.settings.max_epochs}" / f"{key}.json"
     if not file.exists():
         row = course.straight() if key == STRAIGHT else course.row(key)
         file.parent.mkdir(exist_ok=True)
@@ -181,17 +181,25 @@ def kept_row(course: Course, key: str) -> Row:
     return Row.from_json(file.read_text(encoding="utf-8"))
 
 
-def table(keys: Sequence[str] = (*DIRECTION_GETTERS, STRAIGHT)) -> str:
+def table(keys: Sequence[str] = (*DIRECTION_GETTERS, STRAIGHT), epochs: int = SETTINGS.max_epochs) -> str:
     """Train and examine each getter: a Markdown table."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        course = Course(prepared())
+        course = Course(prepared(epochs))
         rows = [kept_row(course, key) for key in keys]
     finally:
         torch.set_num_threads(threads)
     save_figure(plot_calibrations({r.name: r.calibration for r in rows if r.calibration}),
-                course.demo.folder / "calibration.png")
-    shutil.rmtree(course.demo.folder / "rows")
+                course.demo.folder / f"calibration-{epochs}.png")
+    shutil.rmtree(course.demo.folder / f"rows-{epochs}")
     lines = [HEADINGS, ["---"] * len(HEADINGS), *(row.cells() for row in rows)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def long_table() -> str:
+    """The densities after four times as many batches, 2,400: `python -m benchmarks models --getters-long`.
+
+    All else is as in the table of all getters: how far a density can be believed takes longer to learn than where it
+    points to."""
+    return table([*(key for key, getter in DIRECTION_GETTERS.items() if getter.unit_of_density), STRAIGHT], 48)
