@@ -272,7 +272,8 @@ def test_texts_of_the_picture_do_not_lie_on_one_another():
     wrong = Answers(torch.cat([unit(random_numbers(200, 3)), torch.full((200, 1), 9.0)], 1),
                     unit(random_numbers(200, 3, seed=1)), torch.zeros(200, 3))
     cut = calibrate(getter, None, wrong)
-    picture = plot_calibrations({f"the density number {k} of {k}": (cut if k % 2 else found) for k in range(6)}, columns=9)
+    named = {f"the density number {k} of {k}": (cut if k % 2 else found) for k in range(6)}
+    picture = plot_calibrations(named, columns=9)
     picture.array()
     texts = [t for ax in picture.axes for t in (ax._left_title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())]
     assert _overlaps([*texts, *picture.texts]) == [] and all(t.get_window_extent().x1 <= 800 for t in texts)

@@ -207,5 +207,6 @@ def _write_legend(ax: Axes, rows: list[tuple[str, int]]) -> None:
     x, y, _, height = ax.get_position().bounds
     beyond = legend.get_window_extent().width + 24
     ax.set_position((x, y, max(1 - x - beyond / width, 0.3), height))
-    x += max(8 - ax.get_tightbbox().x0, 0) / width  # tick labels may be long
+    box = ax.get_tightbbox()
+    x += max(8 - box.x0, 0) / width if box else 0  # tick labels may be long
     ax.set_position((x, y, max(1 - x - beyond / width, 0.3), height))

@@ -44,7 +44,7 @@ class DirectionGetter(nn.Module):
     temperature: float = 1.0        # of a density, to widen it (above 1) or narrow it, once the model is trained
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "temperature" and not (isinstance(value, Real) and 0 < value < math.inf):
+        if name == "temperature" and not (isinstance(value, Real) and 0 < float(value) < math.inf):
             raise ValueError(f"temperature must be a number above 0 (1: as trained), not {value!r}")
         super().__setattr__(name, value)
 
