@@ -285,7 +285,7 @@ def plot_calibrations(
         if i % columns:
             ax.set_yticklabels([])
         ax.spines[["top", "right"]].set_visible(False)
-        room = int((cell - 32) / 7)
+        room = int((cell - 44) / 7)
         ax.set_title(name if len(name) <= room else f"{name[:room - 1]}…", fontsize=9, loc="left", pad=20)
         note = f"distance {c.distance:.3f}" + (f", at T = {c.temperature:.2f}" if c.temperature != 1 else "")
         ax.text(0, 1.09, note, transform=ax.transAxes, fontsize=8, color="#6b727c")
