@@ -183,6 +183,23 @@ def test_an_unknown_key_is_an_error_that_names_the_nearest(whole, tmp_path, caps
     assert "did you mean" in text or key == "file"
 
 
+@pytest.mark.parametrize("options, text", [
+    ("--model tts --dropout 0.1", "model.dropout is not known; did you mean dropout_rate?"),
+    ("--dropout-rate 0.1", "model.dropout_rate is not known; did you mean dropout?"),
+    ("--model tts --dropout-rate -0.1", "model: dropout_rate must be in [0, 1), not -0.1"),
+    ("--dg-dropout 1", "model: dg_dropout must be in [0, 1), not 1"),
+    ("--position-encoding rotary", "is not known; it is a setting of transformers (tts, tto, ttst)"),
+    ("--model tts --rnn-key gru", "is not known; it is a setting of learn2track"),
+    ("--model tts --position-encoding relational", "not 'relational'. Give rotary"),
+    ("--model gru", "did you mean learn2track with rnn_key gru (--model learn2track --rnn-key gru)?"),
+    ("--model ttss", "did you mean tts? There are learn2track, tts, tto, ttst, autoencoder"),
+    ("--model ae", "did you mean autoencoder? There are learn2track, tts, tto, ttst, autoencoder"),
+])
+def test_a_setting_of_another_model_is_told_by_its_name(data, tmp_path, capsys, options, text):
+    places = ["--input-group-name", "input", "--streamline-group-name", "streamlines", "--experiments-path", tmp_path]
+    assert text in complaint(capsys, "train", data, *places, "--num-workers", "0", *options.split())
+
+
 def test_other_mistakes_are_one_line(data, whole, tmp_path, capsys):
     bad = tmp_path / "bad.yaml"
     for text, told in (

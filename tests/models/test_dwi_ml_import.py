@@ -267,6 +267,49 @@ def test_a_model_of_another_kind_is_one_clear_error(change, text, file, tmp_path
     assert str(folder / file) in str(error.value) and error.value.fix
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+
+
+@pytest.mark.parametrize("name", ["model_type.txt", "parameters.json", "model_state.pkl"])
+@pytest.mark.parametrize("content, text", [
+    (LFS, "a pointer of Git LFS"), (b"\n<!DOCTYPE html><html></html>", "a web page"), (b"", "empty"),
+    (b"\xff\xfe", "cut or damaged")])
+def test_a_damaged_file_is_told_in_words_of_its_own(name, content, text, tmp_path):
+    folder = write(tmp_path / "best_model", recurrent(3) | two_layers("layers", 3))
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}: cannot be read as \w+: it is {text}") as error:
+        import_dwi_ml_model(folder)
+    assert error.value.fix == "Copy the folder again" and error.value.__cause__ is error.value.__context__ is None
+
+
+def test_a_short_file_of_weights_and_odd_options_are_told(tmp_path):
+    folder = write(tmp_path / "a", recurrent(3) | two_layers("layers", 3), dg_args=3)
+    with pytest.raises(DataError, match="dg_args must be options by name, not 3"):
+        import_dwi_ml_model(folder)
+    (folder / "model_state.pkl").write_bytes(b"abc")
+    with pytest.raises(DataError, match="cannot be read as weights: it is cut or damaged, or holds something else. Copy the folder again"):
+        import_dwi_ml_model(folder)
+
+
+def test_a_folder_of_the_other_kind_is_told_with_what_reads_it(tmp_path):
+    with pytest.raises(DataError, match="none: does not exist"):
+        import_dwi_ml_model(tmp_path / "none")
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: is a file, not a folder"):
+        import_dwi_ml_model(tmp_path / "file")
+    theirs = write(tmp_path / "best_model", recurrent(3) | two_layers("layers", 3))
+    for folder in (theirs, tmp_path):
+        with pytest.raises(DataError, match="one of dwi_ml: tractkit.models.dwi_ml_import.import") as error:
+            load_model(folder)
+        assert repr(str(folder)) in str(error.value)
+    ours = tmp_path / "run" / "best_model"
+    save_model(import_dwi_ml_model(theirs), ours)
+    for folder in (ours, ours.parent):
+        with pytest.raises(DataError, match="this is a model of tractkit. Read it with tk.load_model") as error:
+            import_dwi_ml_model(folder)
+        assert repr(str(ours)) in str(error.value)
+
+
 def test_no_code_of_a_file_is_run(tmp_path):
     folder = write(tmp_path / "best_model", {})
     torch.save({"a": Runs(str(tmp_path / "made"))}, folder / "model_state.pkl")

@@ -175,7 +175,7 @@ def test_a_streamline_that_is_too_long_is_named_in_training_and_ends_in_tracking
     (dict(activation="tanh"), ValueError, "'relu' or 'gelu'"),
     (dict(n_layers=3), TypeError, "did you mean n_layers_e"),
     (dict(max_len=0), ValueError, "max_len must be of at least 1"),
-    (dict(dropout_rate=1.0), ValueError, "dropout must be in"),
+    (dict(dropout_rate=1.0), ValueError, "dropout_rate must be in"),
 ])
 def test_settings_that_do_not_fit_are_refused(options, error, text):
     with pytest.raises(error, match=text):

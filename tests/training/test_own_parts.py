@@ -6,12 +6,17 @@ import inspect
 import numpy as np
 import pytest
 import torch
+from helpers_data import make_file
 from helpers_training import Fit, Points, fit, toy_model
 
+from tractkit.data.dataset import MultiSubjectDataset
+from tractkit.data.loader import BatchLoaderOneInput
+from tractkit.data.sampler import BatchIDSampler
+from tractkit.models.learn2track import Learn2Track
 from tractkit.runs.mailbox import Mailbox
 from tractkit.training.epoch_plan import checked_plan, plan_sample
 from tractkit.training.policy import EarlyStopping, Policy
-from tractkit.training.trainer import Trainer
+from tractkit.training.trainer import Trainer, TrainerOneInput
 
 BATCHES = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.zeros(8, 1), torch.zeros(8, 1)), 4)
 
@@ -273,3 +278,62 @@ def test_an_error_in_a_plan_names_file_and_line(tmp_path):
         assert told(Breaks, options).endswith(
             f"It happened in Breaks.plan(0, 'training') ({__file__}, line {line}).")
     assert told(Plans, {"prefetch": 0}).endswith("It happened in epoch 1, batch 1.")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    path, _ = make_file(tmp_path_factory.mktemp("data"), n=8)
+    return MultiSubjectDataset(path).load_data()
+
+
+def one_input(data, folder, model, made_for, kind=TrainerOneInput, **settings):
+    loader = BatchLoaderOneInput(data, made_for, "input", "streamlines", **settings)
+    return kind(model, folder, "run", BatchIDSampler(data, "streamlines", 8), loader, progress=False)
+
+
+def test_a_model_without_a_loss_is_refused_before_there_is_a_folder(data, tmp_path):
+    with pytest.raises(TypeError, match=r"needs a model with targets\(batch\) and compute_loss\(outputs, targets\)"):
+        one_input(data, tmp_path, torch.nn.Linear(3, 3), None)
+    assert not list(tmp_path.iterdir())
+
+    class OwnLoss(TrainerOneInput):
+        def compute_batch_loss(self, batch):
+            return self.model(batch.points).mean(), len(batch.points)
+
+    class WithLoss(torch.nn.Linear):
+        def targets(self, batch):
+            pass
+
+        def compute_loss(self, outputs, targets, average_results=True):
+            pass
+
+    one_input(data, tmp_path / "own", torch.nn.Linear(3, 3), None, OwnLoss)
+    one_input(data, tmp_path / "with", WithLoss(3, 3), None)
+
+
+def small(**options):
+    return Learn2Track(3, rnn_layer_sizes=(4,), **options)
+
+
+AXES = dict(neighborhood_type="axes", neighborhood_radius=1, neighborhood_resolution_mm=1.0)
+
+
+@pytest.mark.parametrize(("mine", "others", "found"), [
+    (dict(step_size=2.0), dict(step_size=1.0), "its step_size is 1.0, this model's is 2.0"),
+    (dict(step_size=2.0), dict(step_size=None), "its step_size is None, this model's is 2.0"),
+    (dict(nb_points=9, step_size=None), dict(step_size=1.0), "its step_size is 1.0, this model's is None"),
+    (dict(step_size=1.0), dict(step_size=1.0, **AXES), "its neighborhood is Neighborhood.*, this model's is None"),
+    ({}, dict(convention="dwi_ml"), "its convention is dwi_ml, this model's is None"),
+])
+def test_a_loader_made_for_another_model_is_refused(data, tmp_path, mine, others, found):
+    with pytest.raises(ValueError, match=f"^the loader was made for another model: {found}; make the loader with this"):
+        one_input(data, tmp_path, small(**mine), small(**others))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mine", "others", "given"), [
+    (dict(step_size=2.0), dict(step_size=2.0), {}), (dict(step_size=2.0), None, {}),
+    (dict(step_size=2.0), dict(step_size=1.0), dict(step_size=1.5)), (dict(**AXES), dict(**AXES), {}), ({}, {}, AXES),
+])
+def test_a_loader_of_equal_or_given_settings_is_taken(data, tmp_path, mine, others, given):
+    one_input(data, tmp_path, small(**mine), None if others is None else small(**others), **given)

@@ -215,7 +215,8 @@ def check_options(options: Mapping[str, Json]) -> None:
         try:
             check_value(settings_of_part(sections[0])[key], options[key])
         except ValueError as e:
-            raise DataError(f"{sections[0]}: {e}") from None
+            fix = "Give rotary, which is in its place" if options[key] == "relational" else None
+            raise DataError(f"{sections[0]}: {e}", fix=fix) from None
 
 
 def config_of_options(args: argparse.Namespace) -> tuple[Config, Path | None]:

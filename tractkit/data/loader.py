@@ -73,6 +73,8 @@ class StreamlinesBatchLoader:
     than two such parts stays whole. Noise is cut at two standard deviations. Raises ValueError for bad settings,
     DataError if a subject lacks the group or the data asked for."""
 
+    of_model: Mapping[str, Any] = {}  # how the model that it was made with reads, where that was left to the model
+
     @suggesting_keywords
     def __init__(
         self,
@@ -104,6 +106,7 @@ class StreamlinesBatchLoader:
         step_size, nb_points, compress = of.step_size, of.nb_points, of.compress
         if step_size is nb_points is compress is None:
             step_size, nb_points, compress = (getattr(model, k, None) for k in ("step_size", "nb_points", "compress"))
+            self.of_model = {} if model is None else dict(step_size=step_size, nb_points=nb_points, compress=compress)
         self.dataset, self.streamline_group_name, self.rng = dataset, of.streamline_group_name, of.rng
         self.step_size, self.nb_points, self.compress = step_size, nb_points, compress
         self.known_start_ratio, self.split_ratio, self.reverse_ratio = (
@@ -291,6 +294,9 @@ class BatchLoaderSeveralInputs(StreamlinesBatchLoader):
         if own is not None and given is not None and given != own:
             raise ValueError(f"the model looks at {own}, the loader was given {given}: leave it to the model")
         self.input_group_names, self.outside, self.neighborhood = list(input_group_names), outside, own or given
+        if model is not None:
+            around_model = {} if given is not None else {"neighborhood": own}
+            self.of_model = {**self.of_model, **around_model, "convention": getattr(model, "convention", None)}
         self.device_bytes, self.device_cache = device_bytes, DeviceCache(device_bytes)
         self.reads_inputs = getattr(model, "reads_inputs", True)
         self.inputs: dict[str, GroupInputs] = {}

@@ -28,7 +28,8 @@ from torch import nn
 from ..core.files import DataError, atomic_path
 from ..core.html import html_card, html_fold, html_table
 from ..core.settings import plain_numbers, whole_number
-from ..core.text import Json, Record, StateDict, format_bytes, nearest_name
+from ..core.text import Json, Record, StateDict, format_bytes
+from .settings import SHORT_NAMES, meant_setting
 from .targets import StepTargets, Targets, point_directions, step_lengths, true_ends, unit
 from ..spatial.volume import Neighborhood
 
@@ -249,8 +250,8 @@ def check_options(
     known = InputOptions.__annotations__
     for name in given:
         if name not in known:
-            near = nearest_name(name, [*inspect.signature(model).parameters, *known])
-            raise TypeError(f"{model.__name__} has no setting {name!r}" + (f"; did you mean {near}?" if near else ""))
+            hint = meant_setting(name, [*inspect.signature(model).parameters, *known])
+            raise TypeError(f"{model.__name__} has no setting {name!r}" + (f"; {hint}" if hint else ""))
 
 # %% ../../nbs/models/05_base.ipynb #75ea44bb
 def model_card(
@@ -283,8 +284,6 @@ _MODELS: dict[str, type[nn.Module]] = {}
 _BUILT_IN = {  # class -> the module of this package that registers it when it is imported
     "Learn2Track": "learn2track", "TransformerSrcOnlyModel": "transformers", "OriginalTransformerModel": "transformers",
     "TransformerSrcAndTgtModel": "transformers", "Autoencoder": "autoencoder"}
-_SHORT = {"learn2track": "Learn2Track", "tts": "TransformerSrcOnlyModel", "tto": "OriginalTransformerModel",
-          "ttst": "TransformerSrcAndTgtModel", "autoencoder": "Autoencoder"}  # in small or capital letters
 
 
 def register_model(cls: _Class) -> _Class:
@@ -302,7 +301,7 @@ def model_class(
     name: str,
 ) -> type[nn.Module]:
     """Return the registered class of that name, or short name: tts, tto, ttst, autoencoder. ValueError for others."""
-    name = name if name in _MODELS else _SHORT.get(name.lower(), name)
+    name = name if name in _MODELS else SHORT_NAMES.get(name.lower(), name)
     if name not in _MODELS and name in _BUILT_IN:
         import_module(f"tractkit.models.{_BUILT_IN[name]}")
     if name not in _MODELS:
@@ -456,6 +455,8 @@ def load_model(
         best = path.parent / "best_model"
         there = f"Give its {best.name}: load_model({str(best)!r})"
         fix = there if best.is_dir() else "Give the folder of a saved model"
+        if any((place / "model_type.txt").is_file() for place in (path.parent, best)):
+            fix = f"It is one of dwi_ml: tractkit.models.dwi_ml_import.import_dwi_ml_model({str(path.parent)!r})"
         raise DataError("no model.safetensors in this folder", file=folder, fix=fix)
     try:
         with safe_open(path, framework="pt") as f:

@@ -6,9 +6,9 @@
 __all__ = ['import_dwi_ml_model']
 
 # %% ../../nbs/models/12_dwi_ml_import.ipynb #f76dea29
+import io
 import json
 import os
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -40,33 +40,54 @@ class _Files(NamedTuple):
 def _find_folder(folder: str | os.PathLike) -> Path:
     """Return the folder that holds the model: the given one, or best_model in it. DataError if there is none."""
     given = Path(os.path.expanduser(folder))
+    fix = "Give the folder of an experiment, or the folder best_model in it"
+    if not given.is_dir():
+        raise DataError("is a file, not a folder" if given.exists() else "does not exist", file=given, fix=fix)
     for place in (given, given / "best_model"):
         if (place / "model_type.txt").is_file():
             return place
-    if (given / "model.safetensors").is_file():
-        raise DataError("is a model of tractkit", file=given, fix="Read it with load_model")
-    raise DataError("there is no model_type.txt, so this is no model of dwi_ml", file=given,
-                    fix="Give the folder of an experiment, or the folder best_model in it")
+        if (place / "model.safetensors").is_file():
+            raise DataError("this is a model of tractkit", file=given, fix=f"Read it with tk.load_model({str(place)!r})")
+    raise DataError("there is no model_type.txt, so this is no model of dwi_ml", file=given, fix=fix)
 
 
 def _read_files(folder: str | os.PathLike) -> _Files:
     place = _find_folder(folder)
-    try:
-        parameters = json.loads((place / "parameters.json").read_bytes())
-        if not isinstance(parameters, dict):
-            raise ValueError("it holds no settings")
-    except (OSError, ValueError) as e:
-        raise DataError(f"cannot be read ({e})", file=place / "parameters.json", fix="Copy the folder again") from e
-    kind = (place / "model_type.txt").read_text(encoding="utf-8").strip()
+    kind = _read_file(place / "model_type.txt", "text", lambda data: data.decode().strip())
+    parameters = _read_file(place / "parameters.json", "settings", json.loads)
+    if not isinstance(parameters, dict):
+        raise DataError("cannot be read as settings: it has no names of settings", file=place / "parameters.json",
+                        fix="Copy the folder again")
     return _Files(place, kind, parameters, _read_weights(place / "model_state.pkl"))
 
 
-def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+def _read_file(path: Path, wanted: str, read: Callable[[bytes], Any]) -> Any:
+    """Return what `read` makes of a file. DataError says what the file is instead, not what the reader said of it:
+    torch advises to read it in a way that runs its code."""
+    problem = "it is cut or damaged, or holds something else"
     try:
-        weights = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as e:
-        problem = str(e).split("\n")[0]
-        raise DataError(f"cannot be read as weights ({problem})", file=path, fix="Copy the folder again") from e
+        data = path.read_bytes()
+    except OSError as e:
+        problem = e.strerror or problem
+    else:
+        head = data[:200].lstrip().lower()
+        if not head:
+            problem = "it is empty"
+        elif head.startswith(b"version https://git-lfs"):
+            problem = "it is a pointer of Git LFS, which stands for the file (git lfs pull fetches it)"
+        elif head.startswith((b"<!doctype", b"<html")):
+            problem = "it is a web page (HTML)"
+        else:
+            try:
+                return read(data)
+            except Exception:  # what readers raise for damaged bytes is any of a dozen kinds
+                pass
+    raise DataError(f"cannot be read as {wanted}: {problem}", file=path, fix="Copy the folder again")
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    weights = _read_file(
+        path, "weights", lambda data: torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
     if not isinstance(weights, Mapping) or not all(isinstance(value, torch.Tensor) for value in weights.values()):
         raise DataError("holds no weights by name", file=path, fix="Give a folder that dwi_ml's trainer wrote")
     return dict(weights)
@@ -131,7 +152,10 @@ def _take_inputs(s: _Settings) -> Record:
 
 def _take_getter(s: _Settings) -> Record:
     """Return the direction getter and its settings."""
-    given = dict(s.take("dg_args", {}))
+    given = s.take("dg_args", {})
+    if not isinstance(given, dict):
+        raise ValueError(f"dg_args must be options by name, not {given!r}")
+    given = dict(given)
     found = {"dg_key": s.need("dg_key"), "dg_dropout": given.pop("dropout", None) or 0.0,
              "add_eos": bool(given.pop("add_eos", False)), "eos_weight": given.pop("eos_weight", None) or 1.0}
     for name in ("normalize_targets", "normalize_outputs"):

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core.files import DataError
-from ..core.text import nearest_name
 from tractkit.models.attention import (
     BatchPast, DecoderLayer, EncoderLayer, Past, StepPast, WatchedPast, reset_slots, rotary_frequencies, select_slots,
     sinusoidal_table)
@@ -28,7 +27,7 @@ from .direction_getters import sphere_vertices
 from .dwi_ml_getters import make_getter_of
 from .embeddings import LinearEmbedding, PointEmbedding
 from .layers import KeyedDropout, give_weights_memory, initialize_weights
-from .settings import OriginalTransformerSettings, SrcAndTgtSettings, TransformerSettings
+from .settings import OriginalTransformerSettings, SrcAndTgtSettings, TransformerSettings, meant_setting
 from .targets import StepTargets, Targets, point_directions, previous_directions, step_lengths, unit
 
 # %% ../../nbs/models/09_transformers.ipynb #2f0296b8
@@ -139,9 +138,8 @@ class TransformerModel(TractographyModel):
         known = [f.name for f in fields(self.settings_class)]
         own = {name: value for name, value in given.items() if name not in known}
         if own and "settings_class" in vars(type(self)):
-            near = nearest_name(name := next(iter(own)), known)
-            hint = f"; did you mean {near}?" if near else ""
-            raise TypeError(f"{type(self).__name__} has no setting {name!r}{hint}")
+            hint = meant_setting(name := next(iter(own)), known)
+            raise TypeError(f"{type(self).__name__} has no setting {name!r}" + (f"; {hint}" if hint else ""))
         rest = {name: value for name, value in given.items() if name in known}
         return self.settings_class(nb_features=nb_features, **rest), own
 

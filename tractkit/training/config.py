@@ -29,6 +29,7 @@ from ..data.loader import BatchLoaderOneInput, BatchLoaderSeveralInputs, Streaml
 from ..models.autoencoder import Autoencoder
 from ..models.base import model_class
 from ..models.learn2track import Learn2Track
+from ..models.settings import SHORT_NAMES, meant_setting
 from ..models.transformers import OriginalTransformerModel, TransformerSrcAndTgtModel, TransformerSrcOnlyModel
 from .policy import Policy
 from ..data.sampler import BatchIDSampler
@@ -96,6 +97,15 @@ def import_file(path: str | os.PathLike) -> ModuleType:
     return module
 
 
+def _nearest_model(name: str) -> str:
+    """Return, in words, which model was meant, and the short names of all."""
+    if (cell := name.lower()) in ("gru", "lstm"):
+        near: str | None = f"learn2track with rnn_key {cell} (--model learn2track --rnn-key {cell})"
+    else:
+        near = "autoencoder" if name.lower() == "ae" else nearest_name(name, [*SHORT_NAMES, *SHORT_NAMES.values()])
+    return (f"did you mean {near}? There" if near else "there") + f" are {', '.join(SHORT_NAMES)}"
+
+
 def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: _File) -> type:
     """Return the class that a section names."""
     own = [getattr(m, name) for m in modules if isinstance(getattr(m, name, None), type)]
@@ -107,7 +117,8 @@ def _find_class(section: str, name: str, modules: Iterable[ModuleType], file: _F
             pass
     if not own and name not in known:
         raise DataError(
-            f"{section}: {name!r} is no {section} of tractkit; {_nearest(name, known)}", file=file,
+            f"{section}: {name!r} is no {section} of tractkit; "
+            f"{_nearest_model(name) if section == 'model' else _nearest(name, known)}", file=file,
             fix="If it is your own, name the file that defines it: imports=['mine.py'], or --import mine.py")
     return own[0] if own else known[name]
 
@@ -176,7 +187,8 @@ def check_run_config(
         known = keywords_of(classes[name])
         for key, value in section.items():
             if key not in known and key != "class":
-                raise DataError(f"{name}.{key} is not known; {_nearest(key, known)}", file=file)
+                hint = meant_setting(key, known) if name == "model" else ""
+                raise DataError(f"{name}.{key} is not known; {hint or _nearest(key, known)}", file=file)
             for text in _python_only(value):
                 raise DataError(f"{name}.{key} was given in Python ({text}), which a file cannot hold", file=file,
                                 fix=f"Write another {key}, or go on with the run in Python")
