@@ -230,3 +230,51 @@ def test_a_picture_of_any_number_of_densities():
     for n in (1, 5):
         axes = plot_calibrations({f"number {k}": found for k in range(n)}).axes
         assert len(axes) == n and all(sum(p.get_height() for p in ax.patches) == pytest.approx(20) for ax in axes)
+
+
+def test_a_temperature_at_its_bound_is_told_and_one_that_cannot_be_is_refused():
+    getter = make_direction_getter("fisher-von-mises", 8)
+    mean = unit(random_numbers(300, 3))
+    sure = Answers(torch.cat([mean, torch.full((300, 1), 12.0)], 1), unit(random_numbers(300, 3, seed=1)), mean)
+    for by in ("distance", "likelihood"):
+        with pytest.warns(UserWarning, match=r"temperature of fisher-von-mises is at its bound.*\.01 to 100"):
+            assert 97 < fit_temperature(getter, sure, by) <= 100
+    for wrong in (0, -1, math.nan, math.inf, "1"):
+        with pytest.raises(ValueError, match="temperature must be a number above 0"):
+            getter.temperature = wrong
+    assert getter.temperature == 1 and tempered(getter, np.float32(2)).temperature == 2
+
+
+def test_what_is_not_what_it_should_be_is_told_in_one_sentence():
+    model, getter = Learn2Track(2, rnn_layer_sizes=[4], dg_key="gaussian"), make_direction_getter("gaussian", 8)
+    answers = true_answers(getter, 200)
+    found = calibrate(getter, None, answers)
+    assert repr(found).startswith("Calibration(200 points: distance 0.") and len(repr(found)) < 100
+    with pytest.raises(TypeError, match="not a Learn2Track: give its direction_getter"):
+        calibrate(model, None, answers)
+    with pytest.raises(ValueError, match="cosine-regression has 3 outputs at a point, and these answers have 6"):
+        calibrate(make_direction_getter("cosine-regression", 8), answers, answers)
+    for wrong, error, message in ((found, TypeError, "by their names"), ({}, ValueError, "no calibration to draw"),
+                                  ({"straight": (found, 3.0)}, TypeError, "straight: this is a pair"),
+                                  ({"a": 3}, TypeError, "a: a Calibration is needed, not a int")):
+        with pytest.raises(error, match=message):
+            plot_calibrations(wrong)
+
+
+def _overlaps(texts):
+    boxes = [t.get_window_extent() for t in texts if t.get_text()]
+    return [(a, b) for k, a in enumerate(boxes) for b in boxes[:k] if a.overlaps(b)]
+
+
+def test_texts_of_the_picture_do_not_lie_on_one_another():
+    getter = make_direction_getter("fisher-von-mises", 8)
+    found = calibrate(tempered(getter, 2.476), None, true_answers(getter, 200))
+    wrong = Answers(torch.cat([unit(random_numbers(200, 3)), torch.full((200, 1), 9.0)], 1),
+                    unit(random_numbers(200, 3, seed=1)), torch.zeros(200, 3))
+    cut = calibrate(getter, None, wrong)
+    named = {f"the density number {k} of {k}": (cut if k % 2 else found) for k in range(6)}
+    picture = plot_calibrations(named, columns=9)
+    picture.array()
+    texts = [t for ax in picture.axes for t in (ax._left_title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())]
+    assert _overlaps([*texts, *picture.texts]) == [] and all(t.get_window_extent().x1 <= 800 for t in texts)
+    assert "↑20" in [t.get_text() for t in picture.axes[1].texts]  # the bar is cut at 5

@@ -158,3 +158,12 @@ def test_the_picture_has_each_bundle_in_its_color_and_text_that_can_be_read():
     for given in ([np.zeros((5, 3))], "a.trk"):
         with pytest.raises(TypeError, match="a: this is drawn from arrays .* as model.embed"):
             plot_latent({"a": given})
+
+
+def test_tick_labels_of_any_length_leave_room_for_the_label():
+    for scale in (.02, 1e3, 1e-4):
+        latent = scale * np.random.default_rng(0).normal(size=(50, 4))
+        figure = plot_latent({"a long name of a bundle, the left one": latent})
+        figure.array()
+        ax = figure.axes[0]
+        assert ax.yaxis.label.get_window_extent().x0 >= 4 and ax.get_legend().get_window_extent().x1 <= 800

@@ -9,6 +9,7 @@ __all__ = ['Answers', 'collect_answers', 'angle_pit', 'tempered', 'mean_loss', '
 # %% ../../nbs/evaluation/02_calibration.ipynb #a1c60b03
 import copy
 import math
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -78,6 +79,7 @@ def angle_pit(
     """Return the probability that was given to a smaller angle to the most likely direction than that which occurred.
 
     ValueError for a getter that is no density."""
+    _check_getter(getter, outputs)
     if not getter.unit_of_density:
         raise ValueError(f"{getter.key} answers with one direction and has no density to calibrate")
     numbers, tie = getter.split(outputs)[0], uniform(fold(seed, "ties"), np.arange(len(outputs)))
@@ -95,6 +97,16 @@ def angle_pit(
     return np.concatenate(found)
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #a1c60b13
+def _check_getter(getter: DirectionGetter, outputs: torch.Tensor) -> None:
+    """Raise TypeError for what is no direction getter, ValueError for one that gave other outputs."""
+    if not isinstance(getter, DirectionGetter):
+        hint = ": give its direction_getter" if isinstance(getter, torch.nn.Module) else ""
+        raise TypeError(f"a direction getter is needed, not a {type(getter).__name__}{hint}")
+    if outputs.shape[-1] != (wanted := getter.nb_outputs + getter.add_eos):
+        raise ValueError(f"{getter.key} has {wanted} outputs at a point, and these answers have {outputs.shape[-1]}: "
+                         "give the direction getter of the model that answered")
+
+
 def _gap(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Return 1 - cos of the angle between unit vectors, which keeps its digits where the angle is small."""
     return (a.double() - b.double()).square().sum(-1) / 2
@@ -153,7 +165,9 @@ def fit_temperature(
     by: str = "distance",     # of the angles; or "likelihood"
     seed: int = 0,            # of draws
 ) -> float:
-    """Return the temperature at which the distance is smallest, or the answers are most likely: .01 to 100."""
+    """Return the temperature at which the distance is smallest, or the answers are most likely: .01 to 100.
+
+    A UserWarning where that is at a bound."""
     def loss(log_temperature: float) -> float:
         return mean_loss(tempered(getter, math.exp(log_temperature)), answers)
 
@@ -163,12 +177,18 @@ def fit_temperature(
 
     if by not in ("distance", "likelihood"):
         raise ValueError(f'by is "distance" or "likelihood", not {by!r}')
-    best = _lowest(loss, math.log(0.01), math.log(100))
+    _check_getter(getter, answers.outputs)
+    low, high = math.log(0.01), math.log(100)
+    best = _lowest(loss, low, high)
     if by == "distance":
         some = answers.every(max(1, len(answers) // 4000))
-        grid, step = np.linspace(best - math.log(10), best + math.log(10), 13, retstep=True)
+        grid, step = np.linspace(max(best - math.log(10), low), min(best + math.log(10), high), 13, retstep=True)
         middle = float(grid[int(np.argmin([distance(t) for t in grid]))])
-        best = _lowest(distance, middle - step, middle + step)
+        best = _lowest(distance, max(middle - step, low), min(middle + step, high))
+    if min(best - low, high - best) < 0.02:
+        warnings.warn(f"the temperature of {getter.key} is at its bound, {math.exp(best):.2g}: it would be fitted "
+                      "outside of .01 to 100; the model is not trained, or these are answers of another one",
+                      stacklevel=2)
     return math.exp(best)
 
 
@@ -183,7 +203,7 @@ def kolmogorov_distance(
     return float(kstest(pit, "uniform").statistic)
 
 # %% ../../nbs/evaluation/02_calibration.ipynb #a1c60b20
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """How far a density agrees with what occurred."""
 
@@ -197,6 +217,10 @@ class Calibration:
         """Kolmogorov distance of the numbers to evenly spread ones, 0 to 1."""
         return kolmogorov_distance(self.pit)
 
+    def __repr__(self) -> str:
+        return (f"Calibration({len(self.pit):,} points: distance {self.distance:.3f} at temperature "
+                f"{self.temperature:.3g}, {self.distance_before:.3f} at 1, loss {self.loss:.3f})")
+
 
 def calibrate(
     getter: DirectionGetter,     # a density
@@ -205,6 +229,7 @@ def calibrate(
     seed: int = 0,               # of draws
 ) -> Calibration:
     """Fit a temperature on some subjects and judge by others. The getter stays as it is."""
+    _check_getter(getter, unseen.outputs)
     temperature = getter.temperature if validation is None else fit_temperature(getter, validation, seed=seed)
     after = tempered(getter, temperature)
     before, pit = (angle_pit(g, unseen.outputs, unseen.directions, seed) for g in (tempered(getter, 1.0), after))
@@ -240,26 +265,49 @@ def plot_calibrations(
     columns: int = 4,
     width: int = 800,                  # pixels
 ) -> Picture:
-    """Draw the histogram of the numbers of each density, with its distance, beside the even line."""
-    columns = max(1, min(columns, len(found)))
-    nb_rows = max(1, math.ceil(len(found) / columns))
-    cell, height = width / columns, 172
-    picture = blank_picture(width, nb_rows * height + 44, "white")
-    highest = max([2.0, *(float(np.histogram(c.pit, 20, (0, 1), density=True)[0].max()) for c in found.values())])
+    """Draw the histogram of the numbers of each density, with its distance, beside the even line.
+
+    As many columns as the names have room for; a bar that is cut at 5 has its height written on it."""
+    _check_found(found)
+    columns = max(1, min(columns, len(found), width // 190))
+    nb_rows = math.ceil(len(found) / columns)
+    cell, height = width / columns, 190
+    picture = blank_picture(width, nb_rows * height + 30, "white")
+    highest = min(5, max([2.0, *(float(_heights(c).max()) for c in found.values())]))
     for i, (name, c) in enumerate(found.items()):
-        left, below = i % columns * cell + 32, 44 + (nb_rows - 1 - i // columns) * height
-        box = left / width, below / picture.bbox.height, (cell - 44) / width, (height - 66) / picture.bbox.height
+        left, below = i % columns * cell + 32, 50 + (nb_rows - 1 - i // columns) * height
+        box = left / width, below / picture.bbox.height, (cell - 44) / width, (height - 74) / picture.bbox.height
         ax = picture.add_axes(box)
         ax.hist(c.pit, 20, range=(0, 1), density=True, color=CURVE_COLORS[0], alpha=0.75, rwidth=0.94)
         ax.axhline(1, color=CURVE_COLORS[1], lw=1.4)
-        ax.set(xlim=(0, 1), ylim=(0, min(highest, 5) * 1.05), xticks=[0, 0.5, 1], xticklabels=["0", ".5", "1"])
+        ax.set(xlim=(0, 1), ylim=(0, highest * 1.05), xticks=[0, 0.5, 1], xticklabels=["0", ".5", "1"])
         ax.tick_params(labelsize=9, length=2)
         if i % columns:
             ax.set_yticklabels([])
         ax.spines[["top", "right"]].set_visible(False)
-        ax.set_title(name, fontsize=9, loc="left", pad=14)
+        room = int((cell - 32) / 7)
+        ax.set_title(name if len(name) <= room else f"{name[:room - 1]}…", fontsize=9, loc="left", pad=20)
         note = f"distance {c.distance:.3f}" + (f", at T = {c.temperature:.2f}" if c.temperature != 1 else "")
-        ax.text(0, 1.03, note, transform=ax.transAxes, fontsize=8, color="#6b727c")
+        ax.text(0, 1.09, note, transform=ax.transAxes, fontsize=8, color="#6b727c")
+        for k in np.flatnonzero(_heights(c) > highest * 1.05):
+            ax.text((k + 0.5) / 20, 1.01, f"↑{_heights(c)[k]:.0f}", transform=ax.transAxes, fontsize=7, ha="center")
     picture.text(0.5, 8 / picture.bbox.height, "predicted probability of a smaller angle than the one that occurred",
                  ha="center", fontsize=9)
     return picture
+
+
+def _heights(c: Calibration) -> np.ndarray:
+    return np.histogram(c.pit, 20, (0, 1), density=True)[0]
+
+
+def _check_found(found: Mapping[str, Calibration]) -> None:
+    """Raise TypeError or ValueError, in one sentence, for what is no mapping of calibrations or an empty one."""
+    if not isinstance(found, Mapping):
+        raise TypeError(f'give calibrations by their names, {{"name": calibration}}, not a {type(found).__name__}')
+    if not found:
+        raise ValueError("there is no calibration to draw: give at least one")
+    for name, c in found.items():
+        if isinstance(c, tuple):
+            raise TypeError(f"{name}: this is a pair; calibrate_previous_direction returns κ, too: give its first")
+        if not isinstance(c, Calibration):
+            raise TypeError(f"{name}: a Calibration is needed, not a {type(c).__name__}")

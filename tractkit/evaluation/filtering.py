@@ -205,4 +205,8 @@ def _write_legend(ax: Axes, rows: list[tuple[str, int]]) -> None:
     for mark in filter(None, legend.legend_handles):
         mark.set_alpha(1)
     x, y, _, height = ax.get_position().bounds
-    ax.set_position((x, y, max(1 - x - (legend.get_window_extent().width + 24) / width, 0.3), height))
+    beyond = legend.get_window_extent().width + 24
+    ax.set_position((x, y, max(1 - x - beyond / width, 0.3), height))
+    box = ax.get_tightbbox()
+    x += max(8 - box.x0, 0) / width if box else 0  # tick labels may be long
+    ax.set_position((x, y, max(1 - x - beyond / width, 0.3), height))

@@ -13,7 +13,8 @@ import inspect
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import ClassVar, TypedDict, Unpack, cast
+from numbers import Real
+from typing import Any, ClassVar, TypedDict, Unpack, cast
 
 import numpy as np
 import torch
@@ -41,6 +42,11 @@ class DirectionGetter(nn.Module):
     keys: np.ndarray | None = None  # (n,) uint64: what `answer` draws with; None: it does not draw
     eos_stop: float | str = 0.5     # see `stops`
     temperature: float = 1.0        # of a density, to widen it (above 1) or narrow it, once the model is trained
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "temperature" and not (isinstance(value, Real) and 0 < float(value) < math.inf):
+            raise ValueError(f"temperature must be a number above 0 (1: as trained), not {value!r}")
+        super().__setattr__(name, value)
 
     def __init__(self, input_size: int, nb_outputs: int, dropout: float = 0.0,
                  add_eos: bool = False, eos_weight: float = 1.0):

@@ -185,14 +185,18 @@ class SrcAndTgtSettings(TargetSettings):
 # %% ../../nbs/models/00_settings.ipynb #b7e25d10
 @dataclass(frozen=True)
 class AutoencoderSettings:
-    """How an autoencoder of streamlines is built: its keywords."""
+    """How an autoencoder of streamlines is built: its keywords.
+
+    All subjects must lie in one space, such as that of a template; the loss is in mm²."""
 
     nb_points: int = setting(256, at_least=2, finite=True, help="on every streamline")
     latent_size: int = setting(32, at_least=1, finite=True, help="numbers that describe a streamline")
     layer_sizes: Sequence[int] = setting(
         (32, 64, 128, 256, 512, 1024), help="channels of each convolution, which halves the points")
     center: Sequence[float] = setting((0.0, 0.0, 0.0), unit="mm", help="point of the world (rasmm) that is zero to it")
-    scale: float = setting(50.0, above=0, finite=True, unit="mm", help="mm of the world that are 1 to it")
+    scale: float = setting(
+        50.0, above=0, finite=True, unit="mm", help="mm of the world that are 1 to it; all subjects must lie in one "
+        "space, such as that of a template, and the loss is in mm²")
     seed: int = setting(1234, finite=True, help="of the first weights; no hyperparameter")
 
     def __post_init__(self) -> None:
