@@ -114,7 +114,7 @@ def directions_of(batch: SimpleNamespace) -> torch.Tensor:
 
 def bare(kind: str, inputs: torch.Tensor, batch: SimpleNamespace) -> Callable[[], None]:
     """Forward, loss and backward of torch's modules, on the blocks that the model would make."""
-    module, ends = Bare(kind), 0.0 if kind[0] == "T" else 2.0 if kind == "LSTM" else 16.0
+    module, ends = Bare(kind), 0.0 if kind[0] == "T" else 8.0 if kind == "LSTM" else 32.0
     blocks = pad_buckets(batch.offsets.numpy(), ends, per_block=64.0 if kind[0] == "T" else 0.0, streamline_first=True)
     tokens = torch.nn.functional.pad(directions_of(batch), (0, 1))
     laid = list(zip(blocks.pad(inputs), blocks.pad(tokens), blocks.pad(directions_of(batch)), strict=True))

@@ -67,6 +67,7 @@ LONG = [
     "test_panel_browser.py",
     "test_resume.py",
     "test_torchrun.py",
+    "test_killed_models.py",
     "test_package.py",
     "test_tutorial_browser.py",
     "test_loggers.py",

@@ -299,8 +299,6 @@ def test_however_long_it_trains_memory_and_messages_stay_flat(lab, page, wire, b
     others = len(sent) - len(updates)  # when something changes, not with time
     assert len(updates) <= 4 * seconds + 3 and others < 40, note
     assert max(size for _, size in updates) < 20_000 and max(fifths[4]) < 1.3 * max(fifths[0]), note
-    # How many there are in a fifth is for the machine to say; how large they are is not.
-    assert sum(fifths[4]) / len(fifths[4]) < 1.3 * sum(fifths[0]) / len(fifths[0]), note
     # A still of the curves takes a little more or less than another, and the notebook has one of each panel.
     assert end["file"] < tenth["file"] + 20_000 < 50_000 * (readouts + 1), note
     assert end["elements"] < 1.05 * tenth["elements"], note

@@ -9,11 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from dipy.data import get_sphere
 from torch import nn
 from torch.nn.functional import linear
 
 import tractkit as tk
 from tractkit.core.files import DataError
+from tractkit.models.attention import sinusoidal_table
 from tractkit.models.base import load_model, save_model
 from tractkit.models.dwi_ml_import import import_dwi_ml_model
 from tractkit.models.targets import unit
@@ -48,7 +50,8 @@ def recurrent(input_size: int, sizes=(6, 4)) -> dict[str, torch.Tensor]:
 
 
 def two_layers(name: str, nb_outputs: int, input_size=4) -> dict[str, torch.Tensor]:
-    shapes = {"0.weight": (2, input_size), "0.bias": (2,), "1.weight": (nb_outputs, 2), "1.bias": (nb_outputs,)}
+    half = input_size // 2
+    shapes = {"0.weight": (half, input_size), "0.bias": (half,), "1.weight": (nb_outputs, half), "1.bias": (nb_outputs,)}
     return {f"direction_getter.{name}.{key}": numbers(*shape, seed=len(name)) for key, shape in shapes.items()}
 
 
@@ -130,6 +133,100 @@ def test_the_transformer_of_the_sample_answers_as_in_dwi_ml(real_data):
 
 GETTERS = {"cosine-regression": 3, "l2-regression": 3, "cosine-plus-l2-regression": 3, "cos-plus-l2-regression": 3,
            "sphere-classification": 724, "smooth-sphere-classification": 724}
+
+
+def of_transformer(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of torch's layers by the names that dwi_ml gives them: queries, keys and values have one each."""
+    found = {}
+    for name, value in module.state_dict().items():
+        if name.endswith("in_proj_weight"):
+            start = name.removesuffix("in_proj_weight")
+            found |= {f"{start}{k}_proj_weight": part.clone() for k, part in zip("qkv", value.chunk(3), strict=True)}
+        else:
+            found[name] = value
+    return {f"modified_torch_transformer.{name}": value for name, value in found.items()}
+
+
+def tokens_of(points: torch.Tensor, kind: str) -> torch.Tensor:
+    """What dwi_ml reads of the directions so far: steps in voxels with a label, or a one for the nearest class."""
+    steps = points[1:] - points[:-1]
+    if kind == "as_label":
+        return torch.cat([torch.tensor([[0.0, 0, 0, 1]]), nn.functional.pad(steps, (0, 1))])
+    vertices = torch.tensor(get_sphere(name=kind).vertices, dtype=torch.float32)
+    nearest = nn.functional.normalize(steps) @ vertices.T
+    classes = torch.cat([torch.tensor([len(vertices)]), nearest.argmax(-1)])
+    return nn.functional.one_hot(classes, len(vertices) + 1).float()
+
+
+@pytest.mark.parametrize("norm_first", [False, True])
+@pytest.mark.parametrize("token", ["as_label", "repulsion100"])
+@pytest.mark.parametrize("kind", ["OriginalTransformerModel", "TransformerSrcAndTgtModel"])
+@torch.no_grad()
+def test_transformers_with_targets_answer_as_torchs_layers_put_together_as_in_dwi_ml(kind, token, norm_first, tmp_path):
+    batch, x, of_input, of_target = one_line(), numbers(12, 5), nn.Linear(5, 8), nn.Linear(
+        4 if token == "as_label" else 101, 8 if kind[0] == "O" else 4)
+    size, tokens = 8 if kind[0] == "O" else 12, tokens_of(batch.points, token)
+    options = dict(dim_feedforward=6, dropout=0.0, activation="gelu", batch_first=True, norm_first=norm_first)
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(size, 2, **options), 2, enable_nested_tensor=False)
+    weights = {f"input_embedding_layer.linear.{k}": v for k, v in of_input.state_dict().items()}
+    weights |= {f"embedding_layer_t.linear.{k}": v for k, v in of_target.state_dict().items()}
+    weights["position_encoding_layer.pos_emb"] = sinusoidal_table(40, size)[None]
+    mask, positions = nn.Transformer.generate_square_subsequent_mask(12), sinusoidal_table(40, size)[:12]
+    rows, targets = torch.relu(of_input(x)), torch.relu(of_target(tokens))
+    more = {"n_layers_d": 1} if kind[0] == "O" else {"target_embedded_size": 4}
+    if kind[0] == "O":
+        decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(size, 2, **options), 1)
+        weights |= of_transformer(nn.ModuleDict({"encoder": encoder, "decoder": decoder}))
+        memory = encoder((rows + positions)[None], mask=mask)
+        rows = decoder((targets + positions)[None], memory, tgt_mask=mask, memory_mask=mask)[0]
+    else:
+        weights |= of_transformer(encoder)
+        rows = encoder((torch.cat([rows, targets], 1) + positions)[None], mask=mask)[0]
+    weights |= two_layers("layers", 3, size)
+    w = {k.removeprefix("direction_getter.layers."): v for k, v in weights.items()}
+    wanted = linear(torch.relu(linear(rows, w["0.weight"], w["0.bias"])), w["1.weight"], w["1.bias"])
+    settings = {k: SETTINGS[k] for k in SETTINGS if not k.startswith(("rnn", "use", "dropout", "nb_prev", "norm", "prev"))}
+    settings |= dict(nb_features=5, input_embedding_key="nn_embedding", input_embedded_size=8, max_len=40, n_layers_e=2,
+                     positional_encoding_key="sinusoidal", dropout_rate=0.1, activation="gelu", nheads=2,
+                     ffnn_hidden_size=6, norm_first=norm_first, sos_token_type=token,
+                     target_embedding_key="nn_embedding", start_from_copy_prev=False, **more)
+    (folder := tmp_path / "best_model").mkdir()
+    (folder / "model_type.txt").write_text(kind)
+    (folder / "parameters.json").write_text(json.dumps(settings))
+    torch.save(weights, folder / "model_state.pkl")
+    model = import_dwi_ml_model(folder)
+    np.testing.assert_allclose(model(x, batch), wanted, atol=1e-5)
+    (folder / "parameters.json").write_text(json.dumps(settings | {"start_from_copy_prev": True}))
+    with pytest.raises(DataError, match="start_from_copy_prev is on"):
+        import_dwi_ml_model(folder)
+
+
+@pytest.mark.parametrize("skip, norm", [(True, False), (False, True), (True, True)])
+@torch.no_grad()
+def test_recurrent_layers_are_joined_as_in_dwi_ml(skip, norm, tmp_path):
+    """Layer, norm, ReLU between layers; a joined one reads the input again, and all are read in the end."""
+    x, sizes = numbers(12, 3), (6, 4)
+    layers = nn.ModuleList([nn.LSTM(3, 6), nn.LSTM(9 if skip else 6, 4)])
+    norms = nn.ModuleList([nn.LayerNorm(size) for size in sizes])
+    for i, n in enumerate(norms):
+        n.weight.copy_(numbers(sizes[i], seed=i))
+        n.bias.copy_(numbers(sizes[i], seed=i + 5))
+    weights = {f"rnn_model.rnn_{i}.{k}": v for i, one in enumerate(layers) for k, v in one.state_dict().items()}
+    if norm:
+        weights |= {f"rnn_model.layer_norm_{i}.{k}": v for i, n in enumerate(norms) for k, v in n.state_dict().items()}
+    y, outputs = x, []
+    for i, (layer, n) in enumerate(zip(layers, norms, strict=True)):
+        y = layer(y[:, None])[0][:, 0]
+        y = n(y) if norm else y
+        y = torch.relu(y) if i == 0 else y
+        outputs.append(y)
+        y = torch.cat([y, x], 1) if skip and i == 0 else y
+    y = torch.cat(outputs, 1) if skip else y
+    weights |= two_layers("layers", 3, y.shape[1])
+    w = {k.removeprefix("direction_getter.layers."): v for k, v in weights.items()}
+    wanted = linear(torch.relu(linear(y, w["0.weight"], w["0.bias"])), w["1.weight"], w["1.bias"])
+    folder = write(tmp_path / "best_model", weights, use_skip_connection=skip, use_layer_normalization=norm)
+    np.testing.assert_allclose(import_dwi_ml_model(folder)(x, one_line()), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("eos", [False, True])
@@ -242,7 +339,7 @@ def with_settings(**settings):
 @pytest.mark.parametrize("change, text, file", [
     (lambda f: (f / "model_type.txt").write_text("ModelAE"), "is a 'ModelAE'.*Give the folder of a Learn2TrackModel or a TransformerSrcOnlyModel",
      "model_type.txt"),
-    (lambda f: (f / "model_type.txt").write_text("OriginalTransformerModel"), "OriginalTransformerModel", "model_type.txt"),
+    (lambda f: (f / "model_type.txt").write_text("CopyPrevDirModel"), "CopyPrevDirModel", "model_type.txt"),
     (lambda f: (f / "model_type.txt").unlink(), "no model_type.txt.*best_model", ""),
     (broken("parameters.json"), "cannot be read", "parameters.json"),
     (broken("model_state.pkl"), "cannot be read as weights", "model_state.pkl"),
@@ -251,7 +348,7 @@ def with_settings(**settings):
     (with_settings(dg_args={"width": 3}), r"dg_args width", "parameters.json"),
     (with_settings(nb_features=None), "nb_features is missing", "parameters.json"),
     (with_settings(rnn_layer_sizes=[6, 5]), "do not fit parameters.json", "model_state.pkl"),
-    (with_settings(use_skip_connection=True), "use_skip_connection", "parameters.json"),
+    (with_settings(use_skip_connection=True), "do not fit parameters.json", "model_state.pkl"),
     (with_settings(dg_key="gaussian-mixture"), "cannot train", "parameters.json"),
     (with_settings(rnn_key="rnn"), "rnn_key", "parameters.json"),
     (lambda f: torch.save(recurrent(3) | {"spin.weight": numbers(2)} | two_layers("layers", 3), f / "model_state.pkl"),

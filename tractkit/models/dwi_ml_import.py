@@ -21,7 +21,8 @@ from ..core.text import Json, Record
 from .attention import sinusoidal_table
 from .base import TractographyModel
 from .learn2track import Learn2Track
-from .transformers import TransformerSrcOnlyModel
+from .transformers import (
+    OriginalTransformerModel, TransformerModel, TransformerSrcAndTgtModel, TransformerSrcOnlyModel)
 
 # %% ../../nbs/models/12_dwi_ml_import.ipynb #2802166d
 class _Files(NamedTuple):
@@ -168,16 +169,28 @@ def _take_getter(s: _Settings) -> Record:
 _Rules = list[tuple[str, str]]  # pattern of a name in dwi_ml -> name here
 _OF_EMBEDDINGS: _Rules = [(r"input_embedding(?:_layer)?\.linear\.(weight|bias)", r"embedding.inputs.linear.\1"),
                           (r"prev_dirs_embedding(?:_layer)?\.linear\.(weight|bias)", r"embedding.directions.linear.\1")]
-_OF_LEARN2TRACK: _Rules = [*_OF_EMBEDDINGS, (r"rnn_model\.rnn_(\d+)\.(\w+)", r"rnn.layers.\1.\2")]
+_OF_LEARN2TRACK: _Rules = [*_OF_EMBEDDINGS, (r"rnn_model\.rnn_(\d+)\.(\w+)", r"rnn.layers.\1.\2"),
+                           (r"rnn_model\.layer_norm_(\d+)\.(\w+)", r"rnn.norms.\1.\2")]
 
-_LAYER = r"modified_torch_transformer\.layers\.(\d+)\."
-_OF_SOURCE_ONLY: _Rules = [
-    *_OF_EMBEDDINGS, (_LAYER + r"self_attn\.in_proj_(weight|bias)", r"encoder.\1.attention.into.\2"),
-    (_LAYER + r"self_attn\.out_proj\.(weight|bias)", r"encoder.\1.attention.out.\2"),
-    (_LAYER + r"linear1\.(weight|bias)", r"encoder.\1.feed_forward.hidden.\2"),
-    (_LAYER + r"linear2\.(weight|bias)", r"encoder.\1.feed_forward.out.\2"),
-    (_LAYER + r"norm1\.(weight|bias)", r"encoder.\1.around_attention.norm.\2"),
-    (_LAYER + r"norm2\.(weight|bias)", r"encoder.\1.around_feed_forward.norm.\2")]
+
+def _of_layers(stack: str, to: str, attentions: Mapping[str, str]) -> _Rules:
+    """Return the names in a stack of layers: its attentions, two feed-forward layers, and a norm behind each part."""
+    layer, own = rf"modified_torch_transformer\.{stack}(\d+)\.", rf"{to}.\1."
+    parts = [*attentions.values(), "feed_forward"]
+    rules = [(rf"{layer}linear1\.(\w+)", rf"{own}feed_forward.hidden.\2"),
+             (rf"{layer}linear2\.(\w+)", rf"{own}feed_forward.out.\2")]
+    for theirs, ours in attentions.items():
+        rules += [(rf"{layer}{theirs}\.in_proj_(\w+)", rf"{own}{ours}.into.\2"),
+                  (rf"{layer}{theirs}\.out_proj\.(\w+)", rf"{own}{ours}.out.\2")]
+    return rules + [(rf"{layer}norm{i}\.(\w+)", rf"{own}around_{part.removeprefix('to_')}.norm.\2")
+                    for i, part in enumerate(parts, 1)]
+
+
+_OF_SOURCE_ONLY: _Rules = [*_OF_EMBEDDINGS, *_of_layers(r"layers\.", "encoder", {"self_attn": "attention"})]
+_OF_TOKENS: _Rules = [(r"embedding_layer_t\.linear\.(\w+)", r"tokens.embedding.linear.\1")]
+_OF_ORIGINAL: _Rules = [
+    *_OF_EMBEDDINGS, *_OF_TOKENS, *_of_layers(r"encoder\.layers\.", "encoder", {"self_attn": "attention"}),
+    *_of_layers(r"decoder\.layers\.", "decoder", {"self_attn": "attention", "multihead_attn": "to_memory"})]
 
 
 def _rename(files: _Files, rules: _Rules) -> dict[str, torch.Tensor]:
@@ -237,24 +250,22 @@ def _learn2track(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules
     if nb:
         previous |= {"prev_dirs_embedding_key": key, "normalize_prev_dirs": normalize}
         previous |= {"prev_dirs_embedded_size": size} if key == "nn_embedding" else {}
-    for name in ("use_skip_connection", "use_layer_normalization"):
-        if s.take(name, False):
-            raise files.problem(f"{name} is on: how such layers are joined in dwi_ml is not known here",
-                                fix="Train it again with tractkit, or without")
-    model = Learn2Track(**given, **previous, rnn_key=s.need("rnn_key"), rnn_layer_sizes=s.need("rnn_layer_sizes"),
-                        dropout=s.take("dropout", 0.0))
+    layers: Record = {name: bool(s.take(name, False)) for name in ("use_skip_connection", "use_layer_normalization")}
+    model = Learn2Track(**given, **previous, **layers, rnn_key=s.need("rnn_key"),
+                        rnn_layer_sizes=s.need("rnn_layer_sizes"), dropout=s.take("dropout", 0.0))
     s.finish()
     return model, _OF_LEARN2TRACK
 
 
-def _source_only(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules]:
-    given = _take_inputs(s) | _take_getter(s)
+def _transformer(
+    files: _Files, s: _Settings, kind: type[TransformerModel], rules: _Rules, **more: Json
+) -> tuple[TractographyModel, _Rules]:
+    given = _take_inputs(s) | _take_getter(s) | more
     if (positions := s.take("positional_encoding_key", "sinusoidal")) != "sinusoidal":
         raise files.problem(f"positional_encoding_key is {positions!r}: dwi_ml 1.0 has no such positions",
                             fix="Train it with tractkit")
     names = ("max_len", "n_layers_e", "nheads", "dropout_rate", "activation", "norm_first")
-    model = TransformerSrcOnlyModel(**given, **{name: s.need(name) for name in names},
-                                    ffnn_hidden_size=s.take("ffnn_hidden_size"))
+    model = kind(**given, **{name: s.need(name) for name in names}, ffnn_hidden_size=s.take("ffnn_hidden_size"))
     s.finish()
     table = files.weights.pop("position_encoding_layer.pos_emb", None)  # it follows from its shape
     wanted = sinusoidal_table(model.max_len, model.d_model)
@@ -262,7 +273,31 @@ def _source_only(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules
         raise files.problem("its positions are not the sinusoidal ones of its max_len", "model_state.pkl",
                             "Copy both files of one model")
     _join_projections(files.weights)
-    return model, _OF_SOURCE_ONLY
+    return model, rules
+
+
+def _source_only(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules]:
+    return _transformer(files, s, TransformerSrcOnlyModel, _OF_SOURCE_ONLY)
+
+
+def _take_tokens(files: _Files, s: _Settings) -> Record:
+    """Return how the directions so far are read."""
+    if s.take("start_from_copy_prev", False):
+        raise files.problem("start_from_copy_prev is on: its answers are added to the direction before, which models "
+                            "here do not do", fix="Train it with tractkit, or without")
+    return {"SOS_token_type": s.take("sos_token_type", "as_label"),
+            "target_embedding_key": s.take("target_embedding_key", "no_embedding")}
+
+
+def _original(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules]:
+    tokens = _take_tokens(files, s) | {"n_layers_d": s.need("n_layers_d")}
+    s.take("target_embedded_size")  # d_model, as that of the input
+    return _transformer(files, s, OriginalTransformerModel, _OF_ORIGINAL, **tokens)
+
+
+def _source_and_target(files: _Files, s: _Settings) -> tuple[TractographyModel, _Rules]:
+    tokens = _take_tokens(files, s) | {"target_embedded_size": s.take("target_embedded_size")}
+    return _transformer(files, s, TransformerSrcAndTgtModel, [*_OF_SOURCE_ONLY, *_OF_TOKENS], **tokens)
 
 
 def _join_projections(weights: dict[str, torch.Tensor]) -> None:
@@ -273,7 +308,8 @@ def _join_projections(weights: dict[str, torch.Tensor]) -> None:
 
 
 _KINDS: dict[str, Callable[[_Files, _Settings], tuple[TractographyModel, _Rules]]] = {
-    "Learn2TrackModel": _learn2track, "TransformerSrcOnlyModel": _source_only}
+    "Learn2TrackModel": _learn2track, "TransformerSrcOnlyModel": _source_only, "OriginalTransformerModel": _original,
+    "TransformerSrcAndTgtModel": _source_and_target}
 _NOT_WRITTEN = ("gaussian-mixture", "fisher-von-mises-mixture")  # getters that dwi_ml names and cannot make
 
 # %% ../../nbs/models/12_dwi_ml_import.ipynb #ac878d36

@@ -623,11 +623,10 @@ class StackedRNN(nn.Module):
             y, last = rnn(y, None if state is None else _add_time(state[i]))
             states.append(tuple(s[0] for s in last) if isinstance(last, tuple) else (last[0],))
             y = norm(y)
-            outputs.append(y)
-            if i < len(self.layers) - 1:
-                y = self.dropout(torch.relu(y) if self.use_relu else y)
-                if self.use_skip_connection:
-                    y = torch.cat([y, x], dim=-1)
+            is_last = i == len(self.layers) - 1
+            between = y if is_last else self.dropout(torch.relu(y) if self.use_relu else y)
+            outputs.append(between if self.use_relu else y)  # dwi_ml joins what goes on to the next layer
+            y = between if is_last or not self.use_skip_connection else torch.cat([between, x], dim=-1)
         return torch.cat(outputs, dim=-1) if self.use_skip_connection else y, tuple(states)
 
     def init_state(self, n: int, device: torch.device | str | None = None) -> tuple:

@@ -135,4 +135,4 @@ class Learn2Track(TractographyModel):
         """Return the fixed cost of a time step in rows: on CPUs, torch has a fused LSTM, but no fused GRU."""
         if device.type != "cpu":
             return 256.0
-        return 2.0 if self.hyperparameters["rnn_key"] == "lstm" else 16.0
+        return 8.0 if self.hyperparameters["rnn_key"] == "lstm" else 32.0

@@ -168,8 +168,11 @@ class TransformerModel(TractographyModel):
         turns = (arc_lengths(batch), self.positions.frequencies) if self.positions.is_rotary else ()
         past = kind(batch.offsets, *turns)
         own = self.own_space(batch)
-        directions = point_directions(own.points, own.offsets, own.voxel_sizes)
-        previous = previous_directions(directions, own.offsets, own.previous)
+        if self.convention is None:
+            directions = point_directions(own.points, own.offsets, own.voxel_sizes)
+            previous = previous_directions(directions, own.offsets, own.previous)
+        else:
+            previous = _voxel_steps(batch, self.step_size)
         rows = self._body(past.pad(self.embedding(inputs, own)), past.pad(previous), past)
         return self.direction_getter(past.pack(rows)), past
 
@@ -233,10 +236,10 @@ class TransformerModel(TractographyModel):
         self.embedding.set_step(step_size, voxel_sizes)
 
     def _own_direction(self, previous: torch.Tensor) -> torch.Tensor:
-        """Return (n, 3) unit directions, voxmm, in the space of the model's directions."""
+        """Return (n, 3) unit directions, voxmm, as the model reads them: those of dwi_ml as steps in voxels."""
         if self.convention is None or self.tracked_voxels is None:  # without them, `to_voxmm` raises
             return previous
-        return unit(previous / previous.new_tensor(self.tracked_voxels))
+        return previous * (self.mm or 1.0) / previous.new_tensor(self.tracked_voxels)
 
     def _step_mm(self) -> float:
         if self.mm is None:
@@ -279,6 +282,16 @@ def _check_lengths(batch: PackedBatch, max_len: int) -> None:
                     subject=None if subject_of is None else subject_of(i),
                     fix=f"Make the model with max_len={int(lengths[i])} or more, train with a larger step_size, or "
                         "split streamlines (split_ratio)")
+
+
+def _voxel_steps(batch: PackedBatch, step_size: float | None) -> torch.Tensor:
+    """Return (P, 3) steps in voxels by which points were reached; zero at first points of which nothing is known."""
+    steps = torch.zeros_like(batch.points)
+    steps[1:] = batch.points[1:] - batch.points[:-1]
+    filled = batch.offsets[1:] > batch.offsets[:-1]
+    known = (batch.previous * (step_size or 0.0) / batch.voxel_sizes).to(steps)
+    steps[batch.offsets[:-1][filled]] = known[filled]
+    return steps
 
 
 def _layer_options(given: TransformerSettings, size: int) -> tuple[int, int, int, float, str, bool]:
