@@ -26,7 +26,7 @@ from tractkit.spatial.resample import resample_nb_points, resample_step
 from tractkit.spatial.tractogram import Tractogram
 
 FEATURES, SIZE, HEADS, LAYERS, TIPS = 28, 128, 8, 2, 16
-STREAMLINES = {"LSTM": 192, "GRU": 192}  # of a batch; of the others 48
+STREAMLINES = {"LSTM": 192, "GRU": 512}  # of a batch; of the others 48
 MODELS: dict[str, tuple[str, dict]] = {
     "LSTM": ("learn2track", dict(rnn_key="lstm", rnn_layer_sizes=[SIZE] * LAYERS, dropout=0.1)),
     "GRU": ("learn2track", dict(rnn_key="gru", rnn_layer_sizes=[SIZE] * LAYERS, dropout=0.1)),
