@@ -220,7 +220,8 @@ def cached(length: int) -> Ratio:
 
 def memory() -> str:
     """What is kept against the length of streamlines: bytes of tensors, not of the process."""
-    lines = ["| points on each streamline | for the backward pass of TTS, bytes a point | kept in tracking, bytes a tip |",
+    lines = ["| points on each streamline | for the backward pass of TTS, bytes a point "
+             "| kept in tracking, bytes a tip |",
              "| --- | --- | --- |"]
     for length in (50, 200, 800):
         model, kept = model_class("tts")(FEATURES, n_layers_e=LAYERS), dict[int, int]()

@@ -178,7 +178,8 @@ MOVES = """async ([x, y, milliseconds]) => {  // by the page itself: a driver's 
     const at = document.elementFromPoint(x, y), began = performance.now();
     for (let k = 0; performance.now() < began + milliseconds; k++) {
         at.dispatchEvent(new PointerEvent("pointermove", {bubbles: true, pointerId: 1, pointerType: "mouse",
-            isPrimary: true, buttons: 1, button: -1, clientX: x + 60 * (k % 40) / 40, clientY: y + 30 * (k % 25) / 25}));
+            isPrimary: true, buttons: 1, button: -1,
+            clientX: x + 60 * (k % 40) / 40, clientY: y + 30 * (k % 25) / 25}));
         await new Promise(r => setTimeout(r, 1000 / 60));
     }
 }"""

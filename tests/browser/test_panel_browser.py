@@ -40,7 +40,8 @@ PreviewPicture(reference=zigzag, latest=zigzag, scores=[[1., .2], [2., .4]], tit
 
 
 INKS = """canvases => canvases.map(c => c.width && c.height
-    ? c.getContext("2d").getImageData(0, 0, c.width, c.height).data.filter((v, k) => k % 4 === 3 && v > 0).length : 0)"""
+    ? c.getContext("2d").getImageData(0, 0, c.width, c.height).data
+      .filter((v, k) => k % 4 === 3 && v > 0).length : 0)"""
 
 
 @pytest.fixture(scope="module")

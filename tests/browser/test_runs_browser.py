@@ -159,13 +159,15 @@ def test_notes_fit_their_place_and_lines_say_what_they_are(page):
         return part.bounding_box()
 
     page.get_by_label("Write a note or tags on run-9").click()
-    form, chip = box(page.locator(".tractkit-runs-edit textarea")), box(page.locator("tr[data-name=run-9] .tractkit-runs-chip").first)
+    form = box(page.locator(".tractkit-runs-edit textarea"))
+    chip = box(page.locator("tr[data-name=run-9] .tractkit-runs-chip").first)
     assert form["x"] + form["width"] < chip["x"]
     page.get_by_role("button", name="cancel").click()
     field = page.get_by_label("filter runs")
     field.evaluate("e => { e.value = e.placeholder; }")
     assert field.evaluate("e => e.scrollWidth <= e.clientWidth")
-    long, columns = "a much too slow rate of learning, to be repeated " * 9, [*COLUMNS[:6], ["notes", "notes", False, True]]
+    long = "a much too slow rate of learning, to be repeated " * 9
+    columns = [*COLUMNS[:6], ["notes", "notes", False, True]]
     rows = [r | {"notes": long * (r["name"] == "run-9"), "cells": [*r["cells"], long]} for r in ROWS]
     assert page.get_by_text("the one of the paper").count() == 1  # below the name
     told(page, "table", {"columns": columns, "rows": rows, "below": ""})

@@ -1,4 +1,4 @@
-"""Calibration: densities of directions integrate to one, a true density gives even numbers, a false one its distance."""
+"""Calibration: densities of directions integrate to one; a true one gives even numbers, a false one its distance."""
 
 import math
 from types import SimpleNamespace
@@ -275,6 +275,7 @@ def test_texts_of_the_picture_do_not_lie_on_one_another():
     named = {f"the density number {k} of {k}": (cut if k % 2 else found) for k in range(6)}
     picture = plot_calibrations(named, columns=9)
     picture.array()
-    texts = [t for ax in picture.axes for t in (ax._left_title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())]
+    texts = [t for ax in picture.axes
+             for t in (ax._left_title, *ax.texts, *ax.get_xticklabels(), *ax.get_yticklabels())]
     assert _overlaps([*texts, *picture.texts]) == [] and all(t.get_window_extent().x1 <= 800 for t in texts)
     assert "↑20" in [t.get_text() for t in picture.axes[1].texts]  # the bar is cut at 5

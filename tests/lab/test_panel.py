@@ -420,7 +420,8 @@ def test_a_trainer_started_from_a_cell_is_noticed(make_panel, tmp_path):
 
 def test_the_settings_that_the_model_was_built_with_are_listed_with_what_they_mean(make_panel, tmp_path):
     data = make_file(tmp_path / "data", n=16, points=(4, 30))[0]
-    model = model_class("tto")(3, nheads=2, n_layers_e=1, input_embedded_size=8, position_encoding="rotary", step_size=2.)
+    model = model_class("tto")(
+        3, nheads=2, n_layers_e=1, input_embedded_size=8, position_encoding="rotary", step_size=2.)
     trainer = streamline_trainer(data, tmp_path, model=model, max_epochs=1)
     trainer.train_and_validate()
     for of in (trainer, trainer.folder):

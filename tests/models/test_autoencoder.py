@@ -294,6 +294,7 @@ def test_a_streamline_without_points_in_a_batch_counts_for_nothing(made):
 
 def test_it_does_not_track():
     model, volume = small(), Volume(np.zeros((4, 4, 4, 1), np.float32), np.eye(4))
+    # What a model that is only trained is to say, see TractographyModel.step.
     with pytest.raises(NotImplementedError, match="Autoencoder cannot track"):
         model.step(torch.zeros(1, 1), torch.zeros(1, 3), ())
     with pytest.raises(TypeError, match="Autoencoder cannot track: .*such as Learn2Track"):

@@ -51,7 +51,8 @@ def recurrent(input_size: int, sizes=(6, 4)) -> dict[str, torch.Tensor]:
 
 def two_layers(name: str, nb_outputs: int, input_size=4) -> dict[str, torch.Tensor]:
     half = input_size // 2
-    shapes = {"0.weight": (half, input_size), "0.bias": (half,), "1.weight": (nb_outputs, half), "1.bias": (nb_outputs,)}
+    shapes = {"0.weight": (half, input_size), "0.bias": (half,),
+              "1.weight": (nb_outputs, half), "1.bias": (nb_outputs,)}
     return {f"direction_getter.{name}.{key}": numbers(*shape, seed=len(name)) for key, shape in shapes.items()}
 
 
@@ -185,7 +186,8 @@ def test_transformers_with_targets_answer_as_torchs_layers_put_together_as_in_dw
     weights |= two_layers("layers", 3, size)
     w = {k.removeprefix("direction_getter.layers."): v for k, v in weights.items()}
     wanted = linear(torch.relu(linear(rows, w["0.weight"], w["0.bias"])), w["1.weight"], w["1.bias"])
-    settings = {k: SETTINGS[k] for k in SETTINGS if not k.startswith(("rnn", "use", "dropout", "nb_prev", "norm", "prev"))}
+    of_recurrent = "rnn", "use", "dropout", "nb_prev", "norm", "prev"
+    settings = {k: v for k, v in SETTINGS.items() if not k.startswith(of_recurrent)}
     settings |= dict(nb_features=5, input_embedding_key="nn_embedding", input_embedded_size=8, max_len=40, n_layers_e=2,
                      positional_encoding_key="sinusoidal", dropout_rate=0.1, activation="gelu", nheads=2,
                      ffnn_hidden_size=6, norm_first=norm_first, sos_token_type=token,
@@ -337,7 +339,8 @@ def with_settings(**settings):
 
 
 @pytest.mark.parametrize("change, text, file", [
-    (lambda f: (f / "model_type.txt").write_text("ModelAE"), "is a 'ModelAE'.*Give the folder of a Learn2TrackModel or a TransformerSrcOnlyModel",
+    (lambda f: (f / "model_type.txt").write_text("ModelAE"),
+     "is a 'ModelAE'.*Give the folder of a Learn2TrackModel or a TransformerSrcOnlyModel",
      "model_type.txt"),
     (lambda f: (f / "model_type.txt").write_text("CopyPrevDirModel"), "CopyPrevDirModel", "model_type.txt"),
     (lambda f: (f / "model_type.txt").unlink(), "no model_type.txt.*best_model", ""),
@@ -384,7 +387,8 @@ def test_a_short_file_of_weights_and_odd_options_are_told(tmp_path):
     with pytest.raises(DataError, match="dg_args must be options by name, not 3"):
         import_dwi_ml_model(folder)
     (folder / "model_state.pkl").write_bytes(b"abc")
-    with pytest.raises(DataError, match="cannot be read as weights: it is cut or damaged, or holds something else. Copy the folder again"):
+    said = "cannot be read as weights: it is cut or damaged, or holds something else. Copy the folder again"
+    with pytest.raises(DataError, match=said):
         import_dwi_ml_model(folder)
 
 

@@ -94,7 +94,8 @@ def test_every_getter_answers_in_tracking_as_in_training(key):
     for eos in (False, True):
         model = Learn2Track(3, rnn_layer_sizes=[9, 6], dg_key=key, add_eos=eos, nb_previous_dirs=2).eval()
         outputs = model(inputs, batch)
-        model.direction_getter.eos_stop = float(model.direction_getter.eos_probability(outputs).median()) if eos else 0.5
+        getter = model.direction_getter
+        getter.eos_stop = float(getter.eos_probability(outputs).median()) if eos else 0.5
         wanted = model.direction_getter.answer(outputs)
         assert (wanted == 0).all(1).any() == eos
         found = track(model, inputs, batch, nb_places=4)
@@ -170,7 +171,8 @@ def test_a_model_is_stored_with_its_embeddings_and_only_those_that_are_set(key, 
 
 @pytest.mark.parametrize("options, text", [
     (dict(input_embedding_key="nn_embeding"), "did you mean nn_embedding"),
-    (dict(prev_dirs_embedding_key="cnn_embedding"), "prev_dirs_embedding_key must be one of no_embedding, nn_embedding"),
+    (dict(prev_dirs_embedding_key="cnn_embedding"),
+     "prev_dirs_embedding_key must be one of no_embedding, nn_embedding"),
     (dict(input_embedding_key="cnn_embedding", nb_cnn_filters=4), 'neighborhood_type="grid"'),
     (dict(input_embedding_key="cnn_embedding", **GRID), "nb_cnn_filters"),
     (dict(input_embedding_key="cnn_embedding", nb_cnn_filters=[4, 4], **GRID), "raise neighborhood_radius"),

@@ -28,7 +28,8 @@ BODIES = ("tts", "tto", "ttst")
 FORMS = ("as_label", "zeros", "symmetric362", "symmetric642", "symmetric724", "repulsion100", "repulsion200",
          "repulsion724")
 FEW = [4, 1, 23, 0, 40, 3]
-OF_LENGTHS = pytest.mark.parametrize("lengths", [FEW, pytest.param(LENGTHS, marks=pytest.mark.full)], ids=["few", "300"])
+OF_LENGTHS = pytest.mark.parametrize(
+    "lengths", [FEW, pytest.param(LENGTHS, marks=pytest.mark.full)], ids=["few", "300"])
 
 
 def small(body, **options):

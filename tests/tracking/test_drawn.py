@@ -1,4 +1,4 @@
-"""Streamlines whose directions are drawn: by seed point, half and step, not by batch; as the density is; refused else."""
+"""Streamlines whose directions are drawn: by seed point, half and step, not by batch; as the density is."""
 
 import math
 

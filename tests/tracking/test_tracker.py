@@ -403,7 +403,8 @@ class Held:
 
 @pytest.mark.parametrize("given, message", [
     ("m.nii.gz", r"not a str: tk.Volume.load\(path\)"), (Path("m.nii.gz"), r"not a PosixPath: tk.Volume.load\(path\)"),
-    (np.ones((9, 9, 9)), r"not an ndarray: tk.Volume\(data, affine\)"), (torch.ones(9, 9, 9), r"not a Tensor: tk.Volume\("),
+    (np.ones((9, 9, 9)), r"not an ndarray: tk.Volume\(data, affine\)"),
+    (torch.ones(9, 9, 9), r"not a Tensor: tk.Volume\("),
     (nib.Nifti1Image(np.ones((9, 9, 9)), np.eye(4)), r"not a Nifti1Image: tk.Volume\(image"),
     (Held(), "not a Held: give .volume of it"), (None, "not None$"),
 ])
@@ -415,7 +416,8 @@ def test_what_is_no_volume_is_told_in_one_sentence(given, message):
 
 
 def test_a_model_that_cannot_track_is_told():
-    with pytest.raises(TypeError, match=r"^Linear cannot track: it has no step\(inputs, previous, state\), no init_state"):
+    said = r"^Linear cannot track: it has no step\(inputs, previous, state\), no init_state"
+    with pytest.raises(TypeError, match=said):
         Tracker(torch.nn.Linear(3, 3), along_x((9, 9, 9)), box((9, 9, 9)))
 
 

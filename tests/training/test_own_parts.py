@@ -250,7 +250,8 @@ def test_an_error_whose_text_cannot_be_written_is_told_all_the_same(tmp_path, ma
         trainer.train_and_validate()
     assert raised.value is error
     text = (tmp_path / "run" / "failed.txt").read_text(encoding="utf-8")
-    assert told in text and told in trainer.status.message and told in Mailbox(tmp_path / "run").read_status()["status"].message
+    kept = Mailbox(tmp_path / "run").read_status()["status"].message
+    assert told in text and told in trainer.status.message and told in kept
     assert trainer.status.message.encode() and trainer.status.phase == "failed"
 
 

@@ -102,9 +102,8 @@ def test_limits_and_missing_validation(tmp_path):
         fit(tmp_path, max_epochs=0)
     with pytest.raises(TypeError, match="load_batch_inputs"):
         TrainerOneInput(toy_model(), tmp_path, "x", Points(), Points())
-    with pytest.raises(
-        NotImplementedError, match="compute_batch_loss"
-    ):  # the base alone: it has no run_one_batch of its own either
+    # The base alone has no run_one_batch of its own either: it says what is needed.
+    with pytest.raises(NotImplementedError, match="compute_batch_loss"):
         fit(tmp_path, "abstract", kind=Fit.__mro__[1]).train_and_validate()
 
 

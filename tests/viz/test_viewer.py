@@ -724,7 +724,8 @@ def test_numbers_that_mean_nothing_and_calls_after_the_end_are_one_sentence(live
         for wrong in (-1, nan, np.float32("inf"), "wide"):
             with pytest.raises(ValueError, match=f"{name} must be a number .*not "):
                 v.set_style(**{name: wrong})
-    calls = [(v.set_count, (-1,)), (v.set_count, (1.5,)), (v.move, (nan,)), (v.move, (1, "2")), (v.set_window, (0, nan)),
+    calls = [(v.set_count, (-1,)), (v.set_count, (1.5,)), (v.move, (nan,)), (v.move, (1, "2")),
+             (v.set_window, (0, nan)),
              (lambda n: view(grouped(), tubes=n), (nan,)), (lambda n: view(Lines(grouped(), tubes=n)), (-1,)),
              (lambda n: view(grouped(), max_streamlines=n), (-3,))]
     calls += [(lambda size: view(grouped(), size=size), (size,))
@@ -736,7 +737,8 @@ def test_numbers_that_mean_nothing_and_calls_after_the_end_are_one_sentence(live
     v.set_style(tubes=np.float32(0.3), slab=np.int64(2))
     v.move(np.float64(3))
     v.close()
-    for act in (v.reset, v.select, v.set_style, v.move, lambda: v.look("axial"), lambda: v.camera, lambda: v.set_count(3)):
+    for act in (v.reset, v.select, v.set_style, v.move, lambda: v.look("axial"), lambda: v.camera,
+                lambda: v.set_count(3)):
         with pytest.raises(RuntimeError, match="this view was closed"):
             act()
 

@@ -386,7 +386,8 @@ def _check_members(trainer: object) -> None:
     for name, found, wanted, words in members:
         if not isinstance(found, wanted):
             shown = "None" if found is None else f"a {type(found).__name__}"
-            raise TypeError(f"TrainerPanel shows what is like a trainer: {name} of {kind} is to be {words}, not {shown}")
+            raise TypeError(
+                f"TrainerPanel shows what is like a trainer: {name} of {kind} is to be {words}, not {shown}")
 
 
 _NEEDED = ("status", "curves", "start", "pause", "resume", "stop")  # members of a TrainerLike

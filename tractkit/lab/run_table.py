@@ -227,7 +227,8 @@ def runs_html(
     """Return the table as HTML, above a line that counts the runs."""
     rows, shown, line, *_ = table_of(runs, columns)
     rest = [c for c in shown if c not in ("name", "status", "tags")]
-    cells = [[_name_html(run, "notes" not in rest), _status_html(run), loss_sparkline(run), *(cell_text(row, c) for c in rest)]
+    cells = [[_name_html(run, "notes" not in rest), _status_html(run), loss_sparkline(run),
+              *(cell_text(row, c) for c in rest)]
              for run, row in zip(runs[:limit], rows, strict=False)]
     table = html_table(["run", "status", "loss", *map(column_heading, rest)], cells, align="lll" + "r" * len(rest))
     more = f"<div>… and {len(runs) - limit:,} more</div>" if len(runs) > limit else ""

@@ -304,7 +304,8 @@ def model_table(
     """List the settings that a model was built with, each with what it means, below a line that unfolds."""
     name = str(settings.get("class", ""))
     known = settings_of(MODEL_SETTINGS[name]) if name in MODEL_SETTINGS else {}
-    rows = [(key, " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value), _meaning(known.get(key)))
+    rows = [(key, " ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value),
+             _meaning(known.get(key)))
             for key, value in settings.items() if key != "class" and value is not None]
     table = html_table(("setting", "value", ""), rows) if rows else "It keeps no settings on record."
     return html_fold(f"Model: {name}, as it was built", f'<div style="line-height:1.5">{table}</div>') if name else ""
@@ -312,4 +313,6 @@ def model_table(
 
 def _meaning(setting: Setting | None) -> str:
     """Return what a setting means, with its unit."""
-    return "" if setting is None else setting.help if setting.unit in setting.help else f"{setting.help} [{setting.unit}]"
+    if setting is None:
+        return ""
+    return setting.help if setting.unit in setting.help else f"{setting.help} [{setting.unit}]"

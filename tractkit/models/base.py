@@ -82,7 +82,7 @@ class TractographyModel(nn.Module):
         neighborhood_radius: int | None = None,
         neighborhood_resolution: float | None = None,     # voxels
         neighborhood_resolution_mm: float | None = None,  # or mm
-        convention: str | None = None,   # "dwi_ml": inputs half a voxel off, directions in voxels, as its models have it
+        convention: str | None = None,   # "dwi_ml": inputs half a voxel off, directions in voxels, as its models have
         **hyperparameters: Json,         # what the child was built with
     ):
         super().__init__()

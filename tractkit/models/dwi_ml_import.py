@@ -48,7 +48,8 @@ def _find_folder(folder: str | os.PathLike) -> Path:
         if (place / "model_type.txt").is_file():
             return place
         if (place / "model.safetensors").is_file():
-            raise DataError("this is a model of tractkit", file=given, fix=f"Read it with tk.load_model({str(place)!r})")
+            fix = f"Read it with tk.load_model({str(place)!r})"
+            raise DataError("this is a model of tractkit", file=given, fix=fix)
     raise DataError("there is no model_type.txt, so this is no model of dwi_ml", file=given, fix=fix)
 
 
@@ -232,8 +233,9 @@ def _getter_weights(files: _Files) -> dict[str, torch.Tensor]:
             stacks.setdefault(found[1], {})[f"{found[2]}.{found[3]}"] = value
     order = [name for part in _PARTS for name in stacks if part in name.lower()] if len(stacks) > 1 else list(stacks)
     if sorted(order) != sorted(stacks) or not stacks or any(len(stack) != 4 for stack in stacks.values()):
-        raise files.problem(f"the layers of the direction getter are not known: {', '.join(stacks) or 'there are none'}",
-                            "model_state.pkl", "Only models of dwi_ml 1.0 can be imported")
+        names = ", ".join(stacks) or "there are none"
+        raise files.problem(f"the layers of the direction getter are not known: {names}", "model_state.pkl",
+                            "Only models of dwi_ml 1.0 can be imported")
     parts = [stacks[name] for name in order]
     return {f"direction_getter.{layer}.{kind}": value for layer, kind, value in (
         ("hidden", "weight", torch.cat([p["0.weight"] for p in parts])),

@@ -259,7 +259,8 @@ def _built_from(settings: type[TransformerSettings]) -> Callable[[_Class], _Clas
         def __init__(self: TransformerModel, nb_features: int, **given: Any) -> None:
             TransformerModel.__init__(self, nb_features, **given)
 
-        own, first = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD) for name in ("self", "nb_features"))
+        own, first = (inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+                      for name in ("self", "nb_features"))
         others = [inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, annotation=hints[f.name], default=f.default)
                   for f in fields(settings) if f.name != "nb_features"]
         __init__.__qualname__ = f"{cls.__qualname__}.__init__"  # in the errors of Python
@@ -297,9 +298,9 @@ def _voxel_steps(batch: PackedBatch, step_size: float | None) -> torch.Tensor:
 def _layer_options(given: TransformerSettings, size: int) -> tuple[int, int, int, float, str, bool]:
     """Return the arguments of layers for rows of `size`. ValueError if the heads cannot share it."""
     if size % given.nheads:
-        raise ValueError(f"d_model is {size} (all that is embedded at a point), which {given.nheads} heads cannot share "
-                         f"equally: choose embedded sizes whose sum is {given.nheads * max(1, round(size / given.nheads))},"
-                         " or another nheads")
+        near = given.nheads * max(1, round(size / given.nheads))
+        raise ValueError(f"d_model is {size} (all that is embedded at a point), which {given.nheads} heads cannot "
+                         f"share equally: choose embedded sizes whose sum is {near}, or another nheads")
     if given.position_encoding == "rotary" and size // given.nheads % 2:
         raise ValueError(f"rotary positions turn pairs of numbers, and each of {given.nheads} heads has "
                          f"{size // given.nheads}: choose another nheads, or sizes whose sum is {2 * size}")

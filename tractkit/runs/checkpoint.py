@@ -240,8 +240,9 @@ def is_saved_by_hand(
 
 
 class Checkpoints:
-    """The checkpoints of a run, `step-00000123.ckpt` and so on, in one folder: the last `keep`, the best, and those that
-    were saved by hand."""
+    """The checkpoints of a run, `step-00000123.ckpt` and so on, in one folder.
+
+    Kept are the last `keep`, the best, and those that were saved by hand."""
 
     def __init__(self, folder: str | os.PathLike, keep: int = 2, background: bool = False):
         if keep < 1:

@@ -35,7 +35,7 @@ STATUSES = ("running", "paused", "dead", "failed", "stopped", "finished", "damag
 
 
 def _legible(value: Any) -> Any:
-    """Return a text that can be written as UTF-8: bytes of a file's name that are none as \\udcfe. Or all in a value."""
+    """Return a text, or all in a value, that can be written as UTF-8: other bytes of a file's name as \\udcfe."""
     if isinstance(value, str):
         return printable(value)
     if isinstance(value, dict):

@@ -106,7 +106,7 @@ class TrainerSettings:
     checkpoint_every_seconds: float | None = setting(
         30, at_least=0, unit="seconds", help="time between two checkpoints")
     checkpoint_every_batches: int | None = setting(None, above=0, help="batches between two checkpoints")
-    keep_checkpoints: int = setting(2, finite=True, help="the last ones; those of the best epoch and of Save are kept, too")
+    keep_checkpoints: int = setting(2, finite=True, help="the last ones; those of the best epoch and of Save stay, too")
     save_in_background: bool = setting(False, help="training waits for a copy of the state, not for the disk")
     progress: bool = setting(True, help="a progress line and messages, when training in the cell")
     tensorboard: bool | None = setting(

@@ -345,7 +345,7 @@ class Stage:
 
 # %% ../../nbs/viz/12_fury_scene.ipynb #4fe7646e
 def _no_picking(renderer: gfx.WgpuRenderer) -> None:
-    """Leave out what pygfx draws and reads back to know what is under the mouse, at each move of it; we look ourselves."""
+    """Leave out what pygfx draws and reads back to know what is under the mouse, at each move of it: we look."""
     renderer._blender = Blender(enable_pick=False)
     renderer.get_pick_info = lambda place: {"rgba": gfx.Color(0, 0, 0, 0), "world_object": None}
 

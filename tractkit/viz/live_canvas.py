@@ -220,7 +220,8 @@ def quick_png(
     header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes(), 2)), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data)) for name, data in chunks)
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks)
 
 
 def _send_quickly(send: Callable[..., None], pixels: np.ndarray, *again: bool) -> None:
@@ -241,7 +242,7 @@ def _send_numbered(send: Callable, number: Callable[[], int], content: dict, *bu
 def _quicken(window: Any, in_loop: Callable[[Callable], None], number: Callable[[], int]) -> None:
     """Let a canvas draw in one thread only, send quickly, say which move a picture shows, and leave the kernel idle.
 
-    ipykernel 7 serves messages in other threads, too: of two drawings at once one is lost, or waited for without end."""
+    ipykernel 7 serves messages in other threads, too: of two drawings at once one is lost, or waited for for ever."""
     look, send = window._rfb_maybe_draw, window._rfb_send_frame
     window._rfb_maybe_draw, window._rfb_send_frame = partial(in_loop, look), partial(_send_quickly, send)
     window.send = partial(_send_numbered, window.send, number)

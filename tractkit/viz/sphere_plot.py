@@ -88,7 +88,8 @@ def _draw_ball(
         circle = np.roll(np.stack([0 * t, np.cos(t), np.sin(t)], 1), k, axis=1) @ camera.T
         circle[circle[:, 2] < 0] = np.nan
         ax.plot(circle[:, 0], circle[:, 1], color=LIGHT, lw=0.6, alpha=0.35)
-        ax.text(1.09 * camera[0, k], 1.09 * camera[1, k], letter, color=LIGHT, fontsize=8, ha="center", va="center", alpha=0.9)
+        ax.text(1.09 * camera[0, k], 1.09 * camera[1, k], letter, color=LIGHT, fontsize=8, ha="center", va="center",
+                alpha=0.9)
     ax.set(xlim=(-1.16, 1.16), ylim=(-1.16, 1.16))
     ax.axis("off")
 

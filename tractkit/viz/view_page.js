@@ -1,5 +1,5 @@
-// What a view does in the page alone: the button for the full screen, names for the handles of its sliders, and a canvas
-// of NiiVue that stays drawn.
+// What a view does in the page alone: the button for the full screen, names for the handles of its sliders, and a
+// canvas of NiiVue that stays drawn.
 
 function nameHandles(view) {
   for (const slider of view.querySelectorAll(".widget-slider")) {
@@ -24,8 +24,8 @@ function makeButton(el) {
   return button;
 }
 
-// While JupyterLab exchanges the styles of its theme, nothing has a size; NiiVue then makes its canvas one of no pixels,
-// and looks at its size again when the window has another one.
+// While JupyterLab exchanges the styles of its theme, nothing has a size; NiiVue then makes its canvas one of no
+// pixels, and looks at its size again when the window has another one.
 function redrawEmpty(view) {
   const empty = [...(view?.querySelectorAll("canvas") ?? [])].some((c) => c.clientWidth && !c.width);
   if (empty) window.dispatchEvent(new Event("resize"));
